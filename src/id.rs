@@ -1,0 +1,136 @@
+//! Names of connections, and how they travel through the kernel.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+/// The name of one connection, good for as long as you care to keep it.
+///
+/// ```text
+///      63            32 31             0
+///     ┌────────────────┬────────────────┐
+///     │   generation   │      slot      │   = the token the kernel hands back with each event
+///     └────────────────┴────────────────┘
+/// ```
+///
+/// Two guards against mistaken identity meet here. A *stale event*, one the kernel reported before its
+/// connection ended, cannot reach a newcomer because slots are freed at one place in the turn only. A
+/// *stale id*, one that you or another thread kept, cannot reach a newcomer either: the slot is used again,
+/// but with the next generation, and a lookup by the old id finds nothing.
+///
+/// Generations come from one counter of births and wrap after 2³² − 1 of them (half a day at 100,000 connections
+/// per second). Only then, and only for an id kept that long whose slot repeats in the very same birth, could
+/// a stale id be mistaken.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId {
+    pub(crate) slot: u32,
+    pub(crate) generation: NonZeroU32,
+}
+
+/// Slots from here upward name what is not a connection: listeners, and the wake-up line.
+const RESERVED: u32 = u32::MAX - 255;
+/// How many listeners one reactor can have.
+pub(crate) const LISTENERS_MAX: usize = 255;
+
+/// What the kernel hands back with an event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Token(pub(crate) u64);
+
+/// A token, read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Named {
+    Connection(ConnId),
+    Listener(usize),
+    Wake,
+}
+
+impl Token {
+    pub(crate) const WAKE: Token = Token(u32::MAX as u64);
+
+    pub(crate) fn listener(index: usize) -> Token {
+        assert!(index < LISTENERS_MAX, "a listener's index is checked before it is registered");
+        Token(u64::from(RESERVED) + index as u64)
+    }
+
+    pub(crate) fn read(self) -> Option<Named> {
+        let slot = self.0 as u32;
+        if self == Token::WAKE {
+            return Some(Named::Wake);
+        }
+        if slot >= RESERVED {
+            return Some(Named::Listener((slot - RESERVED) as usize));
+        }
+        let generation = NonZeroU32::new((self.0 >> 32) as u32)?;
+        Some(Named::Connection(ConnId { slot, generation }))
+    }
+}
+
+impl ConnId {
+    pub(crate) fn token(self) -> Token {
+        Token(u64::from(self.generation.get()) << 32 | u64::from(self.slot))
+    }
+}
+
+/// The counter of births that generations come from.
+#[derive(Debug)]
+pub(crate) struct Births(NonZeroU32);
+
+impl Births {
+    /// Starting elsewhere than at the beginning lets a test reach the wrap.
+    pub(crate) fn starting_at(first: NonZeroU32) -> Births {
+        Births(first)
+    }
+
+    pub(crate) fn next(&mut self) -> NonZeroU32 {
+        let born = self.0;
+        self.0 = born.checked_add(1).unwrap_or(NonZeroU32::MIN);
+        born
+    }
+}
+
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}.{}", self.slot, self.generation)
+    }
+}
+
+impl fmt::Debug for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConnId({}.{})", self.slot, self.generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_gives_back_the_id_that_made_it() {
+        for slot in [0, 1, 9_999, RESERVED - 1] {
+            for generation in [1, 2, u32::MAX] {
+                let id = ConnId { slot, generation: NonZeroU32::new(generation).unwrap() };
+                assert_eq!(id.token().read(), Some(Named::Connection(id)));
+            }
+        }
+    }
+
+    #[test]
+    fn listeners_and_the_wake_up_line_are_told_from_connections() {
+        assert_eq!(Token::WAKE.read(), Some(Named::Wake));
+        for index in [0, 1, LISTENERS_MAX - 1] {
+            assert_eq!(Token::listener(index).read(), Some(Named::Listener(index)));
+        }
+    }
+
+    #[test]
+    fn births_wrap_around_zero_which_is_nobody() {
+        let mut births = Births::starting_at(NonZeroU32::MAX);
+        assert_eq!(births.next(), NonZeroU32::MAX);
+        assert_eq!(births.next(), NonZeroU32::MIN);
+        assert_eq!(Token(7).read(), None, "generation 0 names no connection");
+    }
+
+    #[test]
+    fn an_optional_id_costs_nothing_extra() {
+        assert_eq!(size_of::<Option<ConnId>>(), 8);
+    }
+}

@@ -1,0 +1,224 @@
+//! Every limit, its default, and why that number.
+//!
+//! Nothing in the reactor grows without one of these. Sizes are in bytes, budgets are per turn, and a span of
+//! time that is `None` is switched off.
+
+use std::time::Duration;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+/// What the whole reactor may hold and do.
+///
+/// ```
+/// use tidemill::Limits;
+///
+/// let limits = Limits { connections: 500, ..Limits::default() };
+/// assert_eq!(limits.memory, 64 * 1024 * 1024);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Connections at once, accepted and dialed together. Default 10,000, as Redis.
+    ///
+    /// Every connection is a descriptor; see [`for_descriptors`](Limits::for_descriptors).
+    pub connections: usize,
+    /// Refused peers at once that are still being told so. Default 256.
+    ///
+    /// A refusal must be heard: its socket stays open until the peer has read it, for at most
+    /// [`SocketLimits::linger`]. When so many are being told, further peers wait in the backlog.
+    pub refusals: usize,
+    /// Bytes in all inboxes and outboxes together. Default 64 MiB.
+    ///
+    /// A cap per connection bounds nothing by itself: a thousand peers that never read hold a thousand caps.
+    /// From four fifths of this, connections with anything queued are not read; past it, the connection that
+    /// holds most is closed with [`Closed::Memory`](crate::Closed::Memory), then the next.
+    pub memory: usize,
+    /// Connections accepted from one listener in one turn. Default 16: a burst of newcomers must not delay
+    /// those who are already inside.
+    pub accepts: usize,
+    /// Bytes read from one connection in one turn. Default 64 KiB, at most 16 calls.
+    pub read_budget: usize,
+    /// Bytes written to one connection in one turn, give or take one call. Default 64 KiB, as Redis.
+    pub write_budget: usize,
+    /// Deadlines handled in one turn. Default 256; ten thousand that fall together are spread over turns.
+    pub expirations: usize,
+    /// Events taken from the kernel at once. Default 1,024.
+    pub events: usize,
+    /// Requests from other threads that may wait for the loop. Default 65,536; further ones are refused.
+    pub posts: usize,
+    /// Requests from other threads that run in one turn. Default 1,024.
+    pub posts_per_turn: usize,
+    /// What each connection may hold and do, for services that do not bring their own.
+    pub socket: SocketLimits,
+}
+
+/// What one connection of a service may hold and do.
+///
+/// ```
+/// use std::time::Duration;
+/// use tidemill::SocketLimits;
+///
+/// let patient = SocketLimits { idle: Some(Duration::from_secs(30 * 60)), ..SocketLimits::default() };
+/// assert_eq!(patient.high_water, 64 * 1024);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct SocketLimits {
+    /// No byte either way for so long: [`Service::idle`](crate::Service::idle). Default 60 s.
+    pub idle: Option<Duration>,
+    /// The peer's first byte must come within this. Off by default: people read greetings first.
+    pub first_byte: Option<Duration>,
+    /// Connecting out must succeed within this. Default 10 s.
+    pub connect: Option<Duration>,
+    /// One side has finished; how long without a byte until both must have. Default 60 s.
+    pub half_closed: Option<Duration>,
+    /// The longest a connection may live. Off by default.
+    pub lifetime: Option<Duration>,
+    /// After our own end has been sent, unread input is read and thrown away for so long, or for
+    /// [`linger_bytes`](SocketLimits::linger_bytes). Default 1 s.
+    ///
+    /// A close with unread input makes the kernel send a reset, and a reset destroys what the peer has not read
+    /// yet: of 3.9 MB already handed to the kernel, 3.8 MB were lost so in a measurement on Linux.
+    pub linger: Duration,
+    /// See [`linger`](SocketLimits::linger). Default 64 KiB.
+    pub linger_bytes: usize,
+    /// While a message is incomplete, the peer must send at this pace. Default 1 KiB per 10 s.
+    ///
+    /// The idle limit alone lets a peer hold a slot for ever with one byte a minute.
+    pub read_pace: Option<Pace>,
+    /// While bytes are queued, the peer must take them at this pace. Default 1 KiB per 10 s.
+    pub write_pace: Option<Pace>,
+    /// A message that has begun must be complete within this. Off by default; five minutes suit lines that
+    /// people type, in place of a [`read_pace`](SocketLimits::read_pace).
+    pub message_within: Option<Duration>,
+    /// Queued bytes from which a socket is full. Default 64 KiB.
+    pub high_water: usize,
+    /// Queued bytes at which a full socket is no longer so, and [`Service::drained`](crate::Service::drained)
+    /// is called. Default 16 KiB.
+    pub low_water: usize,
+    /// Queued bytes at which a peer that does not read is closed. Default 1 MiB.
+    pub queue: usize,
+    /// Received bytes that a service may leave untaken, which bounds the length of a message together with
+    /// its header. Default 1 MiB and 16 bytes.
+    pub message: usize,
+    /// Go on reading from a connection whose own queue is full. Default `false`: a peer that does not read its
+    /// answers is not asked for more questions.
+    pub read_when_full: bool,
+}
+
+/// A least rate: so many bytes in each such span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Bytes that must move in each span.
+    pub bytes: usize,
+    /// The span.
+    pub per: Duration,
+}
+
+/// Calls of one kind on one connection in one turn, whatever their size.
+pub(crate) const CALLS_MAX: usize = 16;
+
+impl Limits {
+    /// The limits for a process that may open `n` descriptors: `min(10_000, n − max(16, n / 16))` connections.
+    ///
+    /// What is left over is for listeners, the poll itself, logs, refused peers, and whatever else the process opens.
+    ///
+    /// ```
+    /// use tidemill::Limits;
+    ///
+    /// assert_eq!(Limits::for_descriptors(1_024).connections, 960);
+    /// assert_eq!(Limits::for_descriptors(64).connections, 48);
+    /// ```
+    pub fn for_descriptors(n: usize) -> Limits {
+        let spare = (n / 16).max(16);
+        Limits {
+            connections: n.saturating_sub(spare).clamp(1, 10_000),
+            // Some eight of the spare ones are the process's own: standard streams, the poll, a waker, listeners.
+            refusals: spare.saturating_sub(12).clamp(2, 256),
+            ..Limits::default()
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections: 10_000,
+            refusals: 256,
+            memory: 64 * MIB,
+            accepts: 16,
+            read_budget: 64 * KIB,
+            write_budget: 64 * KIB,
+            expirations: 256,
+            events: 1_024,
+            posts: 65_536,
+            posts_per_turn: 1_024,
+            socket: SocketLimits::default(),
+        }
+    }
+}
+
+impl Default for SocketLimits {
+    fn default() -> SocketLimits {
+        let pace = Pace { bytes: KIB, per: Duration::from_secs(10) };
+        SocketLimits {
+            idle: Some(Duration::from_secs(60)),
+            first_byte: None,
+            connect: Some(Duration::from_secs(10)),
+            half_closed: Some(Duration::from_secs(60)),
+            lifetime: None,
+            linger: Duration::from_secs(1),
+            linger_bytes: 64 * KIB,
+            read_pace: Some(pace),
+            write_pace: Some(pace),
+            message_within: None,
+            high_water: 64 * KIB,
+            low_water: 16 * KIB,
+            queue: MIB,
+            message: MIB + 16,
+            read_when_full: false,
+        }
+    }
+}
+
+impl SocketLimits {
+    /// Limits for lines that people type: nobody types a kilobyte in ten seconds, so an unfinished line only has
+    /// to end within five minutes, and lines are at most 8 KiB.
+    ///
+    /// ```
+    /// let typed = tidemill::SocketLimits::typed();
+    /// assert_eq!(typed.read_pace, None);
+    /// ```
+    pub fn typed() -> SocketLimits {
+        SocketLimits {
+            read_pace: None,
+            message_within: Some(Duration::from_secs(5 * 60)),
+            message: 8 * KIB + 2,
+            ..SocketLimits::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cap_leaves_descriptors_for_the_rest_of_the_process() {
+        for (n, cap) in
+            [(20_000, 10_000), (10_667, 10_000), (1_024, 960), (256, 240), (64, 48), (17, 1), (0, 1)]
+        {
+            let limits = Limits::for_descriptors(n);
+            assert_eq!(limits.connections, cap, "{n} descriptors");
+            assert!(
+                n < 64 || limits.connections + limits.refusals + 8 <= n,
+                "{n} descriptors are not enough"
+            );
+        }
+    }
+
+    #[test]
+    fn the_marks_are_in_order() {
+        let limits = SocketLimits::default();
+        assert!(limits.low_water < limits.high_water && limits.high_water < limits.queue);
+    }
+}

@@ -1,0 +1,234 @@
+//! The reactor, as its user sees it.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use crate::handle::Handle;
+use crate::id::ConnId;
+use crate::kernel::Kernel;
+use crate::limits::{Limits, SocketLimits};
+use crate::listener::ListenOptions;
+use crate::service::{Service, ServiceId};
+use crate::socket::Sockets;
+use crate::stats::Stats;
+use crate::turn::{Loop, Turn};
+
+/// A single-threaded TCP reactor.
+///
+/// # Examples
+///
+/// ```no_run
+/// use tidemill::{Input, Limits, Reactor, Service, Socket};
+///
+/// struct Echo;
+///
+/// impl Service for Echo {
+///     type Session = ();
+///     fn open(&mut self, _: &mut Socket<'_>) {}
+///     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+///         socket.send(input.take_all());
+///     }
+/// }
+///
+/// let mut reactor = Reactor::new(Limits::default())?;
+/// let echo = reactor.add(Echo);
+/// reactor.listen("127.0.0.1:9001", echo)?;
+/// reactor.run()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// # In a loop of your own
+///
+/// [`turn`](Reactor::turn) is one pass. A reactor can be watched by another loop through its descriptor ([`AsFd`]): turn it
+/// with a wait of zero when the descriptor is readable, and at [`next_deadline`](Reactor::next_deadline) at the latest.
+/// The descriptor alone is not enough: work that a budget cut off does not make it readable, and then the deadline is
+/// already past.
+///
+/// # More than one service
+///
+/// Any number of services and listeners share one loop, and one service can have several listeners.
+pub struct Reactor {
+    turns: Loop<Kernel>,
+}
+
+/// A listener of a reactor.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ListenerId(usize);
+
+impl Reactor {
+    /// Makes one. It opens three descriptors: the poll, the wake-up line, and one in reserve.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no descriptor left.
+    pub fn new(limits: Limits) -> io::Result<Reactor> {
+        let kernel = Kernel::new(limits.events)?;
+        Ok(Reactor { turns: Loop::new(kernel, limits)? })
+    }
+
+    /// Adds a service under [`Limits::socket`]; listeners and dials name it.
+    pub fn add<S: Service>(&mut self, service: S) -> ServiceId {
+        self.turns.add(service, None)
+    }
+
+    /// Adds a service whose connections have limits of their own.
+    pub fn add_with<S: Service>(&mut self, service: S, limits: SocketLimits) -> ServiceId {
+        self.turns.add(service, Some(limits))
+    }
+
+    /// Listens for a service. Connections come in as soon as the loop turns.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be resolved or listened on; the text says which, why, and what may help.
+    pub fn listen(
+        &mut self,
+        at: impl ToSocketAddrs + fmt::Debug,
+        service: ServiceId,
+    ) -> io::Result<ListenerId> {
+        self.listen_with(at, service, &ListenOptions::default())
+    }
+
+    /// Listens with options. Where a name stands for several addresses, the first that works is taken.
+    ///
+    /// # Errors
+    ///
+    /// As [`listen`](Reactor::listen).
+    pub fn listen_with(
+        &mut self,
+        at: impl ToSocketAddrs + fmt::Debug,
+        service: ServiceId,
+        options: &ListenOptions,
+    ) -> io::Result<ListenerId> {
+        let told = |error: io::Error| {
+            io::Error::new(error.kind(), format!("cannot listen on {}: {error}", shown(&at)))
+        };
+        let mut last = None;
+        for address in at.to_socket_addrs().map_err(told)? {
+            match self.turns.listen(address, service, options) {
+                Ok(index) => return Ok(ListenerId(index)),
+                Err(error) => last = Some(cannot_listen(address, &error)),
+            }
+        }
+        let nothing = || told(io::Error::new(io::ErrorKind::NotFound, "it names no address"));
+        Err(last.unwrap_or_else(nothing))
+    }
+
+    /// The address a listener really has: the port where 0 was asked for. None once it is closed.
+    pub fn local_addr(&self, listener: ListenerId) -> Option<SocketAddr> {
+        self.turns.local_addr(listener.0)
+    }
+
+    /// Closes one listener; its connections live on. Says whether it was there.
+    pub fn close_listener(&mut self, listener: ListenerId) -> bool {
+        self.turns.close_listener(listener.0)
+    }
+
+    /// Connects out for a service. [`Service::open`] comes with the next turn; a failure comes as
+    /// [`Service::closed`].
+    ///
+    /// # Errors
+    ///
+    /// When the reactor holds as many connections as it may.
+    pub fn dial(&mut self, to: SocketAddr, service: ServiceId) -> io::Result<ConnId> {
+        self.turns.table.dial(service.0, to, None)
+    }
+
+    /// One turn of the loop: sleeps until something is to be done, at most for `wait` (`None`: without end), and does it.
+    /// With a `wait` of zero it never sleeps.
+    ///
+    /// # Errors
+    ///
+    /// When the system's poll fails, which it does not but for a bug or a lack of memory.
+    ///
+    /// # Panics
+    ///
+    /// When a callback of a service does; see [`Service`].
+    pub fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
+        self.turns.turn(wait)
+    }
+
+    /// Turns until nothing is left that could happen by itself: no listener, no connection, no posted work.
+    ///
+    /// A [`Handle`] that is kept for later does not keep the loop turning; a listener does.
+    ///
+    /// # Errors
+    ///
+    /// As [`turn`](Reactor::turn).
+    pub fn run(&mut self) -> io::Result<()> {
+        while !self.turns.is_finished() {
+            self.turns.turn(None)?;
+        }
+        Ok(())
+    }
+
+    /// When the loop must turn next even if its descriptor stays silent; in the past when work was carried over. None
+    /// when only the descriptor can give it something to do.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.turns.next_deadline()
+    }
+
+    /// A way in for other threads.
+    pub fn handle(&self) -> Handle {
+        self.turns.handle()
+    }
+
+    /// All connections, between turns.
+    pub fn sockets(&mut self) -> Sockets<'_> {
+        Sockets::new(&mut self.turns.table)
+    }
+
+    /// Closes the listeners with the next turn. Connections go on until they end by themselves; what is left after `grace`
+    /// is closed with [`Closed::Shutdown`](crate::Closed::Shutdown). [`run`](Reactor::run) then returns.
+    pub fn shutdown(&mut self, grace: Duration) {
+        self.sockets().shutdown(grace);
+    }
+
+    /// Whether [`shutdown`](Reactor::shutdown) or a stop has been asked for.
+    pub fn is_shutting_down(&self) -> bool {
+        self.turns.is_shutting_down()
+    }
+
+    /// What the loop has counted.
+    pub fn stats(&self) -> Stats {
+        self.turns.table.stats.clone()
+    }
+}
+
+impl AsFd for Reactor {
+    /// The poll's descriptor: readable when the loop should turn.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.turns.system.as_fd()
+    }
+}
+
+impl fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reactor")
+            .field("connections", &self.turns.table.connections())
+            .finish_non_exhaustive()
+    }
+}
+
+/// An address as a person would write it, without the quotes that `Debug` puts around a string.
+fn shown(at: &impl fmt::Debug) -> String {
+    format!("{at:?}").trim_matches('"').to_string()
+}
+
+/// The error of listening, in words that name what was asked, what was wrong, and what may help.
+fn cannot_listen(at: SocketAddr, error: &io::Error) -> io::Error {
+    let (wrong, help) = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            ("the address is in use", " (another process listens there; port 0 picks a free one)")
+        }
+        io::ErrorKind::AddrNotAvailable => ("this machine has no such address", ""),
+        io::ErrorKind::PermissionDenied if at.port() < 1_024 => {
+            ("permission denied", " (ports below 1024 need root or the capability CAP_NET_BIND_SERVICE)")
+        }
+        _ => return io::Error::new(error.kind(), format!("cannot listen on {at}: {error}")),
+    };
+    io::Error::new(error.kind(), format!("cannot listen on {at}: {wrong}{help}"))
+}

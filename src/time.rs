@@ -1,0 +1,61 @@
+//! Ticks: the wheel's unit of time, counted from the moment a reactor was made.
+//!
+//! The clock is read once per turn, right after the kernel wakes the loop, and everything in that turn happens
+//! at that instant. It is the monotonic clock: a change of the wall clock moves nothing. On Linux and macOS
+//! it stands still while the machine is suspended, so a deadline then comes late by the suspension, never early.
+
+use std::time::Duration;
+
+/// How long a tick is. Ten milliseconds keep an idle loop of ten thousand timers below a hundred wake-ups a
+/// second, and no limit of a network service needs to be more exact.
+pub(crate) const TICK: Duration = Duration::from_nanos(NANOS as u64);
+const NANOS: u32 = 10_000_000;
+const PER_SECOND: u64 = 100;
+
+/// A moment, in whole ticks since the reactor was made.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub(crate) struct Tick(pub(crate) u64);
+
+impl Tick {
+    /// The tick in which a moment lies; the part of a tick that has passed is dropped.
+    pub(crate) fn at(since_start: Duration) -> Tick {
+        Tick(since_start.as_secs() * PER_SECOND + u64::from(since_start.subsec_nanos() / NANOS))
+    }
+
+    /// The first tick that surely lies `span` after this one.
+    ///
+    /// Rounded up, and one more: "now" was rounded down, and a deadline may be late by a tick but never early.
+    pub(crate) fn after(self, span: Duration) -> Tick {
+        let part = u64::from(span.subsec_nanos().div_ceil(NANOS));
+        let whole = span.as_secs().saturating_mul(PER_SECOND).saturating_add(part);
+        Tick(self.0.saturating_add(1).saturating_add(whole))
+    }
+
+    /// When this tick begins, measured from the reactor's start.
+    pub(crate) fn since_start(self) -> Duration {
+        Duration::new(self.0 / PER_SECOND, (self.0 % PER_SECOND) as u32 * NANOS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_never_before_its_span_has_passed() {
+        for start_us in [0, 1, 9_999, 10_000, 12_345] {
+            for span_us in [0, 1, 9_999, 10_000, 10_001, 2_000_000] {
+                let (start, span) = (Duration::from_micros(start_us), Duration::from_micros(span_us));
+                let due = Tick::at(start).after(span).since_start();
+                assert!(due >= start + span, "{start:?} + {span:?} was due at {due:?}");
+                assert!(due <= start + span + 2 * TICK, "{start:?} + {span:?} was due at {due:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn spans_beyond_counting_saturate() {
+        assert_eq!(Tick(5).after(Duration::MAX), Tick(u64::MAX));
+        assert!(Tick(u64::MAX).since_start() > Duration::from_secs(500 * 365 * 86_400));
+    }
+}

@@ -1,0 +1,86 @@
+//! Phase 5: deadlines that have passed.
+
+use super::Loop;
+use crate::closed::Closed;
+use crate::connection::{Due, Stage};
+use crate::system::System;
+use crate::table::Stop;
+
+impl<S: System> Loop<S> {
+    /// At most a budget of deadlines. It comes after `serve`, so that bytes which arrived in time save their connection.
+    pub(super) fn expire(&mut self) {
+        self.heed_stop();
+        for _ in 0..self.table.limits.expirations.max(1) {
+            let Some(slot) = self.table.wheel.pop_due(self.table.now) else { return };
+            self.look_at_clocks(slot);
+            if let Some((when, _)) = self.table.at(slot).deadline(self.table.limits_of(slot)) {
+                self.table.wheel.arm(slot, when);
+            }
+        }
+    }
+
+    /// An entry fired. Most often nothing is due: there was activity since it was armed, and activity is only noted.
+    fn look_at_clocks(&mut self, slot: u32) {
+        let now = self.table.now;
+        let Some((when, due)) = self.table.at(slot).deadline(self.table.limits_of(slot)) else { return };
+        if when > now {
+            return;
+        }
+        match due {
+            Due::Connect => self.table.doom(slot, Closed::ConnectTimeout),
+            Due::Idle => self.idle(slot),
+            Due::FirstByte => self.table.close(slot, Closed::FirstByte),
+            Due::Lifetime => self.table.close(slot, Closed::Lifetime),
+            Due::Unfinished => self.table.close(slot, Closed::Unfinished),
+            Due::Linger => self.table.doom(slot, Closed::Local),
+            // In `Closing` nobody is left to be kind to.
+            Due::HalfClosed if self.table.at(slot).stage == Stage::Closing => {
+                self.table.doom(slot, Closed::HalfClosed);
+            }
+            Due::HalfClosed => self.table.close(slot, Closed::HalfClosed),
+            Due::ReadPace | Due::WritePace => self.judge_pace(slot, due),
+        }
+    }
+
+    fn idle(&mut self, slot: u32) {
+        let now = self.table.now;
+        let host = usize::from(self.table.at(slot).host);
+        self.hosts[host].idle(&mut self.table, slot);
+        let connection = self.table.at_mut(slot);
+        if connection.stage == Stage::Open {
+            connection.touched = now;
+        } else if connection.why == Some(Closed::Local) {
+            connection.why = Some(Closed::Idle);
+        }
+    }
+
+    fn judge_pace(&mut self, slot: u32, due: Due) {
+        let (now, host) = (self.table.now, usize::from(self.table.at(slot).host));
+        let connection = &mut self.table.slots[slot as usize];
+        if connection.kept_pace(due, &self.table.socket_limits[host], now) {
+            return;
+        }
+        match due {
+            // A peer that sends too slowly may still hear what was said to it; one that does not read will not.
+            Due::ReadPace => self.table.close(slot, Closed::TooSlow),
+            _ => self.table.doom(slot, Closed::TooSlow),
+        }
+    }
+
+    /// Shutting down: the listeners close at once, and what is left ends when the grace has passed.
+    fn heed_stop(&mut self) {
+        if let Some(stop) = self.table.stop.take() {
+            self.doors.iter_mut().for_each(|door| drop(door.take()));
+            self.drained_by = Some(match stop {
+                Stop::Shutdown(grace) => self.table.now.after(grace),
+                Stop::Now => self.table.now,
+            });
+        }
+        if self.drained_by.is_some_and(|by| by <= self.table.now) {
+            let all: Vec<u32> = self.table.slots.iter().map(|(slot, _)| slot as u32).collect();
+            for slot in all {
+                self.table.doom(slot, Closed::Shutdown);
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Phase 6: write what is queued.
+
+use std::io;
+use std::mem;
+
+use super::{Loop, is_open};
+use crate::arena::Chain;
+use crate::closed::Closed;
+use crate::connection::{NOT_DIRTY, Stage};
+use crate::limits::CALLS_MAX;
+use crate::outbox::Gather;
+use crate::system::System;
+
+impl<S: System> Loop<S> {
+    /// Writes what each connection was sent in this turn, behind what it still had queued, with one call if
+    /// the kernel takes it. No user code runs before the arena is empty; then those who were full hear that they are not.
+    pub(super) fn flush(&mut self) {
+        let mut line = mem::replace(&mut self.table.dirty, mem::take(&mut self.spare_dirty));
+        for dirty in line.drain(..) {
+            let Some(slot) = self.table.find(dirty.id) else { continue };
+            self.table.at_mut(slot).dirty = NOT_DIRTY;
+            if self.table.at(slot).stage != Stage::Doomed {
+                self.flush_one(slot, dirty.chain);
+            }
+        }
+        self.spare_dirty = line;
+        self.table.arena.empty();
+        self.table.evict();
+        self.relieve();
+    }
+
+    fn flush_one(&mut self, slot: u32, mut chain: Chain) {
+        self.write_out(slot, &mut chain);
+        if self.table.at(slot).stage == Stage::Doomed {
+            return;
+        }
+        self.table.stash(slot, chain);
+        let connection = self.table.at(slot);
+        let queued = connection.queued();
+        if queued > 0 && connection.flags.writable && connection.stage != Stage::Connecting {
+            self.table.push_dirty(slot); // The budget ended it, not the kernel: no event will come.
+        }
+        self.mark_water(slot, queued);
+        if queued == 0 {
+            self.table.drop_outbox(slot);
+            self.send_end(slot);
+        }
+    }
+
+    fn write_out(&mut self, slot: u32, chain: &mut Chain) {
+        let mut budget = self.table.limits.write_budget.max(1);
+        for _ in 0..CALLS_MAX {
+            let connection = self.table.at(slot);
+            let (queued, stage) = (connection.queued(), connection.stage);
+            let nothing = queued + chain.len() == 0;
+            if nothing || budget == 0 || !connection.flags.writable || stage == Stage::Connecting {
+                return;
+            }
+            let mut slices = Gather::new(budget);
+            if let Some(outbox) = &connection.outbox {
+                outbox.gather(&mut slices);
+            }
+            if slices.has_room() {
+                self.table.arena.gather(chain, &mut slices);
+            }
+            let Some(stream) = &self.streams[slot as usize] else { return };
+            let result = self.system.write(stream, slices.slices());
+            self.table.stats.writes += 1;
+            match result {
+                Ok(n) => {
+                    self.wrote(slot, chain, n);
+                    budget = budget.saturating_sub(n.max(1));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.table.at_mut(slot).flags.writable = false;
+                }
+                Err(error) => return self.table.doom(slot, Closed::from_io(&error)),
+            }
+        }
+    }
+
+    fn wrote(&mut self, slot: u32, chain: &mut Chain, n: usize) {
+        let now = self.table.now;
+        let connection = &mut self.table.slots[slot as usize];
+        let mut fresh = n;
+        if let Some(outbox) = &mut connection.outbox {
+            let old = n.min(outbox.queued());
+            outbox.span.moved += old;
+            self.table.memory -= outbox.advance(old);
+            fresh -= old;
+        }
+        connection.bytes_out += n as u64;
+        connection.touched = now;
+        self.table.stats.bytes_out += n as u64;
+        self.table.arena.advance(chain, fresh);
+    }
+
+    /// Compares what the kernel did not take with the marks: full, full no more, or too much.
+    fn mark_water(&mut self, slot: u32, queued: usize) {
+        let (high, limits) = (self.table.high_water(slot), self.table.limits_of(slot));
+        let (low, most) = (limits.low_water.min(limits.high_water), limits.queue);
+        let id = self.table.id(slot);
+        let connection = self.table.at_mut(slot);
+        if queued > most && !connection.flags.writable {
+            self.table.doom(slot, Closed::SlowReader);
+        } else if queued >= high {
+            connection.flags.full = true;
+        } else if connection.flags.full && queued <= low {
+            connection.flags.full = false;
+            self.relieved.push(id);
+        }
+    }
+
+    /// Everything is written; if our end was to follow, it does.
+    fn send_end(&mut self, slot: u32) {
+        let connection = self.table.at(slot);
+        if !connection.owes_end() || connection.stage == Stage::Connecting {
+            return;
+        }
+        let Some(stream) = &self.streams[slot as usize] else { return };
+        if let Err(error) = self.system.finish(stream) {
+            return self.table.doom(slot, Closed::from_io(&error));
+        }
+        let now = self.table.now;
+        let connection = self.table.at_mut(slot);
+        connection.flags.finished = true;
+        connection.touched = now;
+        match (connection.flags.ended, connection.stage) {
+            (true, _) => self.table.doom(slot, Closed::Finished),
+            (false, Stage::Closing) => self.table.linger(slot),
+            (false, _) => self.table.rearm(slot),
+        }
+    }
+
+    /// Tells those who were full that they are not, and reads them again.
+    fn relieve(&mut self) {
+        for id in mem::take(&mut self.relieved) {
+            let Some(slot) = self.table.find(id) else { continue };
+            let now = self.table.now;
+            if let Some(inbox) = &mut self.table.at_mut(slot).inbox {
+                inbox.begin(now);
+            }
+            if is_open(&self.table, slot) {
+                let host = usize::from(self.table.at(slot).host);
+                self.hosts[host].drained(&mut self.table, slot);
+            }
+            self.table.push_ready(slot);
+            self.table.rearm(slot);
+        }
+    }
+}

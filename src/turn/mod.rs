@@ -1,0 +1,291 @@
+//! One turn of the loop. Everything tidemill does, it does here.
+//!
+//! [`turn`](Loop::turn) is the table of contents; each phase is a method in a file of its own.
+
+mod admit;
+mod expire;
+mod flush;
+mod park;
+mod reap;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::mem;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use crate::connection::Stage;
+use crate::handle::{Handle, Post};
+use crate::id::{ConnId, LISTENERS_MAX, Token};
+use crate::limits::{Limits, SocketLimits};
+use crate::listener::{Door, ListenOptions};
+use crate::service::{Host, Hosted, Service, ServiceId};
+use crate::socket::{Socket, Sockets};
+use crate::system::{Ready, System};
+use crate::table::{DOORMAN, Dirty, Table};
+use crate::time::Tick;
+
+/// The loop: the services, the table of connections, and the world they talk to.
+///
+/// Services and table lie side by side, so that a callback can hold the one by `&mut` and be lent the other. The
+/// streams lie beside the table too, because only they are of the system's own types.
+pub(crate) struct Loop<S: System> {
+    pub(crate) system: S,
+    pub(crate) table: Table,
+    hosts: Vec<Box<dyn Host>>,
+    /// By slot.
+    streams: Vec<Option<S::Stream>>,
+    /// By index; a closed listener leaves a gap, so that tokens keep their meaning.
+    doors: Vec<Option<Door<S::Listener>>>,
+    handle: Handle,
+    posts: Vec<Post>,
+    events: Vec<Ready>,
+    /// Who has come below the low-water mark, until they have been told.
+    relieved: Vec<ConnId>,
+    /// When what is left is closed, once shutting down.
+    drained_by: Option<Tick>,
+    spin: Spin,
+    // Emptied lists, kept for their memory.
+    spare_ready: Vec<ConnId>,
+    spare_dirty: Vec<Dirty>,
+    spare_doomed: Vec<u32>,
+}
+
+/// What one turn did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Turn {
+    /// Events that the kernel reported.
+    pub events: usize,
+    /// Whether work was left that a budget cut off; the next turn does not sleep then.
+    pub carried_over: bool,
+}
+
+impl<S: System> Loop<S> {
+    pub(crate) fn new(system: S, limits: Limits) -> io::Result<Loop<S>> {
+        Loop::born_at(system, limits, NonZeroU32::MIN)
+    }
+
+    /// With the counter of births set, so that a test can reach its wrap.
+    pub(crate) fn born_at(mut system: S, limits: Limits, first: NonZeroU32) -> io::Result<Loop<S>> {
+        let handle = Handle::new(limits.posts, system.waker()?);
+        system.hold_reserve();
+        let table = Table::new(limits, first, system.started());
+        let mut fresh = Loop {
+            system,
+            table,
+            hosts: Vec::new(),
+            streams: Vec::new(),
+            doors: Vec::new(),
+            handle,
+            posts: Vec::new(),
+            events: Vec::new(),
+            relieved: Vec::new(),
+            drained_by: None,
+            spin: Spin::default(),
+            spare_ready: Vec::new(),
+            spare_dirty: Vec::new(),
+            spare_doomed: Vec::new(),
+        };
+        let doorman = fresh.add(Doorman, None);
+        debug_assert_eq!(doorman.0, DOORMAN);
+        Ok(fresh)
+    }
+
+    /// One turn of the loop. Everything tidemill does, it does here, in this order.
+    pub(crate) fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
+        self.park(wait)?; //    1 sleep until readiness, a deadline or a wake-up; then read the clock once
+        let turn = self.sort(); // 2 readiness becomes flags on connections; no user code yet
+        self.run_posted(); //   3 what other threads asked for
+        self.serve(); //        4 read, deliver: at most one budget per connection
+        self.expire(); //       5 deadlines that have passed
+        self.flush(); //        6 one write for each connection with something to say
+        self.reap(); //         7 say goodbye; the only place where a slot is freed
+        self.admit(); //        8 fill the slots just freed; refuse the rest, audibly
+        Ok(self.tally(turn))
+    }
+
+    /// Phase 3: at most a budget of posts; the others wait for the next turn.
+    fn run_posted(&mut self) {
+        self.handle.mailbox().collect(&mut self.posts);
+        let count = self.posts.len().min(self.table.limits.posts_per_turn);
+        self.table.stats.posts += count as u64;
+        for post in self.posts.drain(..count) {
+            post(&mut Sockets::new(&mut self.table));
+        }
+    }
+
+    fn tally(&mut self, events: usize) -> Turn {
+        self.table.stats.turns += 1;
+        let carried_over = self.has_work();
+        self.spin.watch(carried_over, &mut self.table.stats);
+        Turn { events, carried_over }
+    }
+
+    /// Whether the next turn has something to do that no event will announce.
+    pub(crate) fn has_work(&self) -> bool {
+        let table = &self.table;
+        let queued = !(table.ready.is_empty() && table.dirty.is_empty() && table.doomed.is_empty());
+        let asked = !self.posts.is_empty() || table.stop.is_some() || !table.newborn.is_empty();
+        let due = table.wheel.next().is_some_and(|when| when <= table.now);
+        queued || asked || due || !self.relieved.is_empty() || self.doors().any(|door| self.can_admit(door))
+    }
+
+    /// Whether accepting from a door could bring someone in now.
+    fn can_admit(&self, door: &Door<S::Listener>) -> bool {
+        let room = self.table.has_room() || (door.refuses && self.table.can_refuse());
+        room && door.is_worth_a_try(self.table.now)
+    }
+
+    fn doors(&self) -> impl Iterator<Item = &Door<S::Listener>> {
+        self.doors.iter().flatten()
+    }
+
+    // -- what is set up between turns ----------------------------------------------------------------
+
+    pub(crate) fn add<V: Service>(&mut self, service: V, limits: Option<SocketLimits>) -> ServiceId {
+        assert!(self.hosts.len() < usize::from(u16::MAX), "a reactor has at most 65,534 services");
+        self.hosts.push(Box::new(Hosted::new(service)));
+        self.table.socket_limits.push(limits.unwrap_or_else(|| self.table.limits.socket.clone()));
+        ServiceId((self.hosts.len() - 1) as u16)
+    }
+
+    pub(crate) fn listen(
+        &mut self,
+        at: SocketAddr,
+        service: ServiceId,
+        options: &ListenOptions,
+    ) -> io::Result<usize> {
+        let index = self.doors.iter().position(Option::is_none).unwrap_or(self.doors.len());
+        if index >= LISTENERS_MAX {
+            return Err(io::Error::other(format!(
+                "cannot listen on {at}: a reactor has {LISTENERS_MAX} listeners at most"
+            )));
+        }
+        let listener = self.system.listen(at, options, Token::listener(index))?;
+        let door = Door::new(listener, service.0, options);
+        match self.doors.get_mut(index) {
+            Some(gap) => *gap = Some(door),
+            None => self.doors.push(Some(door)),
+        }
+        Ok(index)
+    }
+
+    pub(crate) fn local_addr(&self, index: usize) -> Option<SocketAddr> {
+        let door = self.doors.get(index)?.as_ref()?;
+        self.system.local_addr(&door.listener).ok()
+    }
+
+    pub(crate) fn close_listener(&mut self, index: usize) -> bool {
+        self.doors.get_mut(index).and_then(Option::take).is_some()
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.drained_by.is_some() || self.table.stop.is_some()
+    }
+
+    /// Whether nothing is left that could ever happen by itself: no listener, no connection, no work.
+    pub(crate) fn is_finished(&self) -> bool {
+        let posted = self.handle.mailbox().has_posts();
+        self.doors().next().is_none() && self.table.slots.is_empty() && !posted && !self.has_work()
+    }
+
+    /// When the loop must turn again even if the kernel stays silent.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        if self.has_work() {
+            return Some(self.table.instant);
+        }
+        self.next_tick().map(|tick| self.system.started() + tick.since_start())
+    }
+
+    fn next_tick(&self) -> Option<Tick> {
+        let doors = self.doors().filter_map(Door::looks_again);
+        doors.chain(self.table.wheel.next()).chain(self.drained_by).min()
+    }
+
+    // -- what more than one phase needs ---------------------------------------------------------------
+
+    /// Puts a new stream into its slot and under watch. One that cannot be watched is closed, and only that one.
+    fn settle(&mut self, slot: u32, mut stream: S::Stream) -> io::Result<()> {
+        let token = self.table.id(slot).token();
+        let registered = self.system.register(&mut stream, token);
+        if self.streams.len() <= slot as usize {
+            self.streams.resize_with(slot as usize + 1, || None);
+        }
+        self.streams[slot as usize] = Some(stream);
+        registered
+    }
+}
+
+impl<S: System> Drop for Loop<S> {
+    fn drop(&mut self) {
+        self.handle.mailbox().shut();
+        for slot in self.table.slots.iter().map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
+            self.table.drop_outbox(slot);
+        }
+    }
+}
+
+/// The service of peers that are refused. What they are told is sent for it; what they say is thrown away.
+struct Doorman;
+
+impl Service for Doorman {
+    type Session = ();
+
+    fn open(&mut self, _: &mut Socket<'_>) {}
+
+    fn data(&mut self, _: &mut (), _: &mut Socket<'_>, input: &mut crate::inbox::Input<'_>) {
+        input.take_all();
+    }
+}
+
+/// The guard against a loop that turns without sleeping and without getting anything done.
+///
+/// No path to that is known. It is the failure that event loops have all the same (a socket that is said to be
+/// ready and is not), and it should cost a line in the log and a millisecond a turn, not a core.
+#[derive(Default)]
+struct Spin {
+    progress: u64,
+    turns: u32,
+    broken: bool,
+}
+
+const SPIN_TURNS: u32 = 1_000;
+
+impl Spin {
+    fn watch(&mut self, carried_over: bool, stats: &mut crate::stats::Stats) {
+        let progress = stats.bytes_in
+            + stats.bytes_out
+            + stats.accepted
+            + stats.dialed
+            + stats.refused
+            + stats.shed
+            + stats.posts
+            + stats.ended_in_all()
+            + stats.accept_aborted;
+        let stuck = carried_over && progress == mem::replace(&mut self.progress, progress);
+        self.turns = if stuck { self.turns + 1 } else { 0 };
+        self.broken = self.turns >= SPIN_TURNS;
+        if self.broken {
+            if self.turns == SPIN_TURNS {
+                log::error!(
+                    "{SPIN_TURNS} turns without progress and without sleep: sleeping for a millisecond a turn"
+                );
+            }
+            self.turns = self.turns.min(SPIN_TURNS + 1);
+            stats.spins_broken += 1;
+        }
+    }
+}
+
+/// Whether a connection is there to be told anything.
+fn is_open(table: &Table, slot: u32) -> bool {
+    table.slots.get(slot as usize).is_some_and(|connection| connection.stage == Stage::Open)
+}

@@ -1,0 +1,76 @@
+//! Phases 1 and 2: sleep, and learn who is ready.
+
+use std::io;
+use std::time::Duration;
+
+use super::Loop;
+use crate::connection::Stage;
+use crate::id::Named;
+use crate::system::{Ready, System};
+use crate::time::Tick;
+
+impl<S: System> Loop<S> {
+    /// Phase 1. How long it sleeps is a list of rules:
+    ///
+    /// - not at all while work is carried over, because no event will announce it;
+    /// - else until the nearest deadline (of the wheel, of a starved listener, of the drain), if there is one;
+    /// - and never longer than the caller said.
+    ///
+    /// Deadlines are measured from this turn's clock, so one that passed during a long turn is found by the next.
+    pub(super) fn park(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        let now = self.table.instant - self.system.started();
+        let wait = if self.has_work() {
+            Some(if self.spin.broken { Duration::from_millis(1) } else { Duration::ZERO })
+        } else {
+            let deadline = self.next_tick().map(|tick| tick.since_start().saturating_sub(now));
+            deadline.into_iter().chain(wait).min()
+        };
+        self.events.clear();
+        self.system.poll(&mut self.events, wait)?;
+        let now = self.system.now();
+        // A clock that went back would fire nothing twice, but it would break the promise of never.
+        self.table.now = self.table.now.max(Tick::at(now));
+        self.table.instant = self.system.started() + now;
+        Ok(())
+    }
+
+    /// Phase 2. Events become flags; whoever can do something with them is put in line. No user code runs, so
+    /// nothing an event is about can have ended since the kernel reported it; what ended before has another generation.
+    pub(super) fn sort(&mut self) -> usize {
+        let events = std::mem::take(&mut self.events);
+        self.table.stats.events += events.len() as u64;
+        for &ready in &events {
+            match ready.token.read() {
+                Some(Named::Connection(id)) => match self.table.find(id) {
+                    Some(slot) => self.note(slot, ready),
+                    None => self.table.stats.stale_events += 1,
+                },
+                Some(Named::Listener(index)) => {
+                    if let Some(Some(door)) = self.doors.get_mut(index) {
+                        door.acceptable = true;
+                    }
+                }
+                // The wake-up has done its work by ending the sleep.
+                Some(Named::Wake) => {}
+                None => self.table.stats.stale_events += 1,
+            }
+        }
+        let count = events.len();
+        self.events = events;
+        count
+    }
+
+    fn note(&mut self, slot: u32, ready: Ready) {
+        let connection = self.table.at_mut(slot);
+        let flags = &mut connection.flags;
+        flags.end_announced |= ready.end;
+        // An end or an error shows itself to whoever reads or writes next, and to nobody else.
+        flags.readable |= ready.readable || ready.end;
+        flags.writable |= ready.writable;
+        let connected = connection.stage != Stage::Connecting;
+        if ready.writable && connected && (connection.outbox.is_some() || connection.owes_end()) {
+            self.table.push_dirty(slot);
+        }
+        self.table.push_ready(slot);
+    }
+}

@@ -1,0 +1,236 @@
+//! Phase 4: read what has arrived and deliver it.
+
+use std::io;
+use std::mem;
+
+use super::{Loop, is_open};
+use crate::arena::READ_MAX;
+use crate::closed::{Closed, OsError};
+use crate::connection::Stage;
+use crate::inbox::Input;
+use crate::limits::CALLS_MAX;
+use crate::system::System;
+
+/// A message's beginning that is no longer than this is put in front of the next read, so that the service sees both
+/// in one piece. A longer one stays where it is and the read is added to it: copying 4 KiB a read is cheaper than
+/// losing the way without copies, copying a megabyte a read is not.
+const PREFIX_MAX: usize = 4 * 1024;
+
+/// What became of one attempt to read.
+enum Got {
+    /// So many bytes, and perhaps more.
+    Some(usize),
+    /// Nothing more for now.
+    Empty,
+    /// No further attempt makes sense.
+    Over,
+}
+
+impl<S: System> Loop<S> {
+    /// Each connection in line gets one budget; who has more goes to the back of the next turn's line.
+    pub(super) fn serve(&mut self) {
+        let line = mem::replace(&mut self.table.ready, mem::take(&mut self.spare_ready));
+        for &id in &line {
+            if self.table.arena.is_full() {
+                self.flush();
+            }
+            let Some(slot) = self.table.find(id) else { continue };
+            self.table.at_mut(slot).flags.ready = false;
+            match self.table.at(slot).stage {
+                Stage::Connecting => self.settle_dial(slot),
+                Stage::Open => self.serve_open(slot),
+                Stage::Closing | Stage::Lingering => self.discard(slot),
+                Stage::Doomed => continue,
+            }
+            self.table.push_ready(slot);
+        }
+        self.table.evict();
+        self.spare_ready = line;
+        self.spare_ready.clear();
+    }
+
+    /// A dialed stream was reported writable: it is connected, or it never will be, or the report was spurious.
+    fn settle_dial(&mut self, slot: u32) {
+        let Some(stream) = &self.streams[slot as usize] else { return };
+        match self.system.connected(stream) {
+            Ok(false) => self.table.at_mut(slot).flags.writable = false,
+            Ok(true) => {
+                let now = self.table.now;
+                let connection = self.table.at_mut(slot);
+                connection.stage = Stage::Open;
+                connection.touched = now;
+                self.table.push_dirty(slot);
+                self.table.rearm(slot);
+            }
+            Err(error) => self.table.doom(slot, Closed::Unreachable(OsError::from(error))),
+        }
+    }
+
+    fn serve_open(&mut self, slot: u32) {
+        if mem::take(&mut self.table.at_mut(slot).flags.redeliver) {
+            self.deliver_kept(slot, &[]);
+        }
+        let mut budget = self.table.limits.read_budget.max(1);
+        for _ in 0..CALLS_MAX {
+            if budget == 0 || !self.may_read(slot) || self.table.arena.is_full() {
+                return;
+            }
+            match self.read_and_deliver(slot, budget) {
+                Got::Some(n) => budget -= n,
+                Got::Empty | Got::Over => return,
+            }
+        }
+    }
+
+    fn may_read(&self, slot: u32) -> bool {
+        let connection = self.table.at(slot);
+        connection.stage == Stage::Open && connection.wants_read(self.table.limits_of(slot))
+    }
+
+    /// One read into the arena's block, and one call of `data` if anything came.
+    fn read_and_deliver(&mut self, slot: u32, budget: usize) -> Got {
+        let kept = self.table.at(slot).inbox.as_ref().map_or(0, |inbox| inbox.kept().len());
+        let prefix = if kept <= PREFIX_MAX.min(READ_MAX / 2) { kept } else { 0 };
+        let (mut block, at) = self.table.arena.lend();
+        let place = at + prefix..at + prefix + budget.min(READ_MAX - prefix);
+        let wanted = place.len();
+        let got = self.read(slot, &mut block[place], wanted);
+        if let Got::Some(n @ 1..) = got {
+            let arrived = at..at + prefix + n;
+            match &self.table.at(slot).inbox {
+                Some(inbox) if prefix == kept => {
+                    let scanned = inbox.scanned();
+                    block[at..at + prefix].copy_from_slice(inbox.kept());
+                    self.deliver(slot, &block[arrived], scanned, n);
+                }
+                Some(_) => self.deliver_kept(slot, &block[arrived]),
+                None => self.deliver(slot, &block[arrived], 0, n),
+            }
+        }
+        self.table.arena.restore(block);
+        got
+    }
+
+    /// Reads, and keeps the readiness flags true to what the kernel said.
+    fn read(&mut self, slot: u32, into: &mut [u8], wanted: usize) -> Got {
+        let Some(stream) = &self.streams[slot as usize] else { return Got::Over };
+        let result = self.system.read(stream, into);
+        let now = self.table.now;
+        self.table.stats.reads += 1;
+        let connection = self.table.at_mut(slot);
+        match result {
+            Ok(0) => {
+                connection.flags.ended = true;
+                self.ended(slot);
+                Got::Over
+            }
+            Ok(n) => {
+                connection.bytes_in += n as u64;
+                if connection.stage == Stage::Open {
+                    connection.touched = now;
+                }
+                // epoll and kqueue raise a new edge for what arrives after a short read. But an end that has been
+                // announced already is not announced again: then only reading on finds it.
+                if n < wanted && !connection.flags.end_announced {
+                    connection.flags.readable = false;
+                }
+                self.table.stats.bytes_in += n as u64;
+                Got::Some(n)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                connection.flags.readable = false;
+                // The announcement was early or spurious; the end itself will raise a new edge.
+                connection.flags.end_announced = false;
+                Got::Empty
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Got::Some(0),
+            Err(error) => {
+                self.table.doom(slot, Closed::from_io(&error));
+                Got::Over
+            }
+        }
+    }
+
+    /// Lends `bytes`, of which the last `arrived` are new, to the service; what it leaves is kept.
+    fn deliver(&mut self, slot: u32, bytes: &[u8], scanned: usize, arrived: usize) {
+        let mut input = Input::resumed(bytes, scanned);
+        let host = usize::from(self.table.at(slot).host);
+        self.hosts[host].data(&mut self.table, slot, &mut input);
+        let (taken, scanned) = input.settle();
+        if is_open(&self.table, slot) {
+            self.table.keep(slot, &bytes[taken..], scanned, arrived, taken > 0);
+            self.bound_inbox(slot);
+        }
+    }
+
+    /// The same for what is kept already, with what has `arrived` added to it. The inbox leaves the table for the
+    /// length of the callback; its place is there afterwards, because only `reap` frees slots.
+    fn deliver_kept(&mut self, slot: u32, arrived: &[u8]) {
+        let Some(mut inbox) = self.table.at_mut(slot).inbox.take() else { return };
+        let before = inbox.charge();
+        inbox.append(arrived);
+        let mut input = Input::resumed(inbox.kept(), inbox.scanned());
+        let host = usize::from(self.table.at(slot).host);
+        self.hosts[host].data(&mut self.table, slot, &mut input);
+        let (taken, scanned) = input.settle();
+        inbox.settle(taken, scanned);
+        if is_open(&self.table, slot) && !inbox.kept().is_empty() {
+            self.table.put_back(slot, inbox, before, arrived.len(), taken > 0);
+            self.bound_inbox(slot);
+        } else {
+            self.table.memory -= before;
+        }
+    }
+
+    /// A message may not grow beyond its limit. A paused service has not been asked yet whether it is complete.
+    fn bound_inbox(&mut self, slot: u32) {
+        let (connection, limits) = (self.table.at(slot), self.table.limits_of(slot));
+        let kept = connection.inbox.as_ref().map_or(0, |inbox| inbox.kept().len());
+        if kept > limits.message && !connection.flags.paused {
+            self.table.close(slot, Closed::TooLong);
+        }
+    }
+
+    /// The peer's end has been read: everything it sent was delivered before.
+    fn ended(&mut self, slot: u32) {
+        let now = self.table.now;
+        let connection = self.table.at_mut(slot);
+        connection.flags.readable = false;
+        match connection.stage {
+            Stage::Open => {
+                connection.touched = now;
+                let (host, finished) = (usize::from(connection.host), connection.flags.finished);
+                self.hosts[host].end(&mut self.table, slot);
+                self.table.drop_inbox(slot);
+                if finished {
+                    self.table.doom(slot, Closed::Finished);
+                } else {
+                    self.table.rearm(slot);
+                }
+            }
+            Stage::Lingering => self.table.doom(slot, Closed::Local),
+            Stage::Closing | Stage::Connecting | Stage::Doomed => {}
+        }
+    }
+
+    /// Reads and throws away: the service has closed, but a reset in the face of unread input would destroy its
+    /// last reply on the way.
+    fn discard(&mut self, slot: u32) {
+        let (mut block, at) = self.table.arena.lend();
+        for _ in 0..CALLS_MAX {
+            let connection = self.table.at(slot);
+            let limits = self.table.limits_of(slot);
+            if !connection.wants_read(limits) {
+                break;
+            }
+            let (lingering, most) = (connection.stage == Stage::Lingering, limits.linger_bytes as u64);
+            let Got::Some(n) = self.read(slot, &mut block[at..at + READ_MAX], READ_MAX) else { break };
+            let connection = self.table.at_mut(slot);
+            connection.discarded = connection.discarded.saturating_add(n as u32);
+            if lingering && u64::from(connection.discarded) > most {
+                self.table.doom(slot, Closed::Local);
+            }
+        }
+        self.table.arena.restore(block);
+    }
+}
