@@ -40,6 +40,8 @@ pub enum Closed {
     Memory,
     /// A message was longer than is allowed.
     TooLong,
+    /// What arrived was no message of this protocol.
+    Malformed,
     /// Dialing failed, with the system's reason.
     Unreachable(OsError),
     /// Dialing took longer than [`SocketLimits::connect`](crate::SocketLimits::connect).
@@ -61,7 +63,7 @@ pub struct OsError(pub(crate) i32);
 
 impl Closed {
     /// How many reasons there are.
-    pub const COUNT: usize = 17;
+    pub const COUNT: usize = 18;
 
     /// Every word that [`word`](Closed::word) can return, in the order of [`Stats::closed`](crate::Stats::closed).
     pub const WORDS: [&'static str; Closed::COUNT] = [
@@ -78,6 +80,7 @@ impl Closed {
         "slow-reader",
         "memory",
         "too-long",
+        "malformed",
         "unreachable",
         "connect-timeout",
         "shutdown",
@@ -104,10 +107,11 @@ impl Closed {
             Closed::SlowReader => 10,
             Closed::Memory => 11,
             Closed::TooLong => 12,
-            Closed::Unreachable(_) => 13,
-            Closed::ConnectTimeout => 14,
-            Closed::Shutdown => 15,
-            Closed::Error(_) => 16,
+            Closed::Malformed => 13,
+            Closed::Unreachable(_) => 14,
+            Closed::ConnectTimeout => 15,
+            Closed::Shutdown => 16,
+            Closed::Error(_) => 17,
         }
     }
 
@@ -137,6 +141,7 @@ impl fmt::Display for Closed {
             Closed::SlowReader => "the peer did not read what was queued for it",
             Closed::Memory => "held the most when the buffers' memory ran out",
             Closed::TooLong => "a message was longer than is allowed",
+            Closed::Malformed => "what arrived was no message of this protocol",
             Closed::Unreachable(error) => return write!(f, "cannot connect: {error}"),
             Closed::ConnectTimeout => "connecting took too long",
             Closed::Shutdown => "the reactor shut down",

@@ -26,6 +26,10 @@ pub struct ConnId {
     pub(crate) generation: NonZeroU32,
 }
 
+/// The name of a service that was added to a reactor.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ServiceId(pub(crate) u16);
+
 /// Slots from here upward name what is not a connection: listeners, and the wake-up line.
 const RESERVED: u32 = u32::MAX - 255;
 /// How many listeners one reactor can have.

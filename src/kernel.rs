@@ -78,7 +78,7 @@ impl System for Kernel {
         socket.set_nonblocking(true)?;
         // On Unix this lets a restarted server have its port back while old connections are in TIME_WAIT, no more.
         socket.set_reuse_address(true)?;
-        // Accepted sockets inherit both on Linux, which saves two calls for each of them.
+        // Accepted sockets inherit both (on Linux and the BSDs), which saves two calls for each of them.
         socket.set_tcp_nodelay(options.nodelay)?;
         if let Some(idle) = options.keep_alive {
             socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;

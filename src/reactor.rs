@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use crate::handle::Handle;
-use crate::id::ConnId;
+use crate::id::{ConnId, ServiceId};
 use crate::kernel::Kernel;
 use crate::limits::{Limits, SocketLimits};
 use crate::listener::ListenOptions;
-use crate::service::{Service, ServiceId};
+use crate::service::Service;
 use crate::socket::Sockets;
 use crate::stats::Stats;
 use crate::turn::{Loop, Turn};

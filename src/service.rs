@@ -74,10 +74,6 @@ pub trait Service: 'static {
     }
 }
 
-/// The name of a service that was added to a reactor.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct ServiceId(pub(crate) u16);
-
 /// A service with its type erased: once per service, never per connection.
 pub(crate) trait Host {
     fn open(&mut self, table: &mut Table, slot: u32);

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::closed::Closed;
 use crate::connection::Stage;
-use crate::id::ConnId;
-use crate::service::ServiceId;
+use crate::id::{ConnId, ServiceId};
 use crate::shared::Shared;
 use crate::stats::Stats;
 use crate::table::{Stop, Table};

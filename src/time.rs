@@ -8,7 +8,6 @@ use std::time::Duration;
 
 /// How long a tick is. Ten milliseconds keep an idle loop of ten thousand timers below a hundred wake-ups a
 /// second, and no limit of a network service needs to be more exact.
-pub(crate) const TICK: Duration = Duration::from_nanos(NANOS as u64);
 const NANOS: u32 = 10_000_000;
 const PER_SECOND: u64 = 100;
 
@@ -40,6 +39,8 @@ impl Tick {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const TICK: Duration = Duration::from_nanos(NANOS as u64);
 
     #[test]
     fn a_deadline_is_never_before_its_span_has_passed() {

@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 
 use crate::connection::Stage;
 use crate::handle::{Handle, Post};
-use crate::id::{ConnId, LISTENERS_MAX, Token};
+use crate::id::{ConnId, LISTENERS_MAX, ServiceId, Token};
 use crate::limits::{Limits, SocketLimits};
 use crate::listener::{Door, ListenOptions};
-use crate::service::{Host, Hosted, Service, ServiceId};
+use crate::service::{Host, Hosted, Service};
 use crate::socket::{Socket, Sockets};
 use crate::system::{Ready, System};
 use crate::table::{DOORMAN, Dirty, Table};

@@ -59,6 +59,9 @@ impl<S: System> Loop<S> {
                 let connection = self.table.at_mut(slot);
                 connection.stage = Stage::Open;
                 connection.touched = now;
+                if let Some(outbox) = &mut connection.outbox {
+                    outbox.span.since = now; // Nobody could read what was queued before this.
+                }
                 self.table.push_dirty(slot);
                 self.table.rearm(slot);
             }

@@ -1066,8 +1066,7 @@ fn a_half_closed_one_ends_when_nothing_moves_any_more() {
 fn dial(house: &mut House, port: u16) -> ConnId {
     let mut to = address();
     to.set_port(port);
-    let service = crate::service::ServiceId(1);
-    let id = house.turns.table.dial(service.0, to, None).unwrap();
+    let id = house.turns.table.dial(1, to, None).unwrap();
     house.settle();
     id
 }
@@ -1092,6 +1091,21 @@ fn a_dialed_connection_lives_the_same_life() {
     house.script.end(peer);
     house.settle();
     assert_eq!(house.farewell(id), Some(Closed::Finished));
+}
+
+#[test]
+fn what_waits_for_a_slow_connect_is_not_blamed_on_its_reader() {
+    let limits = SocketLimits { connect: Some(60 * SECOND), ..no_idle() };
+    let mut house = socket_limits(limits).build_with(|socket| socket.send(b"hello"), swallow);
+    let id = dial(&mut house, 80);
+    let peer = house.script.dialed()[0];
+    house.script.window(peer, 0);
+    house.pass(15 * SECOND);
+    house.script.answer(peer, Ok(()));
+    house.pass(9 * SECOND);
+    assert_eq!(house.farewell(id), None);
+    house.pass(SECOND + 20 * MS);
+    assert_eq!(house.farewell(id), Some(Closed::TooSlow));
 }
 
 #[test]

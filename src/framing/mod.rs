@@ -1,0 +1,796 @@
+//! Framing: where in a stream of bytes a message begins and ends.
+//!
+//! TCP carries bytes, not messages: two that were sent apart arrive together, and one arrives in pieces. A
+//! framing finds them again. It is a pure function of the bytes, keeps nothing and allocates nothing: what is
+//! incomplete stays with the connection and comes back in front of the next bytes, and a body is a slice of
+//! what was received.
+//!
+//! | name | a frame on the wire | longest body by default |
+//! | --- | --- | --- |
+//! | `u8` | its length in one byte, then the body | 255 |
+//! | `u16be`, `u16le` | the same in two bytes | 65,535 |
+//! | `u32be`, `u32le`, `u64be`, `u64le` | the same in four or eight | 1 MiB |
+//! | `line` | the body, then `\n`; a `\r` before it is dropped | 8 KiB |
+//! | `crlf` | the body, then `\r\n`; a `\r` or `\n` alone is an error | 8 KiB |
+//! | `fixed:N` | N bytes | N |
+//! | `raw` | whatever has arrived | – |
+//! | (in code) [`Delimiter`] | the body, then the delimiter | 8 KiB |
+//!
+//! # In a service
+//!
+//! Take frames in a loop until there is none: one call of [`Service::data`](crate::Service::data) may bring
+//! many, and it is not called again for those that are left.
+//!
+//! ```
+//! use tidemill::{Input, Service, Socket, SocketLimits, framing::Framing};
+//!
+//! /// Answers each frame with the same frame.
+//! struct Frames { framing: Framing }
+//!
+//! impl Frames {
+//!     fn limits(&self) -> SocketLimits {
+//!         // Without this a longer frame than the reactor's own bound is closed before it is complete.
+//!         SocketLimits { message: self.framing.inbox_limit(), ..SocketLimits::default() }
+//!     }
+//! }
+//!
+//! impl Service for Frames {
+//!     type Session = ();
+//!     fn open(&mut self, _: &mut Socket<'_>) {}
+//!     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+//!         loop {
+//!             let answered = match self.framing.next(input) {
+//!                 Ok(Some(body)) => self.framing.send(socket, body),
+//!                 Ok(None) => return,
+//!                 Err(error) => Err(error),
+//!             };
+//!             if let Err(error) = answered {
+//!                 return socket.close_as(error.into());
+//!             }
+//!         }
+//!     }
+//! }
+//!
+//! let frames = Frames { framing: "u32be".parse().unwrap() };
+//! assert_eq!(frames.limits().message, 1024 * 1024 + 4);
+//! ```
+//!
+//! # After an error
+//!
+//! Where the next frame begins is unknown, or known only from a peer that does not keep to the rules. Nothing
+//! is taken, the same call gives the same error again, and the connection should be closed. The frames
+//! before the bad one have been delivered.
+//!
+//! # Changing the framing
+//!
+//! A protocol may go from lines to counted bodies in the middle of a stream. Change right after a frame was
+//! taken, before the old framing is asked again: one that was asked in vain has marked what is there as
+//! searched, for its own end and not for the new one's.
+//!
+//! # The peer ends within a frame
+//!
+//! A framing does not see the end of the stream. In [`Service::end`](crate::Service::end),
+//! [`Socket::untaken`](crate::Socket::untaken) is empty if the last frame was complete.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::closed::Closed;
+use crate::inbox::Input;
+use crate::socket::Socket;
+
+mod counted;
+mod ended;
+
+pub use counted::{Fixed, LengthPrefix};
+pub use ended::{Delimiter, Lines};
+
+/// One of the framings, to be chosen while the program runs: by an option, or by its name.
+///
+/// ```
+/// use tidemill::{Input, framing::Framing};
+///
+/// let framing: Framing = "u16be".parse().unwrap();
+/// let mut wire = Vec::new();
+/// framing.encode(b"hello", &mut wire).unwrap();
+/// framing.encode(b"", &mut wire).unwrap();
+/// assert_eq!(wire, b"\0\x05hello\0\0");
+///
+/// let mut input = Input::new(&wire);
+/// assert_eq!(framing.next(&mut input), Ok(Some(&b"hello"[..])));
+/// assert_eq!(framing.next(&mut input), Ok(Some(&b""[..])));
+/// assert_eq!(framing.next(&mut input), Ok(None));
+///
+/// let error = "u24".parse::<Framing>().unwrap_err();
+/// assert!(error.to_string().starts_with("\"u24\" is not a framing; choose one of u8, u16be, "));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Framing {
+    /// Each body after its length.
+    LengthPrefix(LengthPrefix),
+    /// Text lines.
+    Lines(Lines),
+    /// Each body before a delimiter of your choice.
+    Delimiter(Delimiter),
+    /// Bodies of one length.
+    Fixed(Fixed),
+    /// No framing: whatever has arrived.
+    Raw,
+}
+
+impl Framing {
+    /// Sets the longest body in bytes, without its header, delimiter or line end. [`Fixed`] and raw have no
+    /// use for it.
+    pub fn max(self, bytes: usize) -> Framing {
+        match self {
+            Framing::LengthPrefix(framing) => Framing::LengthPrefix(framing.max_payload(bytes)),
+            Framing::Lines(framing) => Framing::Lines(framing.max(bytes)),
+            Framing::Delimiter(framing) => Framing::Delimiter(framing.max(bytes)),
+            Framing::Fixed(_) | Framing::Raw => self,
+        }
+    }
+
+    /// Takes the next frame and gives its body; none if it is not complete yet.
+    ///
+    /// # Errors
+    ///
+    /// When the bytes cannot be a frame: see [`FrameError`]. Nothing is taken then.
+    pub fn next<'a>(&self, input: &mut Input<'a>) -> Result<Option<&'a [u8]>, FrameError> {
+        match self {
+            Framing::LengthPrefix(framing) => framing.next(input),
+            Framing::Lines(framing) => framing.next(input),
+            Framing::Delimiter(framing) => framing.next(input),
+            Framing::Fixed(framing) => framing.next(input),
+            Framing::Raw => Ok(Some(input.take_all()).filter(|bytes| !bytes.is_empty())),
+        }
+    }
+
+    /// What [`SocketLimits::message`](crate::SocketLimits::message) must at least be for the longest frame to
+    /// fit: the longest body and what is around it. Raw leaves nothing untaken and needs 0.
+    pub fn inbox_limit(&self) -> usize {
+        match self {
+            Framing::LengthPrefix(framing) => framing.inbox_limit(),
+            Framing::Lines(framing) => framing.inbox_limit(),
+            Framing::Delimiter(framing) => framing.inbox_limit(),
+            Framing::Fixed(framing) => framing.inbox_limit(),
+            Framing::Raw => 0,
+        }
+    }
+
+    fn wrap(&self, body: &[u8]) -> Result<Wrapping<'_>, FrameError> {
+        match self {
+            Framing::LengthPrefix(framing) => framing.wrap(body),
+            Framing::Lines(framing) => framing.wrap(body),
+            Framing::Delimiter(framing) => framing.wrap(body),
+            Framing::Fixed(framing) => framing.wrap(body),
+            Framing::Raw => Ok(Wrapping::NONE),
+        }
+    }
+}
+
+/// Why bytes are no frame, or why a body cannot be sent as one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// A header announced more than is allowed, or a body to be sent has more.
+    TooLong {
+        /// Bytes in the body.
+        length: u64,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// As much as a frame may have is there, without its delimiter or line end.
+    Unended {
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// A `\n` without a `\r` before it, where lines end with both.
+    LoneLineFeed {
+        /// Bytes of the line before it.
+        at: usize,
+    },
+    /// A `\r` without a `\n` behind it, where lines end with both.
+    LoneReturn {
+        /// Bytes of the line before it.
+        at: usize,
+    },
+    /// A body to be sent contains what ends a frame, or its end would be taken for a part of that.
+    ContainsEnd {
+        /// Bytes of the body before it.
+        at: usize,
+    },
+    /// A body to be sent is longer or shorter than all frames are.
+    WrongLength {
+        /// Bytes in the body.
+        length: usize,
+        /// Bytes in every frame.
+        exact: usize,
+    },
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FrameError::TooLong { length, max } => {
+                write!(f, "a frame of {length} bytes is longer than the {max} allowed")
+            }
+            FrameError::Unended { max } => write!(f, "a frame did not end within the {max} bytes allowed"),
+            FrameError::LoneLineFeed { at } => {
+                write!(f, "a line feed without a carriage return after {at} bytes of a line")
+            }
+            FrameError::LoneReturn { at } => {
+                write!(f, "a carriage return without a line feed after {at} bytes of a line")
+            }
+            FrameError::ContainsEnd { at } => {
+                write!(f, "a body to be sent has what ends a frame after {at} bytes")
+            }
+            FrameError::WrongLength { length, exact } => {
+                write!(f, "a body of {length} bytes cannot be sent where every frame has {exact}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for FrameError {}
+
+impl From<FrameError> for Closed {
+    /// The reason to close a connection with: [`Closed::TooLong`] or [`Closed::Malformed`] for what a peer sent, and
+    /// [`Closed::Local`] for what could not be sent to it.
+    fn from(error: FrameError) -> Closed {
+        match error {
+            FrameError::TooLong { .. } | FrameError::Unended { .. } => Closed::TooLong,
+            FrameError::LoneLineFeed { .. } | FrameError::LoneReturn { .. } => Closed::Malformed,
+            FrameError::ContainsEnd { .. } | FrameError::WrongLength { .. } => Closed::Local,
+        }
+    }
+}
+
+/// A name that is not a framing's. Its sentence lists those that are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnknownFraming {
+    asked: String,
+}
+
+impl fmt::Display for UnknownFraming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is not a framing; choose one of ", self.asked)?;
+        f.write_str(
+            "u8, u16be, u16le, u32be, u32le, u64be, u64le, line, crlf, fixed:N (N bytes, at least 1), raw",
+        )
+    }
+}
+
+impl std::error::Error for UnknownFraming {}
+
+impl FromStr for Framing {
+    type Err = UnknownFraming;
+
+    /// Reads a framing's name; its longest body is the default one. Delimiters are not spelled in names.
+    fn from_str(name: &str) -> Result<Framing, UnknownFraming> {
+        Ok(match name {
+            "u8" => Framing::LengthPrefix(LengthPrefix::U8),
+            "u16be" => Framing::LengthPrefix(LengthPrefix::U16_BE),
+            "u16le" => Framing::LengthPrefix(LengthPrefix::U16_LE),
+            "u32be" => Framing::LengthPrefix(LengthPrefix::U32_BE),
+            "u32le" => Framing::LengthPrefix(LengthPrefix::U32_LE),
+            "u64be" => Framing::LengthPrefix(LengthPrefix::U64_BE),
+            "u64le" => Framing::LengthPrefix(LengthPrefix::U64_LE),
+            "line" => Framing::Lines(Lines::LENIENT),
+            "crlf" => Framing::Lines(Lines::STRICT),
+            "raw" => Framing::Raw,
+            _ => fixed(name).ok_or_else(|| UnknownFraming { asked: name.to_owned() })?,
+        })
+    }
+}
+
+fn fixed(name: &str) -> Option<Framing> {
+    let bytes = name.strip_prefix("fixed:")?;
+    // `parse` would take a sign as well.
+    let bytes = bytes.parse().ok().filter(|_| bytes.starts_with(|c: char| c.is_ascii_digit()))?;
+    Fixed::new(bytes).map(Framing::Fixed)
+}
+
+impl fmt::Display for Framing {
+    /// The name, as it is read. A delimiter is shown as `delimiter:` and its bytes, which is no such name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Framing::LengthPrefix(framing) => framing.fmt(f),
+            Framing::Lines(framing) => framing.fmt(f),
+            Framing::Delimiter(framing) => framing.fmt(f),
+            Framing::Fixed(framing) => framing.fmt(f),
+            Framing::Raw => f.write_str("raw"),
+        }
+    }
+}
+
+/// What stands around a body on the wire. To have one is to know that the body may be sent.
+struct Wrapping<'a> {
+    head: [u8; 8],
+    head_len: usize,
+    tail: &'a [u8],
+}
+
+impl Wrapping<'_> {
+    const NONE: Wrapping<'static> = Wrapping { head: [0; 8], head_len: 0, tail: b"" };
+
+    fn around(&self, body: &[u8], mut write: impl FnMut(&[u8])) {
+        for part in [&self.head[..self.head_len], body, self.tail] {
+            if !part.is_empty() {
+                write(part);
+            }
+        }
+    }
+}
+
+fn refuse_longer(body: &[u8], max: usize) -> Result<(), FrameError> {
+    let length = body.len() as u64;
+    if body.len() > max { Err(FrameError::TooLong { length, max }) } else { Ok(()) }
+}
+
+/// Sending is the same for all framings.
+macro_rules! sending {
+    ($($framing:ty),*) => {$(
+        impl $framing {
+            /// Sends `body` as one frame.
+            ///
+            /// # Errors
+            ///
+            /// When the receiver could not take it for that one body: see [`FrameError`]. Nothing is sent
+            /// then.
+            pub fn send(&self, socket: &mut Socket<'_>, body: &[u8]) -> Result<(), FrameError> {
+                self.wrap(body)?.around(body, |part| socket.send(part));
+                Ok(())
+            }
+
+            /// Appends `body` to `out` as one frame, for those who have no [`Socket`].
+            ///
+            /// # Errors
+            ///
+            /// As [`send`](Self::send). Nothing is appended then.
+            pub fn encode(&self, body: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
+                self.wrap(body)?.around(body, |part| out.extend_from_slice(part));
+                Ok(())
+            }
+        }
+    )*};
+}
+
+sending!(Framing, LengthPrefix, Lines, Delimiter, Fixed);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inbox::Inbox;
+    use proptest::prelude::*;
+
+    const NAMES: [&str; 10] =
+        ["u8", "u16be", "u16le", "u32be", "u32le", "u64be", "u64le", "line", "crlf", "fixed:3"];
+
+    /// How what was not taken comes back: the ways of the reactor, and a service that takes less than it
+    /// could.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Way {
+        /// Long rests: the new bytes are added to the inbox.
+        Appended,
+        /// Short rests: they are put in front of the new bytes.
+        InFront,
+        /// One frame a call, and the rest delivered again.
+        OneByOne,
+    }
+
+    const WAYS: [Way; 3] = [Way::Appended, Way::InFront, Way::OneByOne];
+
+    /// What a stream came to: its frames, then an error or the bytes of an incomplete frame.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Came {
+        frames: Vec<Vec<u8>>,
+        rest: Result<Vec<u8>, FrameError>,
+    }
+
+    /// Delivers the parts one after the other, as the reactor does.
+    fn deliver<'a>(framing: &Framing, parts: impl IntoIterator<Item = &'a [u8]>, way: Way) -> Came {
+        let (mut inbox, mut frames) = (Inbox::default(), Vec::new());
+        for part in parts {
+            let block = [inbox.kept(), part].concat();
+            if way != Way::InFront {
+                inbox.append(part);
+            }
+            loop {
+                let before = frames.len();
+                let shown = if way == Way::InFront { &block[..] } else { inbox.kept() };
+                let mut input = Input::resumed(shown, inbox.scanned());
+                if let Err(error) = take_frames(framing, &mut input, way, &mut frames) {
+                    return Came { frames, rest: Err(error) };
+                }
+                let (taken, scanned) = input.settle();
+                match way {
+                    Way::InFront => inbox.refill(&block[taken..], scanned),
+                    Way::Appended | Way::OneByOne => inbox.settle(taken, scanned),
+                }
+                if way != Way::OneByOne || frames.len() == before {
+                    break;
+                }
+            }
+            assert!(inbox.kept().len() < framing.inbox_limit().max(1), "the reactor would have closed it");
+        }
+        Came { frames, rest: Ok(inbox.kept().to_vec()) }
+    }
+
+    fn take_frames(
+        framing: &Framing,
+        input: &mut Input<'_>,
+        way: Way,
+        frames: &mut Vec<Vec<u8>>,
+    ) -> Result<(), FrameError> {
+        while let Some(body) = framing.next(input)? {
+            frames.push(body.to_vec());
+            if way == Way::OneByOne {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same framings once more, over all bytes at once and without a thought of how they arrive.
+    fn model(framing: &Framing, wire: &[u8]) -> Came {
+        let (mut frames, mut rest) = (Vec::new(), wire.to_vec());
+        loop {
+            match model_frame(framing, &rest) {
+                Ok(Some((body, length))) => {
+                    frames.push(body);
+                    rest.drain(..length);
+                }
+                Ok(None) => return Came { frames, rest: Ok(rest) },
+                Err(error) => return Came { frames, rest: Err(error) },
+            }
+        }
+    }
+
+    /// A body and the length of its frame.
+    fn model_frame(framing: &Framing, wire: &[u8]) -> Result<Option<(Vec<u8>, usize)>, FrameError> {
+        match framing {
+            Framing::LengthPrefix(_) => {
+                let bits: usize = framing.to_string().trim_matches(char::is_alphabetic).parse().unwrap();
+                let (width, max) = (bits / 8, framing.inbox_limit() - bits / 8);
+                if wire.len() < width {
+                    return Ok(None);
+                }
+                let mut header = wire[..width].to_vec();
+                if framing.to_string().ends_with("le") {
+                    header.reverse();
+                }
+                let length = header.iter().fold(0u128, |sum, &byte| sum * 256 + u128::from(byte));
+                if length > max as u128 {
+                    return Err(FrameError::TooLong { length: length as u64, max });
+                }
+                let end = width + length as usize;
+                Ok((wire.len() >= end).then(|| (wire[width..end].to_vec(), end)))
+            }
+            Framing::Lines(_) => model_line(framing, wire),
+            Framing::Delimiter(_) => {
+                let name = framing.to_string();
+                let delimiter = name.strip_prefix("delimiter:").unwrap().as_bytes();
+                let max = framing.inbox_limit() - delimiter.len();
+                match (0..=max).find(|&at| wire.get(at..).is_some_and(|rest| rest.starts_with(delimiter))) {
+                    Some(at) => Ok(Some((wire[..at].to_vec(), at + delimiter.len()))),
+                    None if wire.len() >= max + delimiter.len() => Err(FrameError::Unended { max }),
+                    None => Ok(None),
+                }
+            }
+            Framing::Fixed(_) => {
+                let n = framing.inbox_limit();
+                Ok((wire.len() >= n).then(|| (wire[..n].to_vec(), n)))
+            }
+            Framing::Raw => Ok((!wire.is_empty()).then(|| (wire.to_vec(), wire.len()))),
+        }
+    }
+
+    fn model_line(framing: &Framing, wire: &[u8]) -> Result<Option<(Vec<u8>, usize)>, FrameError> {
+        let (is_strict, max) = (framing.to_string() == "crlf", framing.inbox_limit() - 2);
+        let mut body = Vec::new();
+        for (at, &byte) in wire.iter().enumerate() {
+            let has_return = body.last() == Some(&b'\r');
+            if body.len() > max + usize::from(has_return) {
+                break;
+            }
+            if byte == b'\n' {
+                if has_return {
+                    body.pop();
+                } else if is_strict && body.len() <= max {
+                    return Err(FrameError::LoneLineFeed { at });
+                }
+                let lone = body.iter().position(|&byte| byte == b'\r');
+                return match lone {
+                    _ if body.len() > max => break,
+                    Some(at) if is_strict => Err(FrameError::LoneReturn { at }),
+                    _ => Ok(Some((body, at + 1))),
+                };
+            }
+            body.push(byte);
+        }
+        let may_end = body.len() <= max || (body.len() == max + 1 && body.last() == Some(&b'\r'));
+        if may_end { Ok(None) } else { Err(FrameError::Unended { max }) }
+    }
+
+    fn named(name: &str) -> Framing {
+        name.parse().unwrap()
+    }
+
+    fn delimited(delimiter: &[u8]) -> Framing {
+        Framing::Delimiter(Delimiter::new(delimiter).unwrap())
+    }
+
+    #[test]
+    fn frames_are_the_same_wherever_the_stream_is_cut() {
+        let framings = NAMES.into_iter().map(named).chain([delimited(b"\0"), delimited(b"aab")]);
+        for framing in framings {
+            let bodies: &[&[u8]] = if let Framing::Fixed(_) = framing {
+                &[b"one", b"two", b"34\n"]
+            } else {
+                &[b"a", b"", b"cde", b""]
+            };
+            let mut wire = Vec::new();
+            for body in bodies {
+                framing.encode(body, &mut wire).unwrap();
+            }
+            // One more frame begins, in whichever framing.
+            wire.push(5);
+            for way in WAYS {
+                let whole = deliver(&framing, [&wire[..]], way);
+                assert_eq!(whole.frames, bodies, "{framing}");
+                assert_eq!(whole.rest, Ok(vec![5]), "{framing}");
+                for i in 0..=wire.len() {
+                    for j in i..=wire.len() {
+                        let parts = [&wire[..i], &wire[i..j], &wire[j..]];
+                        assert_eq!(
+                            deliver(&framing, parts, way),
+                            whole,
+                            "{framing} cut at {i} and {j}, {way:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_is_the_same_wherever_the_stream_is_cut() {
+        for (name, wire) in [
+            ("u8", &b"\x01a\x05bcdef"[..]),
+            ("u16le", b"\x01\x00a\x00\x01b"),
+            ("line", b"a\nabcdefg\n"),
+            ("line", b"a\nabcd\r\r\n"),
+            ("crlf", b"a\r\nb\nc\r\n"),
+            ("crlf", b"a\r\nb\rc\r\n"),
+            ("crlf", b"a\r\nabcd\n"),
+        ] {
+            let framing = named(name).max(4);
+            let whole = model(&framing, wire);
+            assert!(whole.rest.is_err() && whole.frames == [b"a"], "{name}: {whole:?}");
+            for way in WAYS {
+                for i in 0..=wire.len() {
+                    assert_eq!(
+                        deliver(&framing, [&wire[..i], &wire[i..]], way),
+                        whole,
+                        "{name} cut at {i}, {way:?}"
+                    );
+                }
+                assert_eq!(deliver(&framing, wire.chunks(1), way), whole, "{name} byte by byte, {way:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_framing_may_change_after_a_frame() {
+        let wire = b"lines\nGO\none|t\nwo|";
+        let delimiter = Delimiter::new(b"|").unwrap();
+        for cut in 0..=wire.len() {
+            let (mut inbox, mut bodies, mut is_changed) = (Inbox::default(), Vec::new(), false);
+            for part in [&wire[..cut], &wire[cut..]] {
+                inbox.append(part);
+                let mut input = Input::resumed(inbox.kept(), inbox.scanned());
+                let next = |is_changed, input: &mut Input<'_>| {
+                    let body = if is_changed { delimiter.next(input) } else { Lines::LENIENT.next(input) };
+                    body.unwrap().map(<[u8]>::to_vec)
+                };
+                while let Some(body) = next(is_changed, &mut input) {
+                    is_changed |= body == b"GO";
+                    bodies.push(body);
+                }
+                let (taken, scanned) = input.settle();
+                inbox.settle(taken, scanned);
+            }
+            assert_eq!(bodies, [&b"lines"[..], b"GO", b"one", b"t\nwo"], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn raw_gives_what_has_arrived_and_nothing_for_nothing() {
+        let mut input = Input::new(b"abc");
+        assert_eq!(Framing::Raw.next(&mut input), Ok(Some(&b"abc"[..])));
+        assert_eq!(Framing::Raw.next(&mut input), Ok(None));
+        let mut out = Vec::new();
+        Framing::Raw.encode(b"abc", &mut out).unwrap();
+        Framing::Raw.encode(b"", &mut out).unwrap();
+        assert_eq!(out, b"abc");
+    }
+
+    #[test]
+    fn a_name_is_read_as_it_is_written() {
+        let longest = format!("fixed:{}", usize::MAX);
+        for name in NAMES.into_iter().chain(["raw", "fixed:1", &longest]) {
+            assert_eq!(named(name).to_string(), name);
+        }
+        for name in [
+            "",
+            "U8",
+            "u24",
+            "u8be",
+            "u16",
+            "u32be ",
+            "lines",
+            "fixed",
+            "fixed:",
+            "fixed:0",
+            "fixed:+1",
+            "fixed:-1",
+            "fixed:1x",
+            "fixed:18446744073709551616",
+            "delimiter:a",
+        ] {
+            let error = name.parse::<Framing>().unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("{name:?} is not a framing; choose one of u8, u16be,")),
+                "{error}"
+            );
+        }
+        let choices = UnknownFraming { asked: String::new() }.to_string();
+        assert!(NAMES.iter().all(|name| choices.contains(name.trim_end_matches(":3"))), "{choices}");
+        assert_eq!(delimited(b"\r\n\0|").to_string(), r"delimiter:\r\n\x00|");
+    }
+
+    #[test]
+    fn the_limits_default_as_documented_and_leave_room_for_the_frame() {
+        let limits = crate::SocketLimits::default();
+        for (name, expected) in [
+            ("u8", 255 + 1),
+            ("u16be", 65_535 + 2),
+            ("u32be", 1_048_576 + 4),
+            ("u64le", 1_048_576 + 8),
+            ("line", 8_192 + 2),
+            ("crlf", 8_192 + 2),
+            ("fixed:7", 7),
+            ("raw", 0),
+        ] {
+            assert_eq!(named(name).inbox_limit(), expected, "{name}");
+            assert!(expected <= limits.message, "{name} does not fit the default limits");
+        }
+        assert_eq!(delimited(b"--").inbox_limit(), 8_192 + 2);
+        assert_eq!(named("u32le").max(10).inbox_limit(), 14);
+        assert_eq!(named("u8").max(1000).inbox_limit(), 256);
+        assert_eq!(named("fixed:7").max(1).inbox_limit(), 7);
+        assert_eq!(delimited(b"--").max(usize::MAX).inbox_limit(), usize::MAX);
+    }
+
+    #[test]
+    fn errors_name_the_figures_and_the_reason_to_close() {
+        for (error, sentence, why) in [
+            (
+                FrameError::TooLong { length: u64::MAX, max: 1 },
+                "a frame of 18446744073709551615 bytes is longer than the 1 allowed",
+                Closed::TooLong,
+            ),
+            (
+                FrameError::Unended { max: 8192 },
+                "a frame did not end within the 8192 bytes allowed",
+                Closed::TooLong,
+            ),
+            (
+                FrameError::LoneLineFeed { at: 3 },
+                "a line feed without a carriage return after 3 bytes of a line",
+                Closed::Malformed,
+            ),
+            (
+                FrameError::LoneReturn { at: 3 },
+                "a carriage return without a line feed after 3 bytes of a line",
+                Closed::Malformed,
+            ),
+            (
+                FrameError::ContainsEnd { at: 3 },
+                "a body to be sent has what ends a frame after 3 bytes",
+                Closed::Local,
+            ),
+            (
+                FrameError::WrongLength { length: 3, exact: 4 },
+                "a body of 3 bytes cannot be sent where every frame has 4",
+                Closed::Local,
+            ),
+        ] {
+            assert_eq!(error.to_string(), sentence);
+            assert_eq!(Closed::from(error), why);
+        }
+    }
+
+    fn framings() -> impl Strategy<Value = Framing> {
+        let names = prop::sample::select(NAMES.to_vec()).prop_map(named);
+        let delimiters = prop::sample::select(vec!["a", "ab", "aa", "aab", "abab"]);
+        let framings = prop_oneof![3 => names, 1 => delimiters.prop_map(|text| delimited(text.as_bytes()))];
+        (framings, 0..9usize).prop_map(|(framing, max)| framing.max(max))
+    }
+
+    /// Few different bytes, so that lengths are small, and ends and halves of ends are frequent.
+    fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
+        let byte = prop_oneof![
+            4 => prop::sample::select(b"ab\r\n".to_vec()),
+            2 => 0..4u8,
+            1 => any::<u8>(),
+        ];
+        prop::collection::vec(byte, 0..most)
+    }
+
+    fn cut<'a>(wire: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
+        let (mut parts, mut rest) = (Vec::new(), wire);
+        for &size in sizes {
+            let (part, after) = rest.split_at(size.min(rest.len()));
+            parts.push(part);
+            rest = after;
+        }
+        parts.push(rest);
+        parts
+    }
+
+    fn sizes() -> impl Strategy<Value = Vec<usize>> {
+        prop::collection::vec(0..7usize, 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_cut_anywhere_give_what_the_model_gives(
+            framing in framings(), wire in bytes(80), sizes in sizes(),
+            way in prop::sample::select(WAYS.to_vec()),
+        ) {
+            let came = deliver(&framing, cut(&wire, &sizes), way);
+            prop_assert_eq!(came, model(&framing, &wire), "{}", framing);
+        }
+
+        #[test]
+        fn what_is_sent_comes_out_and_nothing_else(
+            framing in framings(), bodies in prop::collection::vec(bytes(9), 0..12), sizes in sizes(),
+            way in prop::sample::select(WAYS.to_vec()),
+        ) {
+            let (mut wire, mut sent) = (Vec::new(), Vec::new());
+            for body in bodies {
+                let before = wire.len();
+                match framing.encode(&body, &mut wire) {
+                    Ok(()) => sent.push(body),
+                    Err(_) => prop_assert_eq!(wire.len(), before, "something was sent of what was refused"),
+                }
+            }
+            let came = deliver(&framing, cut(&wire, &sizes), way);
+            prop_assert_eq!(came, Came { frames: sent, rest: Ok(Vec::new()) }, "{}", framing);
+        }
+
+        #[test]
+        fn a_body_is_refused_only_if_it_would_not_come_out(framing in framings(), body in bytes(12)) {
+            let mut wire = Vec::new();
+            if framing.encode(&body, &mut wire).is_err() {
+                let tail = match framing.to_string().as_str() {
+                    "line" => "\n".to_owned(),
+                    "crlf" => "\r\n".to_owned(),
+                    name => name.strip_prefix("delimiter:").unwrap_or_default().to_owned(),
+                };
+                let came = model(&framing, &[&body, tail.as_bytes()].concat());
+                prop_assert_ne!(came, Came { frames: vec![body], rest: Ok(Vec::new()) }, "{}", framing);
+            }
+        }
+
+        #[test]
+        fn any_bytes_from_anywhere_never_panic(
+            name in prop::sample::select(NAMES.to_vec()), wire in prop::collection::vec(any::<u8>(), 0..300),
+            max in any::<usize>(),
+        ) {
+            deliver(&named(name).max(max), wire.chunks(7), Way::Appended);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Sends back what it is sent.
+
+use crate::inbox::Input;
+use crate::limits::SocketLimits;
+use crate::service::Service;
+use crate::socket::Socket;
+
+/// Greets, sends back every byte, and leaves on a line `quit`; or, [raw](Echo::raw), does nothing but send back.
+///
+/// ```
+/// use tidemill::{Limits, Reactor, services::Echo};
+///
+/// let mut reactor = Reactor::new(Limits::default())?;
+/// let echo = reactor.add_with(Echo::new(), Echo::new().limits());
+/// reactor.listen("127.0.0.1:0", echo)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Echo {
+    talks: bool,
+}
+
+/// What a person is greeted with.
+const GREETING: &[u8] = b"echo server ready (type quit to exit)\n";
+
+/// How a line, seen from its beginning, compares with `quit`.
+#[derive(PartialEq, Eq, Debug)]
+enum Line {
+    Quit,
+    /// So far it is the beginning of `quit`; the next bytes decide.
+    Undecided,
+    Other,
+}
+
+impl Echo {
+    /// The one for people.
+    pub fn new() -> Echo {
+        Echo { talks: true }
+    }
+
+    /// Bytes only.
+    pub fn raw() -> Echo {
+        Echo { talks: false }
+    }
+
+    /// Limits for people who type, or for programs if it is [raw](Echo::raw).
+    pub fn limits(&self) -> SocketLimits {
+        if self.talks { SocketLimits::typed() } else { SocketLimits::default() }
+    }
+}
+
+impl Default for Echo {
+    fn default() -> Echo {
+        Echo::new()
+    }
+}
+
+impl Service for Echo {
+    /// Whether the next byte is not the first of its line.
+    type Session = bool;
+
+    fn open(&mut self, socket: &mut Socket<'_>) -> bool {
+        if self.talks {
+            socket.send(GREETING);
+        }
+        false
+    }
+
+    fn data(&mut self, within_line: &mut bool, socket: &mut Socket<'_>, input: &mut Input<'_>) {
+        if !self.talks {
+            return socket.send(input.take_all());
+        }
+        while !input.is_empty() {
+            if !*within_line {
+                match compare(input.bytes()) {
+                    Line::Quit => return socket.close(),
+                    // Left untaken, it comes back in front of what decides it.
+                    Line::Undecided => return,
+                    Line::Other => {}
+                }
+            }
+            let (line, ended) = match input.take_line() {
+                Some(line) => (line, true),
+                None => (input.take_all(), false),
+            };
+            *within_line = !ended;
+            socket.send(line);
+        }
+    }
+
+    fn end(&mut self, _: &mut bool, socket: &mut Socket<'_>) {
+        // A `qui` that never became `quit` was only a few bytes to be sent back.
+        let undecided = socket.untaken().to_vec();
+        socket.send(&undecided);
+        socket.finish();
+    }
+}
+
+fn compare(line: &[u8]) -> Line {
+    for quit in [&b"quit\n"[..], b"quit\r\n"] {
+        if line.starts_with(quit) {
+            return Line::Quit;
+        }
+        if quit.starts_with(line) {
+            return Line::Undecided;
+        }
+    }
+    Line::Other
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_line_is_quit() {
+        for line in ["quit\n", "quit\r\n", "quit\nmore"] {
+            assert_eq!(compare(line.as_bytes()), Line::Quit, "{line:?}");
+        }
+        for line in ["q", "qui", "quit", "quit\r"] {
+            assert_eq!(compare(line.as_bytes()), Line::Undecided, "{line:?}");
+        }
+        for line in ["quite\n", "Quit\n", " quit\n", "quit \n", "quit\rx", "x"] {
+            assert_eq!(compare(line.as_bytes()), Line::Other, "{line:?}");
+        }
+    }
+}

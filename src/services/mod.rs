@@ -1,0 +1,11 @@
+//! Services to run as they are, and to learn from: the worked examples of this crate.
+//!
+//! They use nothing but what the crate offers to everyone.
+
+mod chat;
+mod echo;
+mod frames;
+
+pub use chat::Chat;
+pub use echo::Echo;
+pub use frames::Frames;
