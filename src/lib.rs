@@ -27,24 +27,25 @@
 //!
 //! # Where to begin
 //!
-//! - To **use** it: [`Service`] is what you write, [`Socket`] is what you do it with, [`Reactor`] runs it, [`Limits`] bounds
-//!   it, and [`Closed`] says how it ended. [`framing`] cuts bytes into messages; [`services`] are worked examples.
+//! - To **use** it: [`Service`] is what you write, [`Socket`] is what you do it with, [`Reactor`] runs it, [`Limits`]
+//!   bounds it, and [`Closed`] says how it ended. [`framing`] cuts bytes into messages; [`services`] are worked
+//!   examples.
 //! - To **embed** it in a loop of your own: "In a loop of your own" at [`Reactor`], and [`Handle`] for other threads.
 //! - To **study** it: `docs/one-turn.md`, then `src/turn/mod.rs`.
 //!
 //! # What it does for you
 //!
-//! A peer that sends a byte a minute, one that never reads, one that announces four gigabytes, ten thousand that come at
-//! once, a process out of descriptors: each has a limit with a default, a place where it is enforced, and a counter. See
-//! [`Limits`] and [`SocketLimits`].
+//! A peer that sends a byte a minute, one that never reads, one that announces four gigabytes, ten thousand that come
+//! at once, a process out of descriptors: each has a limit with a default, a place where it is enforced, and a
+//! counter. See [`Limits`] and [`SocketLimits`].
 //!
 //! # Surprises
 //!
 //! - **Nothing fails in a callback.** [`Socket`]'s methods queue; errors come once, in [`Service::closed`].
 //! - **Answers leave at the end of the turn**, all of a connection's together. A service that computes for a second
 //!   delays every answer of that turn.
-//! - **A full socket is not read**, unless [`SocketLimits::read_when_full`] says so: a peer that does not read its answers
-//!   is not asked for more questions.
+//! - **A full socket is not read**, unless [`SocketLimits::read_when_full`] says so: a peer that does not read its
+//!   answers is not asked for more questions.
 //! - **A panic in a callback unwinds out of [`Reactor::turn`]**; the reactor must not be used afterwards.
 //! - **SIGPIPE**: Rust programs ignore it from the start. Where another language owns `main`, ignore it yourself: a
 //!   vectored write to a peer that is gone would end the process.

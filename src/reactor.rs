@@ -42,10 +42,10 @@ use crate::turn::{Loop, Turn};
 ///
 /// # In a loop of your own
 ///
-/// [`turn`](Reactor::turn) is one pass. A reactor can be watched by another loop through its descriptor ([`AsFd`]): turn it
-/// with a wait of zero when the descriptor is readable, and at [`next_deadline`](Reactor::next_deadline) at the latest.
-/// The descriptor alone is not enough: work that a budget cut off does not make it readable, and then the deadline is
-/// already past.
+/// [`turn`](Reactor::turn) is one pass. A reactor can be watched by another loop through its descriptor ([`AsFd`]):
+/// turn it with a wait of zero when the descriptor is readable, and at [`next_deadline`](Reactor::next_deadline) at
+/// the latest. The descriptor alone is not enough: work that a budget cut off does not make it readable, and then the
+/// deadline is already past.
 ///
 /// # More than one service
 ///
@@ -137,8 +137,8 @@ impl Reactor {
         self.turns.table.dial(service.0, to, None)
     }
 
-    /// One turn of the loop: sleeps until something is to be done, at most for `wait` (`None`: without end), and does it.
-    /// With a `wait` of zero it never sleeps.
+    /// One turn of the loop: sleeps until something is to be done, at most for `wait` (`None`: without end), and does
+    /// it. With a `wait` of zero it never sleeps.
     ///
     /// # Errors
     ///
@@ -181,8 +181,8 @@ impl Reactor {
         Sockets::new(&mut self.turns.table)
     }
 
-    /// Closes the listeners with the next turn. Connections go on until they end by themselves; what is left after `grace`
-    /// is closed with [`Closed::Shutdown`](crate::Closed::Shutdown). [`run`](Reactor::run) then returns.
+    /// Closes the listeners with the next turn. Connections go on until they end by themselves; what is left after
+    /// `grace` is closed with [`Closed::Shutdown`](crate::Closed::Shutdown). [`run`](Reactor::run) then returns.
     pub fn shutdown(&mut self, grace: Duration) {
         self.sockets().shutdown(grace);
     }

@@ -1,9 +1,10 @@
 //! A world made of data, for tests: [`System`] with a clock that only moves when it is told to.
 //!
-//! Sockets are byte queues, readiness is edge-triggered as strictly as epoll may be: an edge for what arrives, one for
-//! space that comes after a refused write, one for an end, and none ever again for the same thing. Descriptors are
-//! counted, and accept(2) asks for one before it looks at its queue, as Linux does. With a seed, calls also come up short,
-//! answer `WouldBlock` ahead of a later edge, are interrupted, and events come late, split and without cause.
+//! Sockets are byte queues, readiness is edge-triggered as strictly as epoll may be: an edge for what arrives, one
+//! for space that comes after a refused write, one for an end, and none ever again for the same thing. Descriptors
+//! are counted, and accept(2) asks for one before it looks at its queue, as Linux does. With a seed, calls also come
+//! up short, answer `WouldBlock` ahead of a later edge, are interrupted, and events come late, split and without
+//! cause.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

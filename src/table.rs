@@ -433,3 +433,18 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_no_larger_than_what_it_holds() {
+        // slab marks a vacant slot in a niche of the connection, so holding one costs nothing besides.
+        let mut slots = Slab::<Connection>::with_capacity(1);
+        slots.insert(Connection::new(NonZeroU32::MIN, 0, Stage::Open, "[::1]:1".parse().unwrap(), Tick(0)));
+        slots.insert(Connection::new(NonZeroU32::MIN, 0, Stage::Open, "[::1]:1".parse().unwrap(), Tick(0)));
+        let distance = &raw const slots[1] as usize - &raw const slots[0] as usize;
+        assert_eq!(distance, size_of::<Connection>());
+    }
+}

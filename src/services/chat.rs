@@ -68,9 +68,15 @@ impl Chat {
         Chat { lines: self.lines.max(bytes), ..self }
     }
 
-    /// Limits for people who talk: they may be silent for half an hour, and a member for whom 256 KiB wait is not reading.
-    pub fn limits() -> SocketLimits {
-        SocketLimits { idle: Some(Duration::from_secs(30 * 60)), queue: 256 * 1024, ..SocketLimits::typed() }
+    /// Limits for people who talk: they may be silent for half an hour, and a member for whom 256 KiB wait is not
+    /// reading.
+    pub fn limits(&self) -> SocketLimits {
+        SocketLimits {
+            idle: Some(Duration::from_secs(30 * 60)),
+            queue: 256 * 1024,
+            message: self.lines.inbox_limit(),
+            ..SocketLimits::typed()
+        }
     }
 
     fn line(&mut self, socket: &mut Socket<'_>, line: &[u8]) {

@@ -7,7 +7,8 @@ use crate::system::System;
 use crate::table::Stop;
 
 impl<S: System> Loop<S> {
-    /// At most a budget of deadlines. It comes after `serve`, so that bytes which arrived in time save their connection.
+    /// At most a budget of deadlines. It comes after `serve`, so that bytes which arrived in time save their
+    /// connection.
     pub(super) fn expire(&mut self) {
         self.heed_stop();
         for _ in 0..self.table.limits.expirations.max(1) {

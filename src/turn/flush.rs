@@ -12,8 +12,8 @@ use crate::outbox::Gather;
 use crate::system::System;
 
 impl<S: System> Loop<S> {
-    /// Writes what each connection was sent in this turn, behind what it still had queued, with one call if
-    /// the kernel takes it. No user code runs before the arena is empty; then those who were full hear that they are not.
+    /// Writes what each connection was sent in this turn, behind what it still had queued, with one call if the
+    /// kernel takes it. No user code runs before the arena is empty; then those who were full hear that they are not.
     pub(super) fn flush(&mut self) {
         let mut line = mem::replace(&mut self.table.dirty, mem::take(&mut self.spare_dirty));
         for dirty in line.drain(..) {

@@ -28,13 +28,14 @@ enum Told {
 }
 
 type Diary = Rc<RefCell<Vec<Told>>>;
-type Script1 = Rc<RefCell<dyn FnMut(&mut Socket<'_>, &mut Input<'_>)>>;
+type OnData = Box<dyn FnMut(&mut Socket<'_>, &mut Input<'_>)>;
+type OnOpen = Box<dyn FnMut(&mut Socket<'_>)>;
 
 /// A service that writes down what happens to it and does with data what a test says.
 struct Probe {
     diary: Diary,
-    on_data: Script1,
-    on_open: Rc<RefCell<dyn FnMut(&mut Socket<'_>)>>,
+    on_data: OnData,
+    on_open: OnOpen,
     keeps_idle: bool,
     finishes: bool,
 }
@@ -44,14 +45,14 @@ impl Service for Probe {
 
     fn open(&mut self, socket: &mut Socket<'_>) -> ConnId {
         self.diary.borrow_mut().push(Told::Open(socket.id()));
-        (self.on_open.borrow_mut())(socket);
+        (self.on_open)(socket);
         socket.id()
     }
 
     fn data(&mut self, session: &mut ConnId, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         assert_eq!(*session, socket.id(), "a callback came with another connection's session");
         self.diary.borrow_mut().push(Told::Data(socket.id(), input.bytes().to_vec()));
-        (self.on_data.borrow_mut())(socket, input);
+        (self.on_data)(socket, input);
     }
 
     fn end(&mut self, _: &mut ConnId, socket: &mut Socket<'_>) {
@@ -137,8 +138,8 @@ impl Plan {
         let diary = Diary::default();
         let probe = Probe {
             diary: diary.clone(),
-            on_data: Rc::new(RefCell::new(on_data)),
-            on_open: Rc::new(RefCell::new(on_open)),
+            on_data: Box::new(on_data),
+            on_open: Box::new(on_open),
             keeps_idle: self.keeps_idle,
             finishes: self.finishes,
         };
