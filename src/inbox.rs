@@ -175,6 +175,11 @@ impl<'a> Input<'a> {
         found.map(|at| from + at)
     }
 
+    #[cfg(test)]
+    pub(crate) fn scanned(&self) -> usize {
+        self.scanned
+    }
+
     /// What was taken, and how far the rest has been searched.
     pub(crate) fn settle(self) -> (usize, usize) {
         (self.taken, self.scanned)

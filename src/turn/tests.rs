@@ -417,6 +417,31 @@ fn a_long_message_in_many_reads_arrives_whole() {
 }
 
 #[test]
+fn a_line_that_comes_byte_by_byte_is_searched_once() {
+    // Twelve bytes are put in front of the next read, five thousand are not: the memory must survive both.
+    for length in [12, 5_000] {
+        let mut house = Plan::default().build(|_, input| {
+            let searched = input.scanned();
+            assert!(input.take_line().is_none());
+            assert!(
+                input.len() - searched <= 1 || searched == 0,
+                "{searched} of {} were searched",
+                input.len()
+            );
+        });
+        let (peer, _) = house.guest();
+        house.script.feed(peer, &vec![b'x'; length]);
+        for _ in 0..20 {
+            house.settle();
+            house.script.feed(peer, b"y");
+        }
+        house.settle();
+        let kept = Told::Data(house.turns.table.id(0), [vec![b'x'; length], vec![b'y'; 20]].concat());
+        assert_eq!(house.told().last(), Some(&kept));
+    }
+}
+
+#[test]
 fn a_message_of_the_limit_is_kept_and_one_byte_more_closes() {
     let limits = SocketLimits { message: 1_000, ..no_idle() };
     let mut house = socket_limits(limits).build(|_, _| {});
@@ -709,6 +734,22 @@ fn a_queue_of_the_cap_is_kept_and_one_byte_more_closes() {
 }
 
 #[test]
+fn one_send_beyond_the_cap_is_judged_by_what_the_kernel_takes() {
+    let limits = SocketLimits { queue: 100_000, ..no_idle() };
+    for (taken, why) in [(50_000, None), (49_999, Some(Closed::SlowReader))] {
+        let mut house = socket_limits(limits.clone()).build(|socket, input| {
+            input.take_all();
+            socket.send(&[b'x'; 150_000]);
+        });
+        let (peer, id) = house.guest();
+        house.script.window(peer, taken);
+        house.script.feed(peer, b"x");
+        house.settle();
+        assert_eq!(house.farewell(id), why, "{taken} bytes were taken");
+    }
+}
+
+#[test]
 fn our_end_follows_the_queue_and_not_before() {
     let mut house = Plan::default().build(|socket, input| {
         socket.send(input.take_all());
@@ -935,15 +976,22 @@ fn assert_about(passed: Duration, expected: Duration) {
 
 #[test]
 fn a_silent_peer_is_idle_when_its_time_is_up_and_not_before() {
-    let mut house = socket_limits(SocketLimits { idle: Some(2 * SECOND), ..no_idle() }).build(echo);
-    let (peer, id) = house.guest();
-    house.pass(1_500 * MS);
-    house.script.feed(peer, b"x");
-    house.settle();
-    assert_about(ends_after(&mut house, peer, id), 2 * SECOND);
-    house.script.end(peer);
-    house.settle();
-    assert_eq!(house.farewell(id), Some(Closed::Idle));
+    let limits = SocketLimits { idle: Some(2 * SECOND), ..no_idle() };
+    for said_by_peer in [true, false] {
+        let mut house = socket_limits(limits.clone()).build(swallow);
+        let (peer, id) = house.guest();
+        house.pass(1_500 * MS);
+        if said_by_peer {
+            house.script.feed(peer, b"x");
+        } else {
+            Sockets::new(&mut house.turns.table).get(id).unwrap().send(b"x");
+        }
+        house.settle();
+        assert_about(ends_after(&mut house, peer, id), 2 * SECOND);
+        house.script.end(peer);
+        house.settle();
+        assert_eq!(house.farewell(id), Some(Closed::Idle));
+    }
 }
 
 #[test]

@@ -1,0 +1,64 @@
+//! What a reactor asks of the kernel, seen from outside.
+#![cfg(target_os = "linux")]
+
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use tidemill::services::Echo;
+use tidemill::{Limits, ListenOptions, Reactor};
+
+#[test]
+fn callers_wait_in_the_backlog_while_the_loop_is_busy() {
+    // mio's own listener would keep 128 of them. The kernel's limit may be lower than what is asked for.
+    let somaxconn = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("the kernel's limit");
+    let most: usize = somaxconn.trim().parse().expect("a number");
+    let wanted = 300.min(most);
+    let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
+    let echo = reactor.add(Echo::raw());
+    let listener = reactor.listen("127.0.0.1:0", echo).expect("a listener");
+    let address = reactor.local_addr(listener).expect("its address");
+    let callers: Vec<TcpStream> = (0..wanted)
+        .map(|_| {
+            TcpStream::connect_timeout(&address, Duration::from_secs(5)).expect("a place in the backlog")
+        })
+        .collect();
+    assert_eq!(reactor.stats().accepted, 0);
+    while reactor.stats().accepted < callers.len() as u64 {
+        let turn = reactor.turn(Some(Duration::from_secs(5))).expect("a turn");
+        assert!(turn.events > 0 || turn.carried_over || reactor.stats().accepted == callers.len() as u64);
+    }
+}
+
+#[test]
+fn no_descriptor_is_inherited_by_a_child() {
+    let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
+    let echo = reactor.add(Echo::raw());
+    let options = ListenOptions { keep_alive: Some(Duration::from_secs(60)), ..ListenOptions::default() };
+    let listener = reactor.listen_with("127.0.0.1:0", echo, &options).expect("a listener");
+    let address = reactor.local_addr(listener).expect("its address");
+    let _caller = TcpStream::connect(address).expect("a connection");
+    reactor.dial(address, echo).expect("a slot");
+    while reactor.stats().accepted < 2 {
+        reactor.turn(Some(Duration::from_secs(5))).expect("a turn");
+    }
+    let child = Command::new("sh").args(["-c", "ls -l /proc/self/fd"]).output().expect("a child");
+    let listing = String::from_utf8_lossy(&child.stdout);
+    for kind in ["socket:", "eventpoll", "eventfd"] {
+        assert!(!listing.contains(kind), "a child holds a {kind}\n{listing}");
+    }
+}
+
+#[test]
+fn an_address_in_use_is_named_together_with_what_may_help() {
+    let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
+    let echo = reactor.add(Echo::raw());
+    let listener = reactor.listen("127.0.0.1:0", echo).expect("a listener");
+    let address = reactor.local_addr(listener).expect("its address");
+    let error = reactor.listen(address, echo).expect_err("it is taken");
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    let expected = format!("cannot listen on {address}: the address is in use");
+    assert!(error.to_string().starts_with(&expected), "{error}");
+    let error = reactor.listen("no such address", echo).expect_err("it is none");
+    assert!(error.to_string().starts_with("cannot listen on no such address: "), "{error}");
+}
