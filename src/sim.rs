@@ -349,7 +349,9 @@ impl System for Sim {
         world.take_descriptor()?;
         let Some(key) = world.backlog.pop_front() else { return Err(io::ErrorKind::WouldBlock.into()) };
         drop(world);
-        Ok((self.fd(key), address()))
+        let mut peer = address();
+        peer.set_port(peer.port() + key as u16);
+        Ok((self.fd(key), peer))
     }
 
     fn connect(&mut self, to: SocketAddr) -> io::Result<Fd> {

@@ -78,7 +78,7 @@ fn module(path: &Path) -> String {
 }
 
 fn is_test(path: &Path) -> bool {
-    path.ends_with("turn/tests.rs") || path.ends_with("sim.rs")
+    ["turn/tests.rs", "services/trial.rs", "sim.rs"].iter().any(|tests| path.ends_with(tests))
 }
 
 fn place(module: &str) -> Option<usize> {

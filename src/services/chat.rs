@@ -199,3 +199,173 @@ impl Service for Chat {
         self.leave(id, &mut Others::Rest(rest));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services::trial::Trial;
+    use crate::sim::Peer;
+
+    type Room = Trial;
+
+    fn empty_room() -> Room {
+        Trial::of(Chat::new(), Chat::new().limits())
+    }
+
+    /// Three members called ada, bob and eve, who have heard nothing yet.
+    fn room_of_three() -> (Room, [Peer; 3]) {
+        let mut room = empty_room();
+        let members = ["ada", "bob", "eve"].map(|name| {
+            let peer = room.script.connect();
+            room.say(peer, format!("/nick {name}\n"));
+            peer
+        });
+        members.iter().for_each(|&peer| drop(room.heard(peer)));
+        (room, members)
+    }
+
+    #[test]
+    fn a_newcomer_is_announced_by_address_and_so_is_one_who_left() {
+        let mut room = empty_room();
+        let first = room.script.connect();
+        room.settle();
+        let second = room.script.connect();
+        room.settle();
+        room.say(first, "hello\n");
+        room.script.end(second);
+        room.settle();
+        let said = "10.0.0.1:4001 joined\n10.0.0.1:4000: hello\n";
+        assert_eq!(room.heard(second), said);
+        assert_eq!(room.heard(first), format!("10.0.0.1:4000 joined\n{said}10.0.0.1:4001 left\n"));
+    }
+
+    #[test]
+    fn everyone_hears_everything_in_one_order() {
+        let (mut room, [ada, bob, eve]) = room_of_three();
+        room.script.feed(ada, b"one\ntwo\n");
+        room.script.feed(bob, b"three\n");
+        room.say(eve, "four\n");
+        let said = room.heard(ada);
+        assert_eq!((room.heard(bob), room.heard(eve)), (said.clone(), said.clone()));
+        let mut lines: Vec<&str> = said.lines().collect();
+        assert!(lines.iter().position(|l| *l == "ada: one") < lines.iter().position(|l| *l == "ada: two"));
+        lines.sort_unstable();
+        assert_eq!(lines, ["ada: one", "ada: two", "bob: three", "eve: four"]);
+    }
+
+    #[test]
+    fn only_whole_lines_are_said() {
+        let (mut room, [ada, bob, _]) = room_of_three();
+        room.say(ada, "wait for ");
+        assert_eq!(room.heard(bob), "");
+        room.say(ada, "it\r\n\n   \nhalf a li");
+        assert_eq!(room.heard(bob), "ada: wait for it\n", "empty lines say nothing");
+        room.script.end(ada);
+        room.settle();
+        assert_eq!(room.heard(bob), "ada left\n");
+    }
+
+    #[test]
+    fn a_name_is_taken_given_back_and_cannot_pass_for_another() {
+        let (mut room, [ada, bob, _]) = room_of_three();
+        for (name, answer) in [
+            ("", "a name, please: /nick NAME\n"),
+            ("   ", "a name, please: /nick NAME\n"),
+            ("ADA", "ADA is taken\n"),
+            ("bob", "bob is taken\n"),
+            ("a b", "a name is made of letters, digits, - and _\n"),
+            ("10.0.0.1:4000", "a name is made of letters, digits, - and _\n"),
+            ("a\x1b[31m", "a name is made of letters, digits, - and _\n"),
+            ("abcdefghijklmnopqrstuvwxy", "a name has at most 24 characters\n"),
+        ] {
+            room.say(bob, format!("/nick {name}\n"));
+            assert_eq!(room.heard(bob), answer, "{name:?}");
+        }
+        assert_eq!(room.heard(ada), "", "a refusal is between the two");
+        room.say(ada, "/nick \u{5d0}\u{5d3}\u{5d4}_1\n");
+        room.say(bob, "/nick Ada\n");
+        assert_eq!(room.heard(bob), "ada is now \u{5d0}\u{5d3}\u{5d4}_1\nbob is now Ada\n");
+    }
+
+    #[test]
+    fn who_and_help_are_answered_to_who_asked() {
+        let (mut room, [ada, bob, _]) = room_of_three();
+        room.say(ada, "/who\n/help\n/dance now\n");
+        let answer = format!("3 here: ada, bob, eve\n{HELP}/dance is no command; /help lists them\n");
+        assert_eq!((room.heard(ada), room.heard(bob)), (answer, String::new()));
+    }
+
+    #[test]
+    fn who_does_not_list_a_whole_city() {
+        let mut room = empty_room();
+        let peers: Vec<Peer> = (0..150).map(|_| room.script.connect()).collect();
+        room.settle();
+        room.heard(peers[0]);
+        room.say(peers[0], "/who\n");
+        let heard = room.heard(peers[0]);
+        assert!(
+            heard.starts_with("150 here: 10.0.0.1:4000, ") && heard.ends_with(" and 50 more\n"),
+            "{heard}"
+        );
+    }
+
+    #[test]
+    fn who_quits_is_gone_at_once_and_says_nothing_more() {
+        let (mut room, [ada, bob, eve]) = room_of_three();
+        room.say(ada, "bye\n/quit\nghost\n/nick ghost\n");
+        assert_eq!(room.heard(bob), "ada: bye\nada left\n");
+        assert!(room.script.heard_end(ada));
+        room.script.end(ada);
+        room.say(bob, "/nick ada\n");
+        assert_eq!(room.heard(eve), "ada: bye\nada left\nbob is now ada\n", "one left is left once");
+    }
+
+    #[test]
+    fn control_characters_reach_nobody() {
+        let (mut room, [ada, bob, _]) = room_of_three();
+        let nasty =
+            b"\x1b[2J\x07\x00red\x7f \xc2\x9b31m \xe2\x80\xaeevil\xe2\x80\xa9 \xff\xfe\rbob: forged\ttab\n";
+        room.say(ada, nasty);
+        let heard = room.heard(bob);
+        assert!(heard.starts_with("ada: ") && heard.ends_with("forged\ttab\n"), "{heard:?}");
+        let fine = |c: char| c == '\t' || !(c.is_control() || ('\u{2028}'..='\u{202e}').contains(&c));
+        assert!(heard.trim_end_matches('\n').chars().all(fine), "{heard:?}");
+    }
+
+    #[test]
+    fn too_long_a_line_ends_the_talk_of_one_and_not_of_the_others() {
+        let (mut room, [ada, bob, eve]) = room_of_three();
+        room.say(ada, [b'x'; 8 * 1024 + 2]);
+        assert!(room.heard(ada).contains("8192 bytes allowed") && room.script.heard_end(ada));
+        room.script.end(ada);
+        room.say(bob, [&[b'y'; 8 * 1024], &b"\n"[..]].concat());
+        assert_eq!(room.heard(eve).len(), "ada left\n".len() + "bob: \n".len() + 8 * 1024);
+        assert_eq!(room.turns.table.stats.ended(Closed::TooLong), 1);
+    }
+
+    #[test]
+    fn a_member_that_does_not_read_is_dropped_and_the_others_hear_all() {
+        let (mut room, [ada, bob, eve]) = room_of_three();
+        room.script.window(eve, 0);
+        let line = [&[b'x'; 1_000], &b"\n"[..]].concat();
+        let mut heard = 0;
+        for _ in 0..300 {
+            room.say(ada, &line);
+            heard += room.heard(bob).len();
+        }
+        assert_eq!(room.turns.table.stats.ended(Closed::SlowReader), 1);
+        assert_eq!(heard, 300 * ("ada: ".len() + line.len()) + "eve left\n".len());
+        assert_eq!(room.turns.table.memory, 0, "what waited for her is forgotten");
+    }
+
+    #[test]
+    fn a_line_to_a_thousand_members_is_held_once() {
+        let mut room = empty_room();
+        let peers: Vec<Peer> = (0..1_000).map(|_| room.script.connect()).collect();
+        room.settle();
+        peers.iter().for_each(|&peer| room.script.window(peer, 0));
+        room.say(peers[0], [&[b'x'; 8_000], &b"\n"[..]].concat());
+        let each = (room.turns.table.memory - 8_000) / 1_000;
+        assert!(each < 100, "each member costs {each} bytes for a line of 8,000");
+    }
+}

@@ -111,6 +111,57 @@ fn compare(line: &[u8]) -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::closed::Closed;
+    use crate::services::trial::Trial;
+
+    const GREETED: &str = "echo server ready (type quit to exit)\n";
+
+    fn talk() -> Trial {
+        Trial::of(Echo::new(), Echo::new().limits())
+    }
+
+    #[test]
+    fn quit_is_understood_wherever_it_is_split() {
+        for quit in ["quit\n", "quit\r\n"] {
+            let said = format!("a\nquite\n{quit}never said\n");
+            for at in 0..=said.len() {
+                let mut trial = talk();
+                let peer = trial.script.connect();
+                trial.say(peer, &said[..at]);
+                trial.say(peer, &said[at..]);
+                assert_eq!(trial.heard(peer), format!("{GREETED}a\nquite\n"), "split at {at}");
+                assert!(trial.script.heard_end(peer));
+                trial.script.end(peer);
+                trial.settle();
+                assert_eq!(trial.turns.table.stats.ended(Closed::Local), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn what_only_began_as_quit_is_sent_back_when_that_is_clear_or_at_the_end() {
+        for (said, heard) in
+            [("qui", "qui"), ("quit", "quit"), ("quid\nqu", "quid\nqu"), ("x quit\n", "x quit\n")]
+        {
+            let mut trial = talk();
+            let peer = trial.script.connect();
+            for byte in said.bytes() {
+                trial.say(peer, [byte]);
+            }
+            trial.script.end(peer);
+            trial.settle();
+            assert_eq!(trial.heard(peer), format!("{GREETED}{heard}"));
+            assert_eq!(trial.turns.table.stats.ended(Closed::Finished), 1);
+        }
+    }
+
+    #[test]
+    fn raw_sends_back_bytes_and_nothing_else() {
+        let mut trial = Trial::of(Echo::raw(), Echo::raw().limits());
+        let peer = trial.script.connect();
+        trial.say(peer, "quit\nquit\n");
+        assert_eq!(trial.heard(peer), "quit\nquit\n");
+    }
 
     #[test]
     fn only_a_whole_line_is_quit() {

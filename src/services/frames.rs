@@ -63,3 +63,52 @@ impl Service for Frames {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::closed::Closed;
+    use crate::services::trial::Trial;
+
+    fn frames(name: &str) -> Trial {
+        let framing: Framing = name.parse().expect("a framing's name");
+        let frames = Frames::new(framing.max(1_000));
+        let limits = frames.limits();
+        Trial::of(frames, limits)
+    }
+
+    #[test]
+    fn each_message_is_answered_wherever_it_is_split() {
+        let wire = b"\0\0\0\x05hello\0\0\0\0\0\0\0\x01!";
+        for at in 0..=wire.len() {
+            let mut trial = frames("u32be");
+            let peer = trial.script.connect();
+            trial.say(peer, &wire[..at]);
+            trial.say(peer, &wire[at..]);
+            assert_eq!(trial.script.heard(peer), wire, "split at {at}");
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_closes_at_once_behind_the_answers_before_it() {
+        let mut trial = frames("u32be");
+        let peer = trial.script.connect();
+        trial.say(peer, b"\0\0\0\x02ok\xff\xff\xff\xff");
+        assert_eq!(trial.script.heard(peer), b"\0\0\0\x02ok");
+        assert!(trial.script.heard_end(peer) && trial.turns.table.memory == 0);
+        trial.script.end(peer);
+        trial.settle();
+        assert_eq!(trial.turns.table.stats.ended(Closed::TooLong), 1);
+    }
+
+    #[test]
+    fn what_is_no_line_where_lines_are_strict_is_malformed() {
+        let mut trial = frames("crlf");
+        let peer = trial.script.connect();
+        trial.say(peer, "one\r\ntwo\nthree\r\n");
+        assert_eq!(trial.heard(peer), "one\r\n");
+        trial.script.end(peer);
+        trial.settle();
+        assert_eq!(trial.turns.table.stats.ended(Closed::Malformed), 1);
+    }
+}

@@ -5,6 +5,8 @@
 mod chat;
 mod echo;
 mod frames;
+#[cfg(test)]
+mod trial;
 
 pub use chat::Chat;
 pub use echo::Echo;

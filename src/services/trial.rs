@@ -1,0 +1,46 @@
+//! A service on a simulated kernel, for the tests of services.
+
+use std::time::Duration;
+
+use crate::limits::{Limits, SocketLimits};
+use crate::listener::ListenOptions;
+use crate::service::Service;
+use crate::sim::{Peer, Script, Sim, address};
+use crate::turn::Loop;
+
+pub(super) struct Trial {
+    pub(super) turns: Loop<Sim>,
+    pub(super) script: Script,
+}
+
+impl Trial {
+    pub(super) fn of(service: impl Service, limits: SocketLimits) -> Trial {
+        let (sim, script) = Sim::new();
+        let house = Limits { accepts: 2_000, ..Limits::default() };
+        let mut turns = Loop::new(sim, house).expect("a simulated loop");
+        let service = turns.add(service, Some(limits));
+        turns.listen(address(), service, &ListenOptions::default()).expect("a simulated listener");
+        Trial { turns, script }
+    }
+
+    /// Turns until nobody has anything more to do.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..1_000 {
+            self.turns.turn(Some(Duration::ZERO)).expect("a simulated poll");
+            if !self.turns.has_work() && self.script.is_silent() {
+                return;
+            }
+        }
+        panic!("after 1,000 turns there is still something to do");
+    }
+
+    pub(super) fn say(&mut self, peer: Peer, bytes: impl AsRef<[u8]>) {
+        self.script.feed(peer, bytes.as_ref());
+        self.settle();
+    }
+
+    /// What the peer has been sent since it last listened. Text: no test here sends anything else.
+    pub(super) fn heard(&self, peer: Peer) -> String {
+        String::from_utf8(self.script.heard(peer)).expect("text")
+    }
+}
