@@ -110,11 +110,17 @@ impl<'a> Socket<'a> {
         self.table.queued(self.slot)
     }
 
-    /// Whether the queue is above [`SocketLimits::high_water`](crate::SocketLimits::high_water), or was and has not
-    /// come down to the low mark. While it is, [`SocketLimits::read_when_full`](crate::SocketLimits::read_when_full)
-    /// says whether the peer is read. When it no longer is, [`Service::drained`](crate::Service::drained) comes.
+    /// Whether the queue has reached [`SocketLimits::high_water`](crate::SocketLimits::high_water) and not come down to
+    /// the low mark since. While it is, [`SocketLimits::read_when_full`](crate::SocketLimits::read_when_full) says
+    /// whether the peer is read. Whenever it has been, [`Service::drained`](crate::Service::drained) comes, at the end of
+    /// this turn if the kernel takes everything at once.
     pub fn is_full(&self) -> bool {
-        self.table.is_full(self.slot)
+        self.table.at(self.slot).flags.full
+    }
+
+    /// Whether it was dialed and is not connected yet. What is sent meanwhile waits.
+    pub fn is_connecting(&self) -> bool {
+        self.table.at(self.slot).stage == Stage::Connecting
     }
 
     /// Delivers nothing from the next call on, until [`resume`](Socket::resume). Costs no system call. The peer

@@ -230,16 +230,18 @@ impl Table {
     /// Whether bytes can still be sent. A peer whose kernel buffer is known to be full is closed as soon as its
     /// queue would pass the cap; one that has not been tried in this turn gets its chance at the flush.
     fn may_queue(&mut self, slot: u32, length: usize) -> bool {
-        let queued = self.queued(slot);
+        let (queued, high) = (self.queued(slot) + length, self.high_water(slot));
         let (connection, limits) = self.with_limits(slot);
         if !connection.is_live() || connection.flags.finishing {
             self.stats.sent_too_late += length as u64;
             return false;
         }
-        if !connection.flags.writable && queued + length > limits.queue {
+        if !connection.flags.writable && queued > limits.queue {
             self.doom(slot, Closed::SlowReader);
             return false;
         }
+        // Full from here on, even if the kernel takes it all a moment later: who was told so waits for `drained`.
+        connection.flags.full |= queued >= high;
         true
     }
 
@@ -248,10 +250,6 @@ impl Table {
         let connection = self.at(slot);
         let this_turn = self.dirty.get(connection.dirty as usize).map_or(0, |dirty| dirty.chain.len());
         connection.queued() + this_turn
-    }
-
-    pub(crate) fn is_full(&self, slot: u32) -> bool {
-        self.at(slot).flags.full || self.queued(slot) >= self.high_water(slot)
     }
 
     /// From four fifths of the memory on, any queue at all counts as full.

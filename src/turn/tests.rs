@@ -695,6 +695,24 @@ fn a_full_socket_is_not_read_and_says_when_it_is_drained() {
 }
 
 #[test]
+fn whoever_was_told_that_it_is_full_is_told_that_it_is_drained() {
+    let mut house = Plan::default().build(|socket, input| {
+        input.take_all();
+        assert!(!socket.is_full());
+        socket.send(&[b'x'; 100_000]);
+        assert!(socket.is_full(), "whether the kernel will take it is not known yet");
+    });
+    let (peer, id) = house.guest();
+    house.script.feed(peer, b"x");
+    house.settle();
+    assert_eq!(house.script.heard(peer).len(), 100_000);
+    assert_eq!(house.told().last(), Some(&Told::Drained(id)));
+    house.script.feed(peer, b"x");
+    house.settle();
+    assert_eq!(house.script.heard(peer).len(), 100_000, "and it is read again");
+}
+
+#[test]
 fn a_service_may_ask_to_read_on_when_full() {
     let limits = SocketLimits { read_when_full: true, ..no_idle() };
     let mut house = socket_limits(limits).build(|socket, input| {
