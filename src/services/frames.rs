@@ -30,9 +30,14 @@ impl Frames {
         Frames { framing }
     }
 
-    /// The usual limits, with room for the longest message of this framing.
+    /// Limits with room for the longest message of this framing: those for programs, or for people who type if the
+    /// messages are lines.
     pub fn limits(&self) -> SocketLimits {
-        SocketLimits { message: self.framing.inbox_limit(), ..SocketLimits::default() }
+        let usual = match self.framing {
+            Framing::Lines(_) => SocketLimits::typed(),
+            _ => SocketLimits::default(),
+        };
+        SocketLimits { message: self.framing.inbox_limit(), ..usual }
     }
 }
 

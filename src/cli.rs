@@ -1,0 +1,309 @@
+//! The arguments, and the limits they make.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tidemill::framing::Framing;
+use tidemill::{Limits, ListenOptions, Overflow, Pace, SocketLimits};
+
+/// The names of the commands.
+pub const COMMANDS: &[&str] = &["echo", "chat", "frames", "connect"];
+
+#[derive(Parser)]
+#[command(
+    name = "tidemill",
+    version,
+    about = "TCP services on one small event loop. All of them take the same limits.",
+    after_help = "Example: tidemill chat, and in other terminals: tidemill connect 127.0.0.1:9001\n\
+                  The log goes to stderr; RUST_LOG=debug shows more of it.",
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Greet, send back every byte, leave on a line 'quit'
+    #[command(after_help = "Example: tidemill echo --raw --listen 127.0.0.1:7000 --max-connections 500")]
+    Echo {
+        /// No greeting, no 'quit': bytes only
+        #[arg(long, help_heading = "Echo")]
+        raw: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// A room: every line goes to everyone; /nick NAME, /who, /help, /quit
+    #[command(
+        after_help = "Example: tidemill chat --listen [::]:9001 --max-connections 1000 --idle-timeout 2h"
+    )]
+    Chat {
+        #[command(flatten)]
+        server: Server,
+        #[command(flatten)]
+        messages: Messages,
+    },
+    /// Answer each message with its echo, in a frame of the same kind
+    #[command(after_help = "Example: tidemill frames --framing u16be --max-message 4KiB --min-rate 4KiB/5s")]
+    Frames {
+        /// u8, u16be, u16le, u32be, u32le, u64be, u64le, line, crlf, fixed:N or raw
+        #[arg(long, value_name = "KIND", default_value = "u32be", help_heading = "Frames")]
+        framing: Framing,
+        #[command(flatten)]
+        server: Server,
+        #[command(flatten)]
+        messages: Messages,
+    },
+    /// Send stdin to a server, write what it answers to stdout
+    #[command(after_help = "The end of stdin is sent as an end; what the server still says is waited for.\n\
+                      Example: printf 'hello\\n' | tidemill connect 127.0.0.1:9001")]
+    Connect(Connect),
+}
+
+#[derive(Args)]
+pub struct Connect {
+    /// Where to, as HOST:PORT
+    #[arg(value_name = "HOST:PORT", value_parser = address)]
+    pub to: String,
+    /// How long connecting may take; 0: as long as the system tries
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub timeout: Span,
+    /// Write what arrives as it is, even to a terminal
+    #[arg(long)]
+    pub raw: bool,
+}
+
+/// What every server command takes.
+#[derive(Args)]
+pub struct Server {
+    /// Where to listen; repeatable. Port 0 picks a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9001", value_parser = address,
+          help_heading = "Where")]
+    pub listen: Vec<String>,
+    /// Callers that the kernel queues for us
+    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = "Where",
+          value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    backlog: u32,
+
+    /// Connections at once [default: 10000, or what the descriptors allow]
+    #[arg(long, value_name = "N", help_heading = "How many", value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: Option<u32>,
+    /// Those beyond: told so and let go (refuse), or left in the backlog (wait)
+    #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true, default_value_t = OverflowArg::Refuse, help_heading = "How many")]
+    overflow: OverflowArg,
+    /// What they are told, followed by a line end; may be empty
+    #[arg(long, value_name = "TEXT", default_value = "server busy", help_heading = "How many")]
+    busy_reply: String,
+
+    /// Close when no byte has moved either way for so long [default: 60s, chat: 30min]
+    #[arg(long, value_name = "TIME", help_heading = "How long (0: no limit)")]
+    idle_timeout: Option<Span>,
+    /// The first byte must come within this
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = "How long (0: no limit)")]
+    first_byte_timeout: Span,
+    /// So much must move while a message or a queue is pending; of typed lines only the queue counts
+    #[arg(
+        long,
+        value_name = "SIZE/TIME",
+        default_value = "1KiB/10s",
+        help_heading = "How long (0: no limit)"
+    )]
+    min_rate: Rate,
+    /// Close when one side has ended and no byte has moved for so long
+    #[arg(long, value_name = "TIME", default_value = "60s", help_heading = "How long (0: no limit)")]
+    half_closed_timeout: Span,
+    /// The longest a connection may live
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = "How long (0: no limit)")]
+    max_lifetime: Span,
+    /// Let the kernel probe a silent peer after so long
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = "How long (0: no limit)")]
+    keep_alive: Span,
+    /// After SIGTERM or SIGINT, let connections end by themselves for so long; a second signal ends at once
+    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = "At the end (0: at once)")]
+    drain: Span,
+
+    /// Queued bytes from which a peer is not read until it reads
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", help_heading = "How much")]
+    high_water: Size,
+    /// Queued bytes at which a peer that does not read is closed [default: 1MiB, chat: 256KiB]
+    #[arg(long, value_name = "SIZE", help_heading = "How much")]
+    max_queued: Option<Size>,
+    /// Bytes in all buffers together; beyond it, whoever holds most is closed
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = "How much")]
+    memory: Size,
+}
+
+/// What the commands take that speak in messages.
+#[derive(Args)]
+pub struct Messages {
+    /// The longest message; longer ones close the connection [default: 1MiB, lines: 8KiB]
+    #[arg(long, value_name = "SIZE", help_heading = "How much")]
+    max_message: Option<Size>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OverflowArg {
+    Refuse,
+    Wait,
+}
+
+/// A span of time; none stands for no limit.
+#[derive(Clone, Copy)]
+pub struct Span(pub Option<Duration>);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Span, String> {
+        if text == "0" {
+            return Ok(Span(None));
+        }
+        let span = humantime::parse_duration(text);
+        let span = span.map_err(|_| "a time is written as 500ms, 30s or 5min, or 0".to_string())?;
+        // A wheel of ten-millisecond ticks outlives this by far; it is here to catch slips of the keyboard.
+        if span > Duration::from_secs(10 * 366 * 86_400) {
+            return Err("ten years are the longest".to_string());
+        }
+        Ok(Span(Some(span).filter(|span| !span.is_zero())))
+    }
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy)]
+pub struct Size(usize);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Size, String> {
+        let bytes =
+            text.parse::<ByteSize>().map_err(|_| "a size is written as 512, 64KiB or 1MiB".to_string())?;
+        // Beyond this, sums of sizes could overflow, and no machine has so much.
+        let fits = usize::try_from(bytes.as_u64()).ok().filter(|&bytes| bytes <= 1 << 48);
+        match fits {
+            Some(0) => Err("at least 1 byte is needed".to_string()),
+            Some(bytes) => Ok(Size(bytes)),
+            None => Err("no machine has so much memory".to_string()),
+        }
+    }
+}
+
+/// A least rate; none stands for no limit.
+#[derive(Clone, Copy)]
+struct Rate(Option<Pace>);
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Rate, String> {
+        if text == "0" {
+            return Ok(Rate(None));
+        }
+        let Some((bytes, per)) = text.split_once('/') else {
+            return Err("a rate is written as 1KiB/10s, or 0 for no limit".to_string());
+        };
+        let (Size(bytes), Span(per)) = (bytes.parse()?, per.parse()?);
+        match per {
+            Some(per) => Ok(Rate(Some(Pace { bytes, per }))),
+            None => Err("the time of a rate cannot be 0; 0 alone is no limit".to_string()),
+        }
+    }
+}
+
+/// Looks at the form only; whether the name can be found is seen when it is used.
+fn address(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+    match port.map(str::parse::<u16>) {
+        Some(Ok(_)) => Ok(text.to_string()),
+        _ => Err("an address is written as 127.0.0.1:9001, [::1]:9001 or localhost:9001".to_string()),
+    }
+}
+
+impl Messages {
+    pub fn longest(&self) -> Option<usize> {
+        self.max_message.map(|Size(bytes)| bytes)
+    }
+}
+
+impl Server {
+    /// How long connections may go on after a first signal.
+    pub fn drain(&self) -> Duration {
+        self.drain.0.unwrap_or(Duration::ZERO)
+    }
+
+    /// The limits of one connection: what the service brings along, changed by what was asked for.
+    /// A service for people who type has no read pace, and then none is asked for.
+    pub fn socket_limits(&self, base: SocketLimits) -> Result<SocketLimits, String> {
+        let queue = self.max_queued.map_or(base.queue, |Size(bytes)| bytes);
+        let (high, memory) = (self.high_water.0, self.memory.0);
+        let size = |bytes: usize| ByteSize(bytes as u64);
+        if high > queue {
+            let (high, queue) = (size(high), size(queue));
+            return Err(format!(
+                "--high-water of {high} is more than --max-queued of {queue}: a queue would be closed before it is full"
+            ));
+        }
+        if queue > memory {
+            let (queue, memory) = (size(queue), size(memory));
+            return Err(format!(
+                "--max-queued of {queue} is more than --memory of {memory}: not even one such queue would fit into it"
+            ));
+        }
+        if base.message > memory {
+            let (message, memory) = (size(base.message), size(memory));
+            return Err(format!(
+                "a message may be {message}, which does not fit into --memory of {memory}; lower --max-message"
+            ));
+        }
+        Ok(SocketLimits {
+            idle: self.idle_timeout.map_or(base.idle, |span| span.0),
+            first_byte: self.first_byte_timeout.0,
+            half_closed: self.half_closed_timeout.0,
+            lifetime: self.max_lifetime.0,
+            read_pace: base.read_pace.and(self.min_rate.0),
+            write_pace: self.min_rate.0,
+            high_water: high,
+            low_water: high / 4,
+            queue,
+            ..base
+        })
+    }
+
+    /// The limits of the house. `descriptors` is how many the process may open.
+    pub fn limits(&self, descriptors: usize) -> Limits {
+        let allowed = Limits::for_descriptors(descriptors);
+        let most = descriptors.saturating_sub((descriptors / 16).max(16)).max(1);
+        let connections = match self.max_connections {
+            None => allowed.connections,
+            Some(asked) if asked as usize <= most => asked as usize,
+            Some(asked) => {
+                log::warn!(
+                    "--max-connections {asked} is cut to {most}: the process may open {descriptors} descriptors"
+                );
+                most
+            }
+        };
+        Limits { connections, memory: self.memory.0, ..allowed }
+    }
+
+    pub fn listen_options(&self) -> ListenOptions {
+        let mut busy_reply = self.busy_reply.clone().into_bytes();
+        if !busy_reply.is_empty() {
+            busy_reply.push(b'\n');
+        }
+        ListenOptions {
+            backlog: self.backlog,
+            overflow: match self.overflow {
+                OverflowArg::Refuse => Overflow::Refuse,
+                OverflowArg::Wait => Overflow::Wait,
+            },
+            busy_reply,
+            keep_alive: self.keep_alive.0,
+            ..ListenOptions::default()
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The `tidemill` command: arguments become limits and a service. It uses nothing but the crate's public API.
+
+mod cli;
+mod connect;
+mod serve;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tidemill::framing::Framing;
+use tidemill::services::{Chat, Echo, Frames};
+
+use cli::{Cli, Command};
+
+/// What the shell is told when options are wrong, as most commands do.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
+        complain(&format!("this is a bug in tidemill, please report it{}", place.unwrap_or_default()));
+    }));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return told(&error),
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(text)) => {
+            complain(&text);
+            ExitCode::from(USAGE)
+        }
+        Err(Failure::Run(text)) => {
+            complain(&text);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why a command did not do what it was asked to.
+enum Failure {
+    /// The options contradict each other: exit code 2.
+    Usage(String),
+    /// The world did not play along: exit code 1.
+    Run(String),
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Echo { raw, server } => {
+            let echo = if raw { Echo::raw() } else { Echo::new() };
+            serve::serve(echo, echo.limits(), &server)
+        }
+        Command::Chat { server, messages } => {
+            let chat = match messages.longest() {
+                Some(bytes) => Chat::new().max_line(bytes),
+                None => Chat::new(),
+            };
+            let limits = chat.limits();
+            serve::serve(chat, limits, &server)
+        }
+        Command::Frames { framing, server, messages } => {
+            let framing = match (messages.longest(), framing) {
+                (None, framing) => framing,
+                (Some(_), Framing::Fixed(_) | Framing::Raw) => {
+                    let why = "--max-message is for framings whose messages differ in length, not for fixed:N and raw";
+                    return Err(Failure::Usage(why.to_string()));
+                }
+                (Some(bytes), framing) => framing.max(bytes),
+            };
+            let frames = Frames::new(framing);
+            let limits = frames.limits();
+            serve::serve(frames, limits, &server)
+        }
+        Command::Connect(options) => connect::connect(&options).map_err(Failure::Run),
+    }
+}
+
+/// What clap has to say: help as it is, an error as one line.
+fn told(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A closed pipe is the reader's decision, not an error.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(USAGE);
+    }
+    let text = error.to_string();
+    let lines = text.trim_start_matches("error: ").lines().map(str::trim);
+    let sentence: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
+    let command = std::env::args().nth(1).filter(|word| cli::COMMANDS.contains(&word.as_str()));
+    let help = command.map_or("tidemill --help".to_string(), |command| format!("tidemill {command} --help"));
+    complain(&format!("{}; see '{help}'", sentence.join(" ")));
+    ExitCode::from(USAGE)
+}
+
+/// One line on stderr. Nothing can be done about a stderr that is closed.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "tidemill: {text}");
+}
