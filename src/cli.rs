@@ -64,6 +64,14 @@ pub enum Command {
     Connect(Connect),
 }
 
+/// Why a command did not do what it was asked to.
+pub enum Failure {
+    /// The options contradict each other: exit code 2.
+    Usage(String),
+    /// The world did not play along: exit code 1.
+    Run(String),
+}
+
 #[derive(Args)]
 pub struct Connect {
     /// Where to, as HOST:PORT
@@ -77,63 +85,65 @@ pub struct Connect {
     pub raw: bool,
 }
 
+// Options stand under these headings.
+const WHERE: &str = "Where";
+const MANY: &str = "How many";
+const LONG: &str = "How long (0: no limit)";
+const END: &str = "At the end (0: at once)";
+const MUCH: &str = "How much";
+
 /// What every server command takes.
 #[derive(Args)]
 pub struct Server {
     /// Where to listen; repeatable. Port 0 picks a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9001", value_parser = address,
-          help_heading = "Where")]
+          help_heading = WHERE)]
     pub listen: Vec<String>,
     /// Callers that the kernel queues for us
-    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = "Where",
+    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = WHERE,
           value_parser = clap::value_parser!(u32).range(1..=65_535))]
     backlog: u32,
 
     /// Connections at once [default: 10000, or what the descriptors allow]
-    #[arg(long, value_name = "N", help_heading = "How many", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", help_heading = MANY, value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
     /// Those beyond: told so and let go (refuse), or left in the backlog (wait)
-    #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true, default_value_t = OverflowArg::Refuse, help_heading = "How many")]
+    #[arg(long, value_name = "HOW", default_value = "refuse", hide_possible_values = true, help_heading = MANY)]
     overflow: OverflowArg,
     /// What they are told, followed by a line end; may be empty
-    #[arg(long, value_name = "TEXT", default_value = "server busy", help_heading = "How many")]
+    #[arg(long, value_name = "TEXT", default_value = "server busy", help_heading = MANY)]
     busy_reply: String,
 
     /// Close when no byte has moved either way for so long [default: 60s, chat: 30min]
-    #[arg(long, value_name = "TIME", help_heading = "How long (0: no limit)")]
+    #[arg(long, value_name = "TIME", help_heading = LONG)]
     idle_timeout: Option<Span>,
     /// The first byte must come within this
-    #[arg(long, value_name = "TIME", default_value = "0", help_heading = "How long (0: no limit)")]
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
     first_byte_timeout: Span,
     /// So much must move while a message or a queue is pending; of typed lines only the queue counts
-    #[arg(
-        long,
-        value_name = "SIZE/TIME",
-        default_value = "1KiB/10s",
-        help_heading = "How long (0: no limit)"
-    )]
+    #[arg(long, value_name = "SIZE/TIME", default_value = "1KiB/10s", help_heading = LONG)]
     min_rate: Rate,
     /// Close when one side has ended and no byte has moved for so long
-    #[arg(long, value_name = "TIME", default_value = "60s", help_heading = "How long (0: no limit)")]
+    #[arg(long, value_name = "TIME", default_value = "60s", help_heading = LONG)]
     half_closed_timeout: Span,
     /// The longest a connection may live
-    #[arg(long, value_name = "TIME", default_value = "0", help_heading = "How long (0: no limit)")]
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
     max_lifetime: Span,
     /// Let the kernel probe a silent peer after so long
-    #[arg(long, value_name = "TIME", default_value = "0", help_heading = "How long (0: no limit)")]
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
     keep_alive: Span,
     /// After SIGTERM or SIGINT, let connections end by themselves for so long; a second signal ends at once
-    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = "At the end (0: at once)")]
+    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = END)]
     drain: Span,
 
     /// Queued bytes from which a peer is not read until it reads
-    #[arg(long, value_name = "SIZE", default_value = "64KiB", help_heading = "How much")]
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", help_heading = MUCH)]
     high_water: Size,
     /// Queued bytes at which a peer that does not read is closed [default: 1MiB, chat: 256KiB]
-    #[arg(long, value_name = "SIZE", help_heading = "How much")]
+    #[arg(long, value_name = "SIZE", help_heading = MUCH)]
     max_queued: Option<Size>,
     /// Bytes in all buffers together; beyond it, whoever holds most is closed
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = "How much")]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = MUCH)]
     memory: Size,
 }
 
@@ -141,7 +151,7 @@ pub struct Server {
 #[derive(Args)]
 pub struct Messages {
     /// The longest message; longer ones close the connection [default: 1MiB, lines: 8KiB]
-    #[arg(long, value_name = "SIZE", help_heading = "How much")]
+    #[arg(long, value_name = "SIZE", help_heading = MUCH)]
     max_message: Option<Size>,
 }
 

@@ -11,7 +11,7 @@ use clap::Parser;
 use tidemill::framing::Framing;
 use tidemill::services::{Chat, Echo, Frames};
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, Failure};
 
 /// What the shell is told when options are wrong, as most commands do.
 const USAGE: u8 = 2;
@@ -37,14 +37,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Why a command did not do what it was asked to.
-enum Failure {
-    /// The options contradict each other: exit code 2.
-    Usage(String),
-    /// The world did not play along: exit code 1.
-    Run(String),
 }
 
 fn run(command: Command) -> Result<(), Failure> {

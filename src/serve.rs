@@ -11,8 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tidemill::{Closed, Handle, Limits, Reactor, Service, SocketLimits, Stats};
 
-use crate::Failure;
-use crate::cli::Server;
+use crate::cli::{Failure, Server};
 
 /// Serves until a signal comes. `usual` are the limits that the service brings along.
 pub fn serve<S: Service>(service: S, usual: SocketLimits, options: &Server) -> Result<(), Failure> {

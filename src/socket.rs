@@ -112,8 +112,8 @@ impl<'a> Socket<'a> {
 
     /// Whether the queue has reached [`SocketLimits::high_water`](crate::SocketLimits::high_water) and not come down to
     /// the low mark since. While it is, [`SocketLimits::read_when_full`](crate::SocketLimits::read_when_full) says
-    /// whether the peer is read. Whenever it has been, [`Service::drained`](crate::Service::drained) comes, at the end of
-    /// this turn if the kernel takes everything at once.
+    /// whether the peer is read. Whenever it has been, [`Service::drained`](crate::Service::drained) comes, at the end
+    /// of this turn if the kernel takes everything at once.
     pub fn is_full(&self) -> bool {
         self.table.at(self.slot).flags.full
     }
