@@ -38,6 +38,9 @@ pub struct Limits {
     pub accepts: usize,
     /// Bytes read from one connection in one turn. Default 64 KiB, at most 16 calls.
     pub read_budget: usize,
+    /// Bytes read in one turn from all those together whom an earlier turn's budget had cut off. Default 1 MiB: a
+    /// millisecond or two that others wait, however many there are who send without pause.
+    pub carried_budget: usize,
     /// Bytes written to one connection in one turn, give or take one call. Default 64 KiB, as Redis.
     pub write_budget: usize,
     /// Deadlines handled in one turn. Default 256; ten thousand that fall together are spread over turns.
@@ -147,6 +150,7 @@ impl Default for Limits {
             memory: 64 * MIB,
             accepts: 16,
             read_budget: 64 * KIB,
+            carried_budget: MIB,
             write_budget: 64 * KIB,
             expirations: 256,
             events: 1_024,

@@ -22,13 +22,14 @@ pub fn serve<S: Service>(service: S, usual: SocketLimits, options: &Server) -> R
     let mut reactor = Reactor::new(house).map_err(failed)?;
     let service = reactor.add_with(service, limits);
     let listen = options.listen_options();
+    // Before anyone can wait for the start line and then send a signal.
+    heed_signals(reactor.handle(), options.drain()).map_err(failed)?;
     for address in &options.listen {
         let listener = reactor.listen_with(address.as_str(), service, &listen).map_err(failed)?;
         if let Some(address) = reactor.local_addr(listener) {
             announce(address);
         }
     }
-    heed_signals(reactor.handle(), options.drain()).map_err(failed)?;
     reactor.run().map_err(failed)?;
     tell_stats(&reactor.stats());
     Ok(())

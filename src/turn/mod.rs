@@ -45,6 +45,8 @@ pub(crate) struct Loop<S: System> {
     events: Vec<Ready>,
     /// Who has come below the low-water mark, until they have been told.
     relieved: Vec<ConnId>,
+    /// How many of the line of those who are ready stood in it before this turn's events.
+    carried: usize,
     /// When what is left is closed, once shutting down.
     drained_by: Option<Tick>,
     spin: Spin,
@@ -84,6 +86,7 @@ impl<S: System> Loop<S> {
             posts: Vec::new(),
             events: Vec::new(),
             relieved: Vec::new(),
+            carried: 0,
             drained_by: None,
             spin: Spin::default(),
             spare_ready: Vec::new(),

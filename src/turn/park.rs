@@ -37,6 +37,7 @@ impl<S: System> Loop<S> {
     /// Phase 2. Events become flags; whoever can do something with them is put in line. No user code runs, so
     /// nothing an event is about can have ended since the kernel reported it; what ended before has another generation.
     pub(super) fn sort(&mut self) -> usize {
+        self.carried = self.table.ready.len();
         let events = std::mem::take(&mut self.events);
         self.table.stats.events += events.len() as u64;
         for &ready in &events {

@@ -7,6 +7,7 @@ use super::{Loop, is_open};
 use crate::arena::READ_MAX;
 use crate::closed::{Closed, OsError};
 use crate::connection::Stage;
+use crate::id::ConnId;
 use crate::inbox::Input;
 use crate::limits::CALLS_MAX;
 use crate::system::System;
@@ -27,26 +28,44 @@ enum Got {
 }
 
 impl<S: System> Loop<S> {
-    /// Each connection in line gets one budget; who has more goes to the back of the next turn's line.
+    /// Each connection gets one budget; who has more stands in line again. Newcomers to the line go first, all of
+    /// them; then come those whom an earlier turn's budget had cut off, in their order and as far as the budget for
+    /// them reaches. So two hundred who send all they can make others wait for a moment, and not for their whole round.
     pub(super) fn serve(&mut self) {
-        let line = mem::replace(&mut self.table.ready, mem::take(&mut self.spare_ready));
-        for &id in &line {
-            if self.table.arena.is_full() {
-                self.flush();
-            }
-            let Some(slot) = self.table.find(id) else { continue };
-            self.table.at_mut(slot).flags.ready = false;
-            match self.table.at(slot).stage {
-                Stage::Connecting => self.settle_dial(slot),
-                Stage::Open => self.serve_open(slot),
-                Stage::Closing | Stage::Lingering => self.discard(slot),
-                Stage::Doomed => continue,
-            }
-            self.table.push_ready(slot);
+        let mut line = mem::replace(&mut self.table.ready, mem::take(&mut self.spare_ready));
+        for &id in &line[self.carried..] {
+            self.serve_one(id);
         }
+        line.truncate(self.carried);
+        let most = self.table.stats.bytes_in + self.table.limits.carried_budget.max(1) as u64;
+        let mut served = 0;
+        for &id in &line {
+            if self.table.stats.bytes_in >= most {
+                break;
+            }
+            self.serve_one(id);
+            served += 1;
+        }
+        // Whoever is left stands before those who have just had their share.
+        line.drain(..served);
+        line.append(&mut self.table.ready);
+        self.spare_ready = mem::replace(&mut self.table.ready, line);
         self.table.evict();
-        self.spare_ready = line;
-        self.spare_ready.clear();
+    }
+
+    fn serve_one(&mut self, id: ConnId) {
+        if self.table.arena.is_full() {
+            self.flush();
+        }
+        let Some(slot) = self.table.find(id) else { return };
+        self.table.at_mut(slot).flags.ready = false;
+        match self.table.at(slot).stage {
+            Stage::Connecting => self.settle_dial(slot),
+            Stage::Open => self.serve_open(slot),
+            Stage::Closing | Stage::Lingering => self.discard(slot),
+            Stage::Doomed => return,
+        }
+        self.table.push_ready(slot);
     }
 
     /// A dialed stream was reported writable: it is connected, or it never will be, or the report was spurious.

@@ -306,6 +306,35 @@ fn a_flood_on_one_socket_does_not_starve_another() {
 }
 
 #[test]
+fn whoever_has_just_come_to_the_line_does_not_wait_for_the_round_of_those_who_never_pause() {
+    let limits = Limits { read_budget: 1_000, carried_budget: 5_000, ..Limits::default() };
+    let mut house = Plan { limits, ..Plan::default() }.build(swallow);
+    let blasters: Vec<Peer> = (0..40).map(|_| house.guest().0).collect();
+    let (pinger, ping) = house.guest();
+    let all = 10_000;
+    for &blaster in &blasters {
+        house.script.feed(blaster, &vec![b'x'; all]);
+    }
+    // All of them are new to the line once.
+    house.turn();
+    let left = |house: &House| blasters.iter().map(|&peer| house.script.unread(peer)).collect::<Vec<_>>();
+    assert!(left(&house).iter().all(|&left| left == all - 1_000));
+    // After that, five of them have their turn at a time, and nobody has a second one before everybody had the first.
+    for round in 1..=3 {
+        for group in 1..=8 {
+            house.script.feed(pinger, b"ping");
+            house.turn();
+            assert!(house.told().contains(&Told::Data(ping, b"ping".to_vec())));
+            house.diary.borrow_mut().clear();
+            let served = left(&house).iter().filter(|&&left| left == all - 1_000 * (round + 1)).count();
+            assert_eq!(served, 5 * group);
+        }
+    }
+    house.settle();
+    assert_eq!(left(&house).iter().sum::<usize>(), 0);
+}
+
+#[test]
 fn an_end_that_comes_with_the_data_is_not_lost_to_a_short_read() {
     let mut house = Plan::default().build(echo);
     let (peer, id) = house.guest();
@@ -1278,6 +1307,7 @@ fn misbehaving_world(seed: u64) {
         connections: 8,
         read_budget: 100 + rng.below(3_000) as usize,
         write_budget: 100 + rng.below(3_000) as usize,
+        carried_budget: 1 + rng.below(10_000) as usize,
         accepts: 1 + rng.below(3) as usize,
         socket: SocketLimits { high_water: 2_000, low_water: 500, ..SocketLimits::default() },
         ..Limits::default()

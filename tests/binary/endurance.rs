@@ -1,0 +1,45 @@
+//! Whatever comes and goes leaves nothing behind.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::peer::Peer;
+use crate::server::{Server, alone, until};
+
+const CALLERS: u8 = 8;
+
+/// Each caller has an address of its own, because one address has only twenty-eight thousand ports and each is kept
+/// from reuse for a minute (TIME_WAIT, RFC 9293 3.3.2).
+fn calls(server: &Server, each: usize) {
+    let to = server.address;
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|caller| {
+            thread::spawn(move || {
+                for call in 0..each {
+                    let mut peer = Peer::connect_from(caller + 2, to);
+                    assert!(peer.echoes(&format!("{caller} calls for the {call}th time")));
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.join().expect("all its calls are answered");
+    }
+}
+
+#[test]
+fn a_hundred_thousand_connections_leave_nothing_behind() {
+    let _quiet = alone();
+    let mut server = Server::start("echo --raw");
+    let descriptors = server.descriptors();
+    calls(&server, 1_250);
+    until("all have left", Duration::from_secs(5), || server.descriptors() == descriptors);
+    let before = server.memory();
+    calls(&server, 11_250);
+    until("all have left", Duration::from_secs(5), || server.descriptors() == descriptors);
+    let grown = server.memory().saturating_sub(before);
+    assert!(grown <= 64 * 1024, "{grown} bytes stay behind");
+    let log = server.end();
+    assert!(log.contains("accepted=100000 refused=0 shed=0 "), "{log}");
+    assert!(log.contains(" finished=100000"), "{log}");
+}

@@ -1,0 +1,82 @@
+//! Nobody's traffic is another's silence.
+
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::peer::Peer;
+use crate::server::{Server, alone};
+
+/// Sends and reads as much as it goes, on all of them in turn, and counts what came back on each.
+fn blast(peers: &[Peer], back: &[AtomicU64], over: &AtomicBool) {
+    let (bytes, mut heard) = (vec![1; 256 * 1024], vec![0; 256 * 1024]);
+    for peer in peers {
+        peer.0.set_nonblocking(true).expect("an option");
+    }
+    while !over.load(Ordering::Relaxed) {
+        for (peer, back) in peers.iter().zip(back) {
+            // An error is a full socket, which has its turn again.
+            let _ = (&peer.0).write(&bytes);
+            if let Ok(count) = (&peer.0).read(&mut heard) {
+                back.fetch_add(count as u64, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_who_sends_all_he_can_starves_none_of_a_hundred_who_say_a_word() {
+    let _quiet = alone();
+    let server = Server::start("echo --raw");
+    let blaster = [Peer::connect(server.address)];
+    let back = [AtomicU64::new(0)];
+    let over = AtomicBool::new(false);
+    let mut pingers: Vec<Peer> = (0..100).map(|_| Peer::connect(server.address)).collect();
+    let mut slowest = Duration::ZERO;
+    thread::scope(|scope| {
+        scope.spawn(|| blast(&blaster, &back, &over));
+        for word in 0..20 {
+            let word = format!("word {word}");
+            for peer in &mut pingers {
+                peer.say(&word);
+            }
+            let at = Instant::now();
+            for peer in &mut pingers {
+                assert_eq!(peer.hear(word.len()), word.as_bytes());
+            }
+            slowest = slowest.max(at.elapsed());
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let back = back[0].load(Ordering::Relaxed);
+    println!(
+        "a round of a hundred took {slowest:?} at most, while {} MiB came back to the other",
+        back >> 20
+    );
+    assert!(slowest < Duration::from_secs(1), "a round of a hundred words took {slowest:?}");
+    assert!(back > 1 << 20, "the one who sends all he can got {back} bytes back");
+}
+
+#[test]
+fn two_who_send_all_they_can_share_evenly() {
+    let _quiet = alone();
+    let server = Server::start("echo --raw");
+    let blasters = [Peer::connect(server.address), Peer::connect(server.address)];
+    let back = [AtomicU64::new(0), AtomicU64::new(0)];
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| blast(&blasters, &back, &over));
+        let end = Instant::now() + Duration::from_secs(20);
+        while back.iter().map(|back| back.load(Ordering::Relaxed)).sum::<u64>() < 256 << 20
+            && Instant::now() < end
+        {
+            thread::sleep(Duration::from_millis(5));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let [one, other] = back.map(AtomicU64::into_inner);
+    println!("{} and {} MiB", one >> 20, other >> 20);
+    assert!(one + other > 1 << 20, "{one} and {other} bytes");
+    assert!(one.min(other) * 10 >= (one + other) * 4, "{one} and {other} bytes");
+}

@@ -1,0 +1,261 @@
+//! Each limit at its edge: who is let in, who is told to go, and when.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::peer::Peer;
+use crate::server::{Server, alone, among_others, raise_descriptors, until};
+
+const BUSY: &[u8] = b"server busy\n";
+
+#[test]
+fn of_two_hundred_callers_exactly_a_hundred_are_served_and_the_rest_hear_why() {
+    let _others = among_others();
+    let mut server = Server::start("echo --raw --max-connections 100");
+    let to = server.address;
+    // Every other one has sent 64 KiB before it listens: what it sent must not turn the answer into a reset.
+    let callers: Vec<_> = (0..200)
+        .map(|index| {
+            thread::spawn(move || {
+                let mut peer = Peer::connect(to);
+                let said = if index % 2 == 0 { vec![b'x'; 64 * 1024] } else { vec![b'x'] };
+                peer.say(&said);
+                let mut heard = peer.hear(1);
+                if heard == b"x" {
+                    heard.extend(peer.hear(said.len() - 1));
+                    assert_eq!(heard, said);
+                    return Some(peer);
+                }
+                heard.extend(peer.hear_all());
+                assert_eq!(heard, BUSY);
+                None
+            })
+        })
+        .collect();
+    let inside: Vec<Option<Peer>> = callers.into_iter().map(|caller| caller.join().expect("heard")).collect();
+    let mut inside: Vec<Peer> = inside.into_iter().flatten().collect();
+    assert_eq!(inside.len(), 100);
+
+    assert_eq!(Peer::connect(to).hear_all(), BUSY);
+    // A seat that becomes free is taken by whoever comes next, and only that one seat.
+    drop(inside.pop());
+    let mut next = None;
+    until("the free seat is given away", Duration::from_secs(5), || {
+        let mut peer = Peer::connect(to);
+        let served = peer.echoes("h");
+        next = served.then_some(peer);
+        served
+    });
+    assert_eq!(Peer::connect(to).hear_all(), BUSY);
+    assert!(inside.iter_mut().all(|peer| peer.echoes("still here")));
+    drop((inside, next));
+    let log = server.end();
+    assert!(log.contains("accepted=101 "), "{log}");
+}
+
+#[test]
+fn the_busy_reply_is_what_was_asked_for() {
+    let _others = among_others();
+    let server = Server::start("echo --raw --max-connections 1 --busy-reply full");
+    let mut inside = Peer::connect(server.address);
+    assert!(inside.echoes("in"));
+    assert_eq!(Peer::connect(server.address).hear_all(), b"full\n");
+    let server = Server::start("echo --raw --max-connections 1 --busy-reply=");
+    let mut inside = Peer::connect(server.address);
+    assert!(inside.echoes("in"));
+    assert_eq!(Peer::connect(server.address).hear_all(), b"");
+}
+
+#[test]
+fn those_who_may_wait_are_served_when_a_seat_becomes_free() {
+    let _others = among_others();
+    let server = Server::start("echo --raw --max-connections 10 --overflow wait");
+    let mut inside: Vec<Peer> = (0..10).map(|_| Peer::connect(server.address)).collect();
+    assert!(inside.iter_mut().all(|peer| peer.echoes("in")));
+    let mut waiting: Vec<Peer> = (0..10).map(|_| Peer::connect(server.address)).collect();
+    for peer in &mut waiting {
+        peer.say("w");
+        peer.0.set_nonblocking(true).expect("an option");
+        assert!(peer.0.read(&mut [0]).is_err(), "it is not served yet");
+        peer.0.set_nonblocking(false).expect("an option");
+    }
+    drop(inside);
+    for peer in &mut waiting {
+        assert_eq!(peer.hear(1), b"w");
+    }
+}
+
+/// Two thousand callers, more than descriptors. Gives the ones who are served and the ones who are not.
+fn crowd(server: &Server) -> (Vec<Peer>, Vec<Peer>) {
+    let mut crowd: Vec<Peer> = (0..2_000).map(|_| Peer::connect(server.address)).collect();
+    for peer in &mut crowd {
+        peer.say("?");
+        peer.0.set_nonblocking(true).expect("an option");
+    }
+    let mut served = vec![false; crowd.len()];
+    let mut at = Instant::now();
+    // Whoever is not served within a second of the last who was is waiting.
+    while at.elapsed() < Duration::from_secs(1) {
+        for (peer, served) in crowd.iter_mut().zip(&mut served) {
+            if !*served && peer.0.read(&mut [0]).is_ok_and(|count| count == 1) {
+                (*served, at) = (true, Instant::now());
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    let (mut inside, mut outside) = (Vec::new(), Vec::new());
+    for (peer, served) in crowd.into_iter().zip(served) {
+        peer.0.set_nonblocking(false).expect("an option");
+        if served { inside.push(peer) } else { outside.push(peer) }
+    }
+    (inside, outside)
+}
+
+/// Its share of a core while nothing is said for two seconds but a word now and then.
+fn share(server: &Server, inside: &mut [Peer]) -> f64 {
+    let (spent, began) = (server.busy(), Instant::now());
+    for word in 0..4 {
+        assert!(
+            inside.iter_mut().all(|peer| peer.echoes(&format!("word {word}"))),
+            "whoever is inside is served"
+        );
+        thread::sleep(Duration::from_millis(500));
+    }
+    (server.busy() - spent).as_secs_f64() / began.elapsed().as_secs_f64()
+}
+
+/// How many of those who wait have their answer within this time, with no further connect.
+fn served_soon(outside: &mut [Peer], at_least: usize, within: Duration) {
+    for peer in outside.iter_mut() {
+        peer.0.set_nonblocking(true).expect("an option");
+    }
+    let mut served = vec![false; outside.len()];
+    until("those who wait are served", within, || {
+        for (peer, served) in outside.iter_mut().zip(&mut served) {
+            *served |= peer.0.read(&mut [0]).is_ok_and(|count| count == 1);
+        }
+        served.iter().filter(|served| **served).count() >= at_least
+    });
+}
+
+#[test]
+fn sixty_four_descriptors_and_two_thousand_callers_cost_no_processor() {
+    let _quiet = alone();
+    raise_descriptors();
+    let server =
+        Server::start_with_descriptors(64, "echo --raw --overflow wait --backlog 4096 --idle-timeout 0");
+    let (mut inside, mut outside) = crowd(&server);
+    // 64 less the sixteen that are kept free.
+    assert_eq!(inside.len(), 48);
+    let share = share(&server, &mut inside);
+    assert!(share < 0.05, "a full server uses {:.1} % of a core", share * 100.0);
+    drop(inside.split_off(28));
+    served_soon(&mut outside, 20, Duration::from_secs(1));
+}
+
+#[test]
+fn a_server_that_truly_runs_out_of_descriptors_serves_on_and_recovers_by_itself() {
+    let _quiet = alone();
+    raise_descriptors();
+    let mut server = Server::start("echo --raw --overflow wait --backlog 4096 --idle-timeout 0");
+    // The cap was made for many more: now accept fails with EMFILE, whoever waits and whether anyone does.
+    server.limit_descriptors(64);
+    let (mut inside, mut outside) = crowd(&server);
+    assert!((40..64).contains(&inside.len()), "{}", inside.len());
+    let share = share(&server, &mut inside);
+    assert!(share < 0.05, "a starved server uses {:.1} % of a core", share * 100.0);
+    assert!(server.log().contains("cannot accept: out of descriptors"), "{}", server.log());
+    // Our own closes make room at once ...
+    drop(inside.split_off(20));
+    served_soon(&mut outside, 20, Duration::from_secs(1));
+    // ... and descriptors that come free elsewhere are noticed without any event.
+    server.limit_descriptors(4_096);
+    served_soon(&mut outside, 1_900, Duration::from_secs(2));
+    drop((inside, outside));
+    server.end();
+}
+
+#[test]
+fn without_descriptors_those_who_may_not_wait_are_let_go() {
+    let _quiet = alone();
+    raise_descriptors();
+    let mut server = Server::start("echo --raw --backlog 4096 --idle-timeout 0");
+    server.limit_descriptors(64);
+    let (mut inside, mut outside) = crowd(&server);
+    assert!((40..64).contains(&inside.len()), "{}", inside.len());
+    for peer in &mut outside {
+        // No descriptor, no answer: an end, or a reset because what it sent was never read.
+        assert!(!matches!(peer.0.read(&mut [0]), Ok(1..)));
+    }
+    let share = share(&server, &mut inside);
+    assert!(share < 0.05, "a starved server uses {:.1} % of a core", share * 100.0);
+    server.limit_descriptors(4_096);
+    until("newcomers are served again", Duration::from_secs(1), || {
+        TcpStream::connect(server.address).is_ok_and(|stream| Peer(stream).echoes("new"))
+    });
+    drop(inside);
+    let log = server.end();
+    assert!(log.contains(&format!("shed={}", outside.len())), "{log}");
+}
+
+#[test]
+fn five_hundred_silent_peers_are_closed_in_time_and_not_before() {
+    let _quiet = alone();
+    let mut server = Server::start("echo --raw --idle-timeout 2s");
+    let to = server.address;
+    let silent: Vec<_> = (0..500)
+        .map(|_| {
+            let mut peer = Peer::connect(to);
+            let at = Instant::now();
+            thread::Builder::new().stack_size(64 * 1024).spawn(move || {
+                assert!(peer.hear_all().is_empty());
+                at.elapsed()
+            })
+        })
+        .collect();
+    let lives: Vec<Duration> =
+        silent.into_iter().map(|peer| peer.expect("a thread").join().expect("an end")).collect();
+    let (shortest, longest) = (lives.iter().min().expect("some"), lives.iter().max().expect("some"));
+    assert!(*shortest >= Duration::from_secs(2), "one was closed after {shortest:?}");
+    // One tick of 10 ms, and 100 ms for a machine with other things to do.
+    assert!(*longest <= Duration::from_millis(2_110), "one was closed after {longest:?}");
+    let log = server.end();
+    assert!(log.contains(" idle=500"), "{log}");
+}
+
+#[test]
+fn a_peer_that_says_a_word_in_time_stays() {
+    let _others = among_others();
+    let server = Server::start("echo --raw --idle-timeout 500ms");
+    let (mut talks, mut silent) = (Peer::connect(server.address), Peer::connect(server.address));
+    let ends = thread::spawn(move || silent.hear_all());
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(1_500) {
+        assert!(talks.echoes("still here"));
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(ends.is_finished());
+}
+
+/// Each of the clocks ends a connection with its own word.
+#[test]
+fn every_clock_closes_with_its_own_reason() {
+    let _others = among_others();
+    let clocks: &[(&str, &str, &[u8])] = &[
+        ("echo --raw --first-byte-timeout 200ms", "first-byte=1", b""),
+        ("echo --raw --max-lifetime 200ms", "lifetime=1", b""),
+        ("echo --raw --idle-timeout 200ms", "idle=1", b"x"),
+        // A message that is begun must go on at this pace.
+        ("frames --min-rate 1KiB/200ms", "too-slow=1", b"\x00\x00\x10\x00begun"),
+    ];
+    for (words, reason, said) in clocks {
+        let mut server = Server::start(words);
+        let mut peer = Peer::connect(server.address);
+        peer.say(said);
+        peer.hear_all();
+        let log = server.end();
+        assert!(log.contains(reason), "{words}: {log}");
+    }
+}

@@ -1,0 +1,16 @@
+//! The binary over real sockets: what a person meets, and a script, and an attacker.
+//!
+//! Every server here is a process of its own on a free port of the loopback address and is ended by the test that
+//! started it. Tests that measure take the machine for themselves ([`server::alone`]).
+#![cfg(all(feature = "cli", target_os = "linux"))]
+
+mod connect;
+mod endurance;
+mod fairness;
+mod limits;
+mod memory;
+mod options;
+mod peer;
+mod server;
+mod signals;
+mod traffic;

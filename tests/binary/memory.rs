@@ -1,0 +1,167 @@
+//! What connections may cost.
+
+use std::io::{ErrorKind, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::peer::Peer;
+use crate::server::{Server, alone, among_others, raise_descriptors, until};
+
+const MIB: usize = 1024 * 1024;
+
+/// Ten thousand peers who say nothing, timers, limits and session included. A bare epoll server in C takes 48 bytes for
+/// each, one with a task per connection several thousand.
+#[test]
+fn an_idle_connection_costs_its_160_bytes() {
+    let _quiet = alone();
+    let count = 10_000.min(raise_descriptors() - 200);
+    let server = Server::start("echo --raw --idle-timeout 10min");
+    let descriptors = server.descriptors();
+    // What the first connections bring along is not the price of one.
+    let mut first: Vec<Peer> = (0..50).map(|_| Peer::connect(server.address)).collect();
+    assert!(first.iter_mut().all(|peer| peer.echoes("warm")));
+    drop(first);
+    until("they have left", Duration::from_secs(5), || server.descriptors() == descriptors);
+    let before = server.memory();
+    let peers: Vec<Peer> = (0..count).map(|_| Peer::connect(server.address)).collect();
+    until("all are inside", Duration::from_secs(20), || server.descriptors() == descriptors + count);
+    let each = (server.memory() - before) / count;
+    println!("{each} bytes for each of {count} idle connections");
+    // In a build with assertions mio keeps twelve bytes more in each socket, to tell when it meets a strange poller.
+    let most = if cfg!(debug_assertions) { 192 } else { 160 };
+    assert!(each <= most, "{each} bytes for each of {count} idle connections");
+    drop(peers);
+}
+
+#[test]
+fn a_promise_of_four_gigabytes_takes_no_memory() {
+    let _quiet = alone();
+    raise_descriptors();
+    let mut server = Server::start("frames");
+    let mut warm = Peer::connect(server.address);
+    warm.say(b"\x00\x00\x00\x01x");
+    assert_eq!(warm.hear(5), b"\x00\x00\x00\x01x");
+    let before = server.resident();
+    let mut liars: Vec<Peer> = (0..1_000).map(|_| Peer::connect(server.address)).collect();
+    for peer in &mut liars {
+        peer.say(b"\xff\xff\xff\xff");
+    }
+    let at = Instant::now();
+    for peer in &mut liars {
+        assert!(peer.hear_all().is_empty());
+    }
+    assert!(at.elapsed() < Duration::from_secs(5), "it took {:?}", at.elapsed());
+    let grown = server.peak().saturating_sub(before);
+    assert!(grown < 8 * MIB, "{} KiB of growth", grown / 1024);
+    // Nothing at all is a message like any other.
+    warm.say(b"\x00\x00\x00\x00");
+    assert_eq!(warm.hear(4), b"\x00\x00\x00\x00");
+    drop((warm, liars));
+    let log = server.end();
+    assert!(log.contains("too-long=1000"), "{log}");
+}
+
+/// Peers who send and never read, for as long as somebody else is well served.
+fn never_readers(words: &str, budget: usize) -> String {
+    let mut server = Server::start(words);
+    let mut bystander = Peer::connect(server.address);
+    assert!(bystander.echoes("warm"));
+    let before = server.resident();
+    let over = AtomicBool::new(false);
+    let mut waits = Vec::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let peers: Vec<Peer> = (0..200).map(|_| Peer::connect(server.address)).collect();
+            let mut left = vec![16 * MIB; peers.len()];
+            let bytes = vec![0; 64 * 1024];
+            for peer in &peers {
+                peer.0.set_nonblocking(true).expect("an option");
+            }
+            while !over.load(Ordering::Relaxed) {
+                let mut moved = 0;
+                for (peer, left) in peers.iter().zip(&mut left) {
+                    match (&peer.0).write(&bytes[..bytes.len().min(*left)]) {
+                        Ok(count) => {
+                            *left -= count;
+                            moved += count;
+                        }
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                        // Closed for it: that one has no more to send.
+                        Err(_) => *left = 0,
+                    }
+                }
+                if moved == 0 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        for word in 0..1_000 {
+            let at = Instant::now();
+            assert!(bystander.echoes(&format!("bystander {word}")));
+            waits.push(at.elapsed());
+            thread::sleep(Duration::from_millis(2));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    waits.sort();
+    let slow = waits[waits.len() * 99 / 100];
+    let grown = server.peak().saturating_sub(before);
+    println!("{words}: {} KiB of growth, a bystander's p99 is {slow:?}", grown / 1024);
+    // What is queued is at most the budget; beside it stand the read buffer and the allocator's own pages.
+    assert!(grown <= budget + budget / 4 + 2 * MIB, "{} KiB of growth", grown / 1024);
+    assert!(slow < Duration::from_millis(50), "p99 of a bystander is {slow:?}");
+    server.end()
+}
+
+#[test]
+fn two_hundred_who_never_read_are_read_no_further_and_disturb_nobody() {
+    let _quiet = alone();
+    // Each may queue its high water and what was read before it was noticed.
+    never_readers("echo --raw --drain 0", 200 * 192 * 1024);
+}
+
+#[test]
+fn two_hundred_who_never_read_stay_within_the_budget_of_the_house() {
+    let _quiet = alone();
+    let words = "echo --raw --high-water 1MiB --max-queued 2MiB --memory 16MiB --drain 0";
+    let log = never_readers(words, 16 * MIB);
+    assert!(log.contains(" memory="), "the largest queues were closed for it: {log}");
+}
+
+#[test]
+fn a_member_that_does_not_read_is_dropped_and_the_room_goes_on() {
+    let _others = among_others();
+    let mut server = Server::start("chat --drain 0");
+    let mut deaf = Peer::connect(server.address);
+    deaf.say("/nick deaf\n");
+    let (mut ann, mut bob) = (Peer::connect(server.address), Peer::connect(server.address));
+    // The kernel takes a few megabytes for it, and the house 256 KiB.
+    let line = format!("{}\n", "x".repeat(8_000));
+    let mut lines = 0;
+    let mut heard = vec![0; 64 * 1024];
+    for peer in [&ann, &bob] {
+        peer.0.set_nonblocking(true).expect("an option");
+    }
+    let (mut left, mut said) = (line.as_bytes(), String::new());
+    until("it is dropped", Duration::from_secs(30), || {
+        match ann.0.write(left) {
+            Ok(count) => left = &left[count..],
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        if left.is_empty() {
+            (left, lines) = (line.as_bytes(), lines + 1);
+        }
+        for (peer, keeps) in [(&mut ann, false), (&mut bob, true)] {
+            while let Ok(count @ 1..) = peer.0.read(&mut heard) {
+                if keeps {
+                    said.push_str(&String::from_utf8_lossy(&heard[..count]).replace('x', ""));
+                }
+            }
+        }
+        said.contains("deaf left")
+    });
+    assert!(lines > 30);
+    let log = server.end();
+    assert!(log.contains(" slow-reader=1"), "{log}");
+}

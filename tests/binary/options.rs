@@ -1,0 +1,147 @@
+//! What the command line says to people.
+
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+
+use crate::peer::Peer;
+use crate::server::{Server, TIDEMILL, among_others, run};
+
+/// The whole of what a person needs after a mistake: one sentence that names it, and exit code 2.
+#[test]
+fn bad_options_get_one_clear_sentence_and_exit_2() {
+    let _others = among_others();
+    let wrong: &[(&str, &str)] = &[
+        (
+            "echo --listen nowhere",
+            "'nowhere' for '--listen <HOST:PORT>': an address is written as 127.0.0.1:9001",
+        ),
+        ("echo --listen 127.0.0.1:99999", "an address is written as"),
+        ("echo --idle-timeout 30", "a time is written as 500ms, 30s or 5min, or 0"),
+        ("echo --idle-timeout 30x", "a time is written as"),
+        ("echo --idle-timeout -1s", "unexpected argument '-1'"),
+        ("echo --max-lifetime 11years", "ten years are the longest"),
+        ("echo --memory 1zb", "a size is written as 512, 64KiB or 1MiB"),
+        ("echo --memory 0", "at least 1 byte is needed"),
+        ("echo --memory 9999999TiB", "no machine has so much memory"),
+        ("echo --min-rate 3", "a rate is written as 1KiB/10s, or 0 for no limit"),
+        ("echo --min-rate 1KiB/0s", "the time of a rate cannot be 0"),
+        ("echo --max-connections 0", "0 is not in 1.."),
+        ("echo --backlog 65536", "65536 is not in 1..=65535"),
+        ("echo --overflow maybe", "'maybe' for '--overflow <HOW>'"),
+        ("echo --high-water 2MiB", "--high-water of 2.0 MiB is more than --max-queued of 1.0 MiB"),
+        ("echo --max-queued 65MiB", "--max-queued of 65.0 MiB is more than --memory of 64.0 MiB"),
+        ("frames --max-message 64MiB", "does not fit into --memory of 64.0 MiB"),
+        ("frames --framing u24", "\"u24\" is not a framing; choose one of u8, u16be"),
+        ("frames --framing fixed:0", "is not a framing"),
+        (
+            "frames --framing fixed:8 --max-message 1KiB",
+            "--max-message is for framings whose messages differ",
+        ),
+        ("echo --max-message 1KiB", "unexpected argument '--max-message'"),
+        ("ecko", "unrecognized subcommand 'ecko'"),
+        ("connect", "<HOST:PORT>"),
+        ("connect localhost", "an address is written as"),
+    ];
+    for (words, sentence) in wrong {
+        let outcome = run(&words.split(' ').collect::<Vec<_>>(), b"");
+        assert_eq!(outcome.code, Some(2), "{words}: {}", outcome.stderr);
+        assert!(outcome.stdout.is_empty(), "{words}");
+        assert!(outcome.stderr.contains(sentence), "{words}: {}", outcome.stderr);
+        assert!(outcome.stderr.starts_with("tidemill: "), "{words}: {}", outcome.stderr);
+        assert_eq!(outcome.stderr.lines().count(), 1, "{words}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn without_a_command_the_help_is_shown() {
+    let _others = among_others();
+    let outcome = run(&[], b"");
+    assert_eq!(outcome.code, Some(2));
+    for command in ["echo", "chat", "frames", "connect"] {
+        assert!(outcome.stderr.contains(command), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn help_names_every_option_with_its_default_and_fits_a_terminal() {
+    let _others = among_others();
+    let served = [
+        ("--listen", "127.0.0.1:9001"),
+        ("--backlog", "1024"),
+        ("--max-connections", "10000, or what the descriptors allow"),
+        ("--overflow", "refuse"),
+        ("--busy-reply", "\"server busy\""),
+        ("--idle-timeout", "60s, chat: 30min"),
+        ("--first-byte-timeout", "0"),
+        ("--min-rate", "1KiB/10s"),
+        ("--half-closed-timeout", "60s"),
+        ("--max-lifetime", "0"),
+        ("--keep-alive", "0"),
+        ("--drain", "10s"),
+        ("--high-water", "64KiB"),
+        ("--max-queued", "1MiB, chat: 256KiB"),
+        ("--memory", "64MiB"),
+    ];
+    for command in ["echo", "chat", "frames", "connect"] {
+        for columns in [80, 100] {
+            let mut tidemill = Command::new(TIDEMILL);
+            let help = tidemill
+                .args([command, "--help"])
+                .env("COLUMNS", columns.to_string())
+                .output()
+                .expect("help");
+            assert_eq!(help.status.code(), Some(0));
+            let help = String::from_utf8(help.stdout).expect("text");
+            assert!(
+                help.lines().all(|line| line.chars().count() <= columns),
+                "{command} at {columns}\n{help}"
+            );
+            assert!(help.contains("Example: "), "{command}\n{help}");
+            let flowing = help.split_whitespace().collect::<Vec<_>>().join(" ");
+            for (option, default) in served.iter().filter(|_| command != "connect") {
+                let text = flowing.split(&format!(" {option} ")).nth(1).expect(option);
+                let text = text.split(" --").next().expect("its line");
+                assert!(text.contains(&format!("[default: {default}]")), "{option}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_closed_pipe_after_help_is_no_error() {
+    let _others = among_others();
+    let mut child =
+        Command::new(TIDEMILL).args(["chat", "--help"]).stdout(Stdio::piped()).spawn().expect("help");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("its end").code(), Some(0));
+}
+
+#[test]
+fn a_port_in_use_is_named_and_exits_1() {
+    let _others = among_others();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address").to_string();
+    let outcome = run(&["chat", "--listen", &address], b"");
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stdout.is_empty());
+    let said = outcome.stderr.lines().last().expect("a sentence");
+    assert!(
+        said.starts_with(&format!("tidemill: cannot listen on {address}: the address is in use")),
+        "{said}"
+    );
+}
+
+#[test]
+fn one_service_listens_where_it_is_told_to() {
+    let _others = among_others();
+    let server = Server::start("chat --listen 127.0.0.1:0 --listen [::1]:0");
+    assert_eq!(server.addresses.len(), 2);
+    assert!(server.addresses[0].is_ipv4() && server.addresses[1].is_ipv6());
+    // Both doors lead to one room.
+    let mut four = Peer::connect(server.addresses[0]);
+    let joined = format!("{} joined\n", four.0.local_addr().expect("an address"));
+    assert_eq!(four.hear(joined.len()), joined.as_bytes());
+    let six = Peer::connect(server.addresses[1]);
+    let joined = format!("{} joined\n", six.0.local_addr().expect("an address"));
+    assert_eq!(four.hear(joined.len()), joined.as_bytes());
+}

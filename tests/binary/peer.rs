@@ -1,0 +1,99 @@
+//! The other end of a connection.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// No answer takes longer than this on a machine that is not broken.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Peer(pub TcpStream);
+
+impl Peer {
+    #[track_caller]
+    pub fn connect(to: SocketAddr) -> Peer {
+        let stream = TcpStream::connect_timeout(&to, PATIENCE).expect("a connection");
+        stream.set_nodelay(true).expect("an option");
+        stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+        stream.set_write_timeout(Some(PATIENCE)).expect("an option");
+        Peer(stream)
+    }
+
+    /// From 127.0.0.`last`: each address of ours has its own twenty-eight thousand ports.
+    #[track_caller]
+    pub fn connect_from(last: u8, to: SocketAddr) -> Peer {
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        let from = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)), 0);
+        socket.bind(&from.into()).expect("an address of ours");
+        socket.connect(&to.into()).expect("a connection");
+        socket.set_read_timeout(Some(PATIENCE)).expect("an option");
+        Peer(socket.into())
+    }
+
+    #[track_caller]
+    pub fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).expect("it takes what we say");
+    }
+
+    /// Exactly so much.
+    #[track_caller]
+    pub fn hear(&mut self, bytes: usize) -> Vec<u8> {
+        let mut heard = vec![0; bytes];
+        self.0.read_exact(&mut heard).expect("an answer");
+        heard
+    }
+
+    /// Everything to the end, which must be a proper one and no reset.
+    #[track_caller]
+    pub fn hear_all(&mut self) -> Vec<u8> {
+        let mut heard = Vec::new();
+        self.0.read_to_end(&mut heard).expect("an end");
+        heard
+    }
+
+    /// Whether what is said comes back.
+    pub fn echoes(&mut self, word: &str) -> bool {
+        let mut heard = vec![0; word.len()];
+        self.0.write_all(word.as_bytes()).and_then(|()| self.0.read_exact(&mut heard)).is_ok()
+            && heard == word.as_bytes()
+    }
+
+    pub fn finish(&mut self) {
+        self.0.shutdown(Shutdown::Write).expect("it is connected");
+    }
+}
+
+/// A small generator of numbers, so that a run can be repeated from its seed (splitmix64, Steele et al. 2014).
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// At least one and at most `2^bits`, small ones as often as large ones.
+    pub fn size(&mut self, bits: u64) -> usize {
+        let scale = self.next() % (bits + 1);
+        let span = 1_u64 << scale;
+        usize::try_from(self.next() % span).expect("a small number") + 1
+    }
+
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(count).collect()
+    }
+}
+
+/// A seed of this run, printed so that a failure can be repeated: `TIDEMILL_SEED=…` sets it.
+pub fn seed() -> u64 {
+    let set = std::env::var("TIDEMILL_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = set.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(1, |since| since.as_secs() ^ u64::from(since.subsec_nanos()))
+    });
+    println!("TIDEMILL_SEED={seed}");
+    seed
+}

@@ -1,0 +1,222 @@
+//! A running `tidemill`, watched from outside.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit, setrlimit};
+
+/// The binary under test.
+pub const TIDEMILL: &str = env!("CARGO_BIN_EXE_tidemill");
+
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// Held by a test that measures time or memory: no other test of this program runs meanwhile.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by every other test.
+pub fn among_others() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for something to become true, but not for ever.
+#[track_caller]
+pub fn until(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + within;
+    while !holds() {
+        assert!(Instant::now() < end, "not within {within:?}: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// As many descriptors for this process as it is allowed; says how many.
+pub fn raise_descriptors() -> usize {
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
+        .expect("the soft limit up to the hard one");
+    usize::try_from(most.unwrap_or(1 << 20)).expect("a number of descriptors")
+}
+
+pub struct Server {
+    child: Child,
+    /// Where it listens: the first of its listeners.
+    pub address: SocketAddr,
+    /// All of its listeners.
+    pub addresses: Vec<SocketAddr>,
+    log: Arc<Mutex<String>>,
+}
+
+impl Server {
+    /// `tidemill` with these words, on a free port if they name none.
+    pub fn start(words: &str) -> Server {
+        Server::spawn(Command::new(TIDEMILL), words)
+    }
+
+    /// The same with so many descriptors.
+    pub fn start_with_descriptors(most: usize, words: &str) -> Server {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {most} && exec \"$@\""), "sh", TIDEMILL]);
+        Server::spawn(shell, words)
+    }
+
+    fn spawn(mut command: Command, words: &str) -> Server {
+        let mut words: Vec<&str> = words.split_whitespace().collect();
+        let listeners = words.iter().filter(|word| **word == "--listen").count().max(1);
+        if !words.contains(&"--listen") {
+            words.extend(["--listen", "127.0.0.1:0"]);
+        }
+        command.args(&words).env("RUST_LOG", "info");
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it");
+        let log = Arc::new(Mutex::new(String::new()));
+        let (copy, stderr) = (log.clone(), child.stderr.take().expect("its log"));
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut copy = copy.lock().unwrap_or_else(PoisonError::into_inner);
+                copy.push_str(&line);
+                copy.push('\n');
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().expect("its stdout"));
+        let mut addresses = Vec::new();
+        for _ in 0..listeners {
+            let mut line = String::new();
+            stdout.read_line(&mut line).expect("its start line");
+            let address = line.trim_end().strip_prefix("listening on ");
+            let address = address.unwrap_or_else(|| panic!("{words:?} said {line:?} and {log:?}"));
+            addresses.push(address.parse().expect("an address with the real port"));
+        }
+        // From here on nobody reads its stdout, which must not trouble it.
+        drop(stdout);
+        Server { child, address: addresses[0], addresses, log }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("it runs");
+    }
+
+    /// Its end, which must come within this time.
+    #[track_caller]
+    pub fn ended(&mut self, within: Duration) -> ExitStatus {
+        let mut status = None;
+        until("the end of the process", within, || {
+            status = self.child.try_wait().expect("a child of ours");
+            status.is_some()
+        });
+        status.expect("it has ended")
+    }
+
+    /// Asks it to end, and gives what it logged.
+    #[track_caller]
+    pub fn end(&mut self) -> String {
+        self.signal(Signal::TERM);
+        let status = self.ended(Duration::from_secs(20));
+        assert_eq!(status.code(), Some(0), "{}", self.log());
+        until("its last word", Duration::from_secs(5), || self.log().contains("accepted="));
+        self.log()
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes how many descriptors it may open.
+    pub fn limit_descriptors(&self, most: u64) {
+        let hard = getrlimit(Resource::Nofile).maximum;
+        prlimit(Some(self.pid()), Resource::Nofile, Rlimit { current: Some(most), maximum: hard })
+            .expect("the limit");
+    }
+
+    /// Bytes of memory that are its own.
+    pub fn memory(&self) -> usize {
+        self.status("RssAnon:")
+    }
+
+    /// The most memory it has ever had resident, its code included.
+    pub fn peak(&self) -> usize {
+        self.status("VmHWM:")
+    }
+
+    /// What is resident now, its code included.
+    pub fn resident(&self) -> usize {
+        self.status("VmRSS:")
+    }
+
+    fn status(&self, key: &str) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("the key");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("kilobytes") * 1024
+    }
+
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
+    }
+
+    /// The time it has spent on a processor.
+    pub fn busy(&self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        let spent = tasks.map(|task| {
+            let path = task.expect("a thread of it").path().join("schedstat");
+            let text = fs::read_to_string(path).expect("its time");
+            text.split(' ').next().and_then(|first| first.parse::<u64>().ok()).expect("nanoseconds")
+        });
+        Duration::from_nanos(spent.sum())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a command prints and how it ends, when it is expected to end by itself.
+pub struct Outcome {
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+    pub code: Option<i32>,
+}
+
+/// Runs `tidemill` with these words to its end, with this on stdin.
+pub fn run(words: &[&str], stdin: &[u8]) -> Outcome {
+    let mut command = Command::new(TIDEMILL);
+    command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it");
+    let (mut input, stdin) = (child.stdin.take().expect("its stdin"), stdin.to_vec());
+    // It may end without having read all of it.
+    let writer = thread::spawn(move || std::io::Write::write_all(&mut input, &stdin));
+    let mut output = child.stdout.take().expect("its stdout");
+    let reader = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        output.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    let end = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a child of ours") {
+            break status;
+        }
+        if Instant::now() > end {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("{words:?} does not end");
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    let _ = writer.join().expect("the writer");
+    let stdout = reader.join().expect("the reader").expect("its stdout");
+    let mut stderr = String::new();
+    child.stderr.take().expect("its stderr").read_to_string(&mut stderr).expect("text");
+    Outcome { stdout, stderr, code: status.code() }
+}

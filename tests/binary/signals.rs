@@ -1,0 +1,104 @@
+//! How a server ends.
+
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::peer::Peer;
+use crate::server::{Server, TIDEMILL, alone, among_others, until};
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_signal_closes_the_door_at_once_and_the_rest_within_the_drain_time() {
+    let _quiet = alone();
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut server = Server::start("echo --raw --drain 1s");
+        let mut peers: Vec<Peer> = (0..200).map(|_| Peer::connect(server.address)).collect();
+        assert!(peers.iter_mut().all(|peer| peer.echoes("before")));
+        let at = Instant::now();
+        server.signal(signal);
+        until("the listener is closed", Duration::from_millis(500), || {
+            TcpStream::connect(server.address).is_err()
+        });
+        // Meanwhile those inside are served as before.
+        assert!(peers.iter_mut().all(|peer| peer.echoes("during")));
+        assert!(at.elapsed() < Duration::from_secs(1), "the machine is too slow for this test");
+        // Half of them leave; the others are seen to the door with a proper end.
+        let stay = peers.split_off(100);
+        drop(peers);
+        for mut peer in stay {
+            assert!(peer.hear_all().is_empty());
+        }
+        let status = server.ended(SOON);
+        let took = at.elapsed();
+        assert_eq!(status.code(), Some(0));
+        assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(3), "{took:?}");
+    }
+}
+
+#[test]
+fn whoever_leaves_in_time_is_not_waited_for() {
+    let _others = among_others();
+    let mut server = Server::start("echo --raw --drain 1h");
+    let mut peer = Peer::connect(server.address);
+    assert!(peer.echoes("before"));
+    server.signal(Signal::TERM);
+    assert!(peer.echoes("during"));
+    peer.finish();
+    assert!(peer.hear_all().is_empty());
+    assert_eq!(server.ended(SOON).code(), Some(0));
+}
+
+#[test]
+fn an_empty_house_ends_at_once() {
+    let _others = among_others();
+    let mut server = Server::start("chat --drain 1h");
+    server.signal(Signal::INT);
+    assert_eq!(server.ended(SOON).code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let _others = among_others();
+    let mut server = Server::start("echo --raw --drain 1h");
+    let mut peer = Peer::connect(server.address);
+    assert!(peer.echoes("before"));
+    server.signal(Signal::TERM);
+    until("it drains", SOON, || server.log().contains("closing the listeners"));
+    server.signal(Signal::TERM);
+    assert_eq!(server.ended(SOON).code(), Some(128 + 15));
+}
+
+#[test]
+fn a_restart_on_the_same_port_succeeds_at_once_twenty_times_in_a_row() {
+    let _others = among_others();
+    let mut server = Server::start("echo --raw --drain 0");
+    let address = server.address;
+    for _ in 0..20 {
+        let mut peer = Peer::connect(address);
+        assert!(peer.echoes("hello"));
+        server.signal(Signal::TERM);
+        // The server ends first, so that its side of the connection stays behind in TIME_WAIT.
+        assert_eq!(server.ended(SOON).code(), Some(0), "{}", server.log());
+        assert!(peer.hear_all().is_empty());
+        server = Server::start(&format!("echo --raw --drain 0 --listen {address}"));
+    }
+}
+
+#[test]
+fn it_serves_on_when_nobody_reads_its_stdout() {
+    let _others = among_others();
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+    let mut command = Command::new(TIDEMILL);
+    command.args(["echo", "--raw", "--listen", &port.to_string()]).stderr(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("it");
+    drop(child.stdout.take());
+    until("it listens", SOON, || TcpStream::connect(port).is_ok());
+    assert!(Peer::connect(port).echoes("hello"));
+    child.kill().expect("it runs");
+    child.wait().expect("its end");
+}
