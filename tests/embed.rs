@@ -1,0 +1,302 @@
+//! The crate in somebody else's program, over real sockets.
+#![cfg(target_os = "linux")]
+
+use std::cell::RefCell;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use tidemill::framing::Framing;
+use tidemill::services::{Echo, Frames};
+use tidemill::{
+    Closed, ConnId, Input, Limits, Reactor, Service, ServiceId, Socket, SocketLimits, Sockets, Stats,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Remembers what it is told.
+#[derive(Default, Clone)]
+struct Diary {
+    heard: Rc<RefCell<Vec<u8>>>,
+    closed: Rc<RefCell<Vec<Closed>>>,
+    opened: Rc<RefCell<usize>>,
+}
+
+impl Service for Diary {
+    type Session = ();
+
+    fn open(&mut self, _: &mut Socket<'_>) {
+        *self.opened.borrow_mut() += 1;
+    }
+
+    fn data(&mut self, _: &mut (), _: &mut Socket<'_>, input: &mut Input<'_>) {
+        self.heard.borrow_mut().extend_from_slice(input.take_all());
+    }
+
+    fn closed(&mut self, _: (), _: ConnId, why: Closed, _: &mut Sockets<'_>) {
+        self.closed.borrow_mut().push(why);
+    }
+}
+
+fn reactor() -> Reactor {
+    Reactor::new(Limits::default()).expect("a reactor")
+}
+
+fn listen(reactor: &mut Reactor, service: ServiceId) -> SocketAddr {
+    let listener = reactor.listen("127.0.0.1:0", service).expect("a listener");
+    reactor.local_addr(listener).expect("its address")
+}
+
+/// Turns until something holds, but not for ever.
+#[track_caller]
+fn turn_until(reactor: &mut Reactor, what: &str, mut holds: impl FnMut(&mut Reactor) -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds(reactor) {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        reactor.turn(Some(Duration::from_millis(20))).expect("a turn");
+    }
+}
+
+fn call(to: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(to).expect("a connection");
+    stream.set_nodelay(true).expect("an option");
+    stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+    stream
+}
+
+fn ask(stream: &mut TcpStream, said: &[u8], answer: usize) -> Vec<u8> {
+    stream.write_all(said).expect("it takes what we say");
+    let mut heard = vec![0; answer];
+    stream.read_exact(&mut heard).expect("an answer");
+    heard
+}
+
+/// Turns while another thread talks to it, and gives what that thread found.
+fn while_turning<T: Send>(reactor: &mut Reactor, talk: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let talks = scope.spawn(talk);
+        turn_until(reactor, "the talk is over", |_| talks.is_finished());
+        talks.join().expect("a good talk")
+    })
+}
+
+#[test]
+fn two_services_share_one_loop_and_one_of_them_has_two_doors() {
+    let mut reactor = reactor();
+    let echo = reactor.add_with(Echo::raw(), Echo::raw().limits());
+    let frames = Frames::new("u16be".parse::<Framing>().expect("a framing"));
+    let limits = frames.limits();
+    let frames = reactor.add_with(frames, limits);
+    let doors = [listen(&mut reactor, echo), listen(&mut reactor, frames), listen(&mut reactor, frames)];
+    while_turning(&mut reactor, || {
+        let mut streams = doors.map(call);
+        for _ in 0..10 {
+            // To one of them this is a stream of bytes, to the others two messages and the beginning of a third.
+            assert_eq!(ask(&mut streams[0], b"\0\x01a\0", 4), b"\0\x01a\0");
+            assert_eq!(ask(&mut streams[1], b"\0\x01a\0", 3), b"\0\x01a");
+            assert_eq!(ask(&mut streams[1], b"\x02bc", 4), b"\0\x02bc");
+            assert_eq!(ask(&mut streams[2], b"\0\0", 2), b"\0\0");
+        }
+    });
+    assert_eq!(reactor.stats().accepted, 3);
+}
+
+#[test]
+fn every_thread_s_posts_run_once_and_in_its_order() {
+    let mut reactor = reactor();
+    let (told, all) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        for poster in 0..4 {
+            let (handle, told) = (reactor.handle(), told.clone());
+            scope.spawn(move || {
+                for number in 0..5_000 {
+                    let told = told.clone();
+                    // The mailbox has a limit; whoever meets it tries again.
+                    while let Err(error) = handle.post({
+                        let told = told.clone();
+                        move |_| told.send((poster, number)).expect("a reader")
+                    }) {
+                        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                        thread::yield_now();
+                    }
+                }
+            });
+        }
+        drop(told);
+        let mut next = [0; 4];
+        turn_until(&mut reactor, "all have run", |_| {
+            for (poster, number) in all.try_iter() {
+                assert_eq!(number, next[poster], "out of order");
+                next[poster] += 1;
+            }
+            next == [5_000; 4]
+        });
+    });
+    assert_eq!(reactor.stats().posts, 20_000);
+}
+
+#[test]
+fn a_post_wakes_a_loop_that_sleeps_without_a_deadline() {
+    let mut reactor = reactor();
+    let handle = reactor.handle();
+    let posts = thread::spawn(move || handle.post(|sockets| sockets.stop()));
+    // Nothing else would ever wake it.
+    reactor.turn(None).expect("a turn");
+    posts.join().expect("a thread").expect("a place in the mailbox");
+    reactor.run().expect("its end");
+    assert!(reactor.is_shutting_down());
+}
+
+/// The guest of another event loop: it is turned when its descriptor is readable or its deadline has come.
+#[test]
+fn another_loop_can_drive_it_and_is_not_woken_for_nothing() {
+    let mut reactor = reactor();
+    let limits = SocketLimits { idle: Some(Duration::from_millis(300)), ..SocketLimits::default() };
+    let echo = reactor.add_with(Echo::raw(), limits);
+    let to = listen(&mut reactor, echo);
+    let (mut poll, mut events) = (Poll::new().expect("a poller"), Events::with_capacity(8));
+    let descriptor = reactor.as_fd().as_raw_fd();
+    poll.registry().register(&mut SourceFd(&descriptor), Token(0), Interest::READABLE).expect("a place");
+    let talk = thread::spawn(move || {
+        let mut stream = call(to);
+        // More than a budget, so that work is carried over which no event announces.
+        let said = vec![7; 1024 * 1024];
+        let mut half = stream.try_clone().expect("a second handle");
+        let sends = thread::spawn(move || half.write_all(&said));
+        let mut heard = vec![0; 1024 * 1024];
+        stream.read_exact(&mut heard).expect("an answer");
+        sends.join().expect("a thread").expect("it takes what we say");
+        assert_eq!(heard, vec![7; 1024 * 1024]);
+        // And then nothing: it is the deadline that ends it.
+        assert_eq!(stream.read(&mut [0]).expect("an end"), 0);
+    });
+    let end = Instant::now() + PATIENCE;
+    let mut empty = 0;
+    while reactor.stats().ended(Closed::Idle) == 0 {
+        assert!(Instant::now() < end, "the idle peer is still there");
+        let wait =
+            reactor.next_deadline().map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()));
+        poll.poll(&mut events, Some(wait)).expect("a poll");
+        let before: Stats = reactor.stats();
+        reactor.turn(Some(Duration::ZERO)).expect("a turn");
+        let after = reactor.stats();
+        empty += usize::from(
+            after.reads + after.writes + after.accepted == before.reads + before.writes + before.accepted,
+        );
+    }
+    talk.join().expect("a good talk");
+    assert!(empty < 50, "it was turned {empty} times for nothing");
+}
+
+#[test]
+#[should_panic(expected = "a bug of the service")]
+fn a_panic_in_a_callback_unwinds_out_of_the_turn() {
+    struct Bug;
+    impl Service for Bug {
+        type Session = ();
+        fn open(&mut self, _: &mut Socket<'_>) {
+            panic!("a bug of the service");
+        }
+        fn data(&mut self, _: &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
+    }
+    let mut reactor = reactor();
+    let bug = reactor.add(Bug);
+    let _caller = call(listen(&mut reactor, bug));
+    turn_until(&mut reactor, "it panics", |_| false);
+}
+
+#[test]
+fn what_is_sent_before_a_dial_has_connected_arrives() {
+    let mut reactor = reactor();
+    let diary = Diary::default();
+    let service = reactor.add(diary.clone());
+    let there = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let id = reactor.dial(there.local_addr().expect("its address"), service).expect("a slot");
+    let mut sockets = reactor.sockets();
+    let mut socket = sockets.get(id).expect("it is being dialed");
+    assert!(socket.is_connecting());
+    socket.send(b"first words");
+    while_turning(&mut reactor, || {
+        let (mut stream, _) = there.accept().expect("a caller");
+        let mut heard = [0; 11];
+        stream.read_exact(&mut heard).expect("its words");
+        assert_eq!(&heard, b"first words");
+        stream.write_all(b"an answer").expect("it takes what we say");
+    });
+    turn_until(&mut reactor, "it has ended", |_| !diary.closed.borrow().is_empty());
+    assert_eq!(*diary.heard.borrow(), b"an answer");
+    assert_eq!(*diary.closed.borrow(), [Closed::Finished]);
+    assert_eq!(*diary.opened.borrow(), 1);
+}
+
+#[test]
+fn a_dial_that_nobody_answers_ends_with_the_system_s_error() {
+    let mut reactor = reactor();
+    let diary = Diary::default();
+    let service = reactor.add(diary.clone());
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+    reactor.dial(free, service).expect("a slot");
+    turn_until(&mut reactor, "it has failed", |_| !diary.closed.borrow().is_empty());
+    let why = diary.closed.borrow()[0];
+    assert_eq!(why.word(), "unreachable");
+    assert!(why.to_string().to_lowercase().contains("connection refused"), "{why}");
+}
+
+#[test]
+fn a_torn_connection_is_told_as_a_reset() {
+    let mut reactor = reactor();
+    let diary = Diary::default();
+    let service = reactor.add(diary.clone());
+    let stream = call(listen(&mut reactor, service));
+    turn_until(&mut reactor, "it is let in", |_| *diary.opened.borrow() == 1);
+    // No lingering at all: closing sends a reset (RFC 9293, 3.10.4 ABORT).
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an option");
+    drop(stream);
+    turn_until(&mut reactor, "it has ended", |_| !diary.closed.borrow().is_empty());
+    assert_eq!(*diary.closed.borrow(), [Closed::Reset]);
+}
+
+/// Urgent bytes are events that reading does not take away: a loop that trusts events spins on them.
+#[test]
+fn urgent_bytes_neither_spin_the_loop_nor_disturb_the_stream() {
+    let mut reactor = reactor();
+    let echo = reactor.add(Echo::raw());
+    let mut stream = call(listen(&mut reactor, echo));
+    turn_until(&mut reactor, "it is let in", |reactor| reactor.stats().accepted == 1);
+    socket2::SockRef::from(&stream).send_out_of_band(b"!").expect("an urgent byte");
+    let end = Instant::now() + Duration::from_millis(200);
+    let before = reactor.stats().turns;
+    while Instant::now() < end {
+        reactor.turn(Some(Duration::from_millis(50))).expect("a turn");
+    }
+    let turns = reactor.stats().turns - before;
+    assert!(turns < 20, "{turns} turns for one urgent byte");
+    let answer = while_turning(&mut reactor, move || ask(&mut stream, b"hello", 5));
+    assert_eq!(answer, b"hello");
+}
+
+/// Both sides of every connection in one loop: a client and its server.
+#[test]
+fn a_loop_can_talk_to_itself() {
+    let mut reactor = reactor();
+    let echo = reactor.add(Echo::raw());
+    let to = listen(&mut reactor, echo);
+    let diary = Diary::default();
+    let caller = reactor.add(diary.clone());
+    let calls: Vec<ConnId> = (0..100).map(|_| reactor.dial(to, caller).expect("a slot")).collect();
+    for &id in &calls {
+        let mut sockets = reactor.sockets();
+        let mut socket = sockets.get(id).expect("it is being dialed");
+        socket.send(b"hello");
+        socket.finish();
+    }
+    turn_until(&mut reactor, "all have ended", |_| diary.closed.borrow().len() == 100);
+    assert_eq!(diary.heard.borrow().len(), 500);
+    assert!(diary.closed.borrow().iter().all(|&why| why == Closed::Finished));
+    turn_until(&mut reactor, "the other side too", |reactor| reactor.stats().ended(Closed::Finished) == 200);
+}
