@@ -192,3 +192,119 @@ pub(crate) fn place_within(part: &[u8], whole: Range<usize>) -> Option<Range<usi
     let inside = !part.is_empty() && at >= whole.start && at + part.len() <= whole.end;
     inside.then(|| at - whole.start..at - whole.start + part.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::mem;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What may happen to the bytes of a connection. Few different bytes, so that needles are found and nearly found.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arrive(Vec<u8>),
+        Take(usize),
+        TakeLine,
+        Find(usize),
+        TakeAll,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let byte = prop_oneof![Just(b'a'), Just(b'\r'), Just(b'\n')];
+        let step = prop_oneof![
+            4 => vec(byte, 0..40).prop_map(Step::Arrive),
+            2 => (0_usize..60).prop_map(Step::Take),
+            2 => Just(Step::TakeLine),
+            2 => (0_usize..60).prop_map(Step::Find),
+            1 => Just(Step::TakeAll),
+        ];
+        vec(step, 1..60)
+    }
+
+    fn naive(all: &[u8], needle: &[u8], limit: usize) -> Option<usize> {
+        all.windows(needle.len()).position(|window| window == needle).filter(|&at| at <= limit)
+    }
+
+    proptest! {
+        /// Whatever is taken, and whichever of its two ways the loop goes, the rest is what a plain vector holds; and
+        /// what is remembered of a search in vain never hides anything.
+        #[test]
+        fn what_is_kept_is_what_a_vector_holds(steps in steps(), in_place in any::<bool>()) {
+            let needle = b"\r\n";
+            let (mut inbox, mut model) = (Inbox::default(), Vec::new());
+            for step in steps {
+                let before = inbox.kept().to_vec();
+                prop_assert_eq!(&before, &model);
+                let mut arrived = before;
+                if let Step::Arrive(bytes) = &step {
+                    arrived.extend_from_slice(bytes);
+                    model.extend_from_slice(bytes);
+                    if in_place {
+                        inbox.append(bytes);
+                    }
+                }
+                let mut input = Input::resumed(if in_place { inbox.kept() } else { &arrived }, inbox.scanned());
+                match step {
+                    Step::Arrive(_) => {}
+                    Step::Take(n) => {
+                        let taken: Vec<u8> = model.drain(..n.min(model.len())).collect();
+                        prop_assert_eq!(input.take(n), &taken[..]);
+                    }
+                    Step::TakeLine => {
+                        // One needle at a time is the rule; another begins anew.
+                        input = Input::new(input.bytes());
+                        let end = model.iter().position(|&byte| byte == b'\n');
+                        let line: Option<Vec<u8>> = end.map(|end| model.drain(..=end).collect());
+                        prop_assert_eq!(input.take_line(), line.as_deref());
+                        input = Input::resumed(input.bytes(), 0);
+                        let rest = input.len();
+                        let taken = arrived.len() - rest;
+                        let (_, scanned) = input.settle();
+                        settle(&mut inbox, in_place, &arrived, taken, scanned);
+                        continue;
+                    }
+                    Step::Find(limit) => {
+                        prop_assert_eq!(input.find(needle, limit), naive(&model, needle, limit));
+                    }
+                    Step::TakeAll => prop_assert_eq!(input.take_all(), &mem::take(&mut model)[..]),
+                }
+                prop_assert_eq!(input.bytes(), &model[..]);
+                prop_assert_eq!(input.len(), model.len());
+                let (taken, scanned) = input.settle();
+                settle(&mut inbox, in_place, &arrived, taken, scanned);
+            }
+            prop_assert_eq!(inbox.kept(), &model[..]);
+        }
+    }
+
+    fn settle(inbox: &mut Inbox, in_place: bool, arrived: &[u8], taken: usize, scanned: usize) {
+        if in_place {
+            inbox.settle(taken, scanned);
+        } else {
+            inbox.refill(&arrived[taken..], scanned);
+        }
+    }
+
+    #[test]
+    fn a_promise_takes_no_room() {
+        let mut inbox = Inbox::default();
+        inbox.append(&u32::MAX.to_be_bytes());
+        assert!(inbox.charge() <= 64, "{} bytes for four", inbox.charge());
+    }
+
+    #[test]
+    fn what_is_taken_does_not_pile_up() {
+        let mut inbox = Inbox::default();
+        for _ in 0..10_000 {
+            inbox.append(&[b'x'; 100]);
+            let mut input = Input::resumed(inbox.kept(), inbox.scanned());
+            input.take(100 - usize::from(input.len() < 1_000));
+            let (taken, scanned) = input.settle();
+            inbox.settle(taken, scanned);
+        }
+        assert!(inbox.charge() < 8_192, "{} bytes for {}", inbox.charge(), inbox.kept().len());
+    }
+}

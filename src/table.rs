@@ -434,6 +434,12 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+    use std::mem;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -444,5 +450,176 @@ mod tests {
         slots.insert(Connection::new(NonZeroU32::MIN, 0, Stage::Open, "[::1]:1".parse().unwrap(), Tick(0)));
         let distance = &raw const slots[1] as usize - &raw const slots[0] as usize;
         assert_eq!(distance, size_of::<Connection>());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert { refused: bool },
+        Doom(usize),
+        Reap,
+        Keep(usize, usize),
+        DropInbox(usize),
+        Send(usize, usize),
+        Close(usize),
+        Flush,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => any::<bool>().prop_map(|refused| Step::Insert { refused }),
+            2 => any::<usize>().prop_map(Step::Doom),
+            1 => Just(Step::Reap),
+            2 => (any::<usize>(), 0_usize..5_000).prop_map(|(which, bytes)| Step::Keep(which, bytes)),
+            1 => any::<usize>().prop_map(Step::DropInbox),
+            3 => (any::<usize>(), 1_usize..5_000).prop_map(|(which, bytes)| Step::Send(which, bytes)),
+            1 => any::<usize>().prop_map(Step::Close),
+            2 => Just(Step::Flush),
+        ];
+        vec(step, 1..200)
+    }
+
+    /// What a plain map knows of a connection.
+    #[derive(Default)]
+    struct Known {
+        refused: bool,
+        closing: bool,
+        doomed: bool,
+        kept: usize,
+        queued: usize,
+    }
+
+    /// The table beside a map, and every id that there ever was.
+    struct Pair {
+        table: Table,
+        model: HashMap<ConnId, Known>,
+        ids: Vec<ConnId>,
+    }
+
+    impl Pair {
+        fn new() -> Pair {
+            // Near the wrap of the counter, where a generation must not be used twice either.
+            let first = NonZeroU32::new(u32::MAX - 20).unwrap();
+            let mut table = Table::new(Limits::default(), first, Instant::now());
+            table.socket_limits = vec![SocketLimits::default(); 2];
+            Pair { table, model: HashMap::new(), ids: Vec::new() }
+        }
+
+        /// One of those that are not doomed.
+        fn pick(&self, which: usize) -> Option<ConnId> {
+            let living: Vec<ConnId> =
+                self.ids.iter().copied().filter(|id| self.is_there(id, false)).collect();
+            (!living.is_empty()).then(|| living[which % living.len()])
+        }
+
+        fn is_there(&self, id: &ConnId, even_doomed: bool) -> bool {
+            self.model.get(id).is_some_and(|known| even_doomed || !known.doomed)
+        }
+
+        fn step(&mut self, step: Step) {
+            let (which, bytes) = match step {
+                Step::Insert { refused } => return self.insert(refused),
+                Step::Reap => return self.reap(),
+                Step::Flush => return self.flush(),
+                Step::Keep(which, bytes) | Step::Send(which, bytes) => (which, bytes),
+                Step::Doom(which) | Step::DropInbox(which) | Step::Close(which) => (which, 0),
+            };
+            let Some(id) = self.pick(which) else { return };
+            let known = self.model.get_mut(&id).unwrap();
+            match step {
+                Step::Doom(_) => {
+                    self.table.doom(id.slot, Closed::Reset);
+                    known.doomed = true;
+                }
+                Step::Keep(..) => {
+                    self.table.keep(id.slot, &vec![1; bytes], 0, bytes, true);
+                    known.kept = bytes;
+                }
+                Step::DropInbox(_) => {
+                    self.table.drop_inbox(id.slot);
+                    known.kept = 0;
+                }
+                Step::Send(..) => {
+                    self.table.send(id.slot, &vec![2; bytes]);
+                    known.queued += if known.closing { 0 } else { bytes };
+                }
+                _ => {
+                    self.table.close(id.slot, Closed::Local);
+                    (known.closing, known.kept) = (true, if known.closing { known.kept } else { 0 });
+                }
+            }
+        }
+
+        fn insert(&mut self, refused: bool) {
+            let host = if refused { DOORMAN } else { 1 };
+            let id = self.table.insert(host, Stage::Open, "[::1]:1".parse().unwrap());
+            self.table.at_mut(id.slot).flags.writable = true;
+            assert!(!self.ids.contains(&id), "{id} names two connections");
+            self.ids.push(id);
+            self.model.insert(id, Known { refused, ..Known::default() });
+        }
+
+        fn reap(&mut self) {
+            for slot in mem::take(&mut self.table.doomed) {
+                let id = self.table.id(slot);
+                self.table.remove(slot);
+                assert!(
+                    self.model.remove(&id).is_some_and(|known| known.doomed),
+                    "{id} was not doomed, or twice"
+                );
+            }
+            assert!(!self.model.values().any(|known| known.doomed), "one that was doomed was forgotten");
+        }
+
+        /// As if the kernel took nothing.
+        fn flush(&mut self) {
+            for dirty in mem::take(&mut self.table.dirty) {
+                if let Some(slot) = self.table.find(dirty.id) {
+                    self.table.at_mut(slot).dirty = NOT_DIRTY;
+                    self.table.stash(slot, dirty.chain);
+                }
+            }
+            self.table.arena.empty();
+        }
+
+        fn check(&self) {
+            let (table, model) = (&self.table, &self.model);
+            assert_eq!(table.slots.len(), model.len());
+            assert_eq!(table.refusals, model.values().filter(|known| known.refused).count());
+            assert_eq!(table.connections(), model.values().filter(|known| !known.refused).count());
+            for id in &self.ids {
+                let known = model.get(id);
+                assert_eq!(table.find(*id), known.map(|_| id.slot));
+                let live = known.is_some_and(|known| !known.doomed && !known.closing && !known.refused);
+                assert_eq!(table.live(*id).is_some(), live);
+                let Some(known) = known else { continue };
+                let connection = table.at(id.slot);
+                assert_eq!(connection.inbox.as_ref().map_or(0, |inbox| inbox.kept().len()), known.kept);
+                assert_eq!(table.queued(id.slot), known.queued);
+            }
+            let held: usize = table.slots.iter().map(|(_, connection)| connection.held()).sum();
+            // Capacities are powers of two, and each chunk of a queue costs something besides.
+            let most = 2 * held + 128 * model.len();
+            assert!(table.memory >= held && table.memory <= most, "{} for {held}", table.memory);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_table_is_a_map_of_everyone_who_is_there(steps in steps()) {
+            let mut pair = Pair::new();
+            for step in steps {
+                pair.step(step);
+                pair.check();
+            }
+            for id in pair.ids.clone() {
+                if pair.is_there(&id, false) {
+                    pair.table.doom(id.slot, Closed::Reset);
+                    pair.model.get_mut(&id).unwrap().doomed = true;
+                }
+            }
+            pair.reap();
+            pair.check();
+            assert_eq!((pair.table.memory, pair.table.refusals), (0, 0));
+        }
     }
 }
