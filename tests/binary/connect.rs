@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::thread;
 
 use crate::peer::Numbers;
-use crate::server::{Server, among_others, run};
+use crate::server::{Server, alone, among_others, run};
 
 #[test]
 fn every_byte_goes_there_and_back() {
@@ -56,7 +56,8 @@ fn a_server_that_leaves_first_ends_it() {
 
 #[test]
 fn nobody_there_is_said_in_one_sentence_with_exit_1() {
-    let _others = among_others();
+    // Nobody else may take the port meanwhile.
+    let _quiet = alone();
     let free =
         TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").to_string();
     let outcome = run(&["connect", &free], b"hello\n");

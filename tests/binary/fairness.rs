@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::peer::Peer;
-use crate::server::{Server, alone};
+use crate::server::{Server, alone, within_one_of_three};
 
 /// Sends and reads as much as it goes, on all of them in turn, and counts what came back on each.
 fn blast(peers: &[Peer], back: &[AtomicU64], over: &AtomicBool) {
@@ -25,9 +25,8 @@ fn blast(peers: &[Peer], back: &[AtomicU64], over: &AtomicBool) {
     }
 }
 
-#[test]
-fn one_who_sends_all_he_can_starves_none_of_a_hundred_who_say_a_word() {
-    let _quiet = alone();
+/// The slowest of twenty rounds in which a hundred say a word and hear it, while one sends all it can.
+fn slowest_round() -> Duration {
     let server = Server::start("echo --raw");
     let blaster = [Peer::connect(server.address)];
     let back = [AtomicU64::new(0)];
@@ -50,12 +49,15 @@ fn one_who_sends_all_he_can_starves_none_of_a_hundred_who_say_a_word() {
         over.store(true, Ordering::Relaxed);
     });
     let back = back[0].load(Ordering::Relaxed);
-    println!(
-        "a round of a hundred took {slowest:?} at most, while {} MiB came back to the other",
-        back >> 20
-    );
-    assert!(slowest < Duration::from_secs(1), "a round of a hundred words took {slowest:?}");
-    assert!(back > 1 << 20, "the one who sends all he can got {back} bytes back");
+    println!("{slowest:?} at most, while {} MiB came back to the other", back >> 20);
+    assert!(back > 1 << 20, "the one who sends all it can got {back} bytes back");
+    slowest
+}
+
+#[test]
+fn one_who_sends_all_it_can_starves_none_of_a_hundred_who_say_a_word() {
+    let _quiet = alone();
+    within_one_of_three("a round of a hundred words", Duration::from_millis(200), slowest_round);
 }
 
 #[test]
@@ -68,7 +70,7 @@ fn two_who_send_all_they_can_share_evenly() {
     thread::scope(|scope| {
         scope.spawn(|| blast(&blasters, &back, &over));
         let end = Instant::now() + Duration::from_secs(20);
-        while back.iter().map(|back| back.load(Ordering::Relaxed)).sum::<u64>() < 256 << 20
+        while back.iter().map(|back| back.load(Ordering::Relaxed)).sum::<u64>() < 1024 << 20
             && Instant::now() < end
         {
             thread::sleep(Duration::from_millis(5));

@@ -6,9 +6,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::peer::Peer;
-use crate::server::{Server, alone, among_others, raise_descriptors, until};
+use crate::server::{Server, alone, among_others, raise_descriptors, until, within_one_of_three};
 
 const MIB: usize = 1024 * 1024;
+
+/// What a bystander may have to wait, but for one word in a hundred.
+const P99: Duration = Duration::from_millis(50);
 
 /// Ten thousand peers who say nothing, timers, limits and session included. A bare epoll server in C takes 48 bytes for
 /// each, one with a task per connection several thousand.
@@ -62,8 +65,9 @@ fn a_promise_of_four_gigabytes_takes_no_memory() {
     assert!(log.contains("too-long=1000"), "{log}");
 }
 
-/// Peers who send and never read, for as long as somebody else is well served.
-fn never_readers(words: &str, budget: usize) -> String {
+/// Peers who send and never read, while a bystander says a thousand words: how long all but ten of them take at most.
+/// The log must hold this at the end.
+fn never_readers(words: &str, budget: usize, logged: &str) -> Duration {
     let mut server = Server::start(words);
     let mut bystander = Peer::connect(server.address);
     assert!(bystander.echoes("warm"));
@@ -107,26 +111,31 @@ fn never_readers(words: &str, budget: usize) -> String {
     waits.sort();
     let slow = waits[waits.len() * 99 / 100];
     let grown = server.peak().saturating_sub(before);
-    println!("{words}: {} KiB of growth, a bystander's p99 is {slow:?}", grown / 1024);
+    println!("{} KiB of growth, a bystander's p99 is {slow:?}", grown / 1024);
     // What is queued is at most the budget; beside it stand the read buffer and the allocator's own pages.
     assert!(grown <= budget + budget / 4 + 2 * MIB, "{} KiB of growth", grown / 1024);
-    assert!(slow < Duration::from_millis(50), "p99 of a bystander is {slow:?}");
-    server.end()
+    let log = server.end();
+    assert!(log.contains(logged), "{log}");
+    slow
 }
 
 #[test]
 fn two_hundred_who_never_read_are_read_no_further_and_disturb_nobody() {
     let _quiet = alone();
-    // Each may queue its high water and what was read before it was noticed.
-    never_readers("echo --raw --drain 0", 200 * 192 * 1024);
+    within_one_of_three("a bystander's p99", P99, || {
+        // Each may queue its high water and what was read before it was noticed.
+        never_readers("echo --raw --drain 0", 200 * 192 * 1024, "accepted=201 ")
+    });
 }
 
 #[test]
 fn two_hundred_who_never_read_stay_within_the_budget_of_the_house() {
     let _quiet = alone();
-    let words = "echo --raw --high-water 1MiB --max-queued 2MiB --memory 16MiB --drain 0";
-    let log = never_readers(words, 16 * MIB);
-    assert!(log.contains(" memory="), "the largest queues were closed for it: {log}");
+    within_one_of_three("a bystander's p99", P99, || {
+        let words = "echo --raw --high-water 1MiB --max-queued 2MiB --memory 16MiB --drain 0";
+        // Some of the largest queues were closed for it.
+        never_readers(words, 16 * MIB, " memory=")
+    });
 }
 
 #[test]

@@ -35,6 +35,20 @@ pub fn until(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// A time that a busy machine may spoil, and tidemill must not: the shortest of three attempts counts.
+#[track_caller]
+pub fn within_one_of_three(what: &str, most: Duration, mut attempt: impl FnMut() -> Duration) {
+    let mut times = Vec::new();
+    while times.len() < 3 {
+        times.push(attempt());
+        if times.iter().any(|time| *time <= most) {
+            println!("{what}: {times:?}");
+            return;
+        }
+    }
+    panic!("{what} takes more than {most:?}: {times:?}");
+}
+
 /// As many descriptors for this process as it is allowed; says how many.
 pub fn raise_descriptors() -> usize {
     let most = getrlimit(Resource::Nofile).maximum;

@@ -74,7 +74,8 @@ fn a_second_signal_ends_it_at_once() {
 
 #[test]
 fn a_restart_on_the_same_port_succeeds_at_once_twenty_times_in_a_row() {
-    let _others = among_others();
+    // Nobody else may take the port meanwhile.
+    let _quiet = alone();
     let mut server = Server::start("echo --raw --drain 0");
     let address = server.address;
     for _ in 0..20 {
@@ -90,7 +91,8 @@ fn a_restart_on_the_same_port_succeeds_at_once_twenty_times_in_a_row() {
 
 #[test]
 fn it_serves_on_when_nobody_reads_its_stdout() {
-    let _others = among_others();
+    // Nobody else may take the port meanwhile.
+    let _quiet = alone();
     let port =
         std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
     let mut command = Command::new(TIDEMILL);
