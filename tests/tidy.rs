@@ -78,7 +78,9 @@ fn module(path: &Path) -> String {
 }
 
 fn is_test(path: &Path) -> bool {
-    ["turn/tests.rs", "services/trial.rs", "sim.rs"].iter().any(|tests| path.ends_with(tests))
+    let inside = path.strip_prefix(root()).expect("a file of the crate");
+    inside.components().any(|part| part.as_os_str() == "tests")
+        || ["src/services/trial.rs", "src/sim.rs"].iter().any(|file| inside == Path::new(file))
 }
 
 fn place(module: &str, order: &[&str]) -> Option<usize> {

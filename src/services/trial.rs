@@ -1,7 +1,5 @@
 //! A service on a simulated kernel, for the tests of services.
 
-use std::time::Duration;
-
 use crate::limits::{Limits, SocketLimits};
 use crate::listener::ListenOptions;
 use crate::service::Service;
@@ -23,15 +21,8 @@ impl Trial {
         Trial { turns, script }
     }
 
-    /// Turns until nobody has anything more to do.
     pub(super) fn settle(&mut self) {
-        for _ in 0..1_000 {
-            self.turns.turn(Some(Duration::ZERO)).expect("a simulated poll");
-            if !self.turns.has_work() && self.script.is_silent() {
-                return;
-            }
-        }
-        panic!("after 1,000 turns there is still something to do");
+        self.turns.turn_until_quiet(&self.script);
     }
 
     pub(super) fn say(&mut self, peer: Peer, bytes: impl AsRef<[u8]>) {
