@@ -4,12 +4,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 use tidemill::framing::Framing;
 use tidemill::{Limits, ListenOptions, Overflow, Pace, SocketLimits};
-
-/// The names of the commands.
-pub const COMMANDS: &[&str] = &["echo", "chat", "frames", "connect"];
 
 #[derive(Parser)]
 #[command(
@@ -108,8 +106,9 @@ pub struct Server {
     #[arg(long, value_name = "N", help_heading = MANY, value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
     /// Those beyond: told so and let go (refuse), or left in the backlog (wait)
-    #[arg(long, value_name = "HOW", default_value = "refuse", hide_possible_values = true, help_heading = MANY)]
-    overflow: OverflowArg,
+    #[arg(long, value_name = "HOW", default_value = "refuse", hide_possible_values = true, help_heading = MANY,
+          value_parser = overflow())]
+    overflow: Overflow,
     /// What they are told, followed by a line end; may be empty
     #[arg(long, value_name = "TEXT", default_value = "server busy", help_heading = MANY)]
     busy_reply: String,
@@ -153,12 +152,6 @@ pub struct Messages {
     /// The longest message; longer ones close the connection [default: 1MiB, lines: 8KiB]
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
     max_message: Option<Size>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum OverflowArg {
-    Refuse,
-    Wait,
 }
 
 /// A span of time; none stands for no limit.
@@ -224,6 +217,13 @@ impl FromStr for Rate {
     }
 }
 
+fn overflow() -> impl TypedValueParser<Value = Overflow> {
+    PossibleValuesParser::new(["refuse", "wait"]).map(|how| match how.as_str() {
+        "wait" => Overflow::Wait,
+        _ => Overflow::Refuse,
+    })
+}
+
 /// Looks at the form only; whether the name can be found is seen when it is used.
 fn address(text: &str) -> Result<String, String> {
     let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
@@ -286,7 +286,7 @@ impl Server {
     /// The limits of the house. `descriptors` is how many the process may open.
     pub fn limits(&self, descriptors: usize) -> Limits {
         let allowed = Limits::for_descriptors(descriptors);
-        let most = descriptors.saturating_sub((descriptors / 16).max(16)).max(1);
+        let most = Limits::connections_within(descriptors);
         let connections = match self.max_connections {
             None => allowed.connections,
             Some(asked) if asked as usize <= most => asked as usize,
@@ -307,10 +307,7 @@ impl Server {
         }
         ListenOptions {
             backlog: self.backlog,
-            overflow: match self.overflow {
-                OverflowArg::Refuse => Overflow::Refuse,
-                OverflowArg::Wait => Overflow::Wait,
-            },
+            overflow: self.overflow,
             busy_reply,
             keep_alive: self.keep_alive.0,
             ..ListenOptions::default()

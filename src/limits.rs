@@ -132,14 +132,24 @@ impl Limits {
     /// assert_eq!(Limits::for_descriptors(64).connections, 48);
     /// ```
     pub fn for_descriptors(n: usize) -> Limits {
-        let spare = (n / 16).max(16);
         Limits {
-            connections: n.saturating_sub(spare).clamp(1, 10_000),
+            connections: Limits::connections_within(n).min(10_000),
             // Some eight of the spare ones are the process's own: standard streams, the poll, a waker, listeners.
-            refusals: spare.saturating_sub(12).clamp(2, 256),
+            refusals: spare(n).saturating_sub(12).clamp(2, 256),
             ..Limits::default()
         }
     }
+
+    /// How many connections a process may allow itself that may open `n` descriptors: all but a sixteenth of them, and
+    /// all but sixteen; at least 1. Only [`for_descriptors`](Limits::for_descriptors) stops at 10,000.
+    pub fn connections_within(n: usize) -> usize {
+        n.saturating_sub(spare(n)).max(1)
+    }
+}
+
+/// How many of `n` descriptors are left for what is no connection.
+fn spare(n: usize) -> usize {
+    (n / 16).max(16)
 }
 
 impl Default for Limits {

@@ -7,7 +7,7 @@ mod serve;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tidemill::framing::Framing;
 use tidemill::services::{Chat, Echo, Frames};
 
@@ -84,8 +84,8 @@ fn told(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     let lines = text.trim_start_matches("error: ").lines().map(str::trim);
     let sentence: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
-    let command = std::env::args().nth(1).filter(|word| cli::COMMANDS.contains(&word.as_str()));
-    let help = command.map_or("tidemill --help".to_string(), |command| format!("tidemill {command} --help"));
+    let asked = std::env::args().nth(1).filter(|word| Cli::command().find_subcommand(word).is_some());
+    let help = asked.map_or("tidemill --help".to_string(), |command| format!("tidemill {command} --help"));
     complain(&format!("{}; see '{help}'", sentence.join(" ")));
     ExitCode::from(USAGE)
 }

@@ -506,13 +506,12 @@ mod tests {
 
         /// One of those that are not doomed.
         fn pick(&self, which: usize) -> Option<ConnId> {
-            let living: Vec<ConnId> =
-                self.ids.iter().copied().filter(|id| self.is_there(id, false)).collect();
+            let living: Vec<ConnId> = self.ids.iter().copied().filter(|id| self.is_alive(id)).collect();
             (!living.is_empty()).then(|| living[which % living.len()])
         }
 
-        fn is_there(&self, id: &ConnId, even_doomed: bool) -> bool {
-            self.model.get(id).is_some_and(|known| even_doomed || !known.doomed)
+        fn is_alive(&self, id: &ConnId) -> bool {
+            self.model.get(id).is_some_and(|known| !known.doomed)
         }
 
         fn step(&mut self, step: Step) {
@@ -526,10 +525,7 @@ mod tests {
             let Some(id) = self.pick(which) else { return };
             let known = self.model.get_mut(&id).unwrap();
             match step {
-                Step::Doom(_) => {
-                    self.table.doom(id.slot, Closed::Reset);
-                    known.doomed = true;
-                }
+                Step::Doom(_) => self.doom(id),
                 Step::Keep(..) => {
                     self.table.keep(id.slot, &vec![1; bytes], 0, bytes, true);
                     known.kept = bytes;
@@ -547,6 +543,11 @@ mod tests {
                     (known.closing, known.kept) = (true, if known.closing { known.kept } else { 0 });
                 }
             }
+        }
+
+        fn doom(&mut self, id: ConnId) {
+            self.table.doom(id.slot, Closed::Reset);
+            self.model.get_mut(&id).unwrap().doomed = true;
         }
 
         fn insert(&mut self, refused: bool) {
@@ -612,9 +613,8 @@ mod tests {
                 pair.check();
             }
             for id in pair.ids.clone() {
-                if pair.is_there(&id, false) {
-                    pair.table.doom(id.slot, Closed::Reset);
-                    pair.model.get_mut(&id).unwrap().doomed = true;
+                if pair.is_alive(&id) {
+                    pair.doom(id);
                 }
             }
             pair.reap();
