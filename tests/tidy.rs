@@ -50,17 +50,19 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn rust_files(under: &Path) -> Vec<PathBuf> {
+fn files(under: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(under).expect("a folder of the crate") {
         let path = entry.expect("an entry of it").path();
-        if path.is_dir() {
-            found.extend(rust_files(&path));
-        } else if path.extension().is_some_and(|ending| ending == "rs") {
-            found.push(path);
-        }
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
     }
     found.sort();
+    found
+}
+
+fn rust_files(under: &Path) -> Vec<PathBuf> {
+    let mut found = files(under);
+    found.retain(|path| path.extension().is_some_and(|ending| ending == "rs"));
     found
 }
 
@@ -179,12 +181,9 @@ fn files_can_be_read_in_one_sitting() {
 
 #[test]
 fn lines_fit_the_page() {
-    for folder in ["src", "tests", "docs", "benches"] {
-        let folder = root().join(folder);
-        let Ok(files) = fs::read_dir(&folder) else { continue };
-        let flat: Vec<PathBuf> = files.map(|entry| entry.expect("an entry").path()).collect();
-        let deep = rust_files(&folder);
-        for path in flat.into_iter().chain(deep).filter(|path| path.is_file()) {
+    let folders = ["src", "tests", "docs", "benches"].map(|folder| root().join(folder));
+    for folder in folders.iter().filter(|folder| folder.is_dir()) {
+        for path in files(folder) {
             let text = fs::read_to_string(&path).expect("a text file");
             for (number, line) in (1..).zip(text.lines()) {
                 let tables = path.extension().is_some_and(|ending| ending == "md") && line.starts_with('|');

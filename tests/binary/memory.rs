@@ -1,12 +1,13 @@
 //! What connections may cost.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::peer::Peer;
-use crate::server::{Server, alone, among_others, raise_descriptors, until, within_one_of_three};
+use crate::server::{Server, alone, among_others, meanwhile, raise_descriptors, until, within_one_of_three};
 
 const MIB: usize = 1024 * 1024;
 
@@ -65,6 +66,33 @@ fn a_promise_of_four_gigabytes_takes_no_memory() {
     assert!(log.contains("too-long=1000"), "{log}");
 }
 
+/// Two hundred who have 16 MiB to send each, and never read.
+fn send_and_never_read(to: SocketAddr, over: &AtomicBool) {
+    let peers: Vec<Peer> = (0..200).map(|_| Peer::connect(to)).collect();
+    let mut left = vec![16 * MIB; peers.len()];
+    let bytes = vec![0; 64 * 1024];
+    for peer in &peers {
+        peer.0.set_nonblocking(true).expect("an option");
+    }
+    while !over.load(Ordering::Relaxed) {
+        let mut moved = 0;
+        for (peer, left) in peers.iter().zip(&mut left) {
+            match (&peer.0).write(&bytes[..bytes.len().min(*left)]) {
+                Ok(count) => {
+                    *left -= count;
+                    moved += count;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                // Closed for it: that one has no more to send.
+                Err(_) => *left = 0,
+            }
+        }
+        if moved == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// Peers who send and never read, while a bystander says a thousand words: how long all but ten of them take at most.
 /// The log must hold this at the end.
 fn never_readers(words: &str, budget: usize, logged: &str) -> Duration {
@@ -72,42 +100,16 @@ fn never_readers(words: &str, budget: usize, logged: &str) -> Duration {
     let mut bystander = Peer::connect(server.address);
     assert!(bystander.echoes("warm"));
     let before = server.resident();
-    let over = AtomicBool::new(false);
     let mut waits = Vec::new();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let peers: Vec<Peer> = (0..200).map(|_| Peer::connect(server.address)).collect();
-            let mut left = vec![16 * MIB; peers.len()];
-            let bytes = vec![0; 64 * 1024];
-            for peer in &peers {
-                peer.0.set_nonblocking(true).expect("an option");
-            }
-            while !over.load(Ordering::Relaxed) {
-                let mut moved = 0;
-                for (peer, left) in peers.iter().zip(&mut left) {
-                    match (&peer.0).write(&bytes[..bytes.len().min(*left)]) {
-                        Ok(count) => {
-                            *left -= count;
-                            moved += count;
-                        }
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                        // Closed for it: that one has no more to send.
-                        Err(_) => *left = 0,
-                    }
-                }
-                if moved == 0 {
-                    thread::sleep(Duration::from_millis(1));
-                }
-            }
-        });
+    let talk = || {
         for word in 0..1_000 {
             let at = Instant::now();
             assert!(bystander.echoes(&format!("bystander {word}")));
             waits.push(at.elapsed());
             thread::sleep(Duration::from_millis(2));
         }
-        over.store(true, Ordering::Relaxed);
-    });
+    };
+    meanwhile(|over| send_and_never_read(server.address, over), talk);
     waits.sort();
     let slow = waits[waits.len() * 99 / 100];
     let grown = server.peak().saturating_sub(before);

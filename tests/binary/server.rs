@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -57,8 +58,49 @@ pub fn raise_descriptors() -> usize {
     usize::try_from(most.unwrap_or(1 << 20)).expect("a number of descriptors")
 }
 
+/// A child of ours, which does not outlive its test.
+pub struct Process(pub Child);
+
+impl Process {
+    /// Its end, which must come within this time.
+    #[track_caller]
+    pub fn ended(&mut self, within: Duration) -> ExitStatus {
+        let mut status = None;
+        until("the end of the process", within, || {
+            status = self.0.try_wait().expect("a child of ours");
+            status.is_some()
+        });
+        status.expect("it has ended")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs one thing while another goes on in the background, until that one is over. It is told so by the flag, also when
+/// the first one fails: then the failure is seen, and not a test that never ends.
+pub fn meanwhile<T>(background: impl FnOnce(&AtomicBool) + Send, foreground: impl FnOnce() -> T) -> T {
+    struct Ends<'a>(&'a AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| background(&over));
+        let _ends = Ends(&over);
+        foreground()
+    })
+}
+
 pub struct Server {
-    child: Child,
+    process: Process,
     /// Where it listens: the first of its listeners.
     pub address: SocketAddr,
     /// All of its listeners.
@@ -108,11 +150,11 @@ impl Server {
         }
         // From here on nobody reads its stdout, which must not trouble it.
         drop(stdout);
-        Server { child, address: addresses[0], addresses, log }
+        Server { process: Process(child), address: addresses[0], addresses, log }
     }
 
     fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
+        Pid::from_child(&self.process.0)
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -122,12 +164,7 @@ impl Server {
     /// Its end, which must come within this time.
     #[track_caller]
     pub fn ended(&mut self, within: Duration) -> ExitStatus {
-        let mut status = None;
-        until("the end of the process", within, || {
-            status = self.child.try_wait().expect("a child of ours");
-            status.is_some()
-        });
-        status.expect("it has ended")
+        self.process.ended(within)
     }
 
     /// Asks it to end, and gives what it logged.
@@ -167,32 +204,24 @@ impl Server {
     }
 
     fn status(&self, key: &str) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("the key");
         line.trim().trim_end_matches(" kB").parse::<usize>().expect("kilobytes") * 1024
     }
 
     pub fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
+        fs::read_dir(format!("/proc/{}/fd", self.process.0.id())).expect("it runs").count()
     }
 
     /// The time it has spent on a processor.
     pub fn busy(&self) -> Duration {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.0.id())).expect("it runs");
         let spent = tasks.map(|task| {
             let path = task.expect("a thread of it").path().join("schedstat");
             let text = fs::read_to_string(path).expect("its time");
             text.split(' ').next().and_then(|first| first.parse::<u64>().ok()).expect("nanoseconds")
         });
         Duration::from_nanos(spent.sum())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -207,30 +236,19 @@ pub struct Outcome {
 pub fn run(words: &[&str], stdin: &[u8]) -> Outcome {
     let mut command = Command::new(TIDEMILL);
     command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("it");
-    let (mut input, stdin) = (child.stdin.take().expect("its stdin"), stdin.to_vec());
+    let mut process = Process(command.spawn().expect("it"));
+    let (mut input, stdin) = (process.0.stdin.take().expect("its stdin"), stdin.to_vec());
     // It may end without having read all of it.
     let writer = thread::spawn(move || std::io::Write::write_all(&mut input, &stdin));
-    let mut output = child.stdout.take().expect("its stdout");
+    let mut output = process.0.stdout.take().expect("its stdout");
     let reader = thread::spawn(move || {
         let mut bytes = Vec::new();
         output.read_to_end(&mut bytes).map(|_| bytes)
     });
-    let end = Instant::now() + Duration::from_secs(60);
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("a child of ours") {
-            break status;
-        }
-        if Instant::now() > end {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("{words:?} does not end");
-        }
-        thread::sleep(Duration::from_millis(1));
-    };
+    let status = process.ended(Duration::from_secs(60));
     let _ = writer.join().expect("the writer");
     let stdout = reader.join().expect("the reader").expect("its stdout");
     let mut stderr = String::new();
-    child.stderr.take().expect("its stderr").read_to_string(&mut stderr).expect("text");
+    process.0.stderr.take().expect("its stderr").read_to_string(&mut stderr).expect("text");
     Outcome { stdout, stderr, code: status.code() }
 }

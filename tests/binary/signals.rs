@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::peer::Peer;
-use crate::server::{Server, TIDEMILL, alone, among_others, until};
+use crate::server::{Process, Server, TIDEMILL, alone, among_others, until};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -97,10 +97,8 @@ fn it_serves_on_when_nobody_reads_its_stdout() {
         std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
     let mut command = Command::new(TIDEMILL);
     command.args(["echo", "--raw", "--listen", &port.to_string()]).stderr(Stdio::null());
-    let mut child = command.stdout(Stdio::piped()).spawn().expect("it");
-    drop(child.stdout.take());
+    let mut process = Process(command.stdout(Stdio::piped()).spawn().expect("it"));
+    drop(process.0.stdout.take());
     until("it listens", SOON, || TcpStream::connect(port).is_ok());
     assert!(Peer::connect(port).echoes("hello"));
-    child.kill().expect("it runs");
-    child.wait().expect("its end");
 }
