@@ -7,7 +7,10 @@ use bytesize::ByteSize;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use tidemill::framing::Framing;
-use tidemill::{Limits, ListenOptions, Overflow, Pace, SocketLimits};
+use tidemill::proxy_header::Version;
+use tidemill::{Address, Guard, IpRange, KeepAlive, Limits, ListenOptions, Overflow, Pace, SocketLimits};
+
+use crate::who::{WHO, Who};
 
 #[derive(Parser)]
 #[command(
@@ -56,10 +59,41 @@ pub enum Command {
         #[command(flatten)]
         messages: Messages,
     },
+    /// Guard another service: pass connections on, within limits
+    #[command(
+        after_help = "Each connection is two of --max-connections. One line in the log tells how it ended.\n\
+                      Example: tidemill proxy --listen 0.0.0.0:5432 --to db1:5432 --to db2:5432 --allow 10.0.0.0/8"
+    )]
+    Proxy {
+        #[command(flatten)]
+        upstreams: Upstreams,
+        #[command(flatten)]
+        server: Server,
+    },
     /// Send stdin to a server, write what it answers to stdout
     #[command(after_help = "The end of stdin is sent as an end; what the server still says is waited for.\n\
-                      Example: printf 'hello\\n' | tidemill connect 127.0.0.1:9001")]
+                      Exit code: 0 when it came to a proper end, 1 when not or never connected, 2 for wrong options.\n\
+                      Example: printf 'hello\\n' | tidemill connect localhost:9001")]
     Connect(Connect),
+}
+
+#[derive(Args)]
+pub struct Upstreams {
+    /// Where to connect clients to; repeatable: they take turns, and one that is down is passed over
+    #[arg(long, value_name = "ADDR", required = true, value_parser = address, help_heading = PROXY)]
+    pub to: Vec<Address>,
+    /// How long connecting may take, all attempts together
+    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = PROXY)]
+    pub connect_timeout: Span,
+    /// Connect to each of several upstreams this often, to see whether it is up; 0: never
+    #[arg(long, value_name = "TIME", default_value = "5s", help_heading = PROXY)]
+    pub check_every: Span,
+    /// Callers from here say in a PROXY header for whom they stand, and must; repeatable
+    #[arg(long, value_name = "RANGE", value_parser = range, help_heading = PROXY)]
+    pub proxy_protocol_in: Vec<IpRange>,
+    /// Say in a PROXY header for whom a connection stands: v1 or v2
+    #[arg(long, value_name = "VERSION", hide_possible_values = true, value_parser = version(), help_heading = PROXY)]
+    pub proxy_protocol_out: Option<Version>,
 }
 
 /// Why a command did not do what it was asked to.
@@ -72,18 +106,34 @@ pub enum Failure {
 
 #[derive(Args)]
 pub struct Connect {
-    /// Where to, as HOST:PORT
-    #[arg(value_name = "HOST:PORT", value_parser = address)]
-    pub to: String,
-    /// How long connecting may take; 0: as long as the system tries
+    /// Where to, as HOST:PORT or unix:/path
+    #[arg(value_name = "ADDR", value_parser = address)]
+    pub to: Address,
+    /// How long looking up the name and connecting may take; 0: as long as the system tries
     #[arg(long, value_name = "TIME", default_value = "10s")]
     pub timeout: Span,
+    /// End when no byte has moved either way for so long; 0: never
+    #[arg(long, value_name = "TIME", default_value = "0")]
+    pub wait: Span,
+    /// Only connect: exit code 0 if somebody is there, 1 if not
+    #[arg(short = 'z', long = "only-connect")]
+    pub only_connect: bool,
+    /// Each line of stdin is sent as a frame, each frame is written as a line: u16be, u32be, line, ...
+    #[arg(long, value_name = "KIND")]
+    pub framing: Option<Framing>,
+    /// Send line ends as \r\n
+    #[arg(long, conflicts_with = "framing")]
+    pub crlf: bool,
+    /// Write what arrives in hexadecimal
+    #[arg(long)]
+    pub hex: bool,
     /// Write what arrives as it is, even to a terminal
     #[arg(long)]
     pub raw: bool,
 }
 
 // Options stand under these headings.
+const PROXY: &str = "Proxy";
 const WHERE: &str = "Where";
 const MANY: &str = "How many";
 const LONG: &str = "How long (0: no limit)";
@@ -93,10 +143,10 @@ const MUCH: &str = "How much";
 /// What every server command takes.
 #[derive(Args)]
 pub struct Server {
-    /// Where to listen; repeatable. Port 0 picks a free one
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9001", value_parser = address,
+    /// Where to listen, as HOST:PORT or unix:/path; repeatable. Port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001", value_parser = address,
           help_heading = WHERE)]
-    pub listen: Vec<String>,
+    pub listen: Vec<Address>,
     /// Callers that the kernel queues for us
     #[arg(long, value_name = "N", default_value_t = 1024, help_heading = WHERE,
           value_parser = clap::value_parser!(u32).range(1..=65_535))]
@@ -105,6 +155,12 @@ pub struct Server {
     /// Connections at once [default: 10000, or what the descriptors allow]
     #[arg(long, value_name = "N", help_heading = MANY, value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
+    /// Connections at once from one address, IPv6 by /64; 0: no limit [default: 0, proxy: 100]
+    #[arg(long, value_name = "N", help_heading = MANY)]
+    max_per_ip: Option<u32>,
+    /// Connects a second from one address; those beyond are reset
+    #[arg(long, value_name = "N", help_heading = MANY, value_parser = clap::value_parser!(u32).range(1..))]
+    accept_rate: Option<u32>,
     /// Those beyond: told so and let go (refuse), or left in the backlog (wait)
     #[arg(long, value_name = "HOW", default_value = "refuse", hide_possible_values = true, help_heading = MANY,
           value_parser = overflow())]
@@ -113,7 +169,13 @@ pub struct Server {
     #[arg(long, value_name = "TEXT", default_value = "server busy", help_heading = MANY)]
     busy_reply: String,
 
-    /// Close when no byte has moved either way for so long [default: 60s, chat: 30min]
+    #[command(flatten)]
+    who: Who,
+    /// Refuse nobody for --allow, --deny, --max-per-ip, --accept-rate and --rate: count and log only
+    #[arg(long, help_heading = WHO)]
+    dry_run: bool,
+
+    /// Close when no byte has moved either way for so long [default: 60s, chat: 30min, proxy: 1h]
     #[arg(long, value_name = "TIME", help_heading = LONG)]
     idle_timeout: Option<Span>,
     /// The first byte must come within this
@@ -135,6 +197,12 @@ pub struct Server {
     #[arg(long, value_name = "TIME", default_value = "10s", help_heading = END)]
     drain: Span,
 
+    /// Bytes a second that are read from each connection
+    #[arg(long, value_name = "SIZE", help_heading = MUCH)]
+    rate: Option<Size>,
+    /// Bytes a second that are read from all connections together
+    #[arg(long, value_name = "SIZE", help_heading = MUCH)]
+    total_rate: Option<Size>,
     /// Queued bytes from which a peer is not read until it reads
     #[arg(long, value_name = "SIZE", default_value = "64KiB", help_heading = MUCH)]
     high_water: Size,
@@ -217,6 +285,17 @@ impl FromStr for Rate {
     }
 }
 
+fn range(text: &str) -> Result<IpRange, String> {
+    text.parse().map_err(|error: tidemill::RangeError| error.why().to_string())
+}
+
+fn version() -> impl TypedValueParser<Value = Version> {
+    PossibleValuesParser::new(["v1", "v2"]).map(|name| match name.as_str() {
+        "v1" => Version::V1,
+        _ => Version::V2,
+    })
+}
+
 fn overflow() -> impl TypedValueParser<Value = Overflow> {
     PossibleValuesParser::new(["refuse", "wait"]).map(|how| match how.as_str() {
         "wait" => Overflow::Wait,
@@ -225,12 +304,8 @@ fn overflow() -> impl TypedValueParser<Value = Overflow> {
 }
 
 /// Looks at the form only; whether the name can be found is seen when it is used.
-fn address(text: &str) -> Result<String, String> {
-    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
-    match port.map(str::parse::<u16>) {
-        Some(Ok(_)) => Ok(text.to_string()),
-        _ => Err("an address is written as 127.0.0.1:9001, [::1]:9001 or localhost:9001".to_string()),
-    }
+fn address(text: &str) -> Result<Address, String> {
+    text.parse().map_err(|error: tidemill::AddressError| error.why().to_string())
 }
 
 impl Messages {
@@ -279,6 +354,7 @@ impl Server {
             high_water: high,
             low_water: high / 4,
             queue,
+            rate: self.rate.map(|Size(bytes)| bytes).or(base.rate),
             ..base
         })
     }
@@ -309,8 +385,25 @@ impl Server {
             backlog: self.backlog,
             overflow: self.overflow,
             busy_reply,
-            keep_alive: self.keep_alive.0,
+            keep_alive: self.keep_alive.0.map(KeepAlive::after),
             ..ListenOptions::default()
         }
+    }
+
+    /// Who may come in; `usual` is what the service brings along.
+    pub fn guard(&self, usual: Guard) -> Guard {
+        let per_address = self.max_per_ip.map_or(usual.per_address, |most| Some(most as usize));
+        Guard {
+            rules: self.who.rules.clone(),
+            per_address: per_address.filter(|&most| most > 0),
+            accept_rate: self.accept_rate.map(|most| most as usize),
+            dry_run: self.dry_run,
+            ..usual
+        }
+    }
+
+    /// Bytes a second that all connections may send together.
+    pub fn total_rate(&self) -> Option<usize> {
+        self.total_rate.map(|Size(bytes)| bytes)
     }
 }

@@ -42,10 +42,15 @@ pub enum Closed {
     TooLong,
     /// What arrived was no message of this protocol.
     Malformed,
-    /// Dialing failed, with the system's reason.
+    /// The name that was dialed stands for no address.
+    Unresolved,
+    /// Dialing failed, with the system's reason; of several attempts, the last one's.
+    /// [`Departed::failure`](crate::Departed::failure) has them all.
     Unreachable(OsError),
     /// Dialing took longer than [`SocketLimits::connect`](crate::SocketLimits::connect).
     ConnectTimeout,
+    /// The other end of its [pipe](crate::Socket::pipe) ended before its time.
+    Leg,
     /// The reactor shut down before the connection ended by itself.
     Shutdown,
     /// The system reported an error.
@@ -63,7 +68,7 @@ pub struct OsError(pub(crate) i32);
 
 impl Closed {
     /// How many reasons there are.
-    pub const COUNT: usize = 18;
+    pub const COUNT: usize = 20;
 
     /// Every word that [`word`](Closed::word) can return, in the order of [`Stats::closed`](crate::Stats::closed).
     pub const WORDS: [&'static str; Closed::COUNT] = [
@@ -81,8 +86,10 @@ impl Closed {
         "memory",
         "too-long",
         "malformed",
+        "unresolved",
         "unreachable",
         "connect-timeout",
+        "leg",
         "shutdown",
         "error",
     ];
@@ -108,10 +115,12 @@ impl Closed {
             Closed::Memory => 11,
             Closed::TooLong => 12,
             Closed::Malformed => 13,
-            Closed::Unreachable(_) => 14,
-            Closed::ConnectTimeout => 15,
-            Closed::Shutdown => 16,
-            Closed::Error(_) => 17,
+            Closed::Unresolved => 14,
+            Closed::Unreachable(_) => 15,
+            Closed::ConnectTimeout => 16,
+            Closed::Leg => 17,
+            Closed::Shutdown => 18,
+            Closed::Error(_) => 19,
         }
     }
 
@@ -142,6 +151,8 @@ impl fmt::Display for Closed {
             Closed::Memory => "held the most when the buffers' memory ran out",
             Closed::TooLong => "a message was longer than is allowed",
             Closed::Malformed => "what arrived was no message of this protocol",
+            Closed::Unresolved => "the name stands for no address",
+            Closed::Leg => "the other end of its pipe has gone",
             Closed::Unreachable(error) => return write!(f, "cannot connect: {error}"),
             Closed::ConnectTimeout => "connecting took too long",
             Closed::Shutdown => "the reactor shut down",

@@ -2,108 +2,111 @@
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use tidemill::text::Terminal;
-use tidemill::{Closed, ConnId, Handle, Input, Limits, Reactor, Service, Socket, SocketLimits, Sockets};
+use tidemill::{
+    Closed, ConnId, DialError, Handle, Input, Limits, Reactor, Service, Socket, SocketLimits, Sockets,
+};
 
 use crate::cli::Connect;
+use crate::wire::{Incoming, Outgoing};
 
 /// How much of stdin is read at once.
 const CHUNK: usize = 64 * 1024;
 
-pub fn connect(options: &Connect) -> Result<(), String> {
-    let cannot = |why: String| format!("cannot connect to {}: {why}", options.to);
-    let addresses = options.to.to_socket_addrs().map_err(|error| cannot(error.to_string()))?;
-    let mut last = "the name stands for no address".to_string();
-    for address in addresses {
-        match talk(address, options).map_err(|error| cannot(error.to_string()))? {
-            Ending::NotConnected(why) => last = why,
-            Ending::Failed(why) => return Err(why),
-            Ending::Talked(Closed::Finished | Closed::Local | Closed::Aborted) => return Ok(()),
-            Ending::Talked(why) => return Err(format!("{}: {why}", options.to)),
-        }
-    }
-    Err(cannot(last))
-}
-
-/// How one attempt went.
-enum Ending {
-    NotConnected(String),
-    Talked(Closed),
-    /// Stdin or stdout failed.
-    Failed(String),
-}
-
-/// What went wrong with stdin or stdout, on either thread.
+/// What went wrong with stdin, stdout or a frame, on either thread.
 type Failed = Arc<OnceLock<String>>;
 
-fn talk(address: SocketAddr, options: &Connect) -> io::Result<Ending> {
-    let mut reactor = Reactor::new(Limits::default())?;
+/// How it ended, and why it never began.
+#[derive(Default)]
+struct Ending {
+    why: Option<Closed>,
+    failure: Option<DialError>,
+}
+
+/// Talks until both sides have finished. What a script wants to know is whether it was connected and came to a proper
+/// end: then this is `Ok`.
+pub fn connect(options: &Connect) -> Result<(), String> {
+    let cannot = |error: io::Error| format!("cannot connect to {}: {error}", options.to);
+    let mut reactor = Reactor::new(Limits::default()).map_err(cannot)?;
+    let safely = io::stdout().is_terminal() && !options.raw;
+    let incoming = Incoming::new(options.framing.clone(), options.hex, safely);
     // Whoever started us decides how long to wait and for what; only connecting has a limit.
     let limits = SocketLimits {
-        idle: None,
+        idle: options.wait.0,
         half_closed: None,
         read_pace: None,
         write_pace: None,
         read_when_full: true,
         connect: options.timeout.0,
+        message: incoming.inbox_limit(),
         ..SocketLimits::default()
     };
-    let why = Rc::new(RefCell::new(None));
+    let ending = Rc::new(RefCell::new(Ending::default()));
     let (drained, until_drained) = channel();
-    let safely = (io::stdout().is_terminal() && !options.raw).then(Terminal::default);
     let failed = Failed::default();
-    let relay = Relay { safely, text: String::new(), drained, failed: failed.clone(), why: why.clone() };
+    let relay = Relay {
+        incoming,
+        drained,
+        failed: failed.clone(),
+        ending: ending.clone(),
+        only: options.only_connect,
+    };
     let service = reactor.add_with(relay, limits);
-    let id = reactor.dial(address, service)?;
+    let id = reactor.dial(&options.to, service).map_err(cannot)?;
     while reactor.sockets().get(id).is_some_and(|socket| socket.is_connecting()) {
-        reactor.turn(None)?;
+        reactor.turn(None).map_err(cannot)?;
     }
-    if reactor.sockets().get(id).is_none() {
-        reactor.run()?;
-        let reason = match why.take() {
-            Some(Closed::Unreachable(error)) => plain(error.into()),
-            Some(other) => other.to_string(),
-            None => "it ended before it began".to_string(),
-        };
-        return Ok(Ending::NotConnected(reason));
+    if reactor.sockets().get(id).is_some() {
+        let handle = reactor.handle();
+        let outgoing = Outgoing::new(options.framing.clone(), options.crlf);
+        let stdin_failed = failed.clone();
+        let sends = move || send_stdin(&handle, id, outgoing, &until_drained, &stdin_failed);
+        thread::Builder::new().name("stdin".into()).spawn(sends).map_err(cannot)?;
     }
-    let handle = reactor.handle();
-    let stdin_failed = failed.clone();
-    let sends = move || send_stdin(&handle, id, &until_drained, &stdin_failed);
-    thread::Builder::new().name("stdin".into()).spawn(sends)?;
-    reactor.run()?;
+    reactor.run().map_err(cannot)?;
     if let Some(failed) = failed.get() {
-        return Ok(Ending::Failed(failed.clone()));
+        return Err(failed.clone());
     }
-    Ok(Ending::Talked(why.take().unwrap_or(Closed::Finished)))
-}
-
-/// The system's sentence without its number, and uncapitalised, for the middle of ours.
-fn plain(error: io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or(&text);
-    let mut letters = text.chars();
-    letters.next().map_or(String::new(), |first| first.to_lowercase().chain(letters).collect())
+    let Ending { why, failure } = ending.take();
+    match (failure, why) {
+        (Some(failure), Some(Closed::Unresolved | Closed::Unreachable(_) | Closed::ConnectTimeout)) => {
+            Err(failure.to_string())
+        }
+        (_, None | Some(Closed::Finished | Closed::Local | Closed::Aborted | Closed::Idle)) => Ok(()),
+        (_, Some(why)) => Err(format!("{}: {why}", options.to)),
+    }
 }
 
 /// Reads stdin, which cannot be polled when it is a file, and hands it to the loop; waits while the socket is full, so
 /// that one chunk at most is under way beyond what is queued.
-fn send_stdin(handle: &Handle, id: ConnId, until_drained: &Receiver<()>, failed: &Failed) {
+fn send_stdin(
+    handle: &Handle,
+    id: ConnId,
+    mut outgoing: Outgoing,
+    until_drained: &Receiver<()>,
+    failed: &Failed,
+) {
     let mut stdin = io::stdin().lock();
     let mut chunk = vec![0; CHUNK];
-    loop {
+    let mut over = false;
+    while !over {
         let bytes = match stdin.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(n) => chunk[..n].to_vec(),
+            Ok(0) => {
+                over = true;
+                outgoing.finish()
+            }
+            Ok(n) => outgoing.feed(&chunk[..n]),
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => {
-                let _ = failed.set(format!("cannot read stdin: {}", plain(error)));
+            Err(error) => Err(format!("cannot read stdin: {error}")),
+        };
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(why) => {
+                let _ = failed.set(why);
                 break;
             }
         };
@@ -135,26 +138,24 @@ fn send_stdin(handle: &Handle, id: ConnId, until_drained: &Receiver<()>, failed:
 
 /// What arrives goes to stdout.
 struct Relay {
-    /// For a terminal that must not obey what arrives.
-    safely: Option<Terminal>,
-    text: String,
+    incoming: Incoming,
     drained: Sender<()>,
     failed: Failed,
-    why: Rc<RefCell<Option<Closed>>>,
+    ending: Rc<RefCell<Ending>>,
+    /// Only to see whether somebody is there.
+    only: bool,
 }
 
 impl Relay {
+    /// A reader who has gone is no failure: that is how `head` ends.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
-        match &mut self.safely {
-            None => stdout.write_all(bytes)?,
-            Some(terminal) => {
-                self.text.clear();
-                terminal.feed(bytes, &mut self.text);
-                stdout.write_all(self.text.as_bytes())?;
+        let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        written.inspect_err(|error| {
+            if error.kind() != ErrorKind::BrokenPipe {
+                let _ = self.failed.set(format!("cannot write to stdout: {error}"));
             }
-        }
-        stdout.flush()
+        })
     }
 }
 
@@ -163,12 +164,22 @@ impl Service for Relay {
 
     fn open(&mut self, _: &mut Socket<'_>) {}
 
+    fn connected(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+        log::debug!("connected to {}", socket.peer_addr());
+        if self.only {
+            socket.close();
+        }
+    }
+
     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
-        if let Err(error) = self.write(input.take_all()) {
-            if error.kind() != ErrorKind::BrokenPipe {
-                let _ = self.failed.set(format!("cannot write to stdout: {}", plain(error)));
-            }
-            socket.abort();
+        let mut out = Vec::new();
+        let shown = self.incoming.show(input, &mut out);
+        if self.write(&out).is_err() {
+            return socket.abort();
+        }
+        if let Err((why, text)) = shown {
+            let _ = self.failed.set(format!("{}: {text}", socket.peer_addr()));
+            socket.close_as(why);
         }
     }
 
@@ -177,12 +188,11 @@ impl Service for Relay {
         let _ = self.drained.send(());
     }
 
-    fn closed(&mut self, _: (), _: ConnId, why: Closed, _: &mut Sockets<'_>) {
-        if let Some(terminal) = &mut self.safely {
-            self.text.clear();
-            terminal.finish(&mut self.text);
-            let _ = io::stdout().write_all(self.text.as_bytes());
-        }
-        *self.why.borrow_mut() = Some(why);
+    fn closed(&mut self, _: (), _: ConnId, why: Closed, rest: &mut Sockets<'_>) {
+        let mut out = Vec::new();
+        self.incoming.finish(&mut out);
+        let _ = self.write(&out);
+        let failure = rest.departed().and_then(|departed| departed.failure.clone());
+        *self.ending.borrow_mut() = Ending { why: Some(why), failure };
     }
 }

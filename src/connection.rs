@@ -1,11 +1,11 @@
 //! One connection: what is known about it between two turns, and when it is due.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use crate::address::Peer;
 use crate::closed::Closed;
-use crate::id::ConnId;
+use crate::extra::Extra;
 use crate::inbox::Inbox;
 use crate::limits::{Pace, SocketLimits};
 use crate::outbox::Outbox;
@@ -33,8 +33,10 @@ pub(crate) struct Connection {
     /// Where its entry in this turn's list of connections with something to write is, or [`NOT_DIRTY`].
     pub(crate) dirty: u32,
     pub(crate) flags: Flags,
-    peer: Peer,
-    pub(crate) by: Option<ConnId>,
+    pub(crate) peer: Peer,
+    /// Its own address, as an index into the table's list of them, or [`NO_LOCAL`].
+    pub(crate) local: u8,
+    pub(crate) extra: Option<Box<Extra>>,
     pub(crate) why: Option<Closed>,
     pub(crate) inbox: Option<Box<Inbox>>,
     pub(crate) outbox: Option<Box<Outbox>>,
@@ -51,6 +53,7 @@ pub(crate) struct Connection {
 const _: () = assert!(size_of::<Connection>() <= 120);
 
 pub(crate) const NOT_DIRTY: u32 = u32::MAX;
+pub(crate) const NO_LOCAL: u8 = u8::MAX;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stage {
@@ -85,13 +88,40 @@ pub(crate) struct Flags {
     pub(crate) redeliver: bool,
     /// We called; otherwise the peer did.
     pub(crate) dialed: bool,
+    /// What arrives goes to another connection and not to the service.
+    pub(crate) piped: bool,
+    /// That other one is full.
+    pub(crate) blocked: bool,
+    /// Its rate is used up for now.
+    pub(crate) thirsty: bool,
+    pub(crate) second: Second,
+    /// It counts for its address at its service's guard.
+    pub(crate) counted: bool,
+}
+
+/// Whether a connection was let in on the understanding that it would dial another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Second {
+    /// It was not.
+    #[default]
+    None,
+    /// A further slot is kept for that.
+    Kept,
+    /// It has dialed into it.
+    Used,
 }
 
 /// What a deadline is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Due {
     Connect,
+    /// The next address of a name is to be tried.
+    Attempt,
     Idle,
+    ReadIdle,
+    WriteIdle,
+    Alarm,
+    Refill,
     HalfClosed,
     FirstByte,
     Lifetime,
@@ -102,21 +132,16 @@ pub(crate) enum Due {
 }
 
 impl Connection {
-    pub(crate) fn new(
-        generation: NonZeroU32,
-        host: u16,
-        stage: Stage,
-        peer: SocketAddr,
-        now: Tick,
-    ) -> Connection {
+    pub(crate) fn new(generation: NonZeroU32, host: u16, stage: Stage, peer: Peer, now: Tick) -> Connection {
         Connection {
             generation,
             host,
             stage,
             dirty: NOT_DIRTY,
             flags: Flags::default(),
-            peer: Peer::from(peer),
-            by: None,
+            peer,
+            local: NO_LOCAL,
+            extra: None,
             why: None,
             inbox: None,
             outbox: None,
@@ -128,8 +153,8 @@ impl Connection {
         }
     }
 
-    pub(crate) fn peer(&self) -> SocketAddr {
-        self.peer.into()
+    pub(crate) fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
     }
 
     /// Whether a user may still find it: closing connections are gone already, for those who would send to them.
@@ -137,9 +162,13 @@ impl Connection {
         matches!(self.stage, Stage::Connecting | Stage::Open)
     }
 
-    /// Whether its service is willing to take input now. While it is not, the peer cannot be blamed for silence.
+    /// Whether its service, or the other end of its pipe, is willing to take input now. While it is not, the peer
+    /// cannot be blamed for silence. The two directions of a pipe do not wait for each other: whether a piped
+    /// connection is full itself is of no concern to what arrives at it.
     pub(crate) fn is_willing(&self, limits: &SocketLimits) -> bool {
-        !self.flags.paused && (!self.flags.full || limits.read_when_full)
+        let flags = &self.flags;
+        let taken = if flags.piped { !flags.blocked } else { !flags.full || limits.read_when_full };
+        taken && !flags.paused && !flags.thirsty
     }
 
     /// Whether a turn should spend a read on it.
@@ -178,7 +207,7 @@ impl Connection {
     pub(crate) fn deadline(&self, limits: &SocketLimits) -> Option<(Tick, Due)> {
         let mut earliest = Earliest(None);
         match self.stage {
-            Stage::Connecting => earliest.consider(self.born, limits.connect, Due::Connect),
+            Stage::Connecting => self.consider_connecting(limits, &mut earliest),
             Stage::Lingering => earliest.consider(self.touched, Some(limits.linger), Due::Linger),
             Stage::Closing => earliest.consider(self.touched, limits.half_closed, Due::HalfClosed),
             Stage::Open => self.consider_open(limits, &mut earliest),
@@ -190,11 +219,28 @@ impl Connection {
         earliest.0
     }
 
+    fn consider_connecting(&self, limits: &SocketLimits, earliest: &mut Earliest) {
+        let extra = self.extra.as_ref();
+        let own = extra.and_then(|extra| extra.options.as_ref()?.timeout);
+        earliest.consider(self.born, own.or(limits.connect), Due::Connect);
+        if let Some(extra) = extra {
+            earliest.at(extra.next_attempt, Due::Attempt);
+            earliest.at(extra.alarm.map(|alarm| alarm.when), Due::Alarm);
+        }
+    }
+
     fn consider_open(&self, limits: &SocketLimits, earliest: &mut Earliest) {
+        let idle = match &self.extra {
+            Some(extra) => {
+                self.consider_extra(extra, earliest);
+                extra.idle.unwrap_or(limits.idle)
+            }
+            None => limits.idle,
+        };
         if self.flags.ended || self.flags.finished {
             earliest.consider(self.touched, limits.half_closed, Due::HalfClosed);
         }
-        earliest.consider(self.touched, limits.idle, Due::Idle);
+        earliest.consider(self.touched, idle, Due::Idle);
         earliest.consider(self.born, limits.lifetime, Due::Lifetime);
         if self.bytes_in == 0 && !self.flags.dialed {
             earliest.consider(self.born, limits.first_byte, Due::FirstByte);
@@ -202,6 +248,18 @@ impl Connection {
         if let (Some(inbox), true, false) = (&self.inbox, self.is_willing(limits), self.flags.ended) {
             earliest.consider(inbox.began, limits.message_within, Due::Unfinished);
             earliest.consider(inbox.span.since, limits.read_pace.map(|pace| pace.per), Due::ReadPace);
+        }
+    }
+
+    fn consider_extra(&self, extra: &Extra, earliest: &mut Earliest) {
+        for (quiet, due) in [(&extra.reading, Due::ReadIdle), (&extra.writing, Due::WriteIdle)] {
+            if let Some(quiet) = quiet {
+                earliest.consider(quiet.since, Some(quiet.span), due);
+            }
+        }
+        earliest.at(extra.alarm.map(|alarm| alarm.when), Due::Alarm);
+        if self.flags.thirsty {
+            earliest.at(extra.refill, Due::Refill);
         }
     }
 
@@ -224,43 +282,14 @@ struct Earliest(Option<(Tick, Due)>);
 
 impl Earliest {
     fn consider(&mut self, since: Tick, span: Option<Duration>, due: Due) {
-        let Some(span) = span else { return };
-        let when = since.after(span);
+        self.at(span.map(|span| since.after(span)), due);
+    }
+
+    fn at(&mut self, when: Option<Tick>, due: Due) {
+        let Some(when) = when else { return };
         if self.0.is_none_or(|(earliest, _)| when < earliest) {
             self.0 = Some((when, due));
         }
-    }
-}
-
-/// A peer's address in 24 bytes instead of [`SocketAddr`]'s 32: version 4 is held as mapped into version 6.
-#[derive(Clone, Copy, Debug)]
-struct Peer {
-    ip: [u8; 16],
-    scope: u32,
-    port: u16,
-    v4: bool,
-}
-
-impl From<SocketAddr> for Peer {
-    fn from(address: SocketAddr) -> Peer {
-        match address {
-            SocketAddr::V4(v4) => {
-                Peer { ip: v4.ip().to_ipv6_mapped().octets(), scope: 0, port: v4.port(), v4: true }
-            }
-            SocketAddr::V6(v6) => {
-                Peer { ip: v6.ip().octets(), scope: v6.scope_id(), port: v6.port(), v4: false }
-            }
-        }
-    }
-}
-
-impl From<Peer> for SocketAddr {
-    fn from(peer: Peer) -> SocketAddr {
-        let ip = Ipv6Addr::from(peer.ip);
-        if peer.v4 {
-            return SocketAddr::new(IpAddr::V6(ip).to_canonical(), peer.port);
-        }
-        SocketAddr::V6(SocketAddrV6::new(ip, peer.port, 0, peer.scope))
     }
 }
 
@@ -269,19 +298,11 @@ mod tests {
     use super::*;
 
     fn connection(stage: Stage) -> Connection {
-        Connection::new(NonZeroU32::MIN, 0, stage, "127.0.0.1:9".parse().unwrap(), Tick(100))
+        Connection::new(NonZeroU32::MIN, 0, stage, Peer::UNIX, Tick(100))
     }
 
     fn due(connection: &Connection, limits: &SocketLimits) -> Option<Due> {
         connection.deadline(limits).map(|(_, due)| due)
-    }
-
-    #[test]
-    fn an_address_comes_back_as_it_went_in() {
-        for text in ["127.0.0.1:80", "[::1]:9001", "[::ffff:10.0.0.1]:7", "[fe80::1%3]:443", "0.0.0.0:0"] {
-            let address: SocketAddr = text.parse().unwrap();
-            assert_eq!(SocketAddr::from(Peer::from(address)), address);
-        }
     }
 
     #[test]

@@ -30,6 +30,10 @@ pub struct ConnId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ServiceId(pub(crate) u16);
 
+/// A rate that several connections share: see [`Sockets::group`](crate::Sockets::group).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct GroupId(pub(crate) u16);
+
 /// Slots from here upward name what is not a connection: listeners, and the wake-up line.
 const RESERVED: u32 = u32::MAX - 255;
 /// How many listeners one reactor can have.

@@ -57,21 +57,31 @@
 // By layer: a file imports from the layers above its own, never from those below. `tests/tidy.rs` has the exact order.
 
 // Nouns.
+mod address;
 mod closed;
+mod departed;
 mod id;
 mod limits;
+mod options;
+mod rules;
 mod shared;
 mod stats;
 mod time;
 
 // Parts: pure, without I/O and without a clock.
 mod arena;
+mod bucket;
+mod eyeballs;
+mod guard;
 mod inbox;
+mod lookups;
 mod outbox;
+mod timers;
 mod wheel;
 
 // One connection, and all of them.
 mod connection;
+mod extra;
 mod table;
 
 // What a user holds.
@@ -81,6 +91,7 @@ mod socket;
 // The world: the door and its errors, the seam, and mio behind it.
 mod kernel;
 mod listener;
+mod resolver;
 #[cfg(test)]
 mod sim;
 mod system;
@@ -92,20 +103,29 @@ mod turn;
 
 // The shelf.
 pub mod framing;
+pub mod proxy_header;
 pub mod services;
 pub mod text;
 
+pub use address::{Address, AddressError};
 pub use closed::{Closed, OsError};
+pub use departed::Departed;
+pub use extra::Silent;
+pub use guard::{Guard, Refusal, Refused};
 pub use handle::Handle;
-pub use id::{ConnId, ServiceId};
+pub use id::{ConnId, GroupId, ServiceId};
 pub use inbox::Input;
+pub use kernel::Adopted;
 pub use limits::{Limits, Pace, SocketLimits};
 pub use listener::{ListenOptions, Overflow};
+pub use options::{Attempt, Backoff, DialError, DialOptions, Family, KeepAlive};
 pub use reactor::{ListenerId, Reactor};
+pub use rules::{IpRange, RangeError, Refuse, Rule, Rules, Verdict};
 pub use service::Service;
 pub use shared::Shared;
-pub use socket::{Origin, Socket, Sockets};
+pub use socket::{Origin, Socket, Sockets, State};
 pub use stats::Stats;
+pub use timers::TimerId;
 pub use turn::Turn;
 
 /// The README's example, compiled.

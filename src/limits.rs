@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::id::GroupId;
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
@@ -27,6 +29,16 @@ pub struct Limits {
     /// A refusal must be heard: its socket stays open until the peer has read it, for at most
     /// [`SocketLimits::linger`]. When so many are being told, further peers wait in the backlog.
     pub refusals: usize,
+    /// Refused peers at once that are held in silence: see [`Refuse::Hold`](crate::Refuse::Hold). They are among the
+    /// [`refusals`](Limits::refusals). Default 64.
+    pub held: usize,
+    /// Names at once that are being looked up or wait for it. Default 256; a dial of a further one fails.
+    pub lookups: usize,
+    /// Attempts to connect at once beyond the first of each dial, where a name stands for several addresses. Default
+    /// 64; when so many are under way, a dial goes on with those it has.
+    pub attempts: usize,
+    /// Timers at once that belong to no connection. Default 1,024.
+    pub timers: usize,
     /// Bytes in all inboxes and outboxes together. Default 64 MiB.
     ///
     /// A cap per connection bounds nothing by itself: a thousand peers that never read hold a thousand caps.
@@ -103,6 +115,11 @@ pub struct SocketLimits {
     /// Received bytes that a service may leave untaken, which bounds the length of a message together with
     /// its header. Default 1 MiB and 16 bytes.
     pub message: usize,
+    /// Bytes a second that are read from a connection; an eighth of it at once after a silence, and never less than
+    /// 1,448. Off by default. See also [`Socket::join`](crate::Socket::join).
+    pub rate: Option<usize>,
+    /// The group whose rate they share, beside their own. None by default.
+    pub group: Option<GroupId>,
     /// Go on reading from a connection whose own queue is full. Default `false`: a peer that does not read its
     /// answers is not asked for more questions.
     pub read_when_full: bool,
@@ -136,6 +153,8 @@ impl Limits {
             connections: Limits::connections_within(n).min(10_000),
             // Some eight of the spare ones are the process's own: standard streams, the poll, a waker, listeners.
             refusals: spare(n).saturating_sub(12).clamp(2, 256),
+            held: (spare(n) / 4).clamp(1, 64),
+            attempts: (spare(n) / 4).clamp(1, 64),
             ..Limits::default()
         }
     }
@@ -157,6 +176,10 @@ impl Default for Limits {
         Limits {
             connections: 10_000,
             refusals: 256,
+            held: 64,
+            lookups: 256,
+            attempts: 64,
+            timers: 1_024,
             memory: 64 * MIB,
             accepts: 16,
             read_budget: 64 * KIB,
@@ -189,6 +212,8 @@ impl Default for SocketLimits {
             low_water: 16 * KIB,
             queue: MIB,
             message: MIB + 16,
+            rate: None,
+            group: None,
             read_when_full: false,
         }
     }

@@ -1,8 +1,11 @@
 //! The door: what a listener is told, what it remembers, and what each error of accept(2) means.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::address::Address;
+use crate::options::KeepAlive;
 use crate::shared::Shared;
 use crate::time::Tick;
 
@@ -23,10 +26,19 @@ pub struct ListenOptions {
     pub overflow: Overflow,
     /// What a refused peer is told. Default `server busy\n`; when empty, it only sees the end.
     pub busy_reply: Vec<u8>,
-    /// Let the kernel probe a silent peer after so long. Off by default.
-    pub keep_alive: Option<Duration>,
+    /// Let the kernel probe a silent peer. Off by default.
+    pub keep_alive: Option<KeepAlive>,
     /// Send small segments at once (TCP_NODELAY). Default `true`: a turn's answers leave together as it is.
     pub nodelay: bool,
+    /// Whether a listener on an address of version 6 leaves version 4 alone (IPV6_V6ONLY). By default the system
+    /// decides: on Linux, `[::]:80` takes both unless `net.ipv6.bindv6only` says otherwise.
+    pub ipv6_only: Option<bool>,
+    /// Let other sockets listen on the same port, this process's or others' of the same user; the kernel spreads
+    /// connections over them (SO_REUSEPORT). Default `false`. Whoever then closes one loses what waits in its backlog.
+    pub reuse_port: bool,
+    /// Each connection is going to dial another: a second slot is kept for it from the beginning. Default `false`. A
+    /// proxy without this can fill the house with callers whom it cannot connect to anybody.
+    pub dials: bool,
 }
 
 /// What happens to a peer who comes when the house is full.
@@ -46,6 +58,9 @@ impl Default for ListenOptions {
             busy_reply: b"server busy\n".to_vec(),
             keep_alive: None,
             nodelay: true,
+            ipv6_only: None,
+            reuse_port: false,
+            dials: false,
         }
     }
 }
@@ -55,7 +70,11 @@ pub(crate) struct Door<L> {
     pub(crate) listener: L,
     pub(crate) host: u16,
     pub(crate) refuses: bool,
+    pub(crate) dials: bool,
     pub(crate) busy_reply: Shared,
+    pub(crate) address: Address,
+    /// The local end of all who come, unless it listens on every address of the machine.
+    pub(crate) local: Option<SocketAddr>,
     /// Someone may be waiting. Like a connection's readiness, only an empty backlog clears it.
     pub(crate) acceptable: bool,
     starved: Option<Starved>,
@@ -72,15 +91,23 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 impl<L> Door<L> {
-    pub(crate) fn new(listener: L, host: u16, options: &ListenOptions) -> Door<L> {
+    pub(crate) fn new(listener: L, address: Address, host: u16, options: &ListenOptions) -> Door<L> {
         Door {
             listener,
             host,
+            local: address.inet().filter(|inet| !inet.ip().is_unspecified()),
+            address,
             refuses: options.overflow == Overflow::Refuse,
+            dials: options.dials,
             busy_reply: Shared::from(options.busy_reply.as_slice()),
             acceptable: false,
             starved: None,
         }
+    }
+
+    /// How many slots one who comes needs.
+    pub(crate) fn slots(&self) -> usize {
+        1 + usize::from(self.dials)
     }
 
     /// Whether accepting now could bring anyone in.
@@ -160,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_starved_door_looks_again_by_itself_and_less_and_less_often() {
-        let mut door = Door::new((), 1, &ListenOptions::default());
+        let mut door = Door::new((), Address::Unnamed, 1, &ListenOptions::default());
         door.acceptable = true;
         let (mut now, mut pauses) = (Tick(0), Vec::new());
         for _ in 0..8 {

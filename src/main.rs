@@ -3,13 +3,16 @@
 mod cli;
 mod connect;
 mod serve;
+mod who;
+mod wire;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use tidemill::Guard;
 use tidemill::framing::Framing;
-use tidemill::services::{Chat, Echo, Frames};
+use tidemill::services::{Chat, Echo, Frames, Proxy};
 
 use cli::{Cli, Command, Failure};
 
@@ -66,8 +69,27 @@ fn run(command: Command) -> Result<(), Failure> {
             let limits = frames.limits();
             serve::serve(frames, limits, &server)
         }
+        Command::Proxy { upstreams: options, server } => proxy(&options, &server),
         Command::Connect(options) => connect::connect(&options).map_err(Failure::Run),
     }
+}
+
+fn proxy(options: &cli::Upstreams, server: &cli::Server) -> Result<(), Failure> {
+    let Some(within) = options.connect_timeout.0 else {
+        return Err(Failure::Usage(
+            "--connect-timeout cannot be 0: a client would wait for ever".to_string(),
+        ));
+    };
+    let proxy = Proxy::to(options.to.clone())
+        .trusting(options.proxy_protocol_in.clone())
+        .announcing(options.proxy_protocol_out)
+        .within(within)
+        .checking(options.check_every.0);
+    let exempt = options.proxy_protocol_in.clone();
+    let guard = Guard { per_address: Some(100), exempt, ..Guard::default() };
+    let limits = proxy.limits();
+    let house = serve::House { guard, dials_to: options.to.clone() };
+    serve::serve_as(proxy, limits, house, server)
 }
 
 /// What clap has to say: help as it is, an error as one line.

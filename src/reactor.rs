@@ -4,13 +4,18 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::address::{Address, given};
+use crate::guard::Guard;
 use crate::handle::Handle;
 use crate::id::{ConnId, ServiceId};
-use crate::kernel::Kernel;
+use crate::kernel::{Adopted, Kernel};
 use crate::limits::{Limits, SocketLimits};
 use crate::listener::ListenOptions;
+use crate::options::{DialOptions, plain};
+use crate::rules::Rules;
 use crate::service::Service;
 use crate::socket::Sockets;
 use crate::stats::Stats;
@@ -84,42 +89,105 @@ impl Reactor {
     /// # Errors
     ///
     /// When the address cannot be resolved or listened on; the text says which, why, and what may help.
-    pub fn listen(
-        &mut self,
-        at: impl ToSocketAddrs + fmt::Debug,
-        service: ServiceId,
-    ) -> io::Result<ListenerId> {
+    pub fn listen<A>(&mut self, at: A, service: ServiceId) -> io::Result<ListenerId>
+    where
+        A: TryInto<Address, Error: fmt::Display>,
+    {
         self.listen_with(at, service, &ListenOptions::default())
     }
 
     /// Listens with options. Where a name stands for several addresses, the first that works is taken.
     ///
+    /// # Unix-domain sockets
+    ///
+    /// `unix:/path` makes the file, and removes it when the listener is closed or the reactor dropped. A file that is
+    /// there already is replaced if it is a socket and nobody answers on it: what a server that was killed leaves
+    /// behind. Who may connect is a question of the file's permissions and its folder's; see umask(2).
+    ///
     /// # Errors
     ///
     /// As [`listen`](Reactor::listen).
-    pub fn listen_with(
+    pub fn listen_with<A>(
         &mut self,
-        at: impl ToSocketAddrs + fmt::Debug,
+        at: A,
         service: ServiceId,
         options: &ListenOptions,
-    ) -> io::Result<ListenerId> {
-        let told = |error: io::Error| {
-            io::Error::new(error.kind(), format!("cannot listen on {}: {error}", shown(&at)))
+    ) -> io::Result<ListenerId>
+    where
+        A: TryInto<Address, Error: fmt::Display>,
+    {
+        let at = given(at)?;
+        let candidates = match &at {
+            Address::Name { .. } => {
+                let told = |error| {
+                    io::Error::new(io::ErrorKind::NotFound, format!("cannot listen on {at}: {error}"))
+                };
+                at.to_socket_addrs().map_err(|error| told(plain(&error)))?.map(Address::Inet).collect()
+            }
+            one => vec![one.clone()],
         };
         let mut last = None;
-        for address in at.to_socket_addrs().map_err(told)? {
-            match self.turns.listen(address, service, options) {
+        for address in candidates {
+            match self.turns.listen(&address, service, options) {
                 Ok(index) => return Ok(ListenerId(index)),
-                Err(error) => last = Some(cannot_listen(address, &error)),
+                Err(error) => last = Some(cannot_listen(&address, &error)),
             }
         }
-        let nothing = || told(io::Error::new(io::ErrorKind::NotFound, "it names no address"));
+        let nothing =
+            || io::Error::new(io::ErrorKind::NotFound, format!("cannot listen on {at}: it names no address"));
         Err(last.unwrap_or_else(nothing))
     }
 
+    /// Listens on a listener that was made elsewhere: one of the standard library, or one that a supervisor has handed
+    /// over. Its backlog is what it was made with.
+    ///
+    /// ```
+    /// use tidemill::{Limits, ListenOptions, Reactor, services::Echo};
+    ///
+    /// let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let mut reactor = Reactor::new(Limits::default())?;
+    /// let echo = reactor.add(Echo::raw());
+    /// reactor.adopt(listener, echo, &ListenOptions::default())?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be watched.
+    pub fn adopt(
+        &mut self,
+        listener: impl Into<Adopted>,
+        service: ServiceId,
+        options: &ListenOptions,
+    ) -> io::Result<ListenerId> {
+        let adopted = listener.into();
+        let index =
+            self.turns.hang_door(service, options, |kernel, token| kernel.adopt(adopted, options, token))?;
+        Ok(ListenerId(index))
+    }
+
     /// The address a listener really has: the port where 0 was asked for. None once it is closed.
-    pub fn local_addr(&self, listener: ListenerId) -> Option<SocketAddr> {
+    pub fn local_addr(&self, listener: ListenerId) -> Option<Address> {
         self.turns.local_addr(listener.0)
+    }
+
+    /// Sets who may come in to a service, at all of its listeners; or changes it, while it runs.
+    pub fn guard(&mut self, service: ServiceId, guard: Guard) {
+        self.turns.set_guard(service, guard);
+    }
+
+    /// How often each of the rules of a service's guard has decided.
+    pub fn rules(&self, service: ServiceId) -> Option<&Rules> {
+        self.turns.rules(service)
+    }
+
+    /// Has names looked up by a function of yours, in place of the system's resolver. It may block: it runs on one of
+    /// at most four threads. It gives the addresses in the order of preference.
+    pub fn look_up_with<F>(&mut self, look_up: F)
+    where
+        F: Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
+    {
+        self.turns.system.look_up_with(Arc::new(look_up));
     }
 
     /// Closes one listener; its connections live on. Says whether it was there.
@@ -128,13 +196,28 @@ impl Reactor {
     }
 
     /// Connects out for a service. [`Service::open`] comes with the next turn; a failure comes as
-    /// [`Service::closed`].
+    /// [`Service::closed`]. See [`Socket::dial`](crate::Socket::dial).
     ///
     /// # Errors
     ///
-    /// When the reactor holds as many connections as it may.
-    pub fn dial(&mut self, to: SocketAddr, service: ServiceId) -> io::Result<ConnId> {
-        self.turns.table.dial(service.0, to, None)
+    /// When the reactor holds as many connections as it may, and when `to` is no [`Address`].
+    pub fn dial<A>(&mut self, to: A, service: ServiceId) -> io::Result<ConnId>
+    where
+        A: TryInto<Address, Error: fmt::Display>,
+    {
+        self.sockets().dial(to, service)
+    }
+
+    /// Connects out with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`dial`](Reactor::dial).
+    pub fn dial_with<A>(&mut self, to: A, service: ServiceId, options: DialOptions) -> io::Result<ConnId>
+    where
+        A: TryInto<Address, Error: fmt::Display>,
+    {
+        self.sockets().dial_with(to, service, options)
     }
 
     /// One turn of the loop: sleeps until something is to be done, at most for `wait` (`None`: without end), and does
@@ -213,22 +296,21 @@ impl fmt::Debug for Reactor {
     }
 }
 
-/// An address as a person would write it, without the quotes that `Debug` puts around a string.
-fn shown(at: &impl fmt::Debug) -> String {
-    format!("{at:?}").trim_matches('"').to_string()
-}
-
 /// The error of listening, in words that name what was asked, what was wrong, and what may help.
-fn cannot_listen(at: SocketAddr, error: &io::Error) -> io::Error {
-    let (wrong, help) = match error.kind() {
+fn cannot_listen(at: &Address, error: &io::Error) -> io::Error {
+    let low_port = at.port().is_some_and(|port| port < 1_024);
+    let wrong = match error.kind() {
+        io::ErrorKind::AddrInUse if at.is_unix() => "somebody listens there".to_string(),
         io::ErrorKind::AddrInUse => {
-            ("the address is in use", " (another process listens there; port 0 picks a free one)")
+            "the address is in use (another process listens there; port 0 picks a free one)".to_string()
         }
-        io::ErrorKind::AddrNotAvailable => ("this machine has no such address", ""),
-        io::ErrorKind::PermissionDenied if at.port() < 1_024 => {
-            ("permission denied", " (ports below 1024 need root or the capability CAP_NET_BIND_SERVICE)")
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_string(),
+        io::ErrorKind::NotFound if at.is_unix() => "the folder does not exist".to_string(),
+        io::ErrorKind::PermissionDenied if low_port => {
+            "permission denied (ports below 1024 need root or the capability CAP_NET_BIND_SERVICE)"
+                .to_string()
         }
-        _ => return io::Error::new(error.kind(), format!("cannot listen on {at}: {error}")),
+        _ => plain(error),
     };
-    io::Error::new(error.kind(), format!("cannot listen on {at}: {wrong}{help}"))
+    io::Error::new(error.kind(), format!("cannot listen on {at}: {wrong}"))
 }

@@ -1,7 +1,7 @@
 //! Runs a service: descriptors, listeners, signals, and the last word in the log.
 
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::thread;
 use std::time::Duration;
 
@@ -9,30 +9,79 @@ use bytesize::ByteSize;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tidemill::{Closed, Handle, Limits, Reactor, Service, SocketLimits, Stats};
+use tidemill::{
+    Address, Closed, Guard, Handle, Limits, ListenOptions, Reactor, Refusal, Rules, Service, SocketLimits,
+    Stats, Verdict,
+};
 
 use crate::cli::{Failure, Server};
 
+/// What a service wants of its house beside the limits of its connections.
+#[derive(Default)]
+pub struct House {
+    pub guard: Guard,
+    /// Whom each connection will have dialed for it.
+    pub dials_to: Vec<Address>,
+}
+
 /// Serves until a signal comes. `usual` are the limits that the service brings along.
 pub fn serve<S: Service>(service: S, usual: SocketLimits, options: &Server) -> Result<(), Failure> {
-    let limits = options.socket_limits(usual).map_err(Failure::Usage)?;
-    let house = options.limits(descriptors());
-    tell_limits(&house);
+    serve_as(service, usual, House::default(), options)
+}
+
+pub fn serve_as<S: Service>(
+    service: S,
+    usual: SocketLimits,
+    house: House,
+    options: &Server,
+) -> Result<(), Failure> {
+    let mut limits = options.socket_limits(usual).map_err(Failure::Usage)?;
+    let most = options.limits(descriptors());
+    tell_limits(&most);
     let failed = |error: std::io::Error| Failure::Run(error.to_string());
-    let mut reactor = Reactor::new(house).map_err(failed)?;
+    let mut reactor = Reactor::new(most).map_err(failed)?;
+    if let Some(rate) = options.total_rate() {
+        limits.group = Some(reactor.sockets().group(rate).map_err(failed)?);
+    }
     let service = reactor.add_with(service, limits);
-    let listen = options.listen_options();
+    reactor.guard(service, options.guard(house.guard));
+    let listen = ListenOptions { dials: !house.dials_to.is_empty(), ..options.listen_options() };
     // Before anyone can wait for the start line and then send a signal.
     heed_signals(reactor.handle(), options.drain()).map_err(failed)?;
+    let mut listening = Vec::new();
     for address in &options.listen {
-        let listener = reactor.listen_with(address.as_str(), service, &listen).map_err(failed)?;
-        if let Some(address) = reactor.local_addr(listener) {
-            announce(address);
-        }
+        let listener = reactor.listen_with(address, service, &listen).map_err(failed)?;
+        listening.extend(reactor.local_addr(listener));
     }
+    for to in &house.dials_to {
+        refuse_self(to, &listening)?;
+    }
+    listening.iter().for_each(announce);
     reactor.run().map_err(failed)?;
+    tell_rules(reactor.rules(service));
     tell_stats(&reactor.stats());
     Ok(())
+}
+
+/// A proxy to itself would call itself until the house is full.
+fn refuse_self(to: &Address, listening: &[Address]) -> Result<(), Failure> {
+    // One that is not found now may be found later, and cannot be us.
+    let targets: Vec<SocketAddr> = to.to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+    let is_ours = |ip: IpAddr| TcpListener::bind((ip, 0)).is_ok();
+    let same = listening.iter().find(|own| match own.inet() {
+        None => *own == to,
+        Some(own) => targets.iter().any(|target| {
+            let everywhere = own.ip().is_unspecified() && is_ours(target.ip());
+            target.port() == own.port()
+                && (target.ip().to_canonical() == own.ip().to_canonical() || everywhere)
+        }),
+    });
+    match same {
+        None => Ok(()),
+        Some(own) => {
+            Err(Failure::Run(format!("cannot proxy to {to}: that is {own}, where this proxy itself listens")))
+        }
+    }
 }
 
 /// How many descriptors the process may open, after asking for as many as it is ever allowed.
@@ -50,7 +99,7 @@ fn tell_limits(limits: &Limits) {
 }
 
 /// The one thing that is said on stdout, for people and scripts to wait for. Nobody may be listening to it.
-fn announce(address: SocketAddr) {
+fn announce(address: &Address) {
     let mut stdout = std::io::stdout().lock();
     let _ = writeln!(stdout, "listening on {address}").and_then(|()| stdout.flush());
 }
@@ -76,9 +125,25 @@ fn heed_signals(handle: Handle, drain: Duration) -> std::io::Result<()> {
     Ok(())
 }
 
+/// How often each rule of the door has decided.
+fn tell_rules(rules: Option<&Rules>) {
+    for rule in rules.into_iter().flat_map(Rules::iter) {
+        let what = if rule.verdict == Verdict::Allow { "allow" } else { "deny" };
+        log::info!("{what} {} decided {} times", rule.range, rule.hits);
+    }
+}
+
 fn tell_stats(stats: &Stats) {
-    let ends = Closed::WORDS.iter().zip(stats.closed).filter(|(_, count)| *count > 0);
-    let ends: String = ends.map(|(word, count)| format!(" {word}={count}")).collect();
+    let counted = |words: &[&str], counts: &[u64], before: &str| -> String {
+        let some = words.iter().zip(counts).filter(|(_, count)| **count > 0);
+        some.map(|(word, count)| format!(" {before}{word}={count}")).collect()
+    };
+    let ends = counted(&Closed::WORDS, &stats.closed, "");
+    let refusals = counted(&Refusal::WORDS, &stats.refused_for, "refused-");
+    let dry = counted(&Refusal::WORDS, &stats.would_refuse, "would-refuse-");
+    let waits = counted(&["throttled", "would-throttle"], &[stats.throttled, stats.would_throttle], "");
     let Stats { accepted, refused, shed, bytes_in, bytes_out, .. } = stats;
-    log::info!("accepted={accepted} refused={refused} shed={shed} in={bytes_in} out={bytes_out}{ends}");
+    log::info!(
+        "accepted={accepted} refused={refused} shed={shed} in={bytes_in} out={bytes_out}{ends}{refusals}{dry}{waits}"
+    );
 }

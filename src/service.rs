@@ -1,10 +1,12 @@
 //! What you write: a service, and the one erasure that lets a reactor hold many kinds of them.
 
 use crate::closed::Closed;
-use crate::id::ConnId;
+use crate::guard::Refused;
+use crate::id::{ConnId, ServiceId};
 use crate::inbox::Input;
 use crate::socket::{Socket, Sockets};
 use crate::table::Table;
+use crate::timers::TimerId;
 
 /// What is done with connections. You implement it; the reactor calls it.
 ///
@@ -39,8 +41,18 @@ pub trait Service: 'static {
     /// What belongs to one connection. Held by value.
     type Session: 'static;
 
+    /// It has been added to a reactor, under this name: the moment to set timers and to dial.
+    fn start(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
+        let _ = (own, sockets);
+    }
+
     /// A connection begins: accepted, or dialed (then before it is connected; what is sent waits).
     fn open(&mut self, socket: &mut Socket<'_>) -> Self::Session;
+
+    /// A dialed connection is connected. Not called for accepted ones, which are from the beginning.
+    fn connected(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
+        let _ = (session, socket);
+    }
 
     /// Bytes have arrived. What is not taken from `input` comes back in front of the next ones.
     ///
@@ -61,14 +73,31 @@ pub trait Service: 'static {
         let _ = (session, socket);
     }
 
-    /// No byte has moved either way for [`SocketLimits::idle`](crate::SocketLimits::idle). By default it is
-    /// closed. One that is not gets another whole span.
+    /// No byte has moved either way for [`SocketLimits::idle`](crate::SocketLimits::idle), or for what
+    /// [`Socket::set_idle`] said; or none one way, where it has a [clock](Socket::set_read_idle) for that:
+    /// [`Socket::silent`] says which. By default it is closed. One that is not gets another whole span.
     fn idle(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
         let _ = session;
         socket.close();
     }
 
+    /// The alarm that was [set](Socket::set_alarm) for this connection goes off.
+    fn alarm(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
+        let _ = (session, socket);
+    }
+
+    /// A timer of this service goes off: see [`Sockets::set_timer`].
+    fn timer(&mut self, timer: TimerId, sockets: &mut Sockets<'_>) {
+        let _ = (timer, sockets);
+    }
+
+    /// Somebody was turned away at a listener of this service.
+    fn refused(&mut self, refused: &Refused, sockets: &mut Sockets<'_>) {
+        let _ = (refused, sockets);
+    }
+
     /// It has ended, and `why`. The session comes back by value; its own socket is gone, but the `rest` can be reached.
+    /// What else is known of it is in [`Sockets::departed`].
     fn closed(&mut self, session: Self::Session, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
         let _ = (session, id, why, rest);
     }
@@ -76,8 +105,13 @@ pub trait Service: 'static {
 
 /// A service with its type erased: once per service, never per connection.
 pub(crate) trait Host {
+    fn start(&mut self, table: &mut Table, own: ServiceId);
     fn open(&mut self, table: &mut Table, slot: u32);
+    fn connected(&mut self, table: &mut Table, slot: u32);
     fn data(&mut self, table: &mut Table, slot: u32, input: &mut Input<'_>);
+    fn alarm(&mut self, table: &mut Table, slot: u32);
+    fn timer(&mut self, table: &mut Table, timer: TimerId);
+    fn refused(&mut self, table: &mut Table, refused: &Refused);
     fn end(&mut self, table: &mut Table, slot: u32);
     fn drained(&mut self, table: &mut Table, slot: u32);
     fn idle(&mut self, table: &mut Table, slot: u32);
@@ -104,12 +138,36 @@ impl<S: Service> Hosted<S> {
 }
 
 impl<S: Service> Host for Hosted<S> {
+    fn start(&mut self, table: &mut Table, own: ServiceId) {
+        self.service.start(own, &mut Sockets::new(table));
+    }
+
     fn open(&mut self, table: &mut Table, slot: u32) {
         let session = self.service.open(&mut Socket::new(table, slot));
         if self.sessions.len() <= slot as usize {
             self.sessions.resize_with(slot as usize + 1, || None);
         }
         self.sessions[slot as usize] = Some(session);
+    }
+
+    fn connected(&mut self, table: &mut Table, slot: u32) {
+        if let Some((service, session)) = self.both(slot) {
+            service.connected(session, &mut Socket::new(table, slot));
+        }
+    }
+
+    fn alarm(&mut self, table: &mut Table, slot: u32) {
+        if let Some((service, session)) = self.both(slot) {
+            service.alarm(session, &mut Socket::new(table, slot));
+        }
+    }
+
+    fn timer(&mut self, table: &mut Table, timer: TimerId) {
+        self.service.timer(timer, &mut Sockets::new(table));
+    }
+
+    fn refused(&mut self, table: &mut Table, refused: &Refused) {
+        self.service.refused(refused, &mut Sockets::new(table));
     }
 
     fn data(&mut self, table: &mut Table, slot: u32, input: &mut Input<'_>) {

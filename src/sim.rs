@@ -9,13 +9,15 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::address::{Address, Peer as PeerAddress};
 use crate::id::Token;
 use crate::listener::ListenOptions;
-use crate::system::{Ready, System, Waker};
+use crate::options::{DialOptions, SocketOption};
+use crate::system::{Answer, Ready, System, Waker};
 
 /// The reactor's side.
 pub(crate) struct Sim(Rc<RefCell<World>>);
@@ -48,6 +50,12 @@ struct World {
     asked_to_wait: Option<Option<Duration>>,
     chaos: Option<Rng>,
     calls: Calls,
+    /// Lookups that have been asked for, and those that have been answered and not been told.
+    questions: Vec<(u64, String)>,
+    answers: Vec<Answer>,
+    /// Where callers come from; the port tells them apart.
+    from: Option<IpAddr>,
+    door_address: Option<Address>,
 }
 
 /// How often each call was made.
@@ -73,6 +81,8 @@ struct SimSocket {
     /// What a dial comes to; none while it is under way.
     dialed: Option<Result<(), i32>>,
     is_dial: bool,
+    to: Option<Address>,
+    options: Vec<SocketOption>,
     gone: Option<Gone>,
     edge: Edge,
     hungry: bool,
@@ -120,6 +130,10 @@ impl Sim {
             asked_to_wait: None,
             chaos: None,
             calls: Calls::default(),
+            questions: Vec::new(),
+            answers: Vec::new(),
+            from: None,
+            door_address: None,
         };
         let world = Rc::new(RefCell::new(world));
         (Sim(world.clone()), Script(world))
@@ -217,6 +231,42 @@ impl Script {
         (0..world.sockets.len()).filter(|&peer| world.sockets[peer].is_dial).collect()
     }
 
+    /// Whom a remote end was dialed as.
+    pub(crate) fn dialed_as(&self, peer: Peer) -> String {
+        self.0.borrow().sockets[peer].to.as_ref().map(Address::to_string).unwrap_or_default()
+    }
+
+    /// The options that were set on it, in order.
+    pub(crate) fn options(&self, peer: Peer) -> Vec<SocketOption> {
+        self.0.borrow().sockets[peer].options.clone()
+    }
+
+    /// The names that are being looked up, with the number of each lookup.
+    pub(crate) fn questions(&self) -> Vec<(u64, String)> {
+        self.0.borrow().questions.clone()
+    }
+
+    /// The resolver answers.
+    pub(crate) fn resolve(&self, number: u64, addresses: &[&str]) {
+        let result = Ok(addresses.iter().map(|text| text.parse().expect("an address")).collect());
+        let mut world = self.0.borrow_mut();
+        world.questions.retain(|(asked, _)| *asked != number);
+        world.answers.push(Answer { number, result });
+    }
+
+    /// The resolver knows no such name.
+    pub(crate) fn resolve_not(&self, number: u64) {
+        let result = Err(io::Error::other("No such name"));
+        let mut world = self.0.borrow_mut();
+        world.questions.retain(|(asked, _)| *asked != number);
+        world.answers.push(Answer { number, result });
+    }
+
+    /// Those who come from here on come from this address.
+    pub(crate) fn come_from(&self, ip: &str) {
+        self.0.borrow_mut().from = Some(ip.parse().expect("an address"));
+    }
+
     /// An event out of nowhere.
     pub(crate) fn event(&self, token: Token) {
         self.0.borrow_mut().stale.push(Ready { token, readable: true, writable: true, end: false });
@@ -264,7 +314,7 @@ impl Script {
     pub(crate) fn is_silent(&self) -> bool {
         let world = self.0.borrow();
         let edges = world.sockets.iter().any(|s| s.token.is_some() && s.gone.is_none() && s.edge.any());
-        !edges && !world.door_edge && world.stale.is_empty()
+        !edges && !world.door_edge && world.stale.is_empty() && world.answers.is_empty()
     }
 }
 
@@ -328,19 +378,20 @@ impl System for Sim {
         Ok(())
     }
 
-    fn listen(&mut self, _: SocketAddr, _: &ListenOptions, token: Token) -> io::Result<Fd> {
+    fn listen(&mut self, at: &Address, _: &ListenOptions, token: Token) -> io::Result<Fd> {
         let mut world = self.0.borrow_mut();
+        world.door_address = Some(at.clone());
         world.door = Some(token);
         world.door_open = true;
         drop(world);
         Ok(self.fd(DOOR))
     }
 
-    fn local_addr(&self, _: &Fd) -> io::Result<SocketAddr> {
-        Ok(address())
+    fn listening_at(&self, _: &Fd) -> io::Result<Address> {
+        Ok(self.0.borrow().door_address.clone().expect("a listener"))
     }
 
-    fn accept(&mut self, _: &Fd) -> io::Result<(Fd, SocketAddr)> {
+    fn accept(&mut self, _: &Fd) -> io::Result<(Fd, PeerAddress)> {
         let mut world = self.0.borrow_mut();
         world.calls.accepts += 1;
         if let Some(injected) = world.accept_errors.pop_front() {
@@ -348,19 +399,22 @@ impl System for Sim {
         }
         world.take_descriptor()?;
         let Some(key) = world.backlog.pop_front() else { return Err(io::ErrorKind::WouldBlock.into()) };
+        let from = world.from;
         drop(world);
         let mut peer = address();
+        peer.set_ip(from.unwrap_or(peer.ip()));
         peer.set_port(peer.port() + key as u16);
-        Ok((self.fd(key), peer))
+        Ok((self.fd(key), PeerAddress::from(peer)))
     }
 
-    fn connect(&mut self, to: SocketAddr) -> io::Result<Fd> {
+    fn connect(&mut self, to: &Address, _: &DialOptions) -> io::Result<Fd> {
         let mut world = self.0.borrow_mut();
         world.take_descriptor()?;
-        if to.port() == 0 {
+        if to.port() == Some(0) {
             return Err(errno(libc::EADDRNOTAVAIL));
         }
-        world.sockets.push(SimSocket { window: usize::MAX, is_dial: true, ..SimSocket::default() });
+        let to = Some(to.clone());
+        world.sockets.push(SimSocket { window: usize::MAX, is_dial: true, to, ..SimSocket::default() });
         let key = world.sockets.len() - 1;
         drop(world);
         Ok(self.fd(key))
@@ -372,6 +426,35 @@ impl System for Sim {
             Some(Ok(())) => Ok(true),
             Some(Err(number)) => Err(errno(number)),
         }
+    }
+
+    fn local(&self, stream: &Fd) -> Option<SocketAddr> {
+        let inet = self.0.borrow().sockets[stream.key].to.as_ref().is_none_or(|to| !to.is_unix());
+        inet.then(|| SocketAddr::from(([10, 0, 0, 2], 5_000 + stream.key as u16)))
+    }
+
+    fn set(&mut self, stream: &Fd, option: SocketOption) -> io::Result<()> {
+        self.0.borrow_mut().sockets[stream.key].options.push(option);
+        Ok(())
+    }
+
+    fn look_up(&mut self, number: u64, host: &str, port: u16) {
+        self.0.borrow_mut().questions.push((number, format!("{host}:{port}")));
+    }
+
+    fn forget(&mut self, number: u64) -> bool {
+        let mut world = self.0.borrow_mut();
+        let before = world.questions.len();
+        world.questions.retain(|(asked, _)| *asked != number);
+        world.questions.len() < before
+    }
+
+    fn answers(&mut self, into: &mut Vec<Answer>) {
+        into.append(&mut self.0.borrow_mut().answers);
+    }
+
+    fn seed(&mut self) -> u64 {
+        0
     }
 
     fn register(&mut self, stream: &mut Fd, token: Token) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! Counters the loop keeps.
 
 use crate::closed::Closed;
+use crate::guard::Refusal;
 
 /// What the loop has counted since it was made. A copy; see [`Reactor::stats`](crate::Reactor::stats).
 ///
@@ -19,8 +20,20 @@ pub struct Stats {
     pub accepted: u64,
     /// Connections dialed.
     pub dialed: u64,
-    /// Peers refused at the cap.
+    /// Peers turned away at the door, for whatever reason but want of a descriptor.
     pub refused: u64,
+    /// Peers turned away, by reason, in the order of [`Refusal::WORDS`].
+    pub refused_for: [u64; Refusal::COUNT],
+    /// Peers that a [dry run](crate::Guard::dry_run) let in, by the reason for which they would have been turned away.
+    pub would_refuse: [u64; Refusal::COUNT],
+    /// Times that a connection had to wait because its rate, or its group's, was used up.
+    pub throttled: u64,
+    /// Times that one would have had to wait, but for a dry run.
+    pub would_throttle: u64,
+    /// Names given to the resolver.
+    pub lookups: u64,
+    /// Socket options that the system refused to set.
+    pub options_refused: u64,
     /// Peers turned away without a word because no descriptor was left to tell them.
     pub shed: u64,
     /// Accepts that failed for a reason of that one peer.
@@ -55,6 +68,17 @@ impl Stats {
     /// ```
     pub fn ended(&self, why: Closed) -> u64 {
         self.closed[why.index()]
+    }
+
+    /// How many peers were turned away for a reason.
+    ///
+    /// ```
+    /// use tidemill::{Refusal, Stats};
+    ///
+    /// assert_eq!(Stats::default().turned_away(Refusal::Denied), 0);
+    /// ```
+    pub fn turned_away(&self, why: Refusal) -> u64 {
+        self.refused_for[why as usize]
     }
 
     /// How many connections ended, for whatever reason.

@@ -7,8 +7,10 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::address::{Address, Peer};
 use crate::id::Token;
 use crate::listener::ListenOptions;
+use crate::options::{DialOptions, SocketOption};
 
 /// Everything the loop asks of the world. No call blocks but [`poll`](System::poll).
 pub(crate) trait System {
@@ -24,18 +26,22 @@ pub(crate) trait System {
     /// Sleeps until something is ready, or for `wait`, and reports what is. May come back early and empty-handed.
     fn poll(&mut self, ready: &mut Vec<Ready>, wait: Option<Duration>) -> io::Result<()>;
 
-    fn listen(&mut self, at: SocketAddr, options: &ListenOptions, token: Token)
-    -> io::Result<Self::Listener>;
+    fn listen(&mut self, at: &Address, options: &ListenOptions, token: Token) -> io::Result<Self::Listener>;
 
-    fn local_addr(&self, listener: &Self::Listener) -> io::Result<SocketAddr>;
+    fn listening_at(&self, listener: &Self::Listener) -> io::Result<Address>;
 
-    fn accept(&mut self, listener: &Self::Listener) -> io::Result<(Self::Stream, SocketAddr)>;
+    fn accept(&mut self, listener: &Self::Listener) -> io::Result<(Self::Stream, Peer)>;
 
     /// Begins to connect; [`connected`](System::connected) says how it went, after the stream was writable.
-    fn connect(&mut self, to: SocketAddr) -> io::Result<Self::Stream>;
+    fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Self::Stream>;
 
     /// Whether it is connected; an error is why it never will be.
     fn connected(&mut self, stream: &Self::Stream) -> io::Result<bool>;
+
+    /// Its own IP address and port, if it has one.
+    fn local(&self, stream: &Self::Stream) -> Option<SocketAddr>;
+
+    fn set(&mut self, stream: &Self::Stream, option: SocketOption) -> io::Result<()>;
 
     /// Watches a stream, for reading and writing, edge-triggered, once and for all.
     fn register(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
@@ -56,12 +62,30 @@ pub(crate) trait System {
     /// Closes that descriptor; says whether there was one.
     fn release_reserve(&mut self) -> bool;
 
+    /// Begins to look up a name. The answer wakes the poll and is among the [`answers`](System::answers) then.
+    fn look_up(&mut self, number: u64, host: &str, port: u16);
+
+    /// Takes back a lookup; says whether that was in time: whether it had not begun.
+    fn forget(&mut self, number: u64) -> bool;
+
+    /// The lookups that have been answered, in any order, those included that nobody waits for any more.
+    fn answers(&mut self, into: &mut Vec<Answer>);
+
+    /// A number that differs from one run to the next, where it should.
+    fn seed(&mut self) -> u64;
+
     /// Something another thread can call to end a `poll`.
     fn waker(&mut self) -> io::Result<Waker>;
 }
 
 /// Ends a [`poll`](System::poll) from another thread.
 pub(crate) type Waker = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
+
+/// The end of a lookup.
+pub(crate) struct Answer {
+    pub(crate) number: u64,
+    pub(crate) result: io::Result<Vec<SocketAddr>>,
+}
 
 /// One event: what a token's owner may now be able to do. All of it is a hint; only the call itself tells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

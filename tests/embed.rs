@@ -49,7 +49,7 @@ fn reactor() -> Reactor {
 
 fn listen(reactor: &mut Reactor, service: ServiceId) -> SocketAddr {
     let listener = reactor.listen("127.0.0.1:0", service).expect("a listener");
-    reactor.local_addr(listener).expect("its address")
+    reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address")
 }
 
 /// Turns until something holds, but not for ever.

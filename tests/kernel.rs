@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tidemill::services::Echo;
-use tidemill::{Limits, ListenOptions, Reactor};
+use tidemill::{KeepAlive, Limits, ListenOptions, Reactor};
 
 #[test]
 fn callers_wait_in_the_backlog_while_the_loop_is_busy() {
@@ -17,7 +17,7 @@ fn callers_wait_in_the_backlog_while_the_loop_is_busy() {
     let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
     let echo = reactor.add(Echo::raw());
     let listener = reactor.listen("127.0.0.1:0", echo).expect("a listener");
-    let address = reactor.local_addr(listener).expect("its address");
+    let address = reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address");
     let callers: Vec<TcpStream> = (0..wanted)
         .map(|_| {
             TcpStream::connect_timeout(&address, Duration::from_secs(5)).expect("a place in the backlog")
@@ -34,9 +34,12 @@ fn callers_wait_in_the_backlog_while_the_loop_is_busy() {
 fn no_descriptor_is_inherited_by_a_child() {
     let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
     let echo = reactor.add(Echo::raw());
-    let options = ListenOptions { keep_alive: Some(Duration::from_secs(60)), ..ListenOptions::default() };
+    let options = ListenOptions {
+        keep_alive: Some(KeepAlive::after(Duration::from_secs(60))),
+        ..ListenOptions::default()
+    };
     let listener = reactor.listen_with("127.0.0.1:0", echo, &options).expect("a listener");
-    let address = reactor.local_addr(listener).expect("its address");
+    let address = reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address");
     let _caller = TcpStream::connect(address).expect("a connection");
     reactor.dial(address, echo).expect("a slot");
     while reactor.stats().accepted < 2 {
@@ -54,7 +57,7 @@ fn an_address_in_use_is_named_together_with_what_may_help() {
     let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
     let echo = reactor.add(Echo::raw());
     let listener = reactor.listen("127.0.0.1:0", echo).expect("a listener");
-    let address = reactor.local_addr(listener).expect("its address");
+    let address = reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address");
     let error = reactor.listen(address, echo).expect_err("it is taken");
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
     let expected = format!("cannot listen on {address}: the address is in use");

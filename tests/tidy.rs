@@ -7,17 +7,27 @@ use std::path::{Path, PathBuf};
 const ORDER: &[&str] = &[
     // nouns
     "id",
+    "address",
     "closed",
     "limits",
     "time",
-    "stats",
+    "rules",
+    "options",
+    "departed",
     "shared", //
     // parts
     "inbox",
     "outbox",
     "arena",
-    "wheel", //
+    "wheel",
+    "timers",
+    "bucket",
+    "guard",
+    "stats",
+    "eyeballs",
+    "lookups", //
     // one connection; all of them
+    "extra",
     "connection",
     "table", //
     // what a user holds
@@ -26,6 +36,7 @@ const ORDER: &[&str] = &[
     // the world
     "listener",
     "system",
+    "resolver",
     "kernel",
     "sim", //
     // the loop
@@ -35,11 +46,12 @@ const ORDER: &[&str] = &[
     // the shelf
     "text",
     "framing",
+    "proxy_header",
     "services",
 ];
 
 /// Files of the binary, in the same order. They see the crate as everyone does, from outside.
-const BINARY: &[&str] = &["cli", "serve", "connect", "main"];
+const BINARY: &[&str] = &["who", "cli", "serve", "wire", "connect", "main"];
 
 const LINES_OF_A_FUNCTION: usize = 70;
 const LINES_OF_TURN: usize = 30;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
+use crate::address::Address;
 use crate::closed::Closed;
 use crate::framing::Lines;
 use crate::id::ConnId;
@@ -175,7 +176,11 @@ impl Service for Chat {
     type Session = ();
 
     fn open(&mut self, socket: &mut Socket<'_>) {
-        let name = socket.peer_addr().to_string();
+        // Callers on a Unix-domain socket have no name of their own.
+        let name = match socket.peer_addr() {
+            Address::Unnamed => format!("unix:{}", socket.id()),
+            address => address.to_string(),
+        };
         let joined = format!("{name} joined\n");
         self.members.insert(socket.id(), name);
         self.tell(&mut Others::Socket(socket), joined);

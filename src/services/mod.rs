@@ -5,9 +5,11 @@
 mod chat;
 mod echo;
 mod frames;
+mod proxy;
 #[cfg(test)]
 mod trial;
 
 pub use chat::Chat;
 pub use echo::Echo;
 pub use frames::Frames;
+pub use proxy::{Leg, Proxy};

@@ -17,7 +17,7 @@ impl Trial {
         let house = Limits { accepts: 2_000, ..Limits::default() };
         let mut turns = Loop::new(sim, house).expect("a simulated loop");
         let service = turns.add(service, Some(limits));
-        turns.listen(address(), service, &ListenOptions::default()).expect("a simulated listener");
+        turns.listen(&address().into(), service, &ListenOptions::default()).expect("a simulated listener");
         Trial { turns, script }
     }
 

@@ -1,15 +1,16 @@
 //! Phase 8: let newcomers in, and call out.
 
 use std::mem;
-use std::net::SocketAddr;
 
 use super::Loop;
+use crate::address::{Address, Peer};
 use crate::closed::{Closed, OsError};
 use crate::connection::Stage;
-use crate::id::ConnId;
+use crate::guard::{Refusal, Refused};
 use crate::listener::Failure;
+use crate::rules::Refuse;
 use crate::system::System;
-use crate::table::DOORMAN;
+use crate::table::{DOORMAN, TurnedAway};
 
 /// Peers turned away in one go when no descriptor is left to tell them.
 const SHED_MAX: usize = 64;
@@ -19,6 +20,7 @@ impl<S: System> Loop<S> {
     /// greeted with is written at once.
     pub(super) fn admit(&mut self) {
         let before = self.table.stats.accepted + self.table.stats.refused;
+        self.hear_answers();
         for id in mem::take(&mut self.table.newborn) {
             self.call(id);
         }
@@ -27,23 +29,6 @@ impl<S: System> Loop<S> {
         }
         if self.table.stats.accepted + self.table.stats.refused > before && !self.table.dirty.is_empty() {
             self.flush();
-        }
-    }
-
-    /// Connects for a service that dialed. A dial that was cancelled before this never began: nobody is told.
-    fn call(&mut self, id: ConnId) {
-        let Some(slot) = self.table.find(id).filter(|&slot| self.table.at(slot).stage != Stage::Doomed)
-        else {
-            return;
-        };
-        let (host, peer) = (usize::from(self.table.at(slot).host), self.table.at(slot).peer());
-        self.hosts[host].open(&mut self.table, slot);
-        if self.table.at(slot).stage == Stage::Doomed {
-            return;
-        }
-        let called = self.system.connect(peer).and_then(|stream| self.settle(slot, stream));
-        if let Err(error) = called {
-            self.table.doom(slot, Closed::Unreachable(OsError::from(error)));
         }
     }
 
@@ -70,24 +55,78 @@ impl<S: System> Loop<S> {
         }
     }
 
-    fn welcome(&mut self, index: usize, stream: S::Stream, peer: SocketAddr) {
+    /// Somebody stands in the door: the rules are asked first, then whether there is room, then whether its address has
+    /// had its share.
+    fn welcome(&mut self, index: usize, stream: S::Stream, peer: Peer) {
         let Some(Some(door)) = self.doors.get_mut(index) else { return };
         door.feed();
-        let host = if self.table.has_room() { door.host } else { DOORMAN };
-        let busy = door.busy_reply.clone();
+        let (host, slots) = (door.host, door.slots());
+        let ip = peer.ip();
+        let full = Err((Refusal::Full, Refuse::Reply));
+        let judged = self.table.check_rules(host, ip).and_then(|()| {
+            let room = self.table.has_room_for(slots);
+            if room { self.table.check_address(host, ip) } else { full }
+        });
+        match judged {
+            Ok(counted) => self.let_in(index, stream, peer, counted),
+            Err(refusal) => self.turn_away(index, stream, peer, refusal),
+        }
+    }
+
+    fn let_in(&mut self, index: usize, stream: S::Stream, peer: Peer, counted: bool) {
+        let Some(Some(door)) = self.doors.get(index) else { return };
+        let (host, dials) = (door.host, door.dials);
+        let local = door.local.or_else(|| self.system.local(&stream));
         let id = self.table.insert(host, Stage::Open, peer);
-        self.table.at_mut(id.slot).flags.writable = true;
-        self.table.stats.accepted += u64::from(host != DOORMAN);
-        self.table.stats.refused += u64::from(host == DOORMAN);
+        let flags = &mut self.table.at_mut(id.slot).flags;
+        (flags.writable, flags.counted) = (true, counted);
+        if let Some(local) = local {
+            self.table.note_local(id.slot, local);
+        }
+        if dials {
+            self.table.reserve(id.slot);
+        }
+        self.table.stats.accepted += 1;
         if let Err(error) = self.settle(id.slot, stream) {
             // Not watched, and so never to be heard of again: it ends before its service has met it.
-            self.table.doom(id.slot, Closed::Error(OsError::from(error)));
-        } else if host == DOORMAN {
-            self.table.send_to_refused(id.slot, &busy);
-        } else {
-            log::debug!("{id} {peer} accepted");
-            self.hosts[usize::from(host)].open(&mut self.table, id.slot);
+            return self.table.doom(id.slot, Closed::Error(OsError::from(error)));
         }
+        log::debug!("{id} {} accepted", Address::from(peer));
+        self.hosts[usize::from(host)].open(&mut self.table, id.slot);
+    }
+
+    fn turn_away(&mut self, index: usize, stream: S::Stream, peer: Peer, (why, how): TurnedAway) {
+        self.table.stats.refused += 1;
+        self.tell_refused(index, peer, why);
+        let Some(Some(door)) = self.doors.get(index) else { return };
+        let busy = door.busy_reply.clone();
+        let can_hold = self.table.held < self.table.limits.held;
+        match how {
+            Refuse::Reset => self.system.reset(stream),
+            // Whom there is no room to tell sees at least that it is over.
+            _ if !self.table.can_refuse() => drop(stream),
+            Refuse::Hold if !can_hold => self.system.reset(stream),
+            Refuse::Hold | Refuse::End | Refuse::Reply => {
+                let id = self.table.insert(DOORMAN, Stage::Open, peer);
+                self.table.at_mut(id.slot).flags.writable = true;
+                if let Err(error) = self.settle(id.slot, stream) {
+                    return self.table.doom(id.slot, Closed::Error(OsError::from(error)));
+                }
+                match how {
+                    Refuse::Hold => self.table.hold(id.slot),
+                    Refuse::Reply => self.table.send_to_refused(id.slot, Some(&busy)),
+                    _ => self.table.send_to_refused(id.slot, None),
+                }
+            }
+        }
+    }
+
+    fn tell_refused(&mut self, index: usize, peer: Peer, why: Refusal) {
+        self.table.stats.refused_for[why as usize] += 1;
+        let Some(Some(door)) = self.doors.get(index) else { return };
+        let refused = Refused { peer: Address::from(peer), at: door.address.clone(), why };
+        log::debug!("{} was turned away: {}", refused.peer, why.word());
+        self.hosts[usize::from(door.host)].refused(&mut self.table, &refused);
     }
 
     fn nobody_waits(&mut self, index: usize) {
@@ -105,8 +144,12 @@ impl<S: System> Loop<S> {
         if door.refuses && self.system.release_reserve() {
             let mut empty = false;
             for _ in 0..SHED_MAX {
+                let Some(Some(door)) = self.doors.get(index) else { break };
                 match self.system.accept(&door.listener) {
-                    Ok((stream, _)) => drop(stream),
+                    Ok((stream, peer)) => {
+                        drop(stream);
+                        self.tell_refused(index, peer, Refusal::NoDescriptor);
+                    }
                     Err(error) => match Failure::of(&error) {
                         Failure::PeerGone => continue,
                         failure => {

@@ -3,19 +3,32 @@
 use super::Loop;
 use crate::closed::Closed;
 use crate::connection::{Due, Stage};
+use crate::extra::Silent;
 use crate::system::System;
 use crate::table::Stop;
+use crate::timers::Fired;
 
 impl<S: System> Loop<S> {
     /// At most a budget of deadlines. It comes after `serve`, so that bytes which arrived in time save their
     /// connection.
     pub(super) fn expire(&mut self) {
         self.heed_stop();
+        self.fire_timers();
         for _ in 0..self.table.limits.expirations.max(1) {
             let Some(slot) = self.table.wheel.pop_due(self.table.now) else { return };
             self.look_at_clocks(slot);
             if let Some((when, _)) = self.table.at(slot).deadline(self.table.limits_of(slot)) {
                 self.table.wheel.arm(slot, when);
+            }
+        }
+    }
+
+    fn fire_timers(&mut self) {
+        for _ in 0..self.table.limits.expirations.max(1) {
+            match self.table.timers.pop_due(self.table.now) {
+                Some(Fired::Tell(host, timer)) => self.hosts[usize::from(host)].timer(&mut self.table, timer),
+                Some(Fired::Redial(again)) => self.table.redial(*again),
+                None => return,
             }
         }
     }
@@ -29,7 +42,12 @@ impl<S: System> Loop<S> {
         }
         match due {
             Due::Connect => self.table.doom(slot, Closed::ConnectTimeout),
-            Due::Idle => self.idle(slot),
+            Due::Attempt => self.next_attempt(slot),
+            Due::Idle => self.idle(slot, Silent::Both),
+            Due::ReadIdle => self.idle(slot, Silent::Reading),
+            Due::WriteIdle => self.idle(slot, Silent::Writing),
+            Due::Alarm => self.alarm(slot),
+            Due::Refill => self.table.quench(slot),
             Due::FirstByte => self.table.close(slot, Closed::FirstByte),
             Due::Lifetime => self.table.close(slot, Closed::Lifetime),
             Due::Unfinished => self.table.close(slot, Closed::Unfinished),
@@ -43,16 +61,41 @@ impl<S: System> Loop<S> {
         }
     }
 
-    fn idle(&mut self, slot: u32) {
+    fn idle(&mut self, slot: u32, silent: Silent) {
         let now = self.table.now;
-        let host = usize::from(self.table.at(slot).host);
+        let connection = self.table.at_mut(slot);
+        let host = usize::from(connection.host);
+        // The next span begins here, and again with whatever the callback sets.
+        match (&mut connection.extra, silent) {
+            (None, _) => connection.touched = now,
+            (Some(extra), _) => {
+                extra.silent = silent;
+                match silent {
+                    Silent::Both => connection.touched = now,
+                    Silent::Reading => extra.reading.iter_mut().for_each(|quiet| quiet.since = now),
+                    Silent::Writing => extra.writing.iter_mut().for_each(|quiet| quiet.since = now),
+                }
+            }
+        }
         self.hosts[host].idle(&mut self.table, slot);
         let connection = self.table.at_mut(slot);
-        if connection.stage == Stage::Open {
-            connection.touched = now;
-        } else if connection.why == Some(Closed::Local) {
+        if connection.stage != Stage::Open && connection.why == Some(Closed::Local) {
             connection.why = Some(Closed::Idle);
         }
+    }
+
+    /// The next one is set before the service hears of this one, so that it can set another or none.
+    fn alarm(&mut self, slot: u32) {
+        let now = self.table.now;
+        let connection = self.table.at_mut(slot);
+        let host = usize::from(connection.host);
+        if let Some(extra) = &mut connection.extra {
+            extra.alarm = extra.alarm.filter(|alarm| alarm.every.is_some()).map(|mut alarm| {
+                alarm.when = alarm.every.map_or(now, |every| now.after(every));
+                alarm
+            });
+        }
+        self.hosts[host].alarm(&mut self.table, slot);
     }
 
     fn judge_pace(&mut self, slot: u32, due: Due) {
@@ -72,6 +115,7 @@ impl<S: System> Loop<S> {
     fn heed_stop(&mut self) {
         if let Some(stop) = self.table.stop.take() {
             self.doors.iter_mut().for_each(|door| drop(door.take()));
+            self.table.timers.clear();
             self.drained_by = Some(match stop {
                 Stop::Shutdown(grace) => self.table.now.after(grace),
                 Stop::Now => self.table.now,

@@ -15,6 +15,7 @@ impl<S: System> Loop<S> {
     /// Writes what each connection was sent in this turn, behind what it still had queued, with one call if the
     /// kernel takes it. No user code runs before the arena is empty; then those who were full hear that they are not.
     pub(super) fn flush(&mut self) {
+        self.set_options();
         let mut line = mem::replace(&mut self.table.dirty, mem::take(&mut self.spare_dirty));
         for dirty in line.drain(..) {
             let Some(slot) = self.table.find(dirty.id) else { continue };
@@ -27,6 +28,18 @@ impl<S: System> Loop<S> {
         self.table.arena.empty();
         self.table.evict();
         self.relieve();
+    }
+
+    /// What services asked of the system. What it will not do is not worth a connection: it is logged and counted.
+    fn set_options(&mut self) {
+        for (id, option) in mem::take(&mut self.table.asked) {
+            let Some(slot) = self.table.find(id) else { continue };
+            let Some(Some(stream)) = self.streams.get(slot as usize) else { continue };
+            if let Err(error) = self.system.set(stream, option) {
+                self.table.stats.options_refused += 1;
+                log::warn!("{id}: {option:?} was refused by the system: {error}");
+            }
+        }
     }
 
     fn flush_one(&mut self, slot: u32, mut chain: Chain) {
@@ -92,6 +105,9 @@ impl<S: System> Loop<S> {
         }
         connection.bytes_out += n as u64;
         connection.touched = now;
+        if let Some(extra) = &mut connection.extra {
+            extra.writing.iter_mut().for_each(|quiet| quiet.since = now);
+        }
         self.table.stats.bytes_out += n as u64;
         self.table.arena.advance(chain, fresh);
     }
@@ -141,7 +157,9 @@ impl<S: System> Loop<S> {
             if let Some(inbox) = &mut self.table.at_mut(slot).inbox {
                 inbox.begin(now);
             }
-            if is_open(&self.table, slot) {
+            if self.table.at(slot).flags.piped {
+                self.unblock(slot);
+            } else if is_open(&self.table, slot) {
                 let host = usize::from(self.table.at(slot).host);
                 self.hosts[host].drained(&mut self.table, slot);
             }

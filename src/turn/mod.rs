@@ -3,30 +3,37 @@
 //! [`turn`](Loop::turn) is the table of contents; each phase is a method in a file of its own.
 
 mod admit;
+mod dial;
 mod expire;
 mod flush;
 mod park;
 mod reap;
+mod relay;
 mod serve;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::io;
 use std::mem;
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use crate::address::Address;
 use crate::connection::Stage;
+use crate::guard::Guard;
 use crate::handle::{Handle, Post};
 use crate::id::{ConnId, LISTENERS_MAX, ServiceId, Token};
 use crate::limits::{Limits, SocketLimits};
 use crate::listener::{Door, ListenOptions};
+use crate::lookups::Lookups;
+use crate::rules::Rules;
 use crate::service::{Host, Hosted, Service};
 use crate::socket::{Socket, Sockets};
 use crate::system::{Ready, System};
 use crate::table::{DOORMAN, Dirty, Table};
 use crate::time::Tick;
+use dial::Race;
 
 /// The loop: the services, the table of connections, and the world they talk to.
 ///
@@ -40,6 +47,10 @@ pub(crate) struct Loop<S: System> {
     streams: Vec<Option<S::Stream>>,
     /// By index; a closed listener leaves a gap, so that tokens keep their meaning.
     doors: Vec<Option<Door<S::Listener>>>,
+    /// Dials that are not connected, by slot, and their attempts beyond the first of each.
+    races: HashMap<u32, Race<S::Stream>>,
+    overlapping: usize,
+    lookups: Lookups,
     handle: Handle,
     posts: Vec<Post>,
     events: Vec<Ready>,
@@ -75,13 +86,17 @@ impl<S: System> Loop<S> {
     pub(crate) fn born_at(mut system: S, limits: Limits, first: NonZeroU32) -> io::Result<Loop<S>> {
         let handle = Handle::new(limits.posts, system.waker()?);
         system.hold_reserve();
-        let table = Table::new(limits, first, system.started());
+        let mut table = Table::new(limits, first, system.started());
+        table.random = system.seed();
         let mut fresh = Loop {
             system,
             table,
             hosts: Vec::new(),
             streams: Vec::new(),
             doors: Vec::new(),
+            races: HashMap::new(),
+            overlapping: 0,
+            lookups: Lookups::default(),
             handle,
             posts: Vec::new(),
             events: Vec::new(),
@@ -93,7 +108,7 @@ impl<S: System> Loop<S> {
             spare_dirty: Vec::new(),
             spare_doomed: Vec::new(),
         };
-        let doorman = fresh.add(Doorman, None);
+        let doorman = fresh.add(Doorman, Some(Doorman::limits()));
         debug_assert_eq!(doorman.0, DOORMAN);
         Ok(fresh)
     }
@@ -133,13 +148,14 @@ impl<S: System> Loop<S> {
         let table = &self.table;
         let queued = !(table.ready.is_empty() && table.dirty.is_empty() && table.doomed.is_empty());
         let asked = !self.posts.is_empty() || table.stop.is_some() || !table.newborn.is_empty();
-        let due = table.wheel.next().is_some_and(|when| when <= table.now);
+        let next = table.wheel.next().into_iter().chain(table.timers.next()).min();
+        let due = next.is_some_and(|when| when <= table.now);
         queued || asked || due || !self.relieved.is_empty() || self.doors().any(|door| self.can_admit(door))
     }
 
     /// Whether accepting from a door could bring someone in now.
     fn can_admit(&self, door: &Door<S::Listener>) -> bool {
-        let room = self.table.has_room() || (door.refuses && self.table.can_refuse());
+        let room = self.table.has_room_for(door.slots()) || (door.refuses && self.table.can_refuse());
         room && door.is_worth_a_try(self.table.now)
     }
 
@@ -153,23 +169,38 @@ impl<S: System> Loop<S> {
         assert!(self.hosts.len() < usize::from(u16::MAX), "a reactor has at most 65,534 services");
         self.hosts.push(Box::new(Hosted::new(service)));
         self.table.socket_limits.push(limits.unwrap_or_else(|| self.table.limits.socket.clone()));
-        ServiceId((self.hosts.len() - 1) as u16)
+        self.table.watches.push(None);
+        let own = ServiceId((self.hosts.len() - 1) as u16);
+        self.hosts[usize::from(own.0)].start(&mut self.table, own);
+        own
     }
 
     pub(crate) fn listen(
         &mut self,
-        at: SocketAddr,
+        at: &Address,
         service: ServiceId,
         options: &ListenOptions,
     ) -> io::Result<usize> {
+        self.hang_door(service, options, |system, token| system.listen(at, options, token))
+    }
+
+    /// Adds a listener that `make` makes.
+    pub(crate) fn hang_door(
+        &mut self,
+        service: ServiceId,
+        options: &ListenOptions,
+        make: impl FnOnce(&mut S, Token) -> io::Result<S::Listener>,
+    ) -> io::Result<usize> {
         let index = self.doors.iter().position(Option::is_none).unwrap_or(self.doors.len());
         if index >= LISTENERS_MAX {
-            return Err(io::Error::other(format!(
-                "cannot listen on {at}: a reactor has {LISTENERS_MAX} listeners at most"
-            )));
+            return Err(io::Error::other(format!("a reactor has {LISTENERS_MAX} listeners at most")));
         }
-        let listener = self.system.listen(at, options, Token::listener(index))?;
-        let door = Door::new(listener, service.0, options);
+        if usize::from(service.0) >= self.hosts.len() {
+            return Err(io::Error::other("the service is of another reactor"));
+        }
+        let listener = make(&mut self.system, Token::listener(index))?;
+        let address = self.system.listening_at(&listener)?;
+        let door = Door::new(listener, address, service.0, options);
         match self.doors.get_mut(index) {
             Some(gap) => *gap = Some(door),
             None => self.doors.push(Some(door)),
@@ -177,9 +208,18 @@ impl<S: System> Loop<S> {
         Ok(index)
     }
 
-    pub(crate) fn local_addr(&self, index: usize) -> Option<SocketAddr> {
+    pub(crate) fn local_addr(&self, index: usize) -> Option<Address> {
         let door = self.doors.get(index)?.as_ref()?;
-        self.system.local_addr(&door.listener).ok()
+        Some(door.address.clone())
+    }
+
+    /// Who may come in to a service.
+    pub(crate) fn set_guard(&mut self, service: ServiceId, guard: Guard) {
+        self.table.set_guard(service.0, guard);
+    }
+
+    pub(crate) fn rules(&self, service: ServiceId) -> Option<&Rules> {
+        self.table.watches.get(usize::from(service.0))?.as_ref().map(|watch| &watch.guard.rules)
     }
 
     pub(crate) fn close_listener(&mut self, index: usize) -> bool {
@@ -197,7 +237,8 @@ impl<S: System> Loop<S> {
     /// Whether nothing is left that could ever happen by itself: no listener, no connection, no work.
     pub(crate) fn is_finished(&self) -> bool {
         let posted = self.handle.mailbox().has_posts();
-        self.doors().next().is_none() && self.table.slots.is_empty() && !posted && !self.has_work()
+        let timers = self.table.timers.len() > 0;
+        self.doors().next().is_none() && self.table.slots.is_empty() && !timers && !posted && !self.has_work()
     }
 
     /// When the loop must turn again even if the kernel stays silent.
@@ -210,7 +251,7 @@ impl<S: System> Loop<S> {
 
     fn next_tick(&self) -> Option<Tick> {
         let doors = self.doors().filter_map(Door::looks_again);
-        doors.chain(self.table.wheel.next()).chain(self.drained_by).min()
+        doors.chain(self.table.wheel.next()).chain(self.table.timers.next()).chain(self.drained_by).min()
     }
 
     // -- what more than one phase needs ---------------------------------------------------------------
@@ -219,11 +260,15 @@ impl<S: System> Loop<S> {
     fn settle(&mut self, slot: u32, mut stream: S::Stream) -> io::Result<()> {
         let token = self.table.id(slot).token();
         let registered = self.system.register(&mut stream, token);
+        self.put_stream(slot, stream);
+        registered
+    }
+
+    fn put_stream(&mut self, slot: u32, stream: S::Stream) {
         if self.streams.len() <= slot as usize {
             self.streams.resize_with(slot as usize + 1, || None);
         }
         self.streams[slot as usize] = Some(stream);
-        registered
     }
 }
 
@@ -238,6 +283,15 @@ impl<S: System> Drop for Loop<S> {
 
 /// The service of peers that are refused. What they are told is sent for it; what they say is thrown away.
 struct Doorman;
+
+/// How long somebody is [held](crate::rules::Refuse::Hold).
+const HOLD: Duration = Duration::from_secs(30);
+
+impl Doorman {
+    fn limits() -> SocketLimits {
+        SocketLimits { idle: None, lifetime: Some(HOLD), ..SocketLimits::default() }
+    }
+}
 
 impl Service for Doorman {
     type Session = ();

@@ -4,6 +4,8 @@ use std::mem;
 
 use super::Loop;
 use crate::closed::Closed;
+use crate::connection::{Connection, Second};
+use crate::departed::Departed;
 use crate::listener::Door;
 use crate::system::System;
 use crate::table::DOORMAN;
@@ -26,8 +28,11 @@ impl<S: System> Loop<S> {
 
     fn reap_one(&mut self, slot: u32) {
         let id = self.table.id(slot);
+        let why = self.table.at(slot).why.unwrap_or(Closed::Local);
+        let (peer, local) = (self.table.peer(slot), self.table.local(slot));
+        let failure = self.end_race(slot);
+        let again = if self.drained_by.is_none() { self.table.wants_redial(slot, why) } else { None };
         let connection = self.table.remove(slot);
-        let why = connection.why.unwrap_or(Closed::Local);
         if let Some(stream) = self.streams.get_mut(slot as usize).and_then(Option::take) {
             match why {
                 Closed::Aborted => self.system.reset(stream),
@@ -37,8 +42,29 @@ impl<S: System> Loop<S> {
         if connection.host == DOORMAN {
             return;
         }
+        if let Some(lookup) = connection.extra.as_ref().and_then(|extra| extra.lookup) {
+            self.leave_lookup(lookup, id);
+        }
+        self.part_from(&connection, why);
+        self.keep_second_slot(&connection);
         self.table.stats.closed[why.index()] += 1;
-        log::debug!("{id} {} closed: {}", connection.peer(), why.word());
+        log::debug!("{id} {peer} closed: {}", why.word());
+        let (bytes_in, bytes_out) = (connection.bytes_in, connection.bytes_out);
+        let lived = self.table.now.since_start() - connection.born.since_start();
+        self.table.departed = Some(Departed { id, peer, local, bytes_in, bytes_out, lived, failure });
         self.hosts[usize::from(connection.host)].closed(&mut self.table, id, why);
+        self.table.departed = None;
+        if let Some(again) = again {
+            self.table.redial_later(again);
+        }
+    }
+
+    /// Whoever was let in with a second slot has it back when the connection in it has gone, to dial another.
+    fn keep_second_slot(&mut self, gone: &Connection) {
+        let Some(by) = gone.extra.as_ref().and_then(|extra| extra.by) else { return };
+        let keeper = self.table.find(by).filter(|&slot| self.table.at(slot).flags.second == Second::Used);
+        if let Some(slot) = keeper.filter(|&slot| self.table.at(slot).is_live()) {
+            self.table.reserve(slot);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::mem;
 
 use super::{Loop, is_open};
 use crate::arena::READ_MAX;
-use crate::closed::{Closed, OsError};
+use crate::closed::Closed;
 use crate::connection::Stage;
 use crate::id::ConnId;
 use crate::inbox::Input;
@@ -68,31 +68,11 @@ impl<S: System> Loop<S> {
         self.table.push_ready(slot);
     }
 
-    /// A dialed stream was reported writable: it is connected, or it never will be, or the report was spurious.
-    fn settle_dial(&mut self, slot: u32) {
-        let Some(stream) = &self.streams[slot as usize] else { return };
-        match self.system.connected(stream) {
-            Ok(false) => self.table.at_mut(slot).flags.writable = false,
-            Ok(true) => {
-                let now = self.table.now;
-                let connection = self.table.at_mut(slot);
-                connection.stage = Stage::Open;
-                connection.touched = now;
-                if let Some(outbox) = &mut connection.outbox {
-                    outbox.span.since = now; // Nobody could read what was queued before this.
-                }
-                self.table.push_dirty(slot);
-                self.table.rearm(slot);
-            }
-            Err(error) => self.table.doom(slot, Closed::Unreachable(OsError::from(error))),
-        }
-    }
-
     fn serve_open(&mut self, slot: u32) {
         if mem::take(&mut self.table.at_mut(slot).flags.redeliver) {
             self.deliver_kept(slot, &[]);
         }
-        let mut budget = self.table.limits.read_budget.max(1);
+        let mut budget = self.table.limits.read_budget.max(1).min(self.table.allowance(slot));
         for _ in 0..CALLS_MAX {
             if budget == 0 || !self.may_read(slot) || self.table.arena.is_full() {
                 return;
@@ -151,12 +131,22 @@ impl<S: System> Loop<S> {
                 if connection.stage == Stage::Open {
                     connection.touched = now;
                 }
+                let limited = match &mut connection.extra {
+                    Some(extra) => {
+                        extra.reading.iter_mut().for_each(|quiet| quiet.since = now);
+                        extra.is_limited()
+                    }
+                    None => false,
+                };
                 // epoll and kqueue raise a new edge for what arrives after a short read. But an end that has been
                 // announced already is not announced again: then only reading on finds it.
                 if n < wanted && !connection.flags.end_announced {
                     connection.flags.readable = false;
                 }
                 self.table.stats.bytes_in += n as u64;
+                if limited {
+                    self.table.spend(slot, n);
+                }
                 Got::Some(n)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -175,6 +165,9 @@ impl<S: System> Loop<S> {
 
     /// Lends `bytes`, of which the last `arrived` are new, to the service; what it leaves is kept.
     fn deliver(&mut self, slot: u32, bytes: &[u8], scanned: usize, arrived: usize) {
+        if self.table.at(slot).flags.piped {
+            return self.relay(slot, bytes);
+        }
         let mut input = Input::resumed(bytes, scanned);
         let host = usize::from(self.table.at(slot).host);
         self.hosts[host].data(&mut self.table, slot, &mut input);
@@ -221,8 +214,13 @@ impl<S: System> Loop<S> {
         match connection.stage {
             Stage::Open => {
                 connection.touched = now;
-                let (host, finished) = (usize::from(connection.host), connection.flags.finished);
-                self.hosts[host].end(&mut self.table, slot);
+                let finished = connection.flags.finished;
+                if connection.flags.piped {
+                    self.relay_end(slot);
+                } else {
+                    let host = usize::from(connection.host);
+                    self.hosts[host].end(&mut self.table, slot);
+                }
                 self.table.drop_inbox(slot);
                 if finished {
                     self.table.doom(slot, Closed::Finished);

@@ -11,11 +11,21 @@ use crate::server::{Server, TIDEMILL, among_others, run};
 fn bad_options_get_one_clear_sentence_and_exit_2() {
     let _others = among_others();
     let wrong: &[(&str, &str)] = &[
-        (
-            "echo --listen nowhere",
-            "'nowhere' for '--listen <HOST:PORT>': an address is written as 127.0.0.1:9001",
-        ),
-        ("echo --listen 127.0.0.1:99999", "an address is written as"),
+        ("echo --listen nowhere", "'nowhere' for '--listen <ADDR>': a port is missing, as in :9001"),
+        ("echo --listen 127.0.0.1:99999", "a port is at most 65535"),
+        ("echo --listen ::1:9001", "write IPv6 in brackets, as in [::1]:9001"),
+        ("echo --listen unix:", "a path is missing, as in unix:/run/app.sock"),
+        ("echo --deny 10.0.0.1/8", "did you mean 10.0.0.0/8?"),
+        ("echo --deny 10.0.0.0/8=shout", "choose reply, end, reset or hold"),
+        ("echo --allow 10.0.0.0/8=reply", "only --deny says how somebody is refused"),
+        ("echo --accept-rate 0", "0 is not in 1.."),
+        ("echo --rate 0", "at least 1 byte is needed"),
+        ("proxy", "--to <ADDR>"),
+        ("proxy --to nowhere", "a port is missing"),
+        ("proxy --to a:1 --proxy-protocol-out v3", "'v3' for '--proxy-protocol-out <VERSION>'"),
+        ("proxy --to a:1 --proxy-protocol-in 10.0.0.9-10.0.0.1", "it ends before it begins"),
+        ("proxy --to a:1 --connect-timeout 0", "--connect-timeout cannot be 0"),
+        ("connect a:1 --framing line --crlf", "cannot be used with"),
         ("echo --idle-timeout 30", "a time is written as 500ms, 30s or 5min, or 0"),
         ("echo --idle-timeout 30x", "a time is written as"),
         ("echo --idle-timeout -1s", "unexpected argument '-1'"),
@@ -39,8 +49,8 @@ fn bad_options_get_one_clear_sentence_and_exit_2() {
         ),
         ("echo --max-message 1KiB", "unexpected argument '--max-message'"),
         ("ecko", "unrecognized subcommand 'ecko'"),
-        ("connect", "<HOST:PORT>"),
-        ("connect localhost", "an address is written as"),
+        ("connect", "<ADDR>"),
+        ("connect localhost", "a port is missing, as in :9001"),
     ];
     for (words, sentence) in wrong {
         let outcome = run(&words.split(' ').collect::<Vec<_>>(), b"");
@@ -57,7 +67,7 @@ fn without_a_command_the_help_is_shown() {
     let _others = among_others();
     let outcome = run(&[], b"");
     assert_eq!(outcome.code, Some(2));
-    for command in ["echo", "chat", "frames", "connect"] {
+    for command in ["echo", "chat", "frames", "proxy", "connect"] {
         assert!(outcome.stderr.contains(command), "{}", outcome.stderr);
     }
 }
@@ -71,7 +81,8 @@ fn help_names_every_option_with_its_default_and_fits_a_terminal() {
         ("--max-connections", "10000, or what the descriptors allow"),
         ("--overflow", "refuse"),
         ("--busy-reply", "\"server busy\""),
-        ("--idle-timeout", "60s, chat: 30min"),
+        ("--max-per-ip", "0, proxy: 100"),
+        ("--idle-timeout", "60s, chat: 30min, proxy: 1h"),
         ("--first-byte-timeout", "0"),
         ("--min-rate", "1KiB/10s"),
         ("--half-closed-timeout", "60s"),
@@ -82,7 +93,7 @@ fn help_names_every_option_with_its_default_and_fits_a_terminal() {
         ("--max-queued", "1MiB, chat: 256KiB"),
         ("--memory", "64MiB"),
     ];
-    for command in ["echo", "chat", "frames", "connect"] {
+    for command in ["echo", "chat", "frames", "proxy", "connect"] {
         for columns in [80, 100] {
             let mut tidemill = Command::new(TIDEMILL);
             let help = tidemill

@@ -1,11 +1,12 @@
 //! Connections that a service asked for.
 
 use super::*;
+use crate::options::DialOptions;
 
 fn dial(house: &mut House, port: u16) -> ConnId {
     let mut to = address();
     to.set_port(port);
-    let id = house.turns.table.dial(1, to, None).unwrap();
+    let id = house.turns.table.dial(1, to.into(), DialOptions::default(), None).unwrap();
     house.settle();
     id
 }
@@ -67,7 +68,7 @@ fn a_dial_that_fails_says_why_once() {
 #[test]
 fn a_dial_can_be_closed_before_it_begins_and_while_it_is_under_way() {
     let mut house = Plan::default().build(swallow);
-    let id = house.turns.table.dial(1, address(), None).unwrap();
+    let id = house.turns.table.dial(1, address().into(), DialOptions::default(), None).unwrap();
     Sockets::new(&mut house.turns.table).get(id).unwrap().close();
     house.settle();
     assert_eq!(house.told(), [], "a dial that never began is silent");
@@ -82,7 +83,7 @@ fn a_dial_can_be_closed_before_it_begins_and_while_it_is_under_way() {
 fn a_dial_needs_a_slot_like_everyone() {
     let mut house = full_house(1, Overflow::Wait);
     house.guest();
-    let error = house.turns.table.dial(1, address(), None).unwrap_err();
+    let error = house.turns.table.dial(1, address().into(), DialOptions::default(), None).unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot dial 10.0.0.1:4000: all 1 connections are in use (raise Limits::connections)"

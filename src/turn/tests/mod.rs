@@ -4,18 +4,28 @@ mod chaos;
 mod clocks;
 mod dialing;
 mod door;
+mod guarding;
 mod house;
 mod input;
 mod memory;
+mod names;
 mod output;
+mod pipes;
+mod rates;
 mod readiness;
+mod timers;
 
 use std::cell::RefCell;
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::address::Address;
 use crate::closed::Closed;
+use crate::connection::Second;
+use crate::departed::Departed;
+use crate::extra::Silent;
+use crate::guard::{Refusal, Refused};
 use crate::id::ConnId;
 use crate::inbox::Input;
 use crate::limits::{Limits, Pace, SocketLimits};
@@ -24,26 +34,34 @@ use crate::service::Service;
 use crate::shared::Shared;
 use crate::sim::{Gone, Peer, Rng, Script, Sim, address};
 use crate::socket::{Socket, Sockets};
+use crate::timers::TimerId;
 use crate::turn::Loop;
 
 /// What a service was told, in order.
 #[derive(Clone, Debug, PartialEq)]
 enum Told {
     Open(ConnId),
+    Connected(ConnId),
     Data(ConnId, Vec<u8>),
     End(ConnId, Vec<u8>),
     Drained(ConnId),
     Idle(ConnId),
+    Silent(ConnId, Silent),
+    Alarm(ConnId),
+    Timer,
+    Refused(Refusal),
     Closed(ConnId, Closed),
 }
 
 type Diary = Rc<RefCell<Vec<Told>>>;
+type Gravestones = Rc<RefCell<Vec<Departed>>>;
 type OnData = Box<dyn FnMut(&mut Socket<'_>, &mut Input<'_>)>;
 type OnOpen = Box<dyn FnMut(&mut Socket<'_>)>;
 
 /// A service that writes down what happens to it and does with data what a test says.
 struct Probe {
     diary: Diary,
+    departed: Gravestones,
     on_data: OnData,
     on_open: OnOpen,
     keeps_idle: bool,
@@ -76,15 +94,37 @@ impl Service for Probe {
         self.diary.borrow_mut().push(Told::Drained(socket.id()));
     }
 
+    fn connected(&mut self, _: &mut ConnId, socket: &mut Socket<'_>) {
+        self.diary.borrow_mut().push(Told::Connected(socket.id()));
+    }
+
+    fn alarm(&mut self, _: &mut ConnId, socket: &mut Socket<'_>) {
+        self.diary.borrow_mut().push(Told::Alarm(socket.id()));
+    }
+
+    fn timer(&mut self, _: TimerId, _: &mut Sockets<'_>) {
+        self.diary.borrow_mut().push(Told::Timer);
+    }
+
+    fn refused(&mut self, refused: &Refused, _: &mut Sockets<'_>) {
+        self.diary.borrow_mut().push(Told::Refused(refused.why));
+    }
+
     fn idle(&mut self, _: &mut ConnId, socket: &mut Socket<'_>) {
-        self.diary.borrow_mut().push(Told::Idle(socket.id()));
+        self.diary.borrow_mut().push(match socket.silent() {
+            Silent::Both => Told::Idle(socket.id()),
+            one_way => Told::Silent(socket.id(), one_way),
+        });
         if !self.keeps_idle {
             socket.close();
         }
     }
 
-    fn closed(&mut self, session: ConnId, id: ConnId, why: Closed, _: &mut Sockets<'_>) {
+    fn closed(&mut self, session: ConnId, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
         assert_eq!(session, id);
+        let departed = rest.departed().cloned();
+        assert_eq!(departed.as_ref().map(|departed| departed.id), Some(id));
+        self.departed.borrow_mut().extend(departed);
         self.diary.borrow_mut().push(Told::Closed(id, why));
     }
 }
@@ -94,6 +134,7 @@ struct House {
     turns: Loop<Sim>,
     script: Script,
     diary: Diary,
+    departed: Gravestones,
 }
 
 /// How a test wants its house.
@@ -149,16 +190,18 @@ impl Plan {
         let (sim, script) = Sim::new();
         let mut turns = Loop::born_at(sim, self.limits, self.first).unwrap();
         let diary = Diary::default();
+        let departed = Gravestones::default();
         let probe = Probe {
             diary: diary.clone(),
+            departed: departed.clone(),
             on_data: Box::new(on_data),
             on_open: Box::new(on_open),
             keeps_idle: self.keeps_idle,
             finishes: self.finishes,
         };
         let service = turns.add(probe, None);
-        turns.listen(address(), service, &self.listen).unwrap();
-        House { turns, script, diary }
+        turns.listen(&Address::from(address()), service, &self.listen).unwrap();
+        House { turns, script, diary, departed }
     }
 }
 
@@ -181,6 +224,10 @@ impl House {
             left -= step;
             self.settle();
         }
+    }
+
+    fn sockets(&mut self) -> Sockets<'_> {
+        Sockets::new(&mut self.turns.table)
     }
 
     fn guest(&mut self) -> (Peer, ConnId) {
@@ -245,6 +292,18 @@ impl Loop<Sim> {
         assert!(queued > 0 || table.slots.iter().any(|(_, c)| c.outbox.is_some()) || table.memory == inboxes);
         let stats = &table.stats;
         let there = table.connections() as u64;
+        assert!(
+            table.connections() + table.reserved <= table.limits.connections,
+            "more than the house holds"
+        );
+        let kept = table.slots.iter().filter(|(_, c)| c.flags.second == Second::Kept).count();
+        assert_eq!(table.reserved, kept, "second slots are kept for those who are there");
+        let under_way: usize = self.races.values().map(|race| race.overlapping()).sum();
+        assert_eq!(self.overlapping, under_way, "attempts are counted");
+        assert!(
+            self.races.keys().all(|&slot| table.slots.contains(slot as usize)),
+            "a race without a runner"
+        );
         assert_eq!(stats.accepted + stats.dialed, there + stats.ended_in_all(), "connections are conserved");
         for (slot, connection) in &table.slots {
             let limits = table.limits_of(slot as u32);

@@ -1,16 +1,21 @@
 //! What a callback may do with a connection, and with all the others.
 
+mod all;
+mod set;
+
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::address::{Address, given};
 use crate::closed::Closed;
 use crate::connection::Stage;
-use crate::id::{ConnId, ServiceId};
+use crate::guard::Refusal;
+use crate::id::{ConnId, GroupId};
+use crate::options::DialOptions;
 use crate::shared::Shared;
-use crate::stats::Stats;
-use crate::table::{Stop, Table};
+use crate::table::Table;
 
 /// One connection, for the length of one callback.
 ///
@@ -20,7 +25,7 @@ use crate::table::{Stop, Table};
 /// # After `close`
 ///
 /// A socket that was closed, aborted, or finished takes no more bytes: what is sent to it is dropped and counted in
-/// [`Stats::sent_too_late`]. [`other`](Socket::other) no longer finds it.
+/// [`Stats::sent_too_late`](crate::Stats::sent_too_late). [`other`](Socket::other) no longer finds it.
 ///
 /// # Others
 ///
@@ -54,6 +59,24 @@ pub struct Sockets<'a> {
     table: &'a mut Table,
 }
 
+/// How far a connection has come, and which ways it is open.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum State {
+    /// Its name is being looked up.
+    Resolving,
+    /// It is being connected.
+    Connecting,
+    /// Open both ways.
+    Open,
+    /// We have finished; the peer may still send.
+    ReadOnly,
+    /// The peer has ended; we may still send.
+    WriteOnly,
+    /// It is closed, or both ends have finished: what is queued is still sent, nothing more is delivered.
+    Closing,
+}
+
 /// Where a connection came from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Origin {
@@ -76,15 +99,48 @@ impl<'a> Socket<'a> {
         self.table.id(self.slot)
     }
 
-    /// The address of the remote end; for a dialed one, the address that was dialed.
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.table.at(self.slot).peer()
+    /// The address of the remote end; of a dialed one, what was dialed until it is connected. A caller on a
+    /// Unix-domain socket is [`Address::Unnamed`].
+    pub fn peer_addr(&self) -> Address {
+        self.table.peer(self.slot)
+    }
+
+    /// The address of our end. None until a dialed one is connected, and for Unix-domain sockets.
+    pub fn local_addr(&self) -> Option<Address> {
+        self.table.local(self.slot)
+    }
+
+    /// Puts another address in the place of the peer's, because somebody who is trusted has said for whom the
+    /// connection stands (a PROXY header, for example). From now on it counts for that address at the service's
+    /// [`Guard`](crate::Guard).
+    ///
+    /// # Errors
+    ///
+    /// When that guard would not have let it in. Nothing has changed then; close it.
+    pub fn set_peer_addr(&mut self, peer: SocketAddr) -> Result<(), Refusal> {
+        self.table.set_peer(self.slot, peer)
+    }
+
+    /// How far it has come, and which ways it is open.
+    pub fn state(&self) -> State {
+        let connection = self.table.at(self.slot);
+        let flags = &connection.flags;
+        let resolving = connection.extra.as_ref().is_some_and(|extra| extra.lookup.is_some());
+        match (connection.stage, flags.ended, flags.finishing || flags.finished) {
+            (Stage::Connecting, ..) if resolving => State::Resolving,
+            (Stage::Connecting, ..) => State::Connecting,
+            (Stage::Open, false, false) => State::Open,
+            (Stage::Open, false, true) => State::ReadOnly,
+            (Stage::Open, true, false) => State::WriteOnly,
+            _ => State::Closing,
+        }
     }
 
     /// Whether the peer called or we did.
     pub fn origin(&self) -> Origin {
         let connection = self.table.at(self.slot);
-        if connection.flags.dialed { Origin::Dialed { by: connection.by } } else { Origin::Accepted }
+        let by = || connection.extra.as_ref().and_then(|extra| extra.by);
+        if connection.flags.dialed { Origin::Dialed { by: by() } } else { Origin::Accepted }
     }
 
     /// The instant at which this turn happens. The clock is read once per turn.
@@ -173,6 +229,48 @@ impl<'a> Socket<'a> {
         self.table.at(self.slot).inbox.as_ref().map_or(&[], |inbox| inbox.kept())
     }
 
+    /// Joins it with another connection, both ways: what arrives at the one is sent to the other, and neither's
+    /// [`data`](crate::Service::data), [`end`](crate::Service::end) and [`drained`](crate::Service::drained) are called
+    /// any more. Says whether the other is there to be joined.
+    ///
+    /// - An end that is full makes the other one wait: it is not read until the full one has drained. So a pipe holds
+    ///   at most [`high_water`](crate::SocketLimits::high_water) and one read each way.
+    /// - An end of stream is passed on behind everything that came before it. The other direction goes on.
+    /// - The directions do not wait for each other, and all clocks go on: two peers of whom neither reads are closed by
+    ///   the [write pace](crate::SocketLimits::write_pace).
+    /// - When one of them is closed for any reason but [`Finished`](Closed::Finished), what it has sent so far is still
+    ///   delivered, and then the other is closed too, as [`Leg`](Closed::Leg).
+    ///
+    /// What either had left untaken goes to the other first. A connection has one pipe: an earlier one is undone. It
+    /// may be a connection that is still being dialed. Joined with itself, it is an echo.
+    pub fn pipe(&mut self, other: ConnId) -> bool {
+        let Some(other) = self.table.live(other).filter(|_| self.table.at(self.slot).is_live()) else {
+            return false;
+        };
+        self.table.pipe(self.slot, other);
+        true
+    }
+
+    /// Undoes [`pipe`](Socket::pipe): each one's service gets what arrives from now on. Says with whom it was joined.
+    pub fn unpipe(&mut self) -> Option<ConnId> {
+        self.table.unpipe(self.slot)
+    }
+
+    /// The other end of its pipe.
+    pub fn piped_to(&self) -> Option<ConnId> {
+        self.table.at(self.slot).extra.as_ref()?.leg
+    }
+
+    /// Bytes a second that are read from it from now on, in place of [`SocketLimits::rate`](crate::SocketLimits::rate).
+    pub fn set_rate(&mut self, bytes: Option<usize>) {
+        self.table.set_rate(self.slot, bytes);
+    }
+
+    /// Lets it share the rate of a group, beside its own, or of none.
+    pub fn join(&mut self, group: Option<GroupId>) {
+        self.table.set_group(self.slot, group.map(|GroupId(index)| index));
+    }
+
     /// Bytes received so far.
     pub fn bytes_in(&self) -> u64 {
         self.table.at(self.slot).bytes_in
@@ -190,92 +288,39 @@ impl<'a> Socket<'a> {
     }
 
     /// Connects out. The new connection belongs to the same service and lives the same life as an accepted one:
-    /// [`open`](crate::Service::open) comes at the end of this turn, bytes can be sent to it from now on, and if
-    /// connecting fails, [`closed`](crate::Service::closed) says why.
+    /// [`open`](crate::Service::open) comes at the end of this turn, bytes can be sent to it from now on, and
+    /// [`connected`](crate::Service::connected) says that it is. If connecting fails,
+    /// [`closed`](crate::Service::closed) says why.
+    ///
+    /// A name is looked up by the system's resolver on a thread of its own. Where it stands for several addresses, they
+    /// are tried in the way of RFC 8305, and the first that connects wins.
     ///
     /// # Errors
     ///
-    /// When the reactor holds as many connections as it may.
-    pub fn dial(&mut self, to: SocketAddr) -> io::Result<ConnId> {
+    /// When the reactor holds as many connections as it may, and when `to` is no [`Address`].
+    pub fn dial<A>(&mut self, to: A) -> io::Result<ConnId>
+    where
+        A: TryInto<Address, Error: fmt::Display>,
+    {
+        self.dial_with(to, DialOptions::default())
+    }
+
+    /// Connects out with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`dial`](Socket::dial).
+    pub fn dial_with<A>(&mut self, to: A, options: DialOptions) -> io::Result<ConnId>
+    where
+        A: TryInto<Address, Error: fmt::Display>,
+    {
         let (host, by) = (self.table.at(self.slot).host, self.id());
-        self.table.dial(host, to, Some(by))
-    }
-}
-
-impl<'a> Sockets<'a> {
-    pub(crate) fn new(table: &'a mut Table) -> Sockets<'a> {
-        Sockets { table }
+        self.table.dial(host, given(to)?, options, Some(by))
     }
 
-    /// The socket of a connection; none if it is gone or closing.
-    pub fn get(&mut self, id: ConnId) -> Option<Socket<'_>> {
-        let slot = self.table.live(id)?;
-        Some(Socket { table: self.table, slot })
-    }
-
-    /// The ids of all connections that are there and not closing.
-    pub fn ids(&self) -> Vec<ConnId> {
-        let all = self.table.slots.iter().map(|(slot, _)| self.table.id(slot as u32));
-        all.filter(|&id| self.table.live(id).is_some()).collect()
-    }
-
-    /// How many connections there are, closing ones included.
-    pub fn len(&self) -> usize {
-        self.table.connections()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Connects out, for a service that was added to the reactor. See [`Socket::dial`].
-    ///
-    /// # Errors
-    ///
-    /// When the reactor holds as many connections as it may.
-    pub fn dial(&mut self, to: SocketAddr, service: ServiceId) -> io::Result<ConnId> {
-        self.table.dial(service.0, to, None)
-    }
-
-    /// Closes the listeners now, and what connections remain after `grace`. See
-    /// [`Reactor::shutdown`](crate::Reactor::shutdown).
-    pub fn shutdown(&mut self, grace: Duration) {
-        self.table.stop.get_or_insert(Stop::Shutdown(grace));
-    }
-
-    /// Closes everything now.
-    pub fn stop(&mut self) {
-        self.table.stop = Some(Stop::Now);
-    }
-
-    /// What the loop has counted.
-    pub fn stats(&self) -> Stats {
-        self.table.stats.clone()
-    }
-
-    /// Bytes held in all inboxes and outboxes, as counted against [`Limits::memory`](crate::Limits::memory).
-    pub fn memory(&self) -> usize {
-        self.table.memory
-    }
-}
-
-impl Table {
-    pub(crate) fn dial(&mut self, host: u16, to: SocketAddr, by: Option<ConnId>) -> io::Result<ConnId> {
-        if usize::from(host) >= self.socket_limits.len() {
-            return Err(io::Error::other(format!("cannot dial {to}: the service is of another reactor")));
-        }
-        if !self.has_room() {
-            let most = self.limits.connections;
-            return Err(io::Error::other(format!(
-                "cannot dial {to}: all {most} connections are in use (raise Limits::connections)"
-            )));
-        }
-        let id = self.insert(host, Stage::Connecting, to);
-        self.at_mut(id.slot).by = by;
-        self.newborn.push(id);
-        self.stats.dialed += 1;
-        Ok(id)
+    /// All connections, seen from here.
+    pub fn all(&mut self) -> Sockets<'_> {
+        Sockets { table: self.table }
     }
 }
 

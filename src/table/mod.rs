@@ -1,5 +1,11 @@
 //! All connections: the slab, its cap, and the queues that a turn works through.
 
+mod asked;
+mod buffers;
+mod calling;
+mod guarding;
+mod rates;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -7,16 +13,22 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use crate::address::{Address, Peer};
 use crate::arena::{Arena, Chain};
+use crate::bucket::{Bucket, burst};
 use crate::closed::Closed;
-use crate::connection::{Connection, NOT_DIRTY, Stage};
-use crate::id::{Births, ConnId};
-use crate::inbox::Inbox;
+use crate::connection::{Connection, NO_LOCAL, NOT_DIRTY, Second, Stage};
+use crate::departed::Departed;
+use crate::guard::Watch;
+use crate::id::{Births, ConnId, GroupId};
 use crate::limits::{Limits, SocketLimits};
-use crate::shared::Shared;
+use crate::options::SocketOption;
 use crate::stats::Stats;
 use crate::time::Tick;
+use crate::timers::Timers;
 use crate::wheel::Wheel;
+pub(crate) use guarding::TurnedAway;
+pub(crate) use rates::Group;
 
 /// Every connection, and who is to be looked at next.
 ///
@@ -44,13 +56,28 @@ pub(crate) struct Table {
     /// Who is lingering, longest first, and some that have gone since; and how many are really there.
     lingering: VecDeque<ConnId>,
     lingerers: usize,
-    /// How many of the slots belong to peers that are being refused.
+    /// How many of the slots belong to peers that are being refused, and how many of these are held in silence.
     pub(crate) refusals: usize,
+    pub(crate) held: usize,
+    /// Slots kept for connections that are there and will need a second one.
+    pub(crate) reserved: usize,
     /// Bytes in inboxes and outboxes.
     pub(crate) memory: usize,
     pub(crate) limits: Limits,
     /// By service.
     pub(crate) socket_limits: Vec<SocketLimits>,
+    pub(crate) watches: Vec<Option<Box<Watch>>>,
+    /// Rates that several connections share.
+    pub(crate) groups: Vec<Group>,
+    /// The machine's own addresses, as far as somebody came to them. Most machines have a handful.
+    locals: Vec<SocketAddr>,
+    /// What services asked of the system for connections that have a stream.
+    pub(crate) asked: Vec<(ConnId, SocketOption)>,
+    pub(crate) timers: Timers,
+    /// The connection whose farewell is being said.
+    pub(crate) departed: Option<Departed>,
+    /// Where the next random number comes from. None is needed but to spread clients that dial again.
+    pub(crate) random: u64,
     pub(crate) now: Tick,
     /// The clock as it was read in this turn.
     pub(crate) instant: Instant,
@@ -90,8 +117,17 @@ impl Table {
             lingering: VecDeque::new(),
             lingerers: 0,
             refusals: 0,
+            held: 0,
+            reserved: 0,
             memory: 0,
             socket_limits: Vec::new(),
+            watches: Vec::new(),
+            groups: Vec::new(),
+            locals: Vec::new(),
+            asked: Vec::new(),
+            timers: Timers::new(),
+            departed: None,
+            random: 0,
             limits,
             now: Tick(0),
             instant,
@@ -105,8 +141,9 @@ impl Table {
         self.slots.len() - self.refusals
     }
 
-    pub(crate) fn has_room(&self) -> bool {
-        self.connections() < self.limits.connections
+    /// Whether so many more fit in, beside those who are there and what is kept for them.
+    pub(crate) fn has_room_for(&self, slots: usize) -> bool {
+        self.connections() + self.reserved + slots <= self.limits.connections
     }
 
     pub(crate) fn can_refuse(&self) -> bool {
@@ -114,10 +151,17 @@ impl Table {
     }
 
     /// Takes a slot. The caller has asked whether there is room.
-    pub(crate) fn insert(&mut self, host: u16, stage: Stage, peer: SocketAddr) -> ConnId {
+    pub(crate) fn insert(&mut self, host: u16, stage: Stage, peer: Peer) -> ConnId {
         let generation = self.births.next();
         let mut connection = Connection::new(generation, host, stage, peer, self.now);
         connection.flags.dialed = stage == Stage::Connecting;
+        let SocketLimits { rate, group, .. } = self.socket_limits[usize::from(host)];
+        if rate.is_some() || group.is_some() {
+            let extra = connection.extra();
+            extra.bucket = rate.map(|rate| Bucket::new(rate, burst(rate), self.now));
+            extra.group =
+                group.map(|GroupId(index)| index).filter(|&index| usize::from(index) < self.groups.len());
+        }
         self.refusals += usize::from(host == DOORMAN);
         let slot = self.slots.insert(connection) as u32;
         self.rearm(slot);
@@ -129,7 +173,12 @@ impl Table {
         let mut connection = self.slots.remove(slot as usize);
         debug_assert_eq!(connection.stage, Stage::Doomed);
         self.wheel.cancel(slot);
-        self.refusals -= usize::from(connection.host == DOORMAN);
+        let refused = connection.host == DOORMAN;
+        self.refusals -= usize::from(refused);
+        self.held -= usize::from(refused && connection.flags.paused);
+        self.reserved -= usize::from(connection.flags.second == Second::Kept);
+        self.leave_group(&connection);
+        self.uncount(&connection);
         self.memory -= connection.inbox.take().map_or(0, |inbox| inbox.charge());
         self.memory -= connection.outbox.take().map_or(0, |mut outbox| outbox.clear());
         connection
@@ -157,6 +206,40 @@ impl Table {
     /// The slot of an id that a user may still reach: what is closing is gone already.
     pub(crate) fn live(&self, id: ConnId) -> Option<u32> {
         self.find(id).filter(|&slot| self.at(slot).is_live() && self.at(slot).host != DOORMAN)
+    }
+
+    /// The local end of a connection.
+    pub(crate) fn local(&self, slot: u32) -> Option<Address> {
+        let connection = self.at(slot);
+        let listed = self.locals.get(usize::from(connection.local)).map(|&address| Address::Inet(address));
+        listed.or_else(|| connection.extra.as_ref()?.local.clone())
+    }
+
+    /// Notes the local end. That of an accepted connection is one of few, so a byte says which.
+    pub(crate) fn note_local(&mut self, slot: u32, local: SocketAddr) {
+        let known = self.locals.iter().position(|known| *known == local);
+        let index = known.or_else(|| {
+            let fits = !self.at(slot).flags.dialed && self.locals.len() < usize::from(NO_LOCAL);
+            fits.then(|| {
+                self.locals.push(local);
+                self.locals.len() - 1
+            })
+        });
+        match index {
+            Some(index) => self.at_mut(slot).local = index as u8,
+            None => self.at_mut(slot).extra().local = Some(Address::Inet(local)),
+        }
+    }
+
+    /// The remote end; of a dialed one what was dialed, until it is connected.
+    pub(crate) fn peer(&self, slot: u32) -> Address {
+        let connection = self.at(slot);
+        match connection.extra.as_ref().and_then(|extra| extra.to.as_ref()) {
+            Some(to) if connection.stage == Stage::Connecting || connection.peer.inet().is_none() => {
+                to.clone()
+            }
+            _ => Address::from(connection.peer),
+        }
     }
 
     pub(crate) fn limits_of(&self, slot: u32) -> &SocketLimits {
@@ -202,190 +285,6 @@ impl Table {
             connection.stage = Stage::Doomed;
             connection.why.get_or_insert(why);
             self.doomed.push(slot);
-        }
-    }
-
-    // -- what a socket can be asked to do ----------------------------------------------------------
-
-    pub(crate) fn send(&mut self, slot: u32, bytes: &[u8]) {
-        if self.may_queue(slot, bytes.len()) {
-            let entry = self.push_dirty(slot);
-            self.arena.push(&mut self.dirty[entry].chain, bytes);
-        }
-    }
-
-    pub(crate) fn send_shared(&mut self, slot: u32, shared: &Shared) {
-        if self.may_queue(slot, shared.bytes().len()) {
-            let entry = self.push_dirty(slot);
-            self.arena.push_shared(&mut self.dirty[entry].chain, shared);
-        }
-    }
-
-    /// The one thing a refused peer is told.
-    pub(crate) fn send_to_refused(&mut self, slot: u32, busy: &Shared) {
-        self.send_shared(slot, busy);
-        self.close(slot, Closed::Local);
-    }
-
-    /// Whether bytes can still be sent. A peer whose kernel buffer is known to be full is closed as soon as its
-    /// queue would pass the cap; one that has not been tried in this turn gets its chance at the flush.
-    fn may_queue(&mut self, slot: u32, length: usize) -> bool {
-        let (queued, high) = (self.queued(slot) + length, self.high_water(slot));
-        let (connection, limits) = self.with_limits(slot);
-        if !connection.is_live() || connection.flags.finishing {
-            self.stats.sent_too_late += length as u64;
-            return false;
-        }
-        if !connection.flags.writable && queued > limits.queue {
-            self.doom(slot, Closed::SlowReader);
-            return false;
-        }
-        // Full from here on, even if the kernel takes it all a moment later: who was told so waits for `drained`.
-        connection.flags.full |= queued >= high;
-        true
-    }
-
-    /// Bytes sent and not yet taken by the kernel.
-    pub(crate) fn queued(&self, slot: u32) -> usize {
-        let connection = self.at(slot);
-        let this_turn = self.dirty.get(connection.dirty as usize).map_or(0, |dirty| dirty.chain.len());
-        connection.queued() + this_turn
-    }
-
-    /// From four fifths of the memory on, any queue at all counts as full.
-    pub(crate) fn high_water(&self, slot: u32) -> usize {
-        if self.memory > self.limits.memory / 5 * 4 { 1 } else { self.limits_of(slot).high_water.max(1) }
-    }
-
-    pub(crate) fn finish(&mut self, slot: u32) {
-        if self.at(slot).is_live() {
-            self.at_mut(slot).flags.finishing = true;
-            self.push_dirty(slot);
-        }
-    }
-
-    /// Flush, then both ways.
-    pub(crate) fn close(&mut self, slot: u32, why: Closed) {
-        let now = self.now;
-        let connection = self.at_mut(slot);
-        match connection.stage {
-            Stage::Connecting => self.doom(slot, why),
-            Stage::Open => {
-                connection.stage = Stage::Closing;
-                connection.why = Some(why);
-                connection.touched = now;
-                self.drop_inbox(slot);
-                self.push_dirty(slot);
-                self.push_ready(slot);
-                self.rearm(slot);
-            }
-            Stage::Closing | Stage::Lingering | Stage::Doomed => {}
-        }
-    }
-
-    pub(crate) fn pause(&mut self, slot: u32) {
-        self.at_mut(slot).flags.paused = true;
-    }
-
-    pub(crate) fn resume(&mut self, slot: u32) {
-        let now = self.now;
-        let connection = self.at_mut(slot);
-        if connection.flags.paused {
-            connection.flags.paused = false;
-            connection.flags.redeliver = connection.inbox.is_some();
-            if let Some(inbox) = &mut connection.inbox {
-                // A message's clocks do not run while nobody wants it.
-                inbox.begin(now);
-            }
-            self.push_ready(slot);
-            self.rearm(slot);
-        }
-    }
-
-    // -- buffers -------------------------------------------------------------------------------
-
-    /// Keeps what a service did not take; nothing at all when it took everything. `arrived` bytes were new;
-    /// `taken` says whether the message at the front is another than before.
-    pub(crate) fn keep(&mut self, slot: u32, rest: &[u8], scanned: usize, arrived: usize, taken: bool) {
-        if rest.is_empty() {
-            return self.drop_inbox(slot);
-        }
-        let mut inbox = self.at_mut(slot).inbox.take().unwrap_or_default();
-        let (before, begins) = (inbox.charge(), inbox.charge() == 0 || taken);
-        inbox.refill(rest, scanned);
-        self.put_back(slot, inbox, before, arrived, begins);
-    }
-
-    /// Puts an inbox back in its place, charges what it has grown by since it was charged with `before`, and starts
-    /// the message's clocks, or counts what `arrived` as its progress.
-    pub(crate) fn put_back(
-        &mut self,
-        slot: u32,
-        mut inbox: Box<Inbox>,
-        before: usize,
-        arrived: usize,
-        begins: bool,
-    ) {
-        self.memory = self.memory - before + inbox.charge();
-        if begins {
-            inbox.begin(self.now);
-        } else {
-            inbox.span.moved += arrived;
-        }
-        self.at_mut(slot).inbox = Some(inbox);
-        if begins {
-            self.rearm(slot);
-        }
-    }
-
-    pub(crate) fn drop_inbox(&mut self, slot: u32) {
-        if let Some(inbox) = self.at_mut(slot).inbox.take() {
-            self.memory -= inbox.charge();
-        }
-    }
-
-    /// Copies what is left of a chain into the connection's own queue.
-    pub(crate) fn stash(&mut self, slot: u32, chain: Chain) {
-        if chain.len() == 0 {
-            return;
-        }
-        let now = self.now;
-        let connection = &mut self.slots[slot as usize];
-        let begins = connection.outbox.is_none();
-        let outbox = connection.outbox.get_or_insert_default();
-        self.memory += self.arena.stash(chain, outbox);
-        if begins {
-            outbox.span.since = now;
-            self.rearm(slot);
-        }
-    }
-
-    pub(crate) fn drop_outbox(&mut self, slot: u32) {
-        if let Some(mut outbox) = self.at_mut(slot).outbox.take() {
-            self.memory -= outbox.clear();
-        }
-    }
-
-    /// Closes whoever holds most until the budget holds again.
-    ///
-    /// Looking at every slot is the price of keeping no order while nothing is wrong; each look frees the most
-    /// that can be freed at once.
-    pub(crate) fn evict(&mut self) {
-        while self.memory > self.limits.memory {
-            let alive = self.slots.iter().filter(|(_, connection)| connection.stage != Stage::Doomed);
-            let Some((largest, held)) = alive
-                .map(|(slot, connection)| (slot as u32, connection.held()))
-                .max_by_key(|&(_, held)| held)
-            else {
-                return;
-            };
-            if held == 0 {
-                return;
-            }
-            log::warn!("{}: closed, its {held} bytes were the most when memory ran out", self.id(largest));
-            self.doom(largest, Closed::Memory);
-            self.drop_inbox(largest);
-            self.drop_outbox(largest);
         }
     }
 
@@ -446,8 +345,8 @@ mod tests {
     fn a_slot_is_no_larger_than_what_it_holds() {
         // slab marks a vacant slot in a niche of the connection, so holding one costs nothing besides.
         let mut slots = Slab::<Connection>::with_capacity(1);
-        slots.insert(Connection::new(NonZeroU32::MIN, 0, Stage::Open, "[::1]:1".parse().unwrap(), Tick(0)));
-        slots.insert(Connection::new(NonZeroU32::MIN, 0, Stage::Open, "[::1]:1".parse().unwrap(), Tick(0)));
+        slots.insert(Connection::new(NonZeroU32::MIN, 0, Stage::Open, Peer::UNIX, Tick(0)));
+        slots.insert(Connection::new(NonZeroU32::MIN, 0, Stage::Open, Peer::UNIX, Tick(0)));
         let distance = &raw const slots[1] as usize - &raw const slots[0] as usize;
         assert_eq!(distance, size_of::<Connection>());
     }
@@ -552,7 +451,7 @@ mod tests {
 
         fn insert(&mut self, refused: bool) {
             let host = if refused { DOORMAN } else { 1 };
-            let id = self.table.insert(host, Stage::Open, "[::1]:1".parse().unwrap());
+            let id = self.table.insert(host, Stage::Open, Peer::UNIX);
             self.table.at_mut(id.slot).flags.writable = true;
             assert!(!self.ids.contains(&id), "{id} names two connections");
             self.ids.push(id);

@@ -1,0 +1,380 @@
+//! Where to listen, where to dial, and who is at the other end.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::vec;
+
+/// An end of a connection, or where to find one.
+///
+/// | written as | is |
+/// | --- | --- |
+/// | `127.0.0.1:9001`, `[::1]:9001` | an IP address and a port |
+/// | `localhost:9001` | a name to look up, and a port |
+/// | `unix:/run/app.sock` | a Unix-domain socket at a path |
+/// | `unix:@app` | one in Linux's abstract namespace |
+/// | `unix:` | the end of a Unix-domain socket that was never given a name |
+///
+/// ```
+/// use tidemill::Address;
+///
+/// let address: Address = "localhost:9001".parse().unwrap();
+/// assert_eq!(address, Address::Name { host: "localhost".into(), port: 9001 });
+/// assert_eq!(Address::from(([127, 0, 0, 1], 80)).to_string(), "127.0.0.1:80");
+///
+/// let error = "::1:9001".parse::<Address>().unwrap_err();
+/// assert_eq!(error.to_string(), "\"::1:9001\" is no address: write IPv6 in brackets, as in [::1]:9001");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Address {
+    /// An IP address and a port.
+    Inet(SocketAddr),
+    /// A name to be looked up, and a port.
+    Name {
+        /// The name.
+        host: Box<str>,
+        /// The port.
+        port: u16,
+    },
+    /// A Unix-domain socket at a path.
+    Unix(PathBuf),
+    /// A Unix-domain socket in Linux's abstract namespace: no file, gone with its last descriptor.
+    Abstract(Box<str>),
+    /// A Unix-domain socket without a name, as a caller's usually is.
+    Unnamed,
+}
+
+/// Why a text is no [`Address`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressError {
+    text: String,
+    why: &'static str,
+}
+
+/// A name of the domain name system has at most 253 characters (RFC 1035, 2.3.4).
+const HOST_MAX: usize = 253;
+
+/// What fits into the kernel's address of a Unix-domain socket together with the zero byte behind it: 108 bytes on
+/// Linux, 104 on the BSDs and macOS. A longer path must be refused, not cut: another socket may have the shorter name.
+pub(crate) const PATH_MAX: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
+
+impl Address {
+    /// The IP address and port, if it is one of those.
+    pub fn inet(&self) -> Option<SocketAddr> {
+        match self {
+            Address::Inet(address) => Some(*address),
+            _ => None,
+        }
+    }
+
+    /// The IP address, if it has one.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.inet().map(|address| address.ip())
+    }
+
+    /// The port, if it has one.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Address::Inet(address) => Some(address.port()),
+            Address::Name { port, .. } => Some(*port),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a Unix-domain socket of any kind.
+    pub fn is_unix(&self) -> bool {
+        matches!(self, Address::Unix(_) | Address::Abstract(_) | Address::Unnamed)
+    }
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Address, AddressError> {
+        let wrong = |why| AddressError { text: text.to_string(), why };
+        if let Some(path) = text.strip_prefix("unix:") {
+            return unix(path).map_err(wrong);
+        }
+        if let Ok(address) = text.parse() {
+            return Ok(Address::Inet(address));
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("a port is missing, as in :9001"))?;
+        if host.is_empty() {
+            return Err(wrong("a host is missing in front of the port"));
+        }
+        if host.contains(':') {
+            return Err(wrong("write IPv6 in brackets, as in [::1]:9001"));
+        }
+        if port.is_empty() || !port.bytes().all(|digit| digit.is_ascii_digit()) {
+            return Err(wrong("a port is a number"));
+        }
+        let port = port.parse().map_err(|_| wrong("a port is at most 65535"))?;
+        if host.len() > HOST_MAX {
+            return Err(wrong("a name has at most 253 characters"));
+        }
+        // What looks like an address of IPv4 and is none must not be looked up: resolvers differ about 127.1 and
+        // 010.0.0.1.
+        let numeric = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        if numeric || host.bytes().any(|byte| !byte.is_ascii_graphic() || b"[]/%@".contains(&byte)) {
+            return Err(wrong("the host is neither an IP address nor a name"));
+        }
+        Ok(Address::Name { host: host.into(), port })
+    }
+}
+
+fn unix(path: &str) -> Result<Address, &'static str> {
+    if path.contains('\0') {
+        return Err("a path holds no zero byte");
+    }
+    if path.len() > PATH_MAX {
+        return Err(if PATH_MAX == 107 {
+            "the path of a Unix-domain socket has at most 107 bytes"
+        } else {
+            "the path of a Unix-domain socket has at most 103 bytes"
+        });
+    }
+    match path.strip_prefix('@') {
+        Some("") => Err("an abstract name is missing behind the @"),
+        Some(name) => Ok(Address::Abstract(name.into())),
+        None if path.is_empty() => Err("a path is missing, as in unix:/run/app.sock"),
+        None => Ok(Address::Unix(path.into())),
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Inet(address) => write!(f, "{address}"),
+            Address::Name { host, port } => write!(f, "{host}:{port}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Abstract(name) => write!(f, "unix:@{name}"),
+            Address::Unnamed => write!(f, "unix:"),
+        }
+    }
+}
+
+impl AddressError {
+    /// What is wrong with the text, without repeating it.
+    pub fn why(&self) -> &str {
+        self.why
+    }
+}
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is no address: {}", self.text, self.why)
+    }
+}
+
+impl std::error::Error for AddressError {}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Address {
+        Address::Inet(address)
+    }
+}
+
+impl From<SocketAddrV4> for Address {
+    fn from(address: SocketAddrV4) -> Address {
+        Address::Inet(address.into())
+    }
+}
+
+impl From<SocketAddrV6> for Address {
+    fn from(address: SocketAddrV6) -> Address {
+        Address::Inet(address.into())
+    }
+}
+
+impl<I: Into<IpAddr>> From<(I, u16)> for Address {
+    fn from((ip, port): (I, u16)) -> Address {
+        Address::Inet(SocketAddr::new(ip.into(), port))
+    }
+}
+
+impl From<&Address> for Address {
+    fn from(address: &Address) -> Address {
+        address.clone()
+    }
+}
+
+impl From<&Path> for Address {
+    fn from(path: &Path) -> Address {
+        Address::Unix(path.to_path_buf())
+    }
+}
+
+impl TryFrom<&str> for Address {
+    type Error = AddressError;
+
+    fn try_from(text: &str) -> Result<Address, AddressError> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = AddressError;
+
+    fn try_from(text: String) -> Result<Address, AddressError> {
+        text.parse()
+    }
+}
+
+impl TryFrom<&String> for Address {
+    type Error = AddressError;
+
+    fn try_from(text: &String) -> Result<Address, AddressError> {
+        text.parse()
+    }
+}
+
+/// So that the standard library's blocking sockets take it too. A name is looked up, by blocking.
+impl ToSocketAddrs for Address {
+    type Iter = vec::IntoIter<SocketAddr>;
+
+    fn to_socket_addrs(&self) -> io::Result<vec::IntoIter<SocketAddr>> {
+        match self {
+            Address::Inet(address) => Ok(vec![*address].into_iter()),
+            Address::Name { host, port } => (&**host, *port).to_socket_addrs(),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{self} is no IP address"))),
+        }
+    }
+}
+
+/// What a user gave as an address, or the error that names it.
+pub(crate) fn given<A>(address: A) -> io::Result<Address>
+where
+    A: TryInto<Address, Error: fmt::Display>,
+{
+    address.try_into().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))
+}
+
+/// The address of a peer in 24 bytes, without those that only few have: version 4 is held as mapped into version 6,
+/// and of a Unix-domain socket only that it is one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    ip: [u8; 16],
+    scope: u32,
+    port: u16,
+    family: Family,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Family {
+    V4,
+    V6,
+    Unix,
+}
+
+impl Peer {
+    pub(crate) const UNIX: Peer = Peer { ip: [0; 16], scope: 0, port: 0, family: Family::Unix };
+
+    pub(crate) fn inet(self) -> Option<SocketAddr> {
+        let ip = Ipv6Addr::from(self.ip);
+        match self.family {
+            Family::V4 => Some(SocketAddr::new(IpAddr::V6(ip).to_canonical(), self.port)),
+            Family::V6 => Some(SocketAddr::V6(SocketAddrV6::new(ip, self.port, 0, self.scope))),
+            Family::Unix => None,
+        }
+    }
+
+    /// The IP address; one of version 4 that came mapped into version 6 is of version 4.
+    pub(crate) fn ip(self) -> Option<IpAddr> {
+        self.inet().map(|address| address.ip().to_canonical())
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Peer {
+        match address {
+            SocketAddr::V4(v4) => {
+                let ip = v4.ip().to_ipv6_mapped().octets();
+                Peer { ip, scope: 0, port: v4.port(), family: Family::V4 }
+            }
+            SocketAddr::V6(v6) => {
+                let ip = v6.ip().octets();
+                Peer { ip, scope: v6.scope_id(), port: v6.port(), family: Family::V6 }
+            }
+        }
+    }
+}
+
+impl From<&Address> for Peer {
+    /// A name has no address yet; it becomes the one that stands for all addresses.
+    fn from(address: &Address) -> Peer {
+        match address {
+            Address::Inet(address) => Peer::from(*address),
+            Address::Name { port, .. } => Peer::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port))),
+            _ => Peer::UNIX,
+        }
+    }
+}
+
+impl From<Peer> for Address {
+    fn from(peer: Peer) -> Address {
+        peer.inet().map_or(Address::Unnamed, Address::Inet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_can_be_read_again() {
+        let texts =
+            ["127.0.0.1:80", "[::1]:0", "[fe80::1%3]:443", "a.example:65535", "unix:/tmp/a b", "unix:@x"];
+        for text in texts {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_before_any_system_call() {
+        let long = format!("unix:/{}", "x".repeat(PATH_MAX));
+        let wrong = [
+            "",
+            "localhost",
+            ":80",
+            "host:",
+            "host:65536",
+            "host:-1",
+            "host:+1",
+            "host:0x50",
+            "::1:80",
+            "[::1]",
+            "[::1]:x",
+            "ho st:80",
+            "host/path:80",
+            "127.1:80",
+            "010.0.0.1:80",
+            "1.2.3.4.5:80",
+            "256.0.0.1:80",
+            "[1.2.3.4]:80",
+            "[::1%]:80",
+            "unix:",
+            "unix:@",
+            "unix:/a\0b",
+            &long,
+        ];
+        for text in wrong {
+            assert!(text.parse::<Address>().is_err(), "{text:?} was taken");
+        }
+        assert!(format!("unix:/{}", "x".repeat(PATH_MAX - 1)).parse::<Address>().is_ok());
+        assert!(format!("{}:1", "x".repeat(HOST_MAX + 1)).parse::<Address>().is_err());
+    }
+
+    #[test]
+    fn a_peer_comes_back_as_it_went_in() {
+        for text in ["127.0.0.1:80", "[::1]:9001", "[::ffff:10.0.0.1]:7", "[fe80::1%3]:443", "0.0.0.0:0"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(Peer::from(address).inet(), Some(address));
+        }
+        assert_eq!(Address::from(Peer::UNIX), Address::Unnamed);
+        let mapped: SocketAddr = "[::ffff:10.0.0.1]:7".parse().unwrap();
+        assert_eq!(Peer::from(mapped).ip(), Some(IpAddr::from([10, 0, 0, 1])));
+    }
+}

@@ -1,0 +1,280 @@
+//! What can be asked of the system for one socket, and how to dial.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::address::Address;
+use crate::closed::OsError;
+use crate::rules::Rules;
+
+/// How the kernel probes a peer that is silent (SO_KEEPALIVE).
+///
+/// ```
+/// use std::time::Duration;
+/// use tidemill::KeepAlive;
+///
+/// let probes = KeepAlive { count: Some(3), ..KeepAlive::after(Duration::from_secs(30)) };
+/// assert_eq!(probes.interval, None);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct KeepAlive {
+    /// Silence before the first probe. The kernel counts in whole seconds, at least one.
+    pub idle: Duration,
+    /// Time between probes; by default the system's, 75 s on Linux.
+    pub interval: Option<Duration>,
+    /// Unanswered probes after which the connection is dead; by default the system's, 9 on Linux.
+    pub count: Option<u32>,
+}
+
+impl KeepAlive {
+    /// Probes after so much silence, and the rest as the system does it.
+    pub fn after(idle: Duration) -> KeepAlive {
+        KeepAlive { idle, interval: None, count: None }
+    }
+}
+
+/// One thing that a service has asked of the system for one socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SocketOption {
+    NoDelay(bool),
+    KeepAlive(Option<KeepAlive>),
+    /// `TCP_USER_TIMEOUT`.
+    UserTimeout(Option<Duration>),
+    Tos(u8),
+    SendBuffer(usize),
+    RecvBuffer(usize),
+}
+
+/// Which version of IP to use.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Family {
+    /// Whichever connects first.
+    #[default]
+    Any,
+    /// Version 4 only.
+    V4,
+    /// Version 6 only.
+    V6,
+}
+
+/// How to dial.
+///
+/// ```
+/// use std::time::Duration;
+/// use tidemill::{Backoff, DialOptions};
+///
+/// let options = DialOptions {
+///     timeout: Some(Duration::from_secs(3)),
+///     reconnect: Some(Backoff::default()),
+///     ..DialOptions::default()
+/// };
+/// assert_eq!(options.stagger, Duration::from_millis(250));
+/// ```
+#[derive(Clone, Debug)]
+pub struct DialOptions {
+    /// How long looking up the name and connecting may take together; by default
+    /// [`SocketLimits::connect`](crate::SocketLimits::connect).
+    pub timeout: Option<Duration>,
+    /// The local address to call from; by default the system chooses. With port 0 it chooses only the port.
+    pub local: Option<SocketAddr>,
+    /// Which version of IP to use, where a name stands for addresses of both.
+    pub family: Family,
+    /// After so long without success, the next address of a name is tried beside the one under way (RFC 8305). Default
+    /// 250 ms, at least 10 ms.
+    pub stagger: Duration,
+    /// Send small segments at once (TCP_NODELAY). Default `true`.
+    pub nodelay: bool,
+    /// Let the kernel probe a silent peer. Off by default.
+    pub keep_alive: Option<KeepAlive>,
+    /// Addresses that must not be connected to; every address of a name is held against them. Empty by default.
+    pub rules: Rules,
+    /// Dial again when it has failed or ended, until the service itself closes it. Off by default.
+    pub reconnect: Option<Backoff>,
+}
+
+impl Default for DialOptions {
+    fn default() -> DialOptions {
+        DialOptions {
+            timeout: None,
+            local: None,
+            family: Family::Any,
+            stagger: Duration::from_millis(250),
+            nodelay: true,
+            keep_alive: None,
+            rules: Rules::default(),
+            reconnect: None,
+        }
+    }
+}
+
+/// How long to wait before dialing again: longer each time, up to a cap, and never for exactly as long as others do.
+///
+/// The wait before the `n`-th repetition lies between half of `first · 2ⁿ` and the whole of it. Clients that lost one
+/// server together do not come back together.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Backoff {
+    /// The first wait. Default 100 ms.
+    pub first: Duration,
+    /// The longest. Default 30 s.
+    pub most: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Backoff {
+        Backoff { first: Duration::from_millis(100), most: Duration::from_secs(30) }
+    }
+}
+
+impl Backoff {
+    /// The wait after so many failures in a row, for a random number.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tidemill::Backoff;
+    ///
+    /// let wait = Backoff::default().wait(3, 0x8000_0000_0000_0000);
+    /// assert_eq!(wait, Duration::from_millis(600));
+    /// ```
+    pub fn wait(&self, failures: u32, random: u64) -> Duration {
+        let doubled = 1_u32.checked_shl(failures).map_or(self.most, |times| self.first.saturating_mul(times));
+        let half = doubled.min(self.most) / 2;
+        half + half.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
+    }
+}
+
+/// Why a dial failed: every attempt, with what became of it.
+///
+/// ```text
+/// cannot connect to db.example:5432: [2001:db8::7]:5432: connection refused; 192.0.2.7:5432: no answer in time
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DialError {
+    to: Address,
+    lookup: Option<String>,
+    attempts: Vec<(Address, Attempt)>,
+}
+
+/// What became of one attempt to connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Attempt {
+    /// The system said no.
+    Failed(OsError),
+    /// Nothing had come back when time was up.
+    NoAnswer,
+    /// A rule forbids the address: see [`DialOptions::rules`].
+    Denied,
+}
+
+impl DialError {
+    pub(crate) fn new(to: Address) -> DialError {
+        DialError { to, lookup: None, attempts: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, address: Address, what: Attempt) {
+        self.attempts.push((address, what));
+    }
+
+    pub(crate) fn not_found(&mut self, why: String) {
+        self.lookup = Some(why);
+    }
+
+    /// The last error of the system, as a reason to close.
+    pub(crate) fn last(&self) -> OsError {
+        let failed = self.attempts.iter().rev().find_map(|(_, what)| match what {
+            Attempt::Failed(error) => Some(*error),
+            _ => None,
+        });
+        failed.unwrap_or(OsError(libc::EACCES))
+    }
+
+    /// What was dialed.
+    pub fn to(&self) -> &Address {
+        &self.to
+    }
+
+    /// Why the name stands for no address, if that was the trouble.
+    pub fn lookup(&self) -> Option<&str> {
+        self.lookup.as_deref()
+    }
+
+    /// Each address that was tried, in order, and what became of it.
+    pub fn attempts(&self) -> &[(Address, Attempt)] {
+        &self.attempts
+    }
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot connect to {}", self.to)?;
+        if let Some(why) = &self.lookup {
+            return write!(f, ": {why}");
+        }
+        if let [(address, what)] = &self.attempts[..] {
+            if *address == self.to {
+                return write!(f, ": {what}");
+            }
+        }
+        for (n, (address, what)) in self.attempts.iter().enumerate() {
+            write!(f, "{} {address}: {what}", if n == 0 { ":" } else { ";" })?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for DialError {}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Attempt::Failed(error) => f.write_str(&plain(&io::Error::from(*error))),
+            Attempt::NoAnswer => f.write_str("no answer in time"),
+            Attempt::Denied => f.write_str("a rule forbids this address"),
+        }
+    }
+}
+
+/// The system's sentence without its number, and uncapitalised, for the middle of ours.
+pub(crate) fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_lowercase().chain(letters).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_doubles_is_capped_and_differs() {
+        let backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(10) };
+        for failures in 0..100 {
+            let whole = backoff.first.saturating_mul(1 << failures.min(20)).min(backoff.most);
+            let (least, most) = (backoff.wait(failures, 0), backoff.wait(failures, u64::MAX));
+            assert_eq!(least, whole / 2, "after {failures}");
+            assert!(most > whole * 99 / 100 && most <= whole, "after {failures}: {most:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_lists_every_attempt() {
+        let to: Address = "db.example:80".parse().unwrap();
+        let mut error = DialError::new(to.clone());
+        error.add("[::1]:80".parse().unwrap(), Attempt::Failed(OsError(libc::ECONNREFUSED)));
+        error.add("10.0.0.7:80".parse().unwrap(), Attempt::NoAnswer);
+        let text =
+            "cannot connect to db.example:80: [::1]:80: connection refused; 10.0.0.7:80: no answer in time";
+        assert_eq!(error.to_string(), text);
+        assert_eq!(error.last(), OsError(libc::ECONNREFUSED));
+        let mut error = DialError::new(to);
+        error.not_found("no such name".into());
+        assert_eq!(error.to_string(), "cannot connect to db.example:80: no such name");
+        let to: Address = "127.0.0.1:1".parse().unwrap();
+        let mut error = DialError::new(to.clone());
+        error.add(to, Attempt::Failed(OsError(libc::ECONNREFUSED)));
+        assert_eq!(error.to_string(), "cannot connect to 127.0.0.1:1: connection refused");
+    }
+}

@@ -1,0 +1,460 @@
+//! Who may come in: an ordered list of address ranges.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+/// A range of IP addresses, ends included.
+///
+/// Written as one address, as a network, or as two addresses: `10.0.0.7`, `10.0.0.0/8`, `10.0.0.1-10.0.0.99`; the
+/// same for version 6. Addresses of version 4 that are mapped into version 6 (`::ffff:10.0.0.7`) are of version 4.
+///
+/// ```
+/// use tidemill::IpRange;
+///
+/// let office: IpRange = "10.1.0.0/16".parse().unwrap();
+/// assert!(office.contains("10.1.255.255".parse().unwrap()));
+/// assert!(office.contains("::ffff:10.1.0.1".parse().unwrap()));
+///
+/// let error = "10.1.2.3/16".parse::<IpRange>().unwrap_err();
+/// assert_eq!(error.to_string(), "\"10.1.2.3/16\" is no range: did you mean 10.1.0.0/16?");
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct IpRange {
+    first: IpAddr,
+    last: IpAddr,
+}
+
+/// Why a text is no [`IpRange`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeError {
+    text: String,
+    why: String,
+}
+
+impl IpRange {
+    /// From one address to another, both included.
+    ///
+    /// # Errors
+    ///
+    /// When they are of different versions, or the first is greater than the last.
+    pub fn new(first: IpAddr, last: IpAddr) -> Result<IpRange, RangeError> {
+        let (first, last) = (first.to_canonical(), last.to_canonical());
+        let wrong = |why: &str| Err(RangeError { text: format!("{first}-{last}"), why: why.to_string() });
+        if first.is_ipv4() != last.is_ipv4() {
+            return wrong("its ends are of different versions of IP");
+        }
+        if first > last {
+            return wrong("it ends before it begins");
+        }
+        Ok(IpRange { first, last })
+    }
+
+    /// The addresses that share their first `prefix` bits with `ip`.
+    ///
+    /// # Errors
+    ///
+    /// When there are fewer bits than that, or one behind them is set.
+    pub fn network(ip: IpAddr, prefix: u8) -> Result<IpRange, RangeError> {
+        let wrong = |why: String| Err(RangeError { text: format!("{ip}/{prefix}"), why });
+        let (address, width) = match ip {
+            IpAddr::V4(v4) => (u128::from(v4.to_bits()), 32),
+            IpAddr::V6(v6) => (v6.to_bits(), 128),
+        };
+        let Some(host_bits) = u8::checked_sub(width, prefix) else {
+            return wrong(format!("a prefix has at most {width} bits here"));
+        };
+        let hosts = 1_u128.checked_shl(u32::from(host_bits)).map_or(u128::MAX, |size| size - 1);
+        let build = |bits: u128| match ip {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from_bits(bits as u32)),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(bits)),
+        };
+        if address & hosts != 0 {
+            return wrong(format!("did you mean {}/{prefix}?", build(address & !hosts)));
+        }
+        let (first, last) = (build(address), build(address | hosts));
+        // Within ::ffff:0:0/96 everything is of version 4; a larger network of version 6 stays one.
+        let mapped = first.to_canonical().is_ipv4() == last.to_canonical().is_ipv4();
+        let same = |ip: IpAddr| if mapped { ip.to_canonical() } else { ip };
+        Ok(IpRange { first: same(first), last: same(last) })
+    }
+
+    /// Whether an address lies in it.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        ip.is_ipv4() == self.first.is_ipv4() && self.first <= ip && ip <= self.last
+    }
+}
+
+impl FromStr for IpRange {
+    type Err = RangeError;
+
+    fn from_str(text: &str) -> Result<IpRange, RangeError> {
+        let wrong = |why: String| RangeError { text: text.to_string(), why };
+        let ip = |part: &str| part.parse::<IpAddr>().map_err(|_| wrong(format!("{part:?} is no IP address")));
+        let again = |error: RangeError| wrong(error.why);
+        if let Some((network, prefix)) = text.split_once('/') {
+            let digits =
+                !prefix.is_empty() && prefix.len() <= 3 && prefix.bytes().all(|byte| byte.is_ascii_digit());
+            let prefix = prefix.parse().ok().filter(|_| digits);
+            let prefix =
+                prefix.ok_or_else(|| wrong("behind the slash stands a number of bits".to_string()))?;
+            return IpRange::network(ip(network)?, prefix).map_err(again);
+        }
+        match text.split_once('-') {
+            Some((first, last)) => IpRange::new(ip(first)?, ip(last)?).map_err(again),
+            None => ip(text).and_then(|ip| IpRange::new(ip, ip).map_err(again)),
+        }
+    }
+}
+
+impl fmt::Display for IpRange {
+    /// As a network where it is one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, last, width) = match (self.first, self.last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                (u128::from(first.to_bits()), u128::from(last.to_bits()), 32)
+            }
+            (first, last) => (bits(first), bits(last), 128),
+        };
+        let hosts = first ^ last;
+        let host_bits = 128 - hosts.leading_zeros();
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else if hosts.count_ones() == host_bits && first & hosts == 0 {
+            write!(f, "{}/{}", self.first, width - host_bits)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
+impl RangeError {
+    /// What is wrong with the text, without repeating it.
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+}
+
+impl fmt::Display for RangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is no range: {}", self.text, self.why)
+    }
+}
+
+impl std::error::Error for RangeError {}
+
+fn bits(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+/// How somebody is turned away.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Refuse {
+    /// Told so, with the [`busy_reply`](crate::ListenOptions::busy_reply), and let go.
+    Reply,
+    /// Let go without a word: it sees an end.
+    End,
+    /// Reset: it sees an error. The cheapest for us.
+    Reset,
+    /// Left hanging: connected, never answered, for half a minute. That costs a patient attacker the most. At most
+    /// [`Limits::held`](crate::Limits::held) at once hang so; further ones are reset.
+    Hold,
+}
+
+impl FromStr for Refuse {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Refuse, String> {
+        match text {
+            "reply" => Ok(Refuse::Reply),
+            "end" => Ok(Refuse::End),
+            "reset" => Ok(Refuse::Reset),
+            "hold" => Ok(Refuse::Hold),
+            _ => Err(format!("{text:?} is no way to refuse; choose reply, end, reset or hold")),
+        }
+    }
+}
+
+/// What is done with those in a range.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Verdict {
+    /// They may come in.
+    Allow,
+    /// They may not.
+    Deny(Refuse),
+}
+
+/// One rule, and how often it has decided.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Rule {
+    /// Whom it is about.
+    pub range: IpRange,
+    /// What is done with them.
+    pub verdict: Verdict,
+    /// How often it has decided.
+    pub hits: u64,
+}
+
+/// An ordered list of rules. The first one that an address lies in decides.
+///
+/// Where none does, the opposite of the last rule holds: a list that ends with an allowed range is for those in it,
+/// one that ends with a denied range is for everybody else, and an empty list is for everybody.
+///
+/// ```text
+///     rules        0 deny 10.1.0.0/16       1 allow 10.0.0.0/8       (else: deny)
+///
+///     spans        …9.255.255.255 │ 10.0.0.0 │ 10.1.0.0 │ 10.2.0.0      │ 11.0.0.0…
+///     decided by        else      │     1    │     0    │     1         │   else
+/// ```
+///
+/// The ranges are cut into spans, each with the one rule that decides in it, so a look-up is a binary search however
+/// many rules there are.
+///
+/// ```
+/// use tidemill::{Refuse, Rules, Verdict};
+///
+/// let mut rules = Rules::default();
+/// rules.deny("10.1.0.0/16".parse().unwrap(), Refuse::Reset);
+/// rules.allow("10.0.0.0/8".parse().unwrap());
+/// assert_eq!(rules.decide("10.2.0.1".parse().unwrap()), Verdict::Allow);
+/// assert_eq!(rules.decide("10.1.0.1".parse().unwrap()), Verdict::Deny(Refuse::Reset));
+/// assert_eq!(rules.decide("192.0.2.1".parse().unwrap()), Verdict::Deny(Refuse::End));
+/// assert_eq!(rules.iter().map(|rule| rule.hits).collect::<Vec<_>>(), [1, 1]);
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    rules: Vec<Rule>,
+    v4: Vec<Span>,
+    v6: Vec<Span>,
+    /// Whether the spans are those of the rules.
+    cut: bool,
+    /// How often no rule was about the address.
+    unmatched: u64,
+}
+
+/// From here to the next span, this rule decides; `None` where none does.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    first: u128,
+    rule: Option<u32>,
+}
+
+impl Rules {
+    /// Adds a rule behind the others.
+    pub fn allow(&mut self, range: IpRange) {
+        self.push(range, Verdict::Allow);
+    }
+
+    /// Adds a rule behind the others.
+    pub fn deny(&mut self, range: IpRange, how: Refuse) {
+        self.push(range, Verdict::Deny(how));
+    }
+
+    fn push(&mut self, range: IpRange, verdict: Verdict) {
+        self.rules.push(Rule { range, verdict, hits: 0 });
+        self.cut = false;
+    }
+
+    /// Takes out every rule about exactly this range; says how many there were.
+    pub fn remove(&mut self, range: IpRange) -> usize {
+        let before = self.rules.len();
+        self.rules.retain(|rule| rule.range != range);
+        self.cut = false;
+        before - self.rules.len()
+    }
+
+    /// The rules in their order, with how often each has decided.
+    pub fn iter(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter()
+    }
+
+    /// How many rules there are.
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Whether there are none, so that everybody may come in.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// How often no rule was about the address.
+    pub fn unmatched(&self) -> u64 {
+        self.unmatched
+    }
+
+    /// Decides, and counts.
+    pub fn decide(&mut self, ip: IpAddr) -> Verdict {
+        if !self.cut {
+            let of = |v4: bool| {
+                self.rules.iter().enumerate().filter(move |(_, rule)| rule.range.first.is_ipv4() == v4)
+            };
+            (self.v4, self.v6) = (cut(of(true)), cut(of(false)));
+            self.cut = true;
+        }
+        let ip = ip.to_canonical();
+        let spans = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
+        let behind = spans.partition_point(|span| span.first <= bits(ip));
+        let rule = behind.checked_sub(1).and_then(|at| spans[at].rule);
+        match rule.and_then(|rule| self.rules.get_mut(rule as usize)) {
+            Some(rule) => {
+                rule.hits += 1;
+                rule.verdict
+            }
+            None => {
+                self.unmatched += 1;
+                self.otherwise()
+            }
+        }
+    }
+
+    /// What holds for those whom no rule is about.
+    fn otherwise(&self) -> Verdict {
+        match self.rules.last().map(|rule| rule.verdict) {
+            Some(Verdict::Allow) => Verdict::Deny(Refuse::End),
+            Some(Verdict::Deny(_)) | None => Verdict::Allow,
+        }
+    }
+}
+
+/// Cuts the ranges of rules into spans, by going through all their ends in order and keeping who is open.
+fn cut<'a>(rules: impl Iterator<Item = (usize, &'a Rule)>) -> Vec<Span> {
+    let mut ends = Vec::new();
+    for (index, rule) in rules {
+        let index = index as u32;
+        ends.push((bits(rule.range.first), true, index));
+        if let Some(behind) = bits(rule.range.last).checked_add(1) {
+            ends.push((behind, false, index));
+        }
+    }
+    ends.sort_unstable();
+    let (mut open, mut spans) = (BTreeSet::new(), Vec::<Span>::new());
+    for (at, opens, index) in ends {
+        if opens {
+            open.insert(index);
+        } else {
+            open.remove(&index);
+        }
+        let span = Span { first: at, rule: open.first().copied() };
+        match spans.last_mut() {
+            Some(last) if last.first == at => *last = span,
+            Some(last) if last.rule == span.rule => {}
+            _ => spans.push(span),
+        }
+    }
+    spans
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_range_is_read_and_printed() {
+        for (text, printed) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("10.0.0.1/32", "10.0.0.1"),
+            ("10.0.0.4-10.0.0.7", "10.0.0.4/30"),
+            ("10.0.0.5-10.0.0.8", "10.0.0.5-10.0.0.8"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:10.0.0.1-10.0.0.2", "10.0.0.1-10.0.0.2"),
+        ] {
+            assert_eq!(text.parse::<IpRange>().unwrap().to_string(), printed, "{text}");
+        }
+        let wrong = [
+            "",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0.0/",
+            "10.0.0.0/+8",
+            "10.0.0.1/8",
+            "10.0.0.9-10.0.0.1",
+            "::1-10.0.0.1",
+        ];
+        for text in
+            wrong.into_iter().chain(["10.0.0", "host/8", "10.0.0.0/8/8", "010.0.0.1", "-", "fe80::1%2/64"])
+        {
+            assert!(text.parse::<IpRange>().is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn everything_of_version_six_is_nothing_of_version_four() {
+        let mut rules = Rules::default();
+        rules.deny("::/0".parse().unwrap(), Refuse::End);
+        assert_eq!(rules.decide(ip("::1")), Verdict::Deny(Refuse::End));
+        assert_eq!(
+            (rules.decide(ip("127.0.0.1")), rules.decide(ip("::ffff:1.2.3.4"))),
+            (Verdict::Allow, Verdict::Allow)
+        );
+    }
+
+    #[test]
+    fn for_those_in_no_range_the_opposite_of_the_last_rule_holds() {
+        let (deny, allow) = ("10.1.0.0/16".parse().unwrap(), "10.0.0.0/8".parse().unwrap());
+        let mut rules = Rules::default();
+        assert_eq!(rules.decide(ip("192.0.2.1")), Verdict::Allow);
+        rules.allow(allow);
+        assert_eq!(rules.decide(ip("192.0.2.1")), Verdict::Deny(Refuse::End));
+        rules.deny(deny, Refuse::Hold);
+        assert_eq!(
+            (rules.decide(ip("192.0.2.1")), rules.decide(ip("10.1.0.1"))),
+            (Verdict::Allow, Verdict::Allow)
+        );
+        assert_eq!((rules.remove(allow), rules.remove(allow)), (1, 0));
+        assert_eq!(rules.decide(ip("10.1.0.1")), Verdict::Deny(Refuse::Hold));
+        assert_eq!((rules.unmatched(), rules.len()), (3, 1));
+    }
+
+    fn range() -> impl Strategy<Value = IpRange> {
+        // Few addresses, so that ranges meet; the ends of the space are among them.
+        let four = |n: u32| IpAddr::V4(Ipv4Addr::from_bits(if n < 20 { n } else { u32::MAX - (n - 20) }));
+        let six = |n: u32| {
+            IpAddr::V6(Ipv6Addr::from_bits(if n < 20 { n.into() } else { u128::MAX - u128::from(n - 20) }))
+        };
+        (any::<bool>(), 0..40_u32, 0..40_u32).prop_map(move |(v4, a, b)| {
+            let (a, b) = if v4 { (four(a), four(b)) } else { (six(a), six(b)) };
+            IpRange::new(a.min(b), a.max(b)).unwrap()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn it_decides_as_a_walk_through_the_list_does(
+            list in prop::collection::vec((range(), any::<bool>()), 0..12),
+            v4 in any::<bool>(),
+        ) {
+            let mut rules = Rules::default();
+            for &(range, allow) in &list {
+                if allow { rules.allow(range) } else { rules.deny(range, Refuse::End) }
+            }
+            let near = |n: u32| if n < 22 { n } else { u32::MAX - (n - 22) };
+            for n in 0..44 {
+                let ip = match v4 {
+                    true => IpAddr::V4(Ipv4Addr::from_bits(near(n))),
+                    false if n < 22 => IpAddr::V6(Ipv6Addr::from_bits(n.into())),
+                    false => IpAddr::V6(Ipv6Addr::from_bits(u128::MAX - u128::from(n - 22))),
+                };
+                let found = list.iter().find(|(range, _)| range.contains(ip)).map(|(_, allow)| *allow);
+                let expected = found.unwrap_or(list.last().is_none_or(|(_, allow)| !allow));
+                prop_assert_eq!(rules.decide(ip) == Verdict::Allow, expected, "{}", ip);
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! All connections, seen from outside any one of them.
+
+use std::fmt;
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::{Socket, Sockets};
+use crate::address::{Address, given};
+use crate::departed::Departed;
+use crate::id::{ConnId, GroupId, ServiceId};
+use crate::options::DialOptions;
+use crate::stats::Stats;
+use crate::table::{Group, Stop, Table};
+use crate::timers::TimerId;
+
+impl<'a> Sockets<'a> {
+    pub(crate) fn new(table: &'a mut Table) -> Sockets<'a> {
+        Sockets { table }
+    }
+
+    /// The instant at which this turn happens.
+    pub fn now(&self) -> Instant {
+        self.table.instant
+    }
+
+    /// The socket of a connection; none if it is gone or closing.
+    pub fn get(&mut self, id: ConnId) -> Option<Socket<'_>> {
+        let slot = self.table.live(id)?;
+        Some(Socket { table: self.table, slot })
+    }
+
+    /// The ids of all connections that are there and not closing.
+    pub fn ids(&self) -> Vec<ConnId> {
+        let all = self.table.slots.iter().map(|(slot, _)| self.table.id(slot as u32));
+        all.filter(|&id| self.table.live(id).is_some()).collect()
+    }
+
+    /// How many connections there are, closing ones included.
+    pub fn len(&self) -> usize {
+        self.table.connections()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Connects out, for a service that was added to the reactor. See [`Socket::dial`].
+    ///
+    /// # Errors
+    ///
+    /// When the reactor holds as many connections as it may, and when `to` is no [`Address`].
+    pub fn dial<A>(&mut self, to: A, service: ServiceId) -> io::Result<ConnId>
+    where
+        A: TryInto<Address, Error: fmt::Display>,
+    {
+        self.dial_with(to, service, DialOptions::default())
+    }
+
+    /// Connects out with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`dial`](Sockets::dial).
+    pub fn dial_with<A>(&mut self, to: A, service: ServiceId, options: DialOptions) -> io::Result<ConnId>
+    where
+        A: TryInto<Address, Error: fmt::Display>,
+    {
+        self.table.dial(service.0, given(to)?, options, None)
+    }
+
+    /// Calls off what was dialed: closes the connection if it is there, or forgets that it was to be
+    /// [dialed again](DialOptions::reconnect). Says whether there was anything to call off.
+    pub fn hang_up(&mut self, id: ConnId) -> bool {
+        match self.get(id) {
+            Some(mut socket) => {
+                socket.close();
+                true
+            }
+            None => self.table.timers.cancel_redial(id),
+        }
+    }
+
+    /// In [`closed`](crate::Service::closed): what is known of the connection that has ended, its addresses and its
+    /// figures among it. None at any other time.
+    pub fn departed(&self) -> Option<&Departed> {
+        self.table.departed.as_ref()
+    }
+
+    /// Calls [`Service::timer`](crate::Service::timer) once, after so long; or again and again, if `every` is given.
+    /// A timer keeps [`run`](crate::Reactor::run) turning, until the reactor is shut down.
+    ///
+    /// # Errors
+    ///
+    /// When there are [`Limits::timers`](crate::Limits::timers) of them already.
+    pub fn set_timer(
+        &mut self,
+        service: ServiceId,
+        after: Duration,
+        every: Option<Duration>,
+    ) -> io::Result<TimerId> {
+        self.table.set_timer(service.0, after, every)
+    }
+
+    /// Takes a timer back; says whether it was still to go off.
+    pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
+        self.table.timers.cancel(timer)
+    }
+
+    /// Makes a group of connections that share a rate, in bytes a second that are read from them together. They
+    /// [join](Socket::join) it one by one, or all of a service by
+    /// [`SocketLimits::group`](crate::SocketLimits::group). It is there for as long as the reactor.
+    ///
+    /// # Errors
+    ///
+    /// When there are 65,535 groups.
+    pub fn group(&mut self, rate: usize) -> io::Result<GroupId> {
+        let index = u16::try_from(self.table.groups.len()).ok().filter(|&index| index < u16::MAX);
+        let index = index.ok_or_else(|| io::Error::other("a reactor has 65,535 groups at most"))?;
+        self.table.groups.push(Group::new(rate, self.table.now));
+        Ok(GroupId(index))
+    }
+
+    /// Changes the rate of a group.
+    pub fn set_group_rate(&mut self, group: GroupId, rate: usize) {
+        self.table.set_group_rate(group.0, rate);
+    }
+
+    /// Closes the listeners now, and what connections remain after `grace`. See
+    /// [`Reactor::shutdown`](crate::Reactor::shutdown).
+    pub fn shutdown(&mut self, grace: Duration) {
+        self.table.stop.get_or_insert(Stop::Shutdown(grace));
+    }
+
+    /// Closes everything now.
+    pub fn stop(&mut self) {
+        self.table.stop = Some(Stop::Now);
+    }
+
+    /// What the loop has counted.
+    pub fn stats(&self) -> Stats {
+        self.table.stats.clone()
+    }
+
+    /// Bytes held in all inboxes and outboxes, as counted against [`Limits::memory`](crate::Limits::memory).
+    pub fn memory(&self) -> usize {
+        self.table.memory
+    }
+}

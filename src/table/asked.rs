@@ -1,0 +1,216 @@
+//! What a socket can be asked to do.
+
+use std::time::Duration;
+
+use super::Table;
+use crate::closed::Closed;
+use crate::connection::Stage;
+use crate::extra::{Alarm, Quiet};
+use crate::id::ConnId;
+use crate::options::SocketOption;
+use crate::shared::Shared;
+
+impl Table {
+    pub(crate) fn send(&mut self, slot: u32, bytes: &[u8]) {
+        if self.may_queue(slot, bytes.len()) {
+            let entry = self.push_dirty(slot);
+            self.arena.push(&mut self.dirty[entry].chain, bytes);
+        }
+    }
+
+    pub(crate) fn send_shared(&mut self, slot: u32, shared: &Shared) {
+        if self.may_queue(slot, shared.bytes().len()) {
+            let entry = self.push_dirty(slot);
+            self.arena.push_shared(&mut self.dirty[entry].chain, shared);
+        }
+    }
+
+    /// The one thing a refused peer is told, or nothing.
+    pub(crate) fn send_to_refused(&mut self, slot: u32, busy: Option<&Shared>) {
+        if let Some(busy) = busy {
+            self.send_shared(slot, busy);
+        }
+        self.close(slot, Closed::Local);
+    }
+
+    /// A refused peer is neither read nor told anything, until its time is up.
+    pub(crate) fn hold(&mut self, slot: u32) {
+        self.at_mut(slot).flags.paused = true;
+        self.held += 1;
+    }
+
+    /// Whether bytes can still be sent. A peer whose kernel buffer is known to be full is closed as soon as its
+    /// queue would pass the cap; one that has not been tried in this turn gets its chance at the flush.
+    fn may_queue(&mut self, slot: u32, length: usize) -> bool {
+        let (queued, high) = (self.queued(slot) + length, self.high_water(slot));
+        let (connection, limits) = self.with_limits(slot);
+        if !connection.is_live() || connection.flags.finishing {
+            self.stats.sent_too_late += length as u64;
+            return false;
+        }
+        if !connection.flags.writable && queued > limits.queue {
+            self.doom(slot, Closed::SlowReader);
+            return false;
+        }
+        // Full from here on, even if the kernel takes it all a moment later: who was told so waits for `drained`.
+        connection.flags.full |= queued >= high;
+        true
+    }
+
+    /// Bytes sent and not yet taken by the kernel.
+    pub(crate) fn queued(&self, slot: u32) -> usize {
+        let connection = self.at(slot);
+        let this_turn = self.dirty.get(connection.dirty as usize).map_or(0, |dirty| dirty.chain.len());
+        connection.queued() + this_turn
+    }
+
+    /// From four fifths of the memory on, any queue at all counts as full.
+    pub(crate) fn high_water(&self, slot: u32) -> usize {
+        if self.memory > self.limits.memory / 5 * 4 { 1 } else { self.limits_of(slot).high_water.max(1) }
+    }
+
+    pub(crate) fn finish(&mut self, slot: u32) {
+        if self.at(slot).is_live() {
+            self.at_mut(slot).flags.finishing = true;
+            self.push_dirty(slot);
+        }
+    }
+
+    /// Flush, then both ways.
+    pub(crate) fn close(&mut self, slot: u32, why: Closed) {
+        let now = self.now;
+        let connection = self.at_mut(slot);
+        match connection.stage {
+            Stage::Connecting => self.doom(slot, why),
+            Stage::Open => {
+                connection.stage = Stage::Closing;
+                connection.why = Some(why);
+                connection.touched = now;
+                self.drop_inbox(slot);
+                self.push_dirty(slot);
+                self.push_ready(slot);
+                self.rearm(slot);
+            }
+            Stage::Closing | Stage::Lingering | Stage::Doomed => {}
+        }
+    }
+
+    pub(crate) fn pause(&mut self, slot: u32) {
+        self.at_mut(slot).flags.paused = true;
+    }
+
+    pub(crate) fn resume(&mut self, slot: u32) {
+        let now = self.now;
+        let connection = self.at_mut(slot);
+        if connection.flags.paused {
+            connection.flags.paused = false;
+            connection.flags.redeliver = connection.inbox.is_some();
+            if let Some(inbox) = &mut connection.inbox {
+                // A message's clocks do not run while nobody wants it.
+                inbox.begin(now);
+            }
+            self.push_ready(slot);
+            self.rearm(slot);
+        }
+    }
+
+    // -- clocks of its own -----------------------------------------------------------------------
+
+    pub(crate) fn set_idle(&mut self, slot: u32, idle: Option<Duration>) {
+        let now = self.now;
+        let connection = self.at_mut(slot);
+        connection.extra().idle = Some(idle);
+        connection.touched = now;
+        self.rearm(slot);
+    }
+
+    pub(crate) fn set_read_idle(&mut self, slot: u32, idle: Option<Duration>) {
+        let since = self.now;
+        self.at_mut(slot).extra().reading = idle.map(|span| Quiet { span, since });
+        self.rearm(slot);
+    }
+
+    pub(crate) fn set_write_idle(&mut self, slot: u32, idle: Option<Duration>) {
+        let since = self.now;
+        self.at_mut(slot).extra().writing = idle.map(|span| Quiet { span, since });
+        self.rearm(slot);
+    }
+
+    pub(crate) fn set_alarm(&mut self, slot: u32, after: Option<Duration>, every: Option<Duration>) {
+        let now = self.now;
+        self.at_mut(slot).extra().alarm = after.map(|after| Alarm { when: now.after(after), every });
+        self.rearm(slot);
+    }
+
+    // -- the system ------------------------------------------------------------------------------
+
+    /// Has an option set: at the end of the turn, or as soon as there is a stream to set it on.
+    pub(crate) fn ask(&mut self, slot: u32, option: SocketOption) {
+        let id = self.id(slot);
+        let connection = self.at_mut(slot);
+        match connection.stage {
+            Stage::Connecting => {
+                let asked = &mut connection.extra().asked;
+                asked.retain(|before| std::mem::discriminant(before) != std::mem::discriminant(&option));
+                asked.push(option);
+            }
+            Stage::Open => self.asked.push((id, option)),
+            Stage::Closing | Stage::Lingering | Stage::Doomed => {}
+        }
+    }
+
+    // -- pipes -----------------------------------------------------------------------------------
+
+    /// Joins two connections: what arrives at the one is sent to the other. What waits in their inboxes goes first.
+    pub(crate) fn pipe(&mut self, a: u32, b: u32) {
+        self.unpipe(a);
+        self.unpipe(b);
+        for (from, to) in [(a, b), (b, a)] {
+            let leg = self.id(to);
+            let connection = self.at_mut(from);
+            connection.extra().leg = Some(leg);
+            connection.flags.piped = true;
+        }
+        for (from, to) in [(a, b), (b, a)] {
+            if let Some(inbox) = self.at_mut(from).inbox.take() {
+                self.memory -= inbox.charge();
+                self.send(to, inbox.kept());
+            }
+            self.block(from, to);
+            if self.at(from).flags.ended {
+                self.finish(to);
+            }
+            self.push_ready(from);
+            self.rearm(from);
+        }
+    }
+
+    /// Parts them again; each one's service gets what arrives from now on.
+    pub(crate) fn unpipe(&mut self, slot: u32) -> Option<ConnId> {
+        let leg = self.part(slot)?;
+        if let Some(other) = self.find(leg) {
+            self.part(other);
+            self.push_ready(other);
+        }
+        self.push_ready(slot);
+        Some(leg)
+    }
+
+    fn part(&mut self, slot: u32) -> Option<ConnId> {
+        let flags = &mut self.at_mut(slot).flags;
+        (flags.piped, flags.blocked) = (false, false);
+        self.at_mut(slot).extra.as_mut()?.leg.take()
+    }
+
+    /// The other end of its pipe, if bytes can still be sent there.
+    pub(crate) fn leg(&self, slot: u32) -> Option<u32> {
+        let leg = self.at(slot).extra.as_ref()?.leg?;
+        self.live(leg)
+    }
+
+    /// A full end is not fed: its feeder is not read until it has drained.
+    pub(crate) fn block(&mut self, from: u32, to: u32) {
+        let blocked = self.at(to).flags.full;
+        self.at_mut(from).flags.blocked = blocked;
+    }
+}
