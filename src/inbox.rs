@@ -1,5 +1,6 @@
 //! Bytes in: kept only while a message is incomplete, and the cursor a service takes them with.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use memchr::memmem;
@@ -147,6 +148,27 @@ impl<'a> Input<'a> {
         self.take(self.len())
     }
 
+    /// Takes all whole characters as text. The beginning of one stays untaken until the rest of it arrives, so a
+    /// character is never split; bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// ```
+    /// use tidemill::Input;
+    ///
+    /// let mut input = Input::new(b"5 \xe2\x82");
+    /// assert_eq!(input.take_text(), "5 ");
+    /// assert_eq!(input.bytes(), b"\xe2\x82", "two thirds of a euro sign");
+    /// ```
+    pub fn take_text(&mut self) -> Cow<'a, str> {
+        let bytes = self.bytes();
+        // Only the last three bytes can be the beginning of a character that lacks its end.
+        let tail = bytes.len().saturating_sub(3);
+        let incomplete = (tail..bytes.len()).find(|&at| {
+            let starts = bytes[at] >= 0xc0;
+            starts && std::str::from_utf8(&bytes[at..]).is_err_and(|error| error.error_len().is_none())
+        });
+        String::from_utf8_lossy(self.take(incomplete.unwrap_or(bytes.len())))
+    }
+
     /// Takes up to and including the next `\n`, or nothing when none has arrived.
     ///
     /// The line is as long as [`SocketLimits::message`](crate::SocketLimits::message) lets it be; for another
@@ -275,6 +297,32 @@ mod tests {
                 }
             }
             prop_assert_eq!(inbox.kept(), &model[..]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn text_is_the_same_wherever_the_stream_is_cut(
+            pieces in vec(prop_oneof![
+                "[a-z\u{e9}\u{20ac}\u{10348}]{0,6}".prop_map(String::into_bytes),
+                vec(any::<u8>(), 0..4),
+                Just(b"\xe2\x82".to_vec()),
+                Just(b"\xf0\x90".to_vec()),
+            ], 0..12),
+            step in 1_usize..5,
+        ) {
+            let all = pieces.concat();
+            let (mut kept, mut text) = (Vec::new(), String::new());
+            for piece in all.chunks(step) {
+                kept.extend_from_slice(piece);
+                let mut input = Input::new(&kept);
+                text.push_str(&input.take_text());
+                prop_assert!(input.len() <= 3, "{} bytes are no beginning of a character", input.len());
+                let rest = input.bytes().to_vec();
+                kept = rest;
+            }
+            text.push_str(&String::from_utf8_lossy(&kept));
+            prop_assert_eq!(text, String::from_utf8_lossy(&all).into_owned());
         }
     }
 

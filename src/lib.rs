@@ -132,3 +132,8 @@ pub use turn::Turn;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The programs of the guide for those who come from Node, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/from-node.md")]
+struct FromNode;

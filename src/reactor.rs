@@ -261,6 +261,7 @@ impl Reactor {
 
     /// All connections, between turns.
     pub fn sockets(&mut self) -> Sockets<'_> {
+        self.turns.read_clock();
         Sockets::new(&mut self.turns.table)
     }
 

@@ -209,7 +209,8 @@ fn lines_fit_the_page() {
 #[test]
 fn pages_link_to_what_is_there() {
     let mut links = 0;
-    for page in ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/one-turn.md"] {
+    for page in ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/one-turn.md", "docs/from-node.md"]
+    {
         let text = fs::read_to_string(root().join(page)).expect("a page");
         let folder = root().join(page).parent().expect("a folder").to_path_buf();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

@@ -170,6 +170,7 @@ impl<S: System> Loop<S> {
         self.hosts.push(Box::new(Hosted::new(service)));
         self.table.socket_limits.push(limits.unwrap_or_else(|| self.table.limits.socket.clone()));
         self.table.watches.push(None);
+        self.read_clock();
         let own = ServiceId((self.hosts.len() - 1) as u16);
         self.hosts[usize::from(own.0)].start(&mut self.table, own);
         own

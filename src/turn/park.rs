@@ -27,11 +27,17 @@ impl<S: System> Loop<S> {
         };
         self.events.clear();
         self.system.poll(&mut self.events, wait)?;
+        self.read_clock();
+        Ok(())
+    }
+
+    /// Once in each turn; and between turns, when something is asked from outside: a span that begins then must not
+    /// begin at the time of a turn long past.
+    pub(crate) fn read_clock(&mut self) {
         let now = self.system.now();
         // A clock that went back would fire nothing twice, but it would break the promise of never.
         self.table.now = self.table.now.max(Tick::at(now));
         self.table.instant = self.system.started() + now;
-        Ok(())
     }
 
     /// Phase 2. Events become flags; whoever can do something with them is put in line. No user code runs, so

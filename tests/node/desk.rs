@@ -1,0 +1,440 @@
+//! A reactor with one service that writes down what it is told, and the peers that talk to it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tidemill::{
+    Address, Closed, ConnId, Departed, Input, Limits, ListenOptions, ListenerId, Reactor, Refused, Service,
+    ServiceId, Socket, SocketLimits, Sockets,
+};
+
+/// No machine that is not broken takes longer.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const MS: Duration = Duration::from_millis(1);
+
+/// What the service was told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Told {
+    Open(ConnId),
+    Connected(ConnId),
+    Data(ConnId),
+    End(ConnId),
+    Drained(ConnId),
+    Idle(ConnId),
+    Closed(ConnId, Closed),
+}
+
+type Hook = Box<dyn FnMut(&mut Socket<'_>)>;
+type OnData = Box<dyn FnMut(&mut Socket<'_>, &mut Input<'_>)>;
+
+#[derive(Default)]
+struct Hooks {
+    open: Option<Hook>,
+    connected: Option<Hook>,
+    data: Option<OnData>,
+    end: Option<Hook>,
+    drained: Option<Hook>,
+    idle: Option<Hook>,
+}
+
+#[derive(Default)]
+struct Notes {
+    told: Vec<Told>,
+    heard: HashMap<ConnId, Vec<u8>>,
+    departed: Vec<Departed>,
+    refused: Vec<Refused>,
+    hooks: Hooks,
+}
+
+#[derive(Clone, Default)]
+struct Clerk(Rc<RefCell<Notes>>);
+
+impl Clerk {
+    /// Runs a hook without holding the notes, which it may cause to be written.
+    fn run(&self, of: fn(&mut Hooks) -> &mut Option<Hook>, socket: &mut Socket<'_>) -> bool {
+        let taken = of(&mut self.0.borrow_mut().hooks).take();
+        let Some(mut hook) = taken else { return false };
+        hook(socket);
+        of(&mut self.0.borrow_mut().hooks).get_or_insert(hook);
+        true
+    }
+
+    fn note(&self, told: Told) {
+        self.0.borrow_mut().told.push(told);
+    }
+}
+
+impl Service for Clerk {
+    type Session = ();
+
+    fn open(&mut self, socket: &mut Socket<'_>) {
+        self.note(Told::Open(socket.id()));
+        self.run(|hooks| &mut hooks.open, socket);
+    }
+
+    fn connected(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+        self.note(Told::Connected(socket.id()));
+        self.run(|hooks| &mut hooks.connected, socket);
+    }
+
+    fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+        self.note(Told::Data(socket.id()));
+        let taken = self.0.borrow_mut().hooks.data.take();
+        match taken {
+            Some(mut hook) => {
+                hook(socket, input);
+                self.0.borrow_mut().hooks.data.get_or_insert(hook);
+            }
+            None => {
+                let id = socket.id();
+                self.0.borrow_mut().heard.entry(id).or_default().extend_from_slice(input.take_all());
+            }
+        }
+    }
+
+    fn end(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+        self.note(Told::End(socket.id()));
+        if !self.run(|hooks| &mut hooks.end, socket) {
+            socket.finish();
+        }
+    }
+
+    fn drained(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+        self.note(Told::Drained(socket.id()));
+        self.run(|hooks| &mut hooks.drained, socket);
+    }
+
+    fn idle(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+        self.note(Told::Idle(socket.id()));
+        if !self.run(|hooks| &mut hooks.idle, socket) {
+            socket.close();
+        }
+    }
+
+    fn refused(&mut self, refused: &Refused, _: &mut Sockets<'_>) {
+        self.0.borrow_mut().refused.push(refused.clone());
+    }
+
+    fn closed(&mut self, _: (), id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
+        self.note(Told::Closed(id, why));
+        self.0.borrow_mut().departed.extend(rest.departed().cloned());
+    }
+}
+
+pub struct Desk {
+    pub reactor: Reactor,
+    pub service: ServiceId,
+    clerk: Clerk,
+}
+
+impl Desk {
+    pub fn new() -> Desk {
+        Desk::with(Limits::default())
+    }
+
+    pub fn with(limits: Limits) -> Desk {
+        let mut reactor = Reactor::new(limits).expect("a reactor");
+        let clerk = Clerk::default();
+        let service = reactor.add(clerk.clone());
+        Desk { reactor, service, clerk }
+    }
+
+    pub fn with_socket(socket: SocketLimits) -> Desk {
+        Desk::with(Limits { socket, ..Limits::default() })
+    }
+
+    // -- what the service does --
+
+    pub fn on_open(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Desk {
+        self.clerk.0.borrow_mut().hooks.open = Some(Box::new(hook));
+        self
+    }
+
+    pub fn on_connected(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Desk {
+        self.clerk.0.borrow_mut().hooks.connected = Some(Box::new(hook));
+        self
+    }
+
+    pub fn on_data(self, hook: impl FnMut(&mut Socket<'_>, &mut Input<'_>) + 'static) -> Desk {
+        self.clerk.0.borrow_mut().hooks.data = Some(Box::new(hook));
+        self
+    }
+
+    pub fn on_end(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Desk {
+        self.clerk.0.borrow_mut().hooks.end = Some(Box::new(hook));
+        self
+    }
+
+    pub fn on_drained(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Desk {
+        self.clerk.0.borrow_mut().hooks.drained = Some(Box::new(hook));
+        self
+    }
+
+    pub fn on_idle(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Desk {
+        self.clerk.0.borrow_mut().hooks.idle = Some(Box::new(hook));
+        self
+    }
+
+    // -- listening and dialing --
+
+    pub fn listen(&mut self) -> SocketAddr {
+        self.listen_with(&ListenOptions::default()).1
+    }
+
+    pub fn listen_with(&mut self, options: &ListenOptions) -> (ListenerId, SocketAddr) {
+        let listener = self.reactor.listen_with("127.0.0.1:0", self.service, options).expect("a listener");
+        (listener, self.address(listener))
+    }
+
+    pub fn address(&self, listener: ListenerId) -> SocketAddr {
+        self.reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address")
+    }
+
+    #[track_caller]
+    pub fn dial<A: TryInto<Address, Error: std::fmt::Display>>(&mut self, to: A) -> ConnId {
+        self.reactor.dial(to, self.service).expect("a slot")
+    }
+
+    /// A peer that calls, as soon as the service has met it.
+    #[track_caller]
+    pub fn caller(&mut self, to: SocketAddr) -> (Peer, ConnId) {
+        let before = self.opened().len();
+        let peer = Peer::call(to);
+        self.until("a caller is let in", |desk| desk.opened().len() > before);
+        (peer, self.opened()[before])
+    }
+
+    /// Two ends of one connection, both of this service: the one that dialed, and the one that was accepted.
+    #[track_caller]
+    pub fn both_ends(&mut self) -> (ConnId, ConnId) {
+        let address = self.listen();
+        let dialed = self.dial(address);
+        self.until("both ends are there", |desk| {
+            desk.opened().len() >= 2 && desk.told(Told::Connected(dialed)) == 1
+        });
+        let accepted = self.opened().into_iter().find(|&id| id != dialed).expect("the accepted end");
+        (dialed, accepted)
+    }
+
+    // -- time --
+
+    /// Turns until something holds, but not for ever.
+    #[track_caller]
+    pub fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Desk) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !holds(self) {
+            assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}; {:?}", self.all_told());
+            self.reactor.turn(Some(MS)).expect("a turn");
+        }
+    }
+
+    /// Turns for so long: to see that nothing happens.
+    pub fn turn_for(&mut self, span: Duration) {
+        let end = Instant::now() + span;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            self.reactor.turn(Some(left.min(5 * MS))).expect("a turn");
+        }
+    }
+
+    #[track_caller]
+    pub fn until_closed(&mut self, id: ConnId) -> Closed {
+        self.until("it is closed", |desk| desk.closed(id).is_some());
+        self.closed(id).expect("a reason")
+    }
+
+    // -- what was told --
+
+    pub fn all_told(&self) -> Vec<Told> {
+        self.clerk.0.borrow().told.clone()
+    }
+
+    pub fn told(&self, what: Told) -> usize {
+        self.clerk.0.borrow().told.iter().filter(|told| **told == what).count()
+    }
+
+    pub fn opened(&self) -> Vec<ConnId> {
+        let told = self.all_told().into_iter();
+        told.filter_map(|told| if let Told::Open(id) = told { Some(id) } else { None }).collect()
+    }
+
+    pub fn farewells(&self, id: ConnId) -> Vec<Closed> {
+        let told = self.all_told().into_iter();
+        told.filter_map(|told| match told {
+            Told::Closed(of, why) if of == id => Some(why),
+            _ => None,
+        })
+        .collect()
+    }
+
+    pub fn closed(&self, id: ConnId) -> Option<Closed> {
+        self.farewells(id).first().copied()
+    }
+
+    pub fn heard(&self, id: ConnId) -> Vec<u8> {
+        self.clerk.0.borrow().heard.get(&id).cloned().unwrap_or_default()
+    }
+
+    pub fn departed(&self, id: ConnId) -> Departed {
+        let notes = self.clerk.0.borrow();
+        notes.departed.iter().find(|departed| departed.id == id).expect("it has ended").clone()
+    }
+
+    pub fn refused(&self) -> Vec<Refused> {
+        self.clerk.0.borrow().refused.clone()
+    }
+
+    /// Why a dial failed, in words.
+    pub fn failure(&self, id: ConnId) -> String {
+        self.departed(id).failure.expect("a failure").to_string()
+    }
+
+    /// Does something with a connection that must be there.
+    #[track_caller]
+    pub fn with_socket_of<T>(&mut self, id: ConnId, what: impl FnOnce(&mut Socket<'_>) -> T) -> T {
+        let mut sockets = self.reactor.sockets();
+        let mut socket = sockets.get(id).expect("it is there");
+        what(&mut socket)
+    }
+
+    /// Reads from a peer until it has heard so much.
+    #[track_caller]
+    pub fn hear(&mut self, peer: &mut Peer, bytes: usize) -> Vec<u8> {
+        self.until("the peer hears it", |_| {
+            peer.listen();
+            peer.heard.len() >= bytes || peer.end.is_some()
+        });
+        assert!(peer.heard.len() >= bytes, "only {} of {bytes} bytes, then {:?}", peer.heard.len(), peer.end);
+        peer.heard.drain(..bytes).collect()
+    }
+
+    /// Reads from a peer to its end: everything, and how it ended.
+    #[track_caller]
+    pub fn hear_end(&mut self, peer: &mut Peer) -> (Vec<u8>, End) {
+        self.until("the peer hears an end", |_| {
+            peer.listen();
+            peer.end.is_some()
+        });
+        (std::mem::take(&mut peer.heard), peer.end.expect("an end"))
+    }
+}
+
+/// How a peer saw the end of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    Clean,
+    Reset,
+}
+
+/// A peer on the standard library's sockets.
+pub struct Peer {
+    pub stream: TcpStream,
+    pub heard: Vec<u8>,
+    pub end: Option<End>,
+}
+
+impl Peer {
+    pub fn call(to: SocketAddr) -> Peer {
+        Peer::of(TcpStream::connect(to).expect("a connection"))
+    }
+
+    pub fn of(stream: TcpStream) -> Peer {
+        stream.set_nonblocking(true).expect("an option");
+        stream.set_nodelay(true).expect("an option");
+        Peer { stream, heard: Vec::new(), end: None }
+    }
+
+    /// Says something that fits into the kernel's buffer.
+    #[track_caller]
+    pub fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).expect("the kernel takes it");
+    }
+
+    pub fn finish(&mut self) {
+        self.stream.shutdown(Shutdown::Write).expect("it is connected");
+    }
+
+    /// Ends with a reset.
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("an option");
+    }
+
+    pub fn listen(&mut self) {
+        let mut chunk = [0; 64 * 1024];
+        while self.end.is_none() {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => self.end = Some(End::Clean),
+                Ok(n) => self.heard.extend_from_slice(&chunk[..n]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => self.end = Some(End::Reset),
+            }
+        }
+    }
+}
+
+/// Somebody to dial.
+pub struct Host(pub TcpListener);
+
+impl Host {
+    pub fn new() -> Host {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("an option");
+        Host(listener)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.0.local_addr().expect("its address")
+    }
+
+    #[track_caller]
+    pub fn answer(&self, desk: &mut Desk) -> Peer {
+        let mut found = None;
+        desk.until("somebody calls", |_| {
+            found = self.0.accept().ok();
+            found.is_some()
+        });
+        Peer::of(found.expect("a caller").0)
+    }
+}
+
+/// An address where nobody listens: nothing on this machine uses port 1 of this address.
+pub fn nobody() -> SocketAddr {
+    "127.77.0.1:1".parse().expect("an address")
+}
+
+/// An address that never answers: a listener whose backlog is full, for as long as it is kept.
+pub struct BlackHole {
+    listener: socket2::Socket,
+    fill: Vec<TcpStream>,
+}
+
+impl BlackHole {
+    pub fn on(ip: &str) -> BlackHole {
+        let address: SocketAddr = format!("{ip}:0").parse().expect("an address");
+        let domain = socket2::Domain::for_address(address);
+        let listener = socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("a socket");
+        listener.bind(&address.into()).expect("a port");
+        listener.listen(0).expect("a listener");
+        let mut hole = BlackHole { listener, fill: Vec::new() };
+        // Linux takes one more than the backlog; from then on it drops what would open a connection.
+        while let Ok(stream) = TcpStream::connect_timeout(&hole.address(), 100 * MS) {
+            hole.fill.push(stream);
+            assert!(hole.fill.len() < 10, "the backlog has no end");
+        }
+        hole
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().ok().and_then(|address| address.as_socket()).expect("its address")
+    }
+
+    /// Makes room: the next try of the kernel's, a second after the first, comes through.
+    pub fn open_up(&mut self) {
+        for _ in 0..self.fill.len() {
+            self.listener.accept().expect("somebody waits");
+        }
+    }
+}

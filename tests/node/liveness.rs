@@ -1,0 +1,29 @@
+//! F: whether the loop ends when nothing is left. One scenario.
+
+use tidemill::services::Echo;
+
+use crate::desk::{Desk, MS, Peer};
+
+#[test]
+fn f1_the_loop_ends_when_nothing_is_left_that_could_happen_and_not_before() {
+    let mut idle = Desk::new();
+    idle.reactor.run().expect("an empty loop ends at once");
+    // A handle that is kept does not keep it turning; a timer, a connection and a listener do.
+    let _handle = idle.reactor.handle();
+    let service = idle.service;
+    idle.reactor.sockets().set_timer(service, 30 * MS, None).expect("a timer");
+    let begun = std::time::Instant::now();
+    idle.reactor.run().expect("it ends when the timer has gone off");
+    assert!(begun.elapsed() >= 30 * MS);
+    let echo = idle.reactor.add(Echo::raw());
+    let listener = idle.reactor.listen("127.0.0.1:0", echo).expect("a listener");
+    let address = idle.address(listener);
+    let client = std::thread::spawn(move || {
+        let peer = Peer::call(address);
+        peer.stream.shutdown(std::net::Shutdown::Write).expect("it is connected");
+    });
+    idle.until("the caller has come and gone", |desk| desk.reactor.stats().ended_in_all() == 1);
+    client.join().expect("a peer");
+    assert!(idle.reactor.close_listener(listener));
+    idle.reactor.run().expect("nothing is left");
+}
