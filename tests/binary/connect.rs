@@ -55,6 +55,79 @@ fn a_server_that_leaves_first_ends_it() {
 }
 
 #[test]
+fn only_connecting_says_by_its_exit_code_whether_somebody_is_there() {
+    let _quiet = alone();
+    let server = Server::start("chat");
+    let outcome = run(&["connect", "-z", &server.address.to_string()], b"never sent");
+    assert_eq!((outcome.code, outcome.stdout.len(), outcome.stderr.as_str()), (Some(0), 0, ""));
+    let outcome = run(&["connect", "-z", "127.77.0.1:1"], b"");
+    assert_eq!(outcome.code, Some(1));
+    assert_eq!(outcome.stderr, "tidemill: cannot connect to 127.77.0.1:1: connection refused\n");
+}
+
+#[test]
+fn frames_are_lines_on_this_side_and_hexadecimal_is_for_looking_at_bytes() {
+    let _others = among_others();
+    let frames = Server::start("frames --framing u16le");
+    let to = frames.address.to_string();
+    let outcome = run(&["connect", "--framing", "u16le", &to], b"one\n\ntwo");
+    assert_eq!(
+        (outcome.stdout.as_slice(), outcome.code),
+        (&b"one\n\ntwo\n"[..], Some(0)),
+        "{}",
+        outcome.stderr
+    );
+    let outcome = run(&["connect", "--framing", "u16le", "--hex", &to], b"one\n");
+    assert_eq!(outcome.stdout, b"6f 6e 65\n");
+    let outcome = run(&["connect", "--hex", &to], b"\x02\0\xff\0");
+    assert_eq!(outcome.stdout, b"00000000  02 00 ff 00                                       |....|\n");
+    let outcome = run(&["connect", "--framing", "u8", &to], &[b"x".repeat(300), b"\n".to_vec()].concat());
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stderr.contains("300"), "{}", outcome.stderr);
+}
+
+#[test]
+fn line_ends_become_those_of_the_network_when_asked_for() {
+    let _others = among_others();
+    let echo = Server::start("echo --raw");
+    let outcome = run(&["connect", "--crlf", &echo.address.to_string()], b"one\ntwo\r\n");
+    assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"one\r\ntwo\r\n"[..], Some(0)));
+}
+
+#[test]
+fn a_server_that_says_nothing_more_is_waited_for_as_long_as_was_asked() {
+    let _others = among_others();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address").to_string();
+    let silent = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a caller");
+        stream.write_all(b"one word").expect("it takes it");
+        stream // Open until it is looked at again.
+    });
+    let begun = std::time::Instant::now();
+    let outcome = run(&["connect", "--wait", "400ms", &address], b"");
+    assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"one word"[..], Some(0)), "{}", outcome.stderr);
+    assert!(begun.elapsed() >= std::time::Duration::from_millis(400));
+    let mut rest = Vec::new();
+    silent.join().expect("a stream").read_to_end(&mut rest).expect("a clean end");
+}
+
+#[test]
+fn names_and_unix_domain_sockets_can_be_connected_to() {
+    let _others = among_others();
+    let path = std::env::temp_dir().join(format!("tidemill-connect-{}.sock", std::process::id()));
+    let unix = format!("unix:{}", path.display());
+    let mut server = Server::start(&format!("echo --raw --listen {unix} --listen 127.0.0.1:0"));
+    let outcome = run(&["connect", &unix], b"by a file");
+    assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"by a file"[..], Some(0)), "{}", outcome.stderr);
+    let outcome = run(&["connect", &format!("localhost:{}", server.address.port())], b"by a name");
+    assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"by a name"[..], Some(0)), "{}", outcome.stderr);
+    server.end();
+    let outcome = run(&["connect", &unix], b"");
+    assert_eq!(outcome.stderr, format!("tidemill: cannot connect to {unix}: no such file or directory\n"));
+}
+
+#[test]
 fn nobody_there_is_said_in_one_sentence_with_exit_1() {
     // Nobody else may take the port meanwhile.
     let _quiet = alone();

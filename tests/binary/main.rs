@@ -7,10 +7,12 @@
 mod connect;
 mod endurance;
 mod fairness;
+mod interop;
 mod limits;
 mod memory;
 mod options;
 mod peer;
+mod proxy;
 mod server;
 mod signals;
 mod traffic;

@@ -101,9 +101,9 @@ pub fn meanwhile<T>(background: impl FnOnce(&AtomicBool) + Send, foreground: imp
 
 pub struct Server {
     process: Process,
-    /// Where it listens: the first of its listeners.
+    /// Where it listens: the first of its listeners that has an IP address.
     pub address: SocketAddr,
-    /// All of its listeners.
+    /// All of its listeners that have one.
     pub addresses: Vec<SocketAddr>,
     log: Arc<Mutex<String>>,
 }
@@ -146,11 +146,14 @@ impl Server {
             stdout.read_line(&mut line).expect("its start line");
             let address = line.trim_end().strip_prefix("listening on ");
             let address = address.unwrap_or_else(|| panic!("{words:?} said {line:?} and {log:?}"));
-            addresses.push(address.parse().expect("an address with the real port"));
+            if !address.starts_with("unix:") {
+                addresses.push(address.parse().expect("an address with the real port"));
+            }
         }
         // From here on nobody reads its stdout, which must not trouble it.
         drop(stdout);
-        Server { process: Process(child), address: addresses[0], addresses, log }
+        let address = addresses.first().copied().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+        Server { process: Process(child), address, addresses, log }
     }
 
     fn pid(&self) -> Pid {
