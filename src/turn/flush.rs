@@ -131,12 +131,16 @@ impl<S: System> Loop<S> {
     /// Everything is written; if our end was to follow, it does.
     fn send_end(&mut self, slot: u32) {
         let connection = self.table.at(slot);
-        if !connection.owes_end() || connection.stage == Stage::Connecting {
+        // One that is closed after it had finished owes no end, but has only its farewell before it.
+        let leaves = connection.flags.finished && connection.stage == Stage::Closing;
+        if connection.stage == Stage::Connecting || !(connection.owes_end() || leaves) {
             return;
         }
         let Some(stream) = &self.streams[slot as usize] else { return };
-        if let Err(error) = self.system.finish(stream) {
-            return self.table.doom(slot, Closed::from_io(&error));
+        if !leaves {
+            if let Err(error) = self.system.finish(stream) {
+                return self.table.doom(slot, Closed::from_io(&error));
+            }
         }
         let now = self.table.now;
         let connection = self.table.at_mut(slot);

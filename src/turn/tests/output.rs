@@ -3,6 +3,21 @@
 use super::*;
 
 #[test]
+fn closing_after_finishing_lingers_for_a_moment_and_not_for_as_long_as_half_closed_ones_may() {
+    for half_closed in [None, Some(60 * SECOND)] {
+        let limits = SocketLimits { half_closed, ..no_idle() };
+        let mut house = socket_limits(limits).build_with(|socket| socket.finish(), swallow);
+        let (peer, id) = house.guest();
+        assert!(house.script.heard_end(peer));
+        house.sockets().get(id).unwrap().close();
+        house.pass(900 * MS);
+        assert_eq!(house.farewell(id), None);
+        house.pass(130 * MS);
+        assert_eq!(house.farewell(id), Some(Closed::Local));
+    }
+}
+
+#[test]
 fn twenty_sends_leave_with_one_write() {
     let mut house = Plan::default().build(|socket, input| {
         input.take_all();
