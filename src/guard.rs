@@ -25,6 +25,9 @@ use crate::time::Tick;
 pub struct Guard {
     /// Who may come in at all. Looked at before everything else.
     pub rules: Rules,
+    /// Connections of this service at once, dialed ones included. Off by default: then only
+    /// [`Limits::connections`](crate::Limits::connections) holds, for the whole reactor.
+    pub connections: Option<usize>,
     /// Connections at once from one address. Off by default.
     pub per_address: Option<usize>,
     /// Connections a second from one address, and as many at once after a silence. Off by default.
@@ -38,8 +41,8 @@ pub struct Guard {
     /// Those they stand for are counted when [`Socket::set_peer_addr`](crate::Socket::set_peer_addr) is told. Empty
     /// by default.
     pub exempt: Vec<IpRange>,
-    /// Let everybody in, but count and log whom the rules above would have turned away. The cap on connections
-    /// still holds.
+    /// Let everybody in, but count and log whom the rules above would have turned away. The caps on connections still
+    /// hold.
     pub dry_run: bool,
 }
 
@@ -47,6 +50,7 @@ impl Default for Guard {
     fn default() -> Guard {
         Guard {
             rules: Rules::default(),
+            connections: None,
             per_address: None,
             accept_rate: None,
             crowded: Refuse::Reply,
@@ -61,7 +65,7 @@ impl Default for Guard {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// All [`Limits::connections`](crate::Limits::connections) are in use.
+    /// All [`Limits::connections`](crate::Limits::connections) or [`Guard::connections`] are in use.
     Full,
     /// A rule denies its address.
     Denied,

@@ -30,6 +30,14 @@ pub struct ConnId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ServiceId(pub(crate) u16);
 
+/// The name of a listener of a reactor, good for as long as you care to keep it: another one that takes its place has
+/// another name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ListenerId {
+    pub(crate) index: usize,
+    pub(crate) birth: u64,
+}
+
 /// A rate that several connections share: see [`Sockets::group`](crate::Sockets::group).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct GroupId(pub(crate) u16);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::address::Address;
+use crate::id::ListenerId;
 use crate::options::KeepAlive;
 use crate::shared::Shared;
 use crate::time::Tick;
@@ -68,6 +69,7 @@ impl Default for ListenOptions {
 /// One listener and what the loop remembers of it.
 pub(crate) struct Door<L> {
     pub(crate) listener: L,
+    pub(crate) id: ListenerId,
     pub(crate) host: u16,
     pub(crate) refuses: bool,
     pub(crate) dials: bool,
@@ -91,9 +93,16 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 impl<L> Door<L> {
-    pub(crate) fn new(listener: L, address: Address, host: u16, options: &ListenOptions) -> Door<L> {
+    pub(crate) fn new(
+        listener: L,
+        id: ListenerId,
+        address: Address,
+        host: u16,
+        options: &ListenOptions,
+    ) -> Door<L> {
         Door {
             listener,
+            id,
             host,
             local: address.inet().filter(|inet| !inet.ip().is_unspecified()),
             address,
@@ -187,7 +196,8 @@ mod tests {
 
     #[test]
     fn a_starved_door_looks_again_by_itself_and_less_and_less_often() {
-        let mut door = Door::new((), Address::Unnamed, 1, &ListenOptions::default());
+        let mut door =
+            Door::new((), ListenerId { index: 0, birth: 1 }, Address::Unnamed, 1, &ListenOptions::default());
         door.acceptable = true;
         let (mut now, mut pauses) = (Tick(0), Vec::new());
         for _ in 0..8 {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::address::{Address, given};
 use crate::guard::Guard;
 use crate::handle::Handle;
-use crate::id::{ConnId, ServiceId};
+use crate::id::{ConnId, ListenerId, ServiceId};
 use crate::kernel::{Adopted, Kernel};
 use crate::limits::{Limits, SocketLimits};
 use crate::listener::ListenOptions;
@@ -58,10 +58,6 @@ use crate::turn::{Loop, Turn};
 pub struct Reactor {
     turns: Loop<Kernel>,
 }
-
-/// A listener of a reactor.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct ListenerId(usize);
 
 impl Reactor {
     /// Makes one. It opens three descriptors: the poll, the wake-up line, and one in reserve.
@@ -129,7 +125,7 @@ impl Reactor {
         let mut last = None;
         for address in candidates {
             match self.turns.listen(&address, service, options) {
-                Ok(index) => return Ok(ListenerId(index)),
+                Ok(listener) => return Ok(listener),
                 Err(error) => last = Some(cannot_listen(&address, &error)),
             }
         }
@@ -161,19 +157,17 @@ impl Reactor {
         options: &ListenOptions,
     ) -> io::Result<ListenerId> {
         let adopted = listener.into();
-        let index =
-            self.turns.hang_door(service, options, |kernel, token| kernel.adopt(adopted, options, token))?;
-        Ok(ListenerId(index))
+        self.turns.hang_door(service, options, |kernel, token| kernel.adopt(adopted, options, token))
     }
 
     /// The address a listener really has: the port where 0 was asked for. None once it is closed.
     pub fn local_addr(&self, listener: ListenerId) -> Option<Address> {
-        self.turns.local_addr(listener.0)
+        self.turns.local_addr(listener)
     }
 
     /// Sets who may come in to a service, at all of its listeners; or changes it, while it runs.
     pub fn guard(&mut self, service: ServiceId, guard: Guard) {
-        self.turns.set_guard(service, guard);
+        self.sockets().guard(service, guard);
     }
 
     /// How often each of the rules of a service's guard has decided.
@@ -192,7 +186,7 @@ impl Reactor {
 
     /// Closes one listener; its connections live on. Says whether it was there.
     pub fn close_listener(&mut self, listener: ListenerId) -> bool {
-        self.turns.close_listener(listener.0)
+        self.turns.close_listener(listener)
     }
 
     /// Connects out for a service. [`Service::open`] comes with the next turn; a failure comes as

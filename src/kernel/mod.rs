@@ -174,19 +174,23 @@ impl System for Kernel {
 
     fn set(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()> {
         let socket = SockRef::from(stream);
-        match (option, stream) {
-            (SocketOption::SendBuffer(bytes), _) => socket.set_send_buffer_size(bytes),
-            (SocketOption::RecvBuffer(bytes), _) => socket.set_recv_buffer_size(bytes),
-            // The others are about TCP, and a Unix-domain socket does without.
-            (_, Stream::Unix(_)) => Ok(()),
-            (SocketOption::NoDelay(on), _) => socket.set_tcp_nodelay(on),
-            (SocketOption::KeepAlive(Some(keep_alive)), _) => socket.set_tcp_keepalive(&probes(keep_alive)),
-            (SocketOption::KeepAlive(None), _) => socket.set_keepalive(false),
-            (SocketOption::UserTimeout(span), _) => set_user_timeout(&socket, span),
-            (SocketOption::Tos(tos), Stream::Tcp(tcp)) => match tcp.local_addr()? {
-                SocketAddr::V4(_) => socket.set_tos_v4(u32::from(tos)),
-                SocketAddr::V6(_) => socket.set_tclass_v6(u32::from(tos)),
-            },
+        let Some(local) = stream.local()? else {
+            return match option {
+                SocketOption::SendBuffer(bytes) => socket.set_send_buffer_size(bytes),
+                SocketOption::RecvBuffer(bytes) => socket.set_recv_buffer_size(bytes),
+                // The others are about TCP, and a Unix-domain socket does without.
+                _ => Ok(()),
+            };
+        };
+        match option {
+            SocketOption::SendBuffer(bytes) => socket.set_send_buffer_size(bytes),
+            SocketOption::RecvBuffer(bytes) => socket.set_recv_buffer_size(bytes),
+            SocketOption::NoDelay(on) => socket.set_tcp_nodelay(on),
+            SocketOption::KeepAlive(Some(keep_alive)) => socket.set_tcp_keepalive(&probes(keep_alive)),
+            SocketOption::KeepAlive(None) => socket.set_keepalive(false),
+            SocketOption::UserTimeout(span) => set_user_timeout(&socket, span),
+            SocketOption::Tos(tos) if local.is_ipv4() => socket.set_tos_v4(u32::from(tos)),
+            SocketOption::Tos(tos) => socket.set_tclass_v6(u32::from(tos)),
         }
     }
 

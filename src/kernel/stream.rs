@@ -2,25 +2,27 @@
 
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{Shutdown, SocketAddr, TcpStream as StdTcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 
 use mio::event::Source;
-use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use mio::net::{TcpListener, TcpStream, UnixListener};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::address::{Address, Peer};
 use crate::listener::ListenOptions;
 use crate::options::DialOptions;
 
-/// A connection's stream.
+/// A connection's stream, of either kind.
+///
+/// Reading, writing and shutting down are the same system calls for both, and so is a descriptor of four bytes; so one
+/// type holds both, and ten thousand idle connections need not say ten thousand times of which kind they are. Only
+/// addresses differ, and they are asked for by a function that knows both kinds.
 #[derive(Debug)]
-pub(crate) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
+pub(crate) struct Stream(TcpStream);
 
 /// A listener's socket.
 #[derive(Debug)]
@@ -51,72 +53,47 @@ impl Stream {
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
             done => done?,
         }
-        Ok(match protocol {
-            Some(_) => Stream::Tcp(TcpStream::from_std(socket.into())),
-            None => Stream::Unix(UnixStream::from_std(socket.into())),
-        })
+        Ok(Stream(TcpStream::from_std(socket.into())))
     }
 
     pub(super) fn take_error(&self) -> io::Result<Option<io::Error>> {
-        match self {
-            Stream::Tcp(stream) => stream.take_error(),
-            Stream::Unix(stream) => stream.take_error(),
-        }
+        self.0.take_error()
     }
 
-    /// The remote address, if it is connected.
+    /// The remote IP address; none of a Unix-domain socket. An error says that it is not connected.
     pub(super) fn peer(&self) -> io::Result<Option<SocketAddr>> {
-        match self {
-            Stream::Tcp(stream) => stream.peer_addr().map(Some),
-            Stream::Unix(stream) => stream.peer_addr().map(|_| None),
-        }
+        SockRef::from(self).peer_addr().map(|address| address.as_socket())
     }
 
+    /// Its own IP address; none of a Unix-domain socket.
     pub(super) fn local(&self) -> io::Result<Option<SocketAddr>> {
-        match self {
-            Stream::Tcp(stream) => stream.local_addr().map(Some),
-            Stream::Unix(_) => Ok(None),
-        }
+        SockRef::from(self).local_addr().map(|address| address.as_socket())
     }
 
     pub(super) fn source(&mut self) -> &mut dyn Source {
-        match self {
-            Stream::Tcp(stream) => stream,
-            Stream::Unix(stream) => stream,
-        }
+        &mut self.0
     }
 
     pub(super) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => (&mut &*stream).read(into),
-            Stream::Unix(stream) => (&mut &*stream).read(into),
-        }
+        (&self.0).read(into)
     }
 
     pub(super) fn write(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
-        // send(2) is a little cheaper than writev(2) with one slice.
-        match (self, from) {
-            (Stream::Tcp(stream), [slice]) => (&mut &*stream).write(slice),
-            (Stream::Tcp(stream), slices) => (&mut &*stream).write_vectored(slices),
-            (Stream::Unix(stream), [slice]) => (&mut &*stream).write(slice),
-            (Stream::Unix(stream), slices) => (&mut &*stream).write_vectored(slices),
+        match from {
+            // send(2) is a little cheaper than writev(2) with one slice.
+            [slice] => (&self.0).write(slice),
+            slices => (&self.0).write_vectored(slices),
         }
     }
 
     pub(super) fn finish(&self) -> io::Result<()> {
-        match self {
-            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
-            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
-        }
+        self.0.shutdown(Shutdown::Write)
     }
 }
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Stream::Tcp(stream) => stream.as_fd(),
-            Stream::Unix(stream) => stream.as_fd(),
-        }
+        self.0.as_fd()
     }
 }
 
@@ -161,10 +138,12 @@ impl Listener {
     pub(super) fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
             Listener::Tcp(listener) => {
-                listener.accept().map(|(stream, peer)| (Stream::Tcp(stream), Peer::from(peer)))
+                listener.accept().map(|(stream, peer)| (Stream(stream), Peer::from(peer)))
             }
             Listener::Unix(listener, _) => {
-                listener.accept().map(|(stream, _)| (Stream::Unix(stream), Peer::UNIX))
+                let (stream, _) = listener.accept()?;
+                let stream = StdTcpStream::from(OwnedFd::from(StdUnixStream::from(stream)));
+                Ok((Stream(TcpStream::from_std(stream)), Peer::UNIX))
             }
         }
     }

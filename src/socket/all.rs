@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use super::{Socket, Sockets};
 use crate::address::{Address, given};
 use crate::departed::Departed;
-use crate::id::{ConnId, GroupId, ServiceId};
+use crate::guard::Guard;
+use crate::id::{ConnId, GroupId, ListenerId, ServiceId};
 use crate::options::DialOptions;
 use crate::stats::Stats;
 use crate::table::{Group, Stop, Table};
@@ -38,6 +39,11 @@ impl<'a> Sockets<'a> {
     /// How many connections there are, closing ones included.
     pub fn len(&self) -> usize {
         self.table.connections()
+    }
+
+    /// How many connections a service has, closing ones included.
+    pub fn count(&self, service: ServiceId) -> usize {
+        self.table.counts.get(usize::from(service.0)).copied().unwrap_or(0)
     }
 
     /// Whether there are none.
@@ -124,6 +130,16 @@ impl<'a> Sockets<'a> {
     /// Changes the rate of a group.
     pub fn set_group_rate(&mut self, group: GroupId, rate: usize) {
         self.table.set_group_rate(group.0, rate);
+    }
+
+    /// Closes one listener with the next turn; its connections live on.
+    pub fn close_listener(&mut self, listener: ListenerId) {
+        self.table.closing.push(listener);
+    }
+
+    /// Sets who may come in to a service: see [`Reactor::guard`](crate::Reactor::guard).
+    pub fn guard(&mut self, service: ServiceId, guard: Guard) {
+        self.table.set_guard(service.0, guard);
     }
 
     /// Closes the listeners now, and what connections remain after `grace`. See

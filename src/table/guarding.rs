@@ -14,9 +14,10 @@ pub(crate) type TurnedAway = (Refusal, Refuse);
 impl Table {
     /// Gives a service's listeners a guard, or another one; who is inside is remembered.
     pub(crate) fn set_guard(&mut self, host: u16, guard: Guard) {
-        match &mut self.watches[usize::from(host)] {
-            Some(watch) => watch.guard = guard,
-            none => *none = Some(Box::new(Watch::new(guard, self.limits.connections))),
+        match self.watches.get_mut(usize::from(host)) {
+            Some(Some(watch)) => watch.guard = guard,
+            Some(none) => *none = Some(Box::new(Watch::new(guard, self.limits.connections))),
+            None => log::warn!("a guard for a service of another reactor is no use here"),
         }
     }
 

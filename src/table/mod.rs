@@ -20,7 +20,7 @@ use crate::closed::Closed;
 use crate::connection::{Connection, NO_LOCAL, NOT_DIRTY, Second, Stage};
 use crate::departed::Departed;
 use crate::guard::Watch;
-use crate::id::{Births, ConnId, GroupId};
+use crate::id::{Births, ConnId, GroupId, ListenerId};
 use crate::limits::{Limits, SocketLimits};
 use crate::options::SocketOption;
 use crate::stats::Stats;
@@ -67,6 +67,10 @@ pub(crate) struct Table {
     /// By service.
     pub(crate) socket_limits: Vec<SocketLimits>,
     pub(crate) watches: Vec<Option<Box<Watch>>>,
+    /// How many connections each service has.
+    pub(crate) counts: Vec<usize>,
+    /// Listeners that are to be closed.
+    pub(crate) closing: Vec<ListenerId>,
     /// Rates that several connections share.
     pub(crate) groups: Vec<Group>,
     /// The machine's own addresses, as far as somebody came to them. Most machines have a handful.
@@ -122,6 +126,8 @@ impl Table {
             memory: 0,
             socket_limits: Vec::new(),
             watches: Vec::new(),
+            counts: Vec::new(),
+            closing: Vec::new(),
             groups: Vec::new(),
             locals: Vec::new(),
             asked: Vec::new(),
@@ -146,6 +152,13 @@ impl Table {
         self.connections() + self.reserved + slots <= self.limits.connections
     }
 
+    /// Whether somebody who comes to a service fits in, in the house and by the service's own guard.
+    pub(crate) fn has_room_at(&self, host: u16, slots: usize) -> bool {
+        let host = usize::from(host);
+        let most = self.watches[host].as_ref().and_then(|watch| watch.guard.connections);
+        self.has_room_for(slots) && most.is_none_or(|most| self.counts[host] < most)
+    }
+
     pub(crate) fn can_refuse(&self) -> bool {
         self.refusals < self.limits.refusals
     }
@@ -163,6 +176,7 @@ impl Table {
                 group.map(|GroupId(index)| index).filter(|&index| usize::from(index) < self.groups.len());
         }
         self.refusals += usize::from(host == DOORMAN);
+        self.counts[usize::from(host)] += 1;
         let slot = self.slots.insert(connection) as u32;
         self.rearm(slot);
         ConnId { slot, generation }
@@ -175,6 +189,7 @@ impl Table {
         self.wheel.cancel(slot);
         let refused = connection.host == DOORMAN;
         self.refusals -= usize::from(refused);
+        self.counts[usize::from(connection.host)] -= 1;
         self.held -= usize::from(refused && connection.flags.paused);
         self.reserved -= usize::from(connection.flags.second == Second::Kept);
         self.leave_group(&connection);
@@ -400,6 +415,7 @@ mod tests {
             let first = NonZeroU32::new(u32::MAX - 20).unwrap();
             let mut table = Table::new(Limits::default(), first, Instant::now());
             table.socket_limits = vec![SocketLimits::default(); 2];
+            table.counts = vec![0; 2];
             Pair { table, model: HashMap::new(), ids: Vec::new() }
         }
 

@@ -64,7 +64,7 @@ impl<S: System> Loop<S> {
         let ip = peer.ip();
         let full = Err((Refusal::Full, Refuse::Reply));
         let judged = self.table.check_rules(host, ip).and_then(|()| {
-            let room = self.table.has_room_for(slots);
+            let room = self.table.has_room_at(host, slots);
             if room { self.table.check_address(host, ip) } else { full }
         });
         match judged {

@@ -1,5 +1,7 @@
 //! Phase 5: deadlines that have passed.
 
+use std::mem;
+
 use super::Loop;
 use crate::closed::Closed;
 use crate::connection::{Due, Stage};
@@ -113,6 +115,9 @@ impl<S: System> Loop<S> {
 
     /// Shutting down: the listeners close at once, and what is left ends when the grace has passed.
     fn heed_stop(&mut self) {
+        for listener in mem::take(&mut self.table.closing) {
+            self.close_listener(listener);
+        }
         if let Some(stop) = self.table.stop.take() {
             self.doors.iter_mut().for_each(|door| drop(door.take()));
             self.table.timers.clear();

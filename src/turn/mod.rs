@@ -21,9 +21,8 @@ use std::time::{Duration, Instant};
 
 use crate::address::Address;
 use crate::connection::Stage;
-use crate::guard::Guard;
 use crate::handle::{Handle, Post};
-use crate::id::{ConnId, LISTENERS_MAX, ServiceId, Token};
+use crate::id::{ConnId, LISTENERS_MAX, ListenerId, ServiceId, Token};
 use crate::limits::{Limits, SocketLimits};
 use crate::listener::{Door, ListenOptions};
 use crate::lookups::Lookups;
@@ -47,6 +46,7 @@ pub(crate) struct Loop<S: System> {
     streams: Vec<Option<S::Stream>>,
     /// By index; a closed listener leaves a gap, so that tokens keep their meaning.
     doors: Vec<Option<Door<S::Listener>>>,
+    doors_made: u64,
     /// Dials that are not connected, by slot, and their attempts beyond the first of each.
     races: HashMap<u32, Race<S::Stream>>,
     overlapping: usize,
@@ -94,6 +94,7 @@ impl<S: System> Loop<S> {
             hosts: Vec::new(),
             streams: Vec::new(),
             doors: Vec::new(),
+            doors_made: 0,
             races: HashMap::new(),
             overlapping: 0,
             lookups: Lookups::default(),
@@ -147,7 +148,8 @@ impl<S: System> Loop<S> {
     pub(crate) fn has_work(&self) -> bool {
         let table = &self.table;
         let queued = !(table.ready.is_empty() && table.dirty.is_empty() && table.doomed.is_empty());
-        let asked = !self.posts.is_empty() || table.stop.is_some() || !table.newborn.is_empty();
+        let stops = table.stop.is_some() || !table.closing.is_empty();
+        let asked = !self.posts.is_empty() || stops || !table.newborn.is_empty();
         let next = table.wheel.next().into_iter().chain(table.timers.next()).min();
         let due = next.is_some_and(|when| when <= table.now);
         queued || asked || due || !self.relieved.is_empty() || self.doors().any(|door| self.can_admit(door))
@@ -155,7 +157,8 @@ impl<S: System> Loop<S> {
 
     /// Whether accepting from a door could bring someone in now.
     fn can_admit(&self, door: &Door<S::Listener>) -> bool {
-        let room = self.table.has_room_for(door.slots()) || (door.refuses && self.table.can_refuse());
+        let has_room = self.table.has_room_at(door.host, door.slots());
+        let room = has_room || (door.refuses && self.table.can_refuse());
         room && door.is_worth_a_try(self.table.now)
     }
 
@@ -170,6 +173,7 @@ impl<S: System> Loop<S> {
         self.hosts.push(Box::new(Hosted::new(service)));
         self.table.socket_limits.push(limits.unwrap_or_else(|| self.table.limits.socket.clone()));
         self.table.watches.push(None);
+        self.table.counts.push(0);
         self.read_clock();
         let own = ServiceId((self.hosts.len() - 1) as u16);
         self.hosts[usize::from(own.0)].start(&mut self.table, own);
@@ -181,7 +185,7 @@ impl<S: System> Loop<S> {
         at: &Address,
         service: ServiceId,
         options: &ListenOptions,
-    ) -> io::Result<usize> {
+    ) -> io::Result<ListenerId> {
         self.hang_door(service, options, |system, token| system.listen(at, options, token))
     }
 
@@ -191,7 +195,7 @@ impl<S: System> Loop<S> {
         service: ServiceId,
         options: &ListenOptions,
         make: impl FnOnce(&mut S, Token) -> io::Result<S::Listener>,
-    ) -> io::Result<usize> {
+    ) -> io::Result<ListenerId> {
         let index = self.doors.iter().position(Option::is_none).unwrap_or(self.doors.len());
         if index >= LISTENERS_MAX {
             return Err(io::Error::other(format!("a reactor has {LISTENERS_MAX} listeners at most")));
@@ -201,30 +205,28 @@ impl<S: System> Loop<S> {
         }
         let listener = make(&mut self.system, Token::listener(index))?;
         let address = self.system.listening_at(&listener)?;
-        let door = Door::new(listener, address, service.0, options);
+        self.doors_made += 1;
+        let id = ListenerId { index, birth: self.doors_made };
+        let door = Door::new(listener, id, address, service.0, options);
         match self.doors.get_mut(index) {
             Some(gap) => *gap = Some(door),
             None => self.doors.push(Some(door)),
         }
-        Ok(index)
+        Ok(id)
     }
 
-    pub(crate) fn local_addr(&self, index: usize) -> Option<Address> {
-        let door = self.doors.get(index)?.as_ref()?;
-        Some(door.address.clone())
-    }
-
-    /// Who may come in to a service.
-    pub(crate) fn set_guard(&mut self, service: ServiceId, guard: Guard) {
-        self.table.set_guard(service.0, guard);
+    pub(crate) fn local_addr(&self, id: ListenerId) -> Option<Address> {
+        let door = self.doors.get(id.index)?.as_ref()?;
+        (door.id == id).then(|| door.address.clone())
     }
 
     pub(crate) fn rules(&self, service: ServiceId) -> Option<&Rules> {
         self.table.watches.get(usize::from(service.0))?.as_ref().map(|watch| &watch.guard.rules)
     }
 
-    pub(crate) fn close_listener(&mut self, index: usize) -> bool {
-        self.doors.get_mut(index).and_then(Option::take).is_some()
+    pub(crate) fn close_listener(&mut self, id: ListenerId) -> bool {
+        let door = self.doors.get_mut(id.index);
+        door.and_then(|door| door.take_if(|door| door.id == id)).is_some()
     }
 
     pub(crate) fn handle(&self) -> Handle {

@@ -10,7 +10,7 @@ const SERVICE: ServiceId = ServiceId(1);
 
 fn guarded(guard: Guard) -> House {
     let mut house = socket_limits(no_idle()).build_with(|socket| socket.send(b"welcome"), echo);
-    house.turns.set_guard(SERVICE, guard);
+    house.sockets().guard(SERVICE, guard);
     house
 }
 
@@ -56,7 +56,7 @@ fn whom_a_rule_denies_is_refused_in_the_way_it_says_and_the_service_hears_of_it(
 fn those_who_are_held_are_few_and_further_ones_are_reset() {
     let limits = Limits { held: 2, ..Limits::default() };
     let mut house = Plan { limits, ..Plan::default() }.build(echo);
-    house.turns.set_guard(SERVICE, denying("0.0.0.0/0", Refuse::Hold));
+    house.sockets().guard(SERVICE, denying("0.0.0.0/0", Refuse::Hold));
     let peers: Vec<Peer> = (0..4).map(|_| call_from(&mut house, "192.0.2.1")).collect();
     let gone: Vec<bool> = peers.iter().map(|&peer| house.script.gone(peer) == Some(Gone::Reset)).collect();
     assert_eq!(gone, [false, false, true, true]);
@@ -112,7 +112,7 @@ fn a_dry_run_lets_everybody_in_and_counts_whom_it_would_not_have() {
 fn the_rules_are_asked_before_the_house_is_looked_at() {
     let limits = Limits { connections: 1, ..Limits::default() };
     let mut house = Plan { limits, ..Plan::default() }.build(echo);
-    house.turns.set_guard(SERVICE, denying("192.0.2.0/24", Refuse::End));
+    house.sockets().guard(SERVICE, denying("192.0.2.0/24", Refuse::End));
     house.guest();
     let denied = call_from(&mut house, "192.0.2.1");
     let late = call_from(&mut house, "198.51.100.1");
@@ -124,7 +124,7 @@ fn the_rules_are_asked_before_the_house_is_looked_at() {
 fn a_guard_can_be_changed_while_people_are_inside() {
     let mut house = guarded(Guard { per_address: Some(2), ..Guard::default() });
     let peers: Vec<Peer> = (0..2).map(|_| call_from(&mut house, "192.0.2.1")).collect();
-    house.turns.set_guard(SERVICE, Guard { per_address: Some(3), ..Guard::default() });
+    house.sockets().guard(SERVICE, Guard { per_address: Some(3), ..Guard::default() });
     let third = call_from(&mut house, "192.0.2.1");
     let fourth = call_from(&mut house, "192.0.2.1");
     assert_eq!(house.script.gone(third), None);
@@ -154,6 +154,31 @@ fn whoever_a_trusted_peer_stands_for_is_counted_in_its_place() {
     house.sockets().get(first).unwrap().abort();
     house.settle();
     assert_eq!(set(&mut house, second, "198.51.100.1:8"), Ok(()));
+}
+
+#[test]
+fn a_service_has_a_cap_of_its_own_and_its_listener_can_be_closed_from_inside() {
+    for overflow in [Overflow::Refuse, Overflow::Wait] {
+        let listen = ListenOptions { overflow, ..ListenOptions::default() };
+        let mut house = Plan { listen, ..Plan::default() }.build(echo);
+        house.sockets().guard(SERVICE, Guard { connections: Some(2), ..Guard::default() });
+        let guests: Vec<Peer> = (0..2).map(|_| house.guest().0).collect();
+        let late = call_from(&mut house, "192.0.2.1");
+        assert_eq!(house.sockets().count(SERVICE), 2);
+        let told = if overflow == Overflow::Refuse { "server busy\n" } else { "" };
+        assert_eq!(
+            (house.heard(late).as_str(), house.script.backlog()),
+            (told, usize::from(told.is_empty()))
+        );
+        house.script.reset(guests[0]);
+        house.settle();
+        assert_eq!(house.sockets().count(SERVICE), 1 + usize::from(overflow == Overflow::Wait));
+        let listener = house.turns.doors().next().unwrap().id;
+        house.sockets().close_listener(listener);
+        house.settle();
+        assert!(!house.script.is_listening() && house.sockets().count(SERVICE) >= 1);
+        assert!(!house.turns.close_listener(listener), "its name means nobody any more");
+    }
 }
 
 #[test]

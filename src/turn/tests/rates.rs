@@ -81,7 +81,7 @@ fn a_group_shares_its_rate_evenly() {
 fn a_dry_run_counts_who_would_have_waited() {
     let mut house = socket_limits(SocketLimits { rate: Some(RATE), ..no_idle() }).build(swallow);
     let guard = crate::guard::Guard { dry_run: true, ..Default::default() };
-    house.turns.set_guard(crate::id::ServiceId(1), guard);
+    house.sockets().guard(crate::id::ServiceId(1), guard);
     let (peer, _) = stuffed(&mut house);
     house.settle();
     assert_eq!(house.script.unread(peer), 0);
