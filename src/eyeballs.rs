@@ -147,6 +147,7 @@ mod tests {
         plan.begun(Tick(0));
         plan.failed();
         assert_eq!(plan.step(0, Tick(0)), Step::Try(given[1]));
+        assert_eq!(plan.step(1, Tick(0)), Step::Try(given[1]), "also beside one that is still under way");
         plan.begun(Tick(0));
         assert_eq!(plan.step(1, Tick(0)), Step::Wait(Tick(0).after(STAGGER)));
         plan.postpone(Tick(20));

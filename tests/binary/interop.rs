@@ -1,7 +1,7 @@
 //! Others' programs on the other side: Node, Redis's benchmark, wrk.
 //!
-//! They are ordinary packages (`nodejs`, `redis-server`, `redis-tools`, `wrk`). Where one is missing its tests say so and
-//! pass, unless `TIDEMILL_INTEROP=required` is set.
+//! They are ordinary packages (`nodejs`, `redis-server`, `redis-tools`, `wrk`). Where one is missing its tests say so
+//! and pass, unless `TIDEMILL_INTEROP=required` is set.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -72,7 +72,9 @@ fn a_node_client_sees_the_echo_it_sees_of_node_itself() {
     const heard = [];
     socket.on('connect', () => {
         order.push('connect');
-        for (let at = 0, n = 1; at < sent.length; at += n, n = (n * 7) % 60013 + 1) socket.write(sent.subarray(at, at + n));
+        for (let at = 0, n = 1; at < sent.length; at += n, n = (n * 7) % 60013 + 1) {
+            socket.write(sent.subarray(at, at + n));
+        }
         socket.end();
     });
     socket.on('data', (data) => heard.push(data));
@@ -128,7 +130,10 @@ fn a_node_client_that_resets_or_never_reads_costs_only_itself() {
     }
     let script = r"
     const bystander = net.connect(port, '127.0.0.1');
-    const resets = net.connect(port, '127.0.0.1', () => { resets.write('x'); resets.once('data', () => resets.resetAndDestroy()); });
+    const resets = net.connect(port, '127.0.0.1', () => {
+        resets.write('x');
+        resets.once('data', () => resets.resetAndDestroy());
+    });
     const deaf = net.connect(port, '127.0.0.1', () => {
         deaf.pause();
         const push = () => { while (deaf.write(Buffer.alloc(65536))); deaf.once('drain', push); };
@@ -238,13 +243,17 @@ fn ten_megabytes_and_a_half_close_pass_the_proxy_between_two_nodes() {
     listen(net.createServer({ allowHalfOpen: true }, (socket) => {
         let all = 0;
         socket.on('data', (data) => all += data.length);
-        socket.on('end', () => { for (let n = 0; n < 160; n++) socket.write(Buffer.alloc(65536, n)); socket.end(String(all)); });
+        socket.on('end', () => {
+            for (let n = 0; n < 160; n++) socket.write(Buffer.alloc(65536, n));
+            socket.end(String(all));
+        });
     }));
     ";
     let (_server, address) = node_server(server);
     let proxy = Server::start(&format!("proxy --to {address}"));
     let client = r"
-    const socket = net.connect({ port, host: '127.0.0.1', allowHalfOpen: true }, () => socket.end(Buffer.alloc(5000000)));
+    const options = { port, host: '127.0.0.1', allowHalfOpen: true };
+    const socket = net.connect(options, () => socket.end(Buffer.alloc(5000000)));
     let heard = [];
     socket.on('data', (data) => heard.push(data));
     socket.on('end', () => {
@@ -324,8 +333,8 @@ fn wrk_passes_the_proxy_without_an_error() {
     }
 }
 
-/// What a database's client does: a question of some bytes, an answer of many in several packets, again and again on one
-/// connection, then a word of farewell.
+/// What a database's client does: a question of some bytes, an answer of many in several packets, again and again on
+/// one connection, then a word of farewell.
 #[test]
 fn questions_and_answers_on_one_connection_pass_the_proxy_byte_for_byte() {
     let _others = among_others();
