@@ -94,7 +94,35 @@ impl<'a> Sockets<'a> {
     }
 
     /// Calls [`Service::timer`](crate::Service::timer) once, after so long; or again and again, if `every` is given.
-    /// A timer keeps [`run`](crate::Reactor::run) turning, until the reactor is shut down.
+    /// A timer keeps [`run`](crate::Reactor::run) turning, until the reactor is shut down. It is late by a tick of 10
+    /// ms at most, and by what a turn takes; never early. A repeating one does not drift, and makes up for nothing it
+    /// missed.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tidemill::{Input, Service, ServiceId, Socket, Sockets, TimerId};
+    ///
+    /// /// Tells everybody every hour that it is there.
+    /// struct Bell;
+    ///
+    /// impl Service for Bell {
+    ///     type Session = ();
+    ///     fn start(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
+    ///         let hour = Duration::from_secs(3_600);
+    ///         sockets.set_timer(own, hour, Some(hour)).expect("a timer");
+    ///     }
+    ///     fn timer(&mut self, _: TimerId, sockets: &mut Sockets<'_>) {
+    ///         for id in sockets.ids() {
+    ///             let Some(mut socket) = sockets.get(id) else { continue };
+    ///             socket.send(b"ding\n");
+    ///         }
+    ///     }
+    ///     fn open(&mut self, _: &mut Socket<'_>) {}
+    ///     fn data(&mut self, _: &mut (), _: &mut Socket<'_>, input: &mut Input<'_>) { input.take_all(); }
+    /// }
+    /// # let mut reactor = tidemill::Reactor::new(tidemill::Limits::default()).unwrap();
+    /// # reactor.add(Bell);
+    /// ```
     ///
     /// # Errors
     ///

@@ -243,6 +243,26 @@ impl<'a> Socket<'a> {
     ///
     /// What either had left untaken goes to the other first. A connection has one pipe: an earlier one is undone. It
     /// may be a connection that is still being dialed. Joined with itself, it is an echo.
+    ///
+    /// ```
+    /// use tidemill::{Address, Input, Origin, Service, Socket};
+    ///
+    /// /// The smallest proxy; [`services::Proxy`](crate::services::Proxy) is a grown one.
+    /// struct Relay { to: Address }
+    ///
+    /// impl Service for Relay {
+    ///     type Session = ();
+    ///     fn open(&mut self, socket: &mut Socket<'_>) {
+    ///         if socket.origin() == Origin::Accepted {
+    ///             match socket.dial(&self.to) {
+    ///                 Ok(upstream) => drop(socket.pipe(upstream)),
+    ///                 Err(_) => socket.close(),
+    ///             }
+    ///         }
+    ///     }
+    ///     fn data(&mut self, _: &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
+    /// }
+    /// ```
     pub fn pipe(&mut self, other: ConnId) -> bool {
         let Some(other) = self.table.live(other).filter(|_| self.table.at(self.slot).is_live()) else {
             return false;

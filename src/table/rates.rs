@@ -19,6 +19,12 @@ impl Group {
         Group { rate, bucket: Bucket::new(rate, burst(rate), now), thirsty: 0 }
     }
 
+    /// How many members wait.
+    #[cfg(test)]
+    pub(crate) fn thirsty(&self) -> usize {
+        self.thirsty
+    }
+
     /// What one member may take now: no more than leaves the same for each who waits.
     fn share(&mut self, now: Tick) -> usize {
         let level = self.bucket.level(now);

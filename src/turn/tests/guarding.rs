@@ -207,3 +207,17 @@ fn whoever_will_dial_another_is_let_in_only_with_room_for_both() {
     house.settle();
     assert_eq!(house.turns.table.connections(), 4);
 }
+
+#[test]
+fn whoever_leaves_without_having_dialed_gives_back_both_slots() {
+    let limits = Limits { connections: 2, ..Limits::default() };
+    let listen = ListenOptions { dials: true, ..ListenOptions::default() };
+    let mut house = Plan { limits, listen, ..Plan::default() }.build(echo);
+    for _ in 0..10 {
+        let (peer, _) = house.guest();
+        assert_eq!(house.turns.table.reserved, 1);
+        house.script.reset(peer);
+        house.settle();
+        assert_eq!(house.turns.table.reserved, 0);
+    }
+}

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::closed::Closed;
-use crate::connection::Second;
+use crate::connection::{Connection, Second};
 use crate::departed::Departed;
 use crate::extra::Silent;
 use crate::guard::{Refusal, Refused};
@@ -297,6 +297,13 @@ impl Loop<Sim> {
             "more than the house holds"
         );
         let kept = table.slots.iter().filter(|(_, c)| c.flags.second == Second::Kept).count();
+        for (index, group) in table.groups.iter().enumerate() {
+            let member =
+                |c: &&Connection| c.extra.as_ref().is_some_and(|extra| extra.group == Some(index as u16));
+            let waiting =
+                table.slots.iter().map(|(_, c)| c).filter(member).filter(|c| c.flags.thirsty).count();
+            assert_eq!(group.thirsty(), waiting, "those of a group who wait are counted");
+        }
         assert_eq!(table.reserved, kept, "second slots are kept for those who are there");
         let under_way: usize = self.races.values().map(|race| race.overlapping()).sum();
         assert_eq!(self.overlapping, under_way, "attempts are counted");
