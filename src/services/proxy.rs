@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::address::Address;
 use crate::closed::Closed;
 use crate::departed::Departed;
+use crate::guard::{Refusal, Refused};
 use crate::id::{ConnId, ServiceId};
 use crate::inbox::Input;
 use crate::limits::SocketLimits;
@@ -29,6 +30,7 @@ use crate::timers::TimerId;
 ///   until a check finds it up; when all are down, all are tried.
 /// - **Deadline**: connecting takes at most [`within`](Proxy::within), however many upstreams are tried. A client that
 ///   could not be connected sees a clean end.
+/// - **Names** are looked up for each connection, so that a change is seen at once. A literal address spares that.
 /// - **Not read before it is connected**: what the client says meanwhile waits in the kernel.
 ///
 /// Listen with [`ListenOptions::dials`](crate::ListenOptions::dials), so that everybody who is let in has the second
@@ -57,6 +59,16 @@ pub struct Proxy {
     open: HashMap<ConnId, Record>,
     /// Connections that only find out whether an upstream is up.
     checks: HashMap<ConnId, usize>,
+    turned_away: TurnedAway,
+}
+
+/// Who was turned away since the log last said so. A flood of callers must not become a flood of lines.
+#[derive(Debug, Default)]
+struct TurnedAway {
+    counts: [u64; Refusal::COUNT],
+    last: Option<Refused>,
+    /// When it will say so.
+    timer: Option<TimerId>,
 }
 
 #[derive(Debug)]
@@ -98,6 +110,8 @@ struct Record {
 
 /// How long an upstream that could not be connected is passed over.
 const DOWN: Duration = Duration::from_secs(10);
+/// How often the log says who was turned away.
+const TELL_AFTER: Duration = Duration::from_secs(1);
 /// How long a trusted sender has for its header; the protocol's text wants at least three seconds.
 const HEADER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -114,6 +128,7 @@ impl Proxy {
             check_every: Some(Duration::from_secs(5)),
             open: HashMap::new(),
             checks: HashMap::new(),
+            turned_away: TurnedAway::default(),
         }
     }
 
@@ -343,8 +358,20 @@ impl Service for Proxy {
         }
     }
 
-    /// Time to see who is up.
-    fn timer(&mut self, _: TimerId, sockets: &mut Sockets<'_>) {
+    fn refused(&mut self, refused: &Refused, sockets: &mut Sockets<'_>) {
+        self.turned_away.counts[refused.why as usize] += 1;
+        self.turned_away.last = Some(refused.clone());
+        if let (None, Some(own)) = (self.turned_away.timer, self.own) {
+            self.turned_away.timer = sockets.set_timer(own, TELL_AFTER, None).ok();
+        }
+    }
+
+    /// Time to say who was turned away, or to see who is up.
+    fn timer(&mut self, timer: TimerId, sockets: &mut Sockets<'_>) {
+        if self.turned_away.timer == Some(timer) {
+            log::info!("{}", std::mem::take(&mut self.turned_away));
+            return;
+        }
         let Some(own) = self.own else { return };
         for (index, upstream) in self.upstreams.iter().enumerate() {
             if self.checks.values().any(|&checked| checked == index) {
@@ -380,6 +407,16 @@ impl Service for Proxy {
                 }
             }
         }
+    }
+}
+
+impl fmt::Display for TurnedAway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "turned away {}:", self.counts.iter().sum::<u64>())?;
+        for (word, count) in Refusal::WORDS.iter().zip(self.counts).filter(|(_, count)| *count > 0) {
+            write!(f, " {word}={count}")?;
+        }
+        self.last.as_ref().map_or(Ok(()), |last| write!(f, ", lastly {}", last.peer))
     }
 }
 

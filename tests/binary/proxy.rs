@@ -283,6 +283,8 @@ fn a_denied_peer_costs_no_upstream_byte_and_a_dry_run_only_counts_it() {
     assert!(reset.0.read(&mut [0]).is_err(), "it is reset");
     assert_eq!(Peer::connect_from(99, proxy.address).hear_all(), b"no\n");
     assert_eq!(listener.accept().expect_err("nobody called").kind(), ErrorKind::WouldBlock);
+    let line = line_with(&proxy, "turned away 2: denied=2, lastly 127.0.0.99:");
+    assert!(line.contains("INFO"), "{line}");
     let _allowed = Peer::connect_from(4, proxy.address);
     until("the upstream is called", 10 * SECOND, || listener.accept().is_ok());
     let log = proxy.end();
