@@ -119,7 +119,9 @@ fn a_node_client_sees_clean_ends_where_it_is_refused_idle_or_denied_and_resets_w
     assert_eq!(seen("--idle-timeout 300ms", "127.0.0.1"), "connect end\n");
     assert_eq!(seen("--deny 127.0.0.5", "127.0.0.5"), "connect end\n");
     assert_eq!(seen("--deny 127.0.0.5=reply --busy-reply away", "127.0.0.5"), "connect \"away\\n\" end\n");
-    assert_eq!(seen("--deny 127.0.0.5=reset", "127.0.0.5"), "connect ECONNRESET\n");
+    // The reset may come before Node has noticed that it is connected.
+    let reset = seen("--deny 127.0.0.5=reset", "127.0.0.5");
+    assert!(["connect ECONNRESET\n", "ECONNRESET\n"].contains(&reset.as_str()), "{reset}");
 }
 
 #[test]
