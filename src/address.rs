@@ -244,12 +244,13 @@ impl ToSocketAddrs for Address {
     }
 }
 
-/// What a user gave as an address, or the error that names it.
-pub(crate) fn given<A>(address: A) -> io::Result<Address>
+/// What a user gave as an address, or the error that names it and what was to be done there.
+pub(crate) fn given<A>(to_do: &str, address: A) -> io::Result<Address>
 where
     A: TryInto<Address, Error: fmt::Display>,
 {
-    address.try_into().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))
+    let told = |error| io::Error::new(io::ErrorKind::InvalidInput, format!("cannot {to_do}: {error}"));
+    address.try_into().map_err(told)
 }
 
 /// The address of a peer in 24 bytes, without those that only few have: version 4 is held as mapped into version 6,

@@ -112,7 +112,7 @@ impl Reactor {
     where
         A: TryInto<Address, Error: fmt::Display>,
     {
-        let at = given(at)?;
+        let at = given("listen", at)?;
         let candidates = match &at {
             Address::Name { .. } => {
                 let told = |error| {

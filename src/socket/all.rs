@@ -72,7 +72,7 @@ impl<'a> Sockets<'a> {
     where
         A: TryInto<Address, Error: fmt::Display>,
     {
-        self.table.dial(service.0, given(to)?, options, None)
+        self.table.dial(service.0, given("dial", to)?, options, None)
     }
 
     /// Calls off what was dialed: closes the connection if it is there, or forgets that it was to be

@@ -335,7 +335,7 @@ impl<'a> Socket<'a> {
         A: TryInto<Address, Error: fmt::Display>,
     {
         let (host, by) = (self.table.at(self.slot).host, self.id());
-        self.table.dial(host, given(to)?, options, Some(by))
+        self.table.dial(host, given("dial", to)?, options, Some(by))
     }
 
     /// All connections, seen from here.
