@@ -6,7 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use tidemill::services::Echo;
-use tidemill::{KeepAlive, Limits, ListenOptions, Reactor};
+use tidemill::{
+    Closed, ConnId, DialOptions, Input, KeepAlive, Limits, ListenOptions, Reactor, Service, Socket, Sockets,
+};
 
 #[test]
 fn callers_wait_in_the_backlog_while_the_loop_is_busy() {
@@ -65,4 +67,38 @@ fn an_address_in_use_is_named_together_with_what_may_help() {
     let error = reactor.listen("no such address", echo).expect_err("it is none");
     let expected = "cannot listen: \"no such address\" is no address: a port is missing, as in :9001";
     assert_eq!(error.to_string(), expected);
+}
+
+/// Writes down why a dial ended.
+struct Farewell(std::rc::Rc<std::cell::RefCell<Option<(Closed, String)>>>);
+
+impl Service for Farewell {
+    type Session = ();
+
+    fn open(&mut self, _: &mut Socket<'_>) {}
+
+    fn data(&mut self, _: &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
+
+    fn closed(&mut self, _: (), _: ConnId, why: Closed, rest: &mut Sockets<'_>) {
+        let failure = rest.departed().and_then(|departed| departed.failure.as_ref()).map(ToString::to_string);
+        *self.0.borrow_mut() = Some((why, failure.unwrap_or_default()));
+    }
+}
+
+/// TCP lets a socket connect to itself: by chance, when a dial to a closed port of the ephemeral range is given that
+/// very port to call from (after some six thousand tries in a loop), or, as here, on purpose. Nobody is at the other
+/// end.
+#[test]
+fn a_socket_that_has_connected_to_itself_is_told_as_refused() {
+    let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
+    let farewell = std::rc::Rc::default();
+    let service = reactor.add(Farewell(std::rc::Rc::clone(&farewell)));
+    let free =
+        std::net::TcpListener::bind("127.0.0.8:0").and_then(|free| free.local_addr()).expect("a free port");
+    let options = DialOptions { local: Some(free), ..DialOptions::default() };
+    reactor.dial_with(free, service, options).expect("a slot");
+    reactor.run().expect("it ends when the dial has");
+    let (why, failure) = farewell.take().expect("a farewell");
+    assert!(matches!(why, Closed::Unreachable(_)), "{why}");
+    assert_eq!(failure, format!("cannot connect to {free}: connection refused"));
 }
