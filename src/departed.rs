@@ -20,7 +20,7 @@ pub struct Departed {
     pub bytes_in: u64,
     /// Bytes that the kernel took.
     pub bytes_out: u64,
-    /// How long it lived, from accept or dial on.
+    /// How long it lived, from accept or dial on, in steps of 10 ms.
     pub lived: Duration,
     /// Why dialing failed, attempt by attempt.
     pub failure: Option<DialError>,

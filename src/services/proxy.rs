@@ -101,6 +101,7 @@ struct Record {
     untried: Vec<usize>,
     began: Instant,
     connected: Option<Duration>,
+    lived: Duration,
     /// How each end has ended, and what it had moved.
     client_end: Option<(Closed, Departed)>,
     upstream_end: Option<(Closed, Departed)>,
@@ -183,6 +184,7 @@ impl Proxy {
             untried,
             began: client.now(),
             connected: None,
+            lived: Duration::ZERO,
             client_end: None,
             upstream_end: None,
             leg: None,
@@ -399,6 +401,7 @@ impl Service for Proxy {
             Leg::Client => {
                 if let Some(record) = self.open.get_mut(&id) {
                     record.client_end = Some((why, departed));
+                    record.lived = rest.now() - record.began;
                     // One that is connected is closed by the pipe, behind what it is still to get.
                     if let (Some(leg), None) = (record.leg, record.connected) {
                         rest.hang_up(leg);
@@ -429,9 +432,11 @@ fn header_for(record: &Record) -> ProxyHeader {
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some((client, departed)) = &self.client_end else { return Ok(()) };
-        write!(f, "in={} out={} lived={:?}", departed.bytes_in, departed.bytes_out, departed.lived)?;
+        // Nobody needs the nanoseconds.
+        let micros = |span: Duration| Duration::from_micros(span.as_micros() as u64);
+        write!(f, "in={} out={} lived={:?}", departed.bytes_in, departed.bytes_out, micros(self.lived))?;
         if let Some(connected) = self.connected {
-            write!(f, " connected={:?}", Duration::from_micros(connected.as_micros() as u64))?;
+            write!(f, " connected={:?}", micros(connected))?;
         }
         write!(f, " client={}", client.word())?;
         match &self.upstream_end {

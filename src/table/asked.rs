@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Table;
+use super::{DOORMAN, Table};
 use crate::closed::Closed;
 use crate::connection::Stage;
 use crate::extra::{Alarm, Quiet};
@@ -31,6 +31,14 @@ impl Table {
             self.send_shared(slot, busy);
         }
         self.close(slot, Closed::Local);
+    }
+
+    /// Those who are held in silence do not hold up the end.
+    pub(crate) fn let_go_of_held(&mut self) {
+        let held = self.slots.iter().filter(|(_, c)| c.host == DOORMAN && c.flags.paused);
+        for slot in held.map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
+            self.doom(slot, Closed::Shutdown);
+        }
     }
 
     /// A refused peer is neither read nor told anything, until its time is up.

@@ -121,6 +121,7 @@ impl<S: System> Loop<S> {
         if let Some(stop) = self.table.stop.take() {
             self.doors.iter_mut().for_each(|door| drop(door.take()));
             self.table.timers.clear();
+            self.table.let_go_of_held();
             self.drained_by = Some(match stop {
                 Stop::Shutdown(grace) => self.table.now.after(grace),
                 Stop::Now => self.table.now,

@@ -62,6 +62,13 @@ fn those_who_are_held_are_few_and_further_ones_are_reset() {
     assert_eq!(gone, [false, false, true, true]);
     house.pass(29 * SECOND);
     assert!(!house.script.heard_end(peers[0]));
+    // Nobody waits for them when the house closes.
+    let mut closing = Plan::default().build(echo);
+    closing.sockets().guard(SERVICE, denying("0.0.0.0/0", Refuse::Hold));
+    call_from(&mut closing, "192.0.2.1");
+    closing.sockets().shutdown(10 * SECOND);
+    closing.settle();
+    assert!(closing.turns.is_finished());
     house.pass(2 * SECOND);
     assert!(house.script.heard_end(peers[0]) && house.turns.table.held <= 2);
     house.pass(2 * SECOND);
