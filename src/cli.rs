@@ -1,15 +1,15 @@
 //! The arguments, and the limits they make.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use tidemill::framing::Framing;
 use tidemill::proxy_header::Version;
-use tidemill::{Address, Guard, IpRange, KeepAlive, Limits, ListenOptions, Overflow, Pace, SocketLimits};
+use tidemill::{Address, Guard, IpRange, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
 
+use crate::plan::{Plan, Shape};
+use crate::values::{Rate, Size, Span, address, overflow, range, shape, version};
 use crate::who::{WHO, Who};
 
 #[derive(Parser)]
@@ -75,6 +75,53 @@ pub enum Command {
                       Exit code: 0 when it came to a proper end, 1 when not or never connected, 2 for wrong options.\n\
                       Example: printf 'hello\\n' | tidemill connect localhost:9001")]
     Connect(Connect),
+    /// Measure how fast a server is
+    #[command(after_help = "Every byte of an answer is checked.\n\
+                      With --rate, a latency counts from when a message was to be sent.\n\
+                      It keeps a processor busy all the time, so that its own waking up is no part of the figures.\n\
+                      Example: tidemill load 127.0.0.1:9001 --connections 50 --size 64 --plot latency.svg")]
+    Load(Load),
+}
+
+#[derive(Args)]
+pub struct Load {
+    /// The server, as HOST:PORT or unix:/path
+    #[arg(value_name = "ADDR", value_parser = address)]
+    to: Address,
+    /// echo: messages and their echoes; churn: connect, one message, close; idle: connections that are held;
+    /// fan-out: one sends lines to all (for chat)
+    #[arg(long, value_name = "SHAPE", default_value = "echo", hide_possible_values = true, value_parser = shape())]
+    shape: Shape,
+    /// Connections at once; of a fan-out, the receivers
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections: u32,
+    /// Bytes of a message
+    #[arg(long, value_name = "SIZE", default_value = "64B")]
+    size: Size,
+    /// Messages under way at once on each connection; of a fan-out, lines
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pipeline: u32,
+    /// Messages a second, all connections together; else the next is sent when an answer has come
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    rate: Option<u32>,
+    /// How long to measure
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    duration: Span,
+    /// How long not to count at first
+    #[arg(long, value_name = "TIME", default_value = "500ms")]
+    warm_up: Span,
+    /// Send each message as a frame: u32be, line, ... (for frames)
+    #[arg(long, value_name = "KIND")]
+    framing: Option<Framing>,
+    /// Do not measure first how fast the generator itself is
+    #[arg(long)]
+    pub no_ceiling: bool,
+    /// Tell the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Draw the latencies as an SVG picture
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<std::path::PathBuf>,
 }
 
 #[derive(Args)]
@@ -222,90 +269,31 @@ pub struct Messages {
     max_message: Option<Size>,
 }
 
-/// A span of time; none stands for no limit.
-#[derive(Clone, Copy)]
-pub struct Span(pub Option<Duration>);
-
-impl FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Span, String> {
-        if text == "0" {
-            return Ok(Span(None));
+impl Load {
+    pub fn plan(&self) -> Result<Plan, String> {
+        let Some(duration) = self.duration.0 else { return Err("--duration cannot be 0".to_string()) };
+        if self.rate.is_some() && self.shape != Shape::Echo {
+            return Err("--rate is for --shape echo".to_string());
         }
-        let span = humantime::parse_duration(text);
-        let span = span.map_err(|_| "a time is written as 500ms, 30s or 5min, or 0".to_string())?;
-        // A wheel of ten-millisecond ticks outlives this by far; it is here to catch slips of the keyboard.
-        if span > Duration::from_secs(10 * 366 * 86_400) {
-            return Err("ten years are the longest".to_string());
+        if self.framing.is_some() && !matches!(self.shape, Shape::Echo | Shape::Churn) {
+            return Err("--framing is for messages, not for --shape idle and fan-out".to_string());
         }
-        Ok(Span(Some(span).filter(|span| !span.is_zero())))
+        if self.pipeline > 1 && (self.rate.is_some() || matches!(self.shape, Shape::Churn | Shape::Idle)) {
+            return Err("--pipeline is for messages whose answers are waited for, and for --shape fan-out"
+                .to_string());
+        }
+        Ok(Plan {
+            to: self.to.clone(),
+            shape: self.shape,
+            connections: self.connections as usize,
+            size: self.size.0,
+            pipeline: self.pipeline as usize,
+            rate: self.rate,
+            warm_up: self.warm_up.0.unwrap_or(Duration::ZERO),
+            duration,
+            framing: self.framing.clone(),
+        })
     }
-}
-
-/// A number of bytes.
-#[derive(Clone, Copy)]
-pub struct Size(usize);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Size, String> {
-        let bytes =
-            text.parse::<ByteSize>().map_err(|_| "a size is written as 512, 64KiB or 1MiB".to_string())?;
-        // Beyond this, sums of sizes could overflow, and no machine has so much.
-        let fits = usize::try_from(bytes.as_u64()).ok().filter(|&bytes| bytes <= 1 << 48);
-        match fits {
-            Some(0) => Err("at least 1 byte is needed".to_string()),
-            Some(bytes) => Ok(Size(bytes)),
-            None => Err("no machine has so much memory".to_string()),
-        }
-    }
-}
-
-/// A least rate; none stands for no limit.
-#[derive(Clone, Copy)]
-struct Rate(Option<Pace>);
-
-impl FromStr for Rate {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Rate, String> {
-        if text == "0" {
-            return Ok(Rate(None));
-        }
-        let Some((bytes, per)) = text.split_once('/') else {
-            return Err("a rate is written as 1KiB/10s, or 0 for no limit".to_string());
-        };
-        let (Size(bytes), Span(per)) = (bytes.parse()?, per.parse()?);
-        match per {
-            Some(per) => Ok(Rate(Some(Pace { bytes, per }))),
-            None => Err("the time of a rate cannot be 0; 0 alone is no limit".to_string()),
-        }
-    }
-}
-
-fn range(text: &str) -> Result<IpRange, String> {
-    text.parse().map_err(|error: tidemill::RangeError| error.why().to_string())
-}
-
-fn version() -> impl TypedValueParser<Value = Version> {
-    PossibleValuesParser::new(["v1", "v2"]).map(|name| match name.as_str() {
-        "v1" => Version::V1,
-        _ => Version::V2,
-    })
-}
-
-fn overflow() -> impl TypedValueParser<Value = Overflow> {
-    PossibleValuesParser::new(["refuse", "wait"]).map(|how| match how.as_str() {
-        "wait" => Overflow::Wait,
-        _ => Overflow::Refuse,
-    })
-}
-
-/// Looks at the form only; whether the name can be found is seen when it is used.
-fn address(text: &str) -> Result<Address, String> {
-    text.parse().map_err(|error: tidemill::AddressError| error.why().to_string())
 }
 
 impl Messages {

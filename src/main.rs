@@ -2,7 +2,10 @@
 
 mod cli;
 mod connect;
+mod load;
+mod plan;
 mod serve;
+mod values;
 mod who;
 mod wire;
 
@@ -70,6 +73,7 @@ fn run(command: Command) -> Result<(), Failure> {
             serve::serve(frames, limits, &server)
         }
         Command::Proxy { upstreams: options, server } => proxy(&options, &server),
+        Command::Load(options) => load::load(&options),
         Command::Connect(options) => connect::connect(&options).map_err(Failure::Run),
     }
 }

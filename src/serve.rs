@@ -85,7 +85,7 @@ fn refuse_self(to: &Address, listening: &[Address]) -> Result<(), Failure> {
 }
 
 /// How many descriptors the process may open, after asking for as many as it is ever allowed.
-fn descriptors() -> usize {
+pub fn descriptors() -> usize {
     let before = getrlimit(Resource::Nofile);
     // macOS has no limit here but refuses to be told so; then what was there before stays.
     let raised = Rlimit { current: before.maximum, maximum: before.maximum };

@@ -9,6 +9,7 @@ mod endurance;
 mod fairness;
 mod interop;
 mod limits;
+mod load;
 mod memory;
 mod options;
 mod peer;

@@ -49,6 +49,10 @@ fn bad_options_get_one_clear_sentence_and_exit_2() {
         ),
         ("echo --max-message 1KiB", "unexpected argument '--max-message'"),
         ("ecko", "unrecognized subcommand 'ecko'"),
+        ("load a:1 --duration 0", "--duration cannot be 0"),
+        ("load a:1 --rate 5 --shape churn", "--rate is for --shape echo"),
+        ("load a:1 --shape square", "'square' for '--shape <SHAPE>'"),
+        ("load a:1 --rate 5 --pipeline 2", "--pipeline is for messages whose answers are waited for"),
         ("connect", "<ADDR>"),
         ("connect localhost", "a port is missing, as in :9001"),
     ];
@@ -67,7 +71,7 @@ fn without_a_command_the_help_is_shown() {
     let _others = among_others();
     let outcome = run(&[], b"");
     assert_eq!(outcome.code, Some(2));
-    for command in ["echo", "chat", "frames", "proxy", "connect"] {
+    for command in ["echo", "chat", "frames", "proxy", "connect", "load"] {
         assert!(outcome.stderr.contains(command), "{}", outcome.stderr);
     }
 }
@@ -93,7 +97,7 @@ fn help_names_every_option_with_its_default_and_fits_a_terminal() {
         ("--max-queued", "1MiB, chat: 256KiB"),
         ("--memory", "64MiB"),
     ];
-    for command in ["echo", "chat", "frames", "proxy", "connect"] {
+    for command in ["echo", "chat", "frames", "proxy", "connect", "load"] {
         for columns in [80, 100] {
             let mut tidemill = Command::new(TIDEMILL);
             let help = tidemill
@@ -109,7 +113,7 @@ fn help_names_every_option_with_its_default_and_fits_a_terminal() {
             );
             assert!(help.contains("Example: "), "{command}\n{help}");
             let flowing = help.split_whitespace().collect::<Vec<_>>().join(" ");
-            for (option, default) in served.iter().filter(|_| command != "connect") {
+            for (option, default) in served.iter().filter(|_| !["connect", "load"].contains(&command)) {
                 let text = flowing.split(&format!(" {option} ")).nth(1).expect(option);
                 let text = text.split(" --").next().expect("its line");
                 assert!(text.contains(&format!("[default: {default}]")), "{option}: {text}");

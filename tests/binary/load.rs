@@ -1,0 +1,159 @@
+//! The load generator: whether it counts right, checks every byte, and charges a server for its stalls.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::server::{Server, alone, among_others, run};
+
+/// Loads a server for a moment; gives what is told as JSON.
+#[track_caller]
+fn load(words: &str) -> Value {
+    let mut all = vec!["load"];
+    all.extend(words.split_whitespace());
+    all.extend(["--json", "--no-ceiling", "--warm-up", "100ms"]);
+    let outcome = run(&all, b"");
+    assert_eq!(outcome.code, Some(0), "{words}: {}", outcome.stderr);
+    serde_json::from_slice(&outcome.stdout).expect("JSON")
+}
+
+fn number(told: &Value, key: &str) -> f64 {
+    told[key].as_f64().unwrap_or_else(|| panic!("{key} is no number in {told}"))
+}
+
+#[test]
+fn each_shape_of_load_is_carried_and_no_byte_is_wrong() {
+    let _quiet = alone();
+    let echo = Server::start("echo --raw");
+    let to = echo.address;
+    for words in [
+        "",
+        "--pipeline 16",
+        "--size 1MiB --connections 4",
+        "--connections 500",
+        "--rate 2000",
+        "--shape churn",
+    ] {
+        let told = load(&format!("{to} --duration 300ms {words}"));
+        assert!(number(&told, "count") > 10.0 && number(&told, "failed") == 0.0, "{words}: {told}");
+        let latency = &told["latency_us"];
+        assert!(
+            number(latency, "p50") > 0.0 && number(latency, "p50") <= number(latency, "max"),
+            "{words}: {told}"
+        );
+    }
+    let told = load(&format!("{to} --duration 300ms --shape idle --connections 300"));
+    assert_eq!(number(&told, "connections_at_the_end"), 300.0);
+    let frames = Server::start("frames --framing u16be");
+    let told = load(&format!("{} --duration 300ms --framing u16be --size 1000", frames.address));
+    assert!(number(&told, "count") > 10.0);
+    let chat = Server::start("chat");
+    for lines in [1, 8] {
+        let told = load(&format!(
+            "{} --duration 300ms --shape fan-out --connections 20 --pipeline {lines}",
+            chat.address
+        ));
+        assert!(number(&told, "count") >= 20.0 && number(&told, "failed") == 0.0, "{told}");
+    }
+}
+
+#[test]
+fn what_it_counts_is_what_the_server_has_seen() {
+    let _quiet = alone();
+    let mut echo = Server::start("echo --raw");
+    let told = load(&format!("{} --duration 500ms --rate 4000 --size 100", echo.address));
+    let count = number(&told, "count");
+    assert!((1_900.0..=2_001.0).contains(&count), "4,000 a second for half a second are {count}");
+    let log = echo.end();
+    let seen: f64 =
+        log.split(" in=").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok()).expect("bytes");
+    assert!(seen >= count * 100.0 && seen <= count * 100.0 * 1.4, "{seen} bytes; the warm-up is not counted");
+}
+
+#[test]
+fn a_wrong_byte_a_lost_connection_and_nobody_there_are_failures_with_exit_1() {
+    let _others = among_others();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address").to_string();
+    let spoils = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a caller");
+        let (mut buffer, mut total) = ([0; 4_096], 0);
+        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+            // One byte among hundreds of thousands.
+            if (total..total + n).contains(&200_000) {
+                buffer[200_000 - total] ^= 1;
+            }
+            total += n;
+            if stream.write_all(&buffer[..n]).is_err() {
+                break;
+            }
+        }
+    });
+    let words =
+        ["load", &address, "--connections", "1", "--size", "1000", "--duration", "20s", "--no-ceiling"];
+    let outcome = run(&[&words[..], &["--rate", "2000"]].concat(), b"");
+    spoils.join().expect("it ends");
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stderr.contains("byte 200000 of the answer is not what was sent"), "{}", outcome.stderr);
+    let outcome = run(&["load", "127.77.0.1:1", "--no-ceiling"], b"");
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stderr.contains("cannot load 127.77.0.1:1: cannot connect"), "{}", outcome.stderr);
+    let talks = Server::start("echo");
+    let outcome = run(&["load", &talks.address.to_string(), "--no-ceiling", "--duration", "300ms"], b"");
+    assert!(outcome.stderr.contains("is that an echo? tidemill echo --raw is"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_server_that_stalls_is_charged_for_all_who_would_have_come_meanwhile() {
+    let _quiet = alone();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address").to_string();
+    let stalls = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a caller");
+        let (mut buffer, mut total) = ([0; 65_536], 0);
+        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+            if total < 64 * 500 && total + n >= 64 * 500 {
+                thread::sleep(Duration::from_millis(400)); // Once, in the middle.
+            }
+            total += n;
+            if stream.write_all(&buffer[..n]).is_err() {
+                break;
+            }
+        }
+    });
+    let told = load(&format!("{address} --connections 1 --rate 1000 --duration 1s"));
+    stalls.join().expect("it ends");
+    // Four hundred messages of a thousand fell into the stall: they waited from nothing to 400 ms. A generator that
+    // waits for answers before it sends would have seen one slow message.
+    let latency = &told["latency_us"];
+    assert!(number(latency, "p90") > 200_000.0 && number(latency, "max") < 600_000.0, "{told}");
+    assert!(number(latency, "p50") < 100_000.0, "{told}");
+}
+
+#[test]
+fn the_ceiling_is_told_first_and_a_picture_is_drawn() {
+    let _quiet = alone();
+    let echo = Server::start("echo --raw");
+    let picture = std::env::temp_dir().join(format!("tidemill-load-{}.svg", std::process::id()));
+    let to = echo.address.to_string();
+    let path = picture.to_string_lossy();
+    let outcome = run(&["load", &to, "--duration", "300ms", "--plot", &path], b"");
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let told = String::from_utf8(outcome.stdout).expect("text");
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(
+        lines[0].starts_with("ceiling ") && lines[1].starts_with("rate ") && lines[2].starts_with("latency "),
+        "{told}"
+    );
+    let svg = std::fs::read_to_string(&picture).expect("a picture");
+    assert!(svg.contains("<polyline") && svg.contains("50 connections"));
+    std::fs::remove_file(&picture).expect("it is ours");
+    // What is kept is no limit of the generator's; what cannot be drawn is said.
+    let outcome = run(&["load", &to, "--duration", "200ms", "--rate", "500", "--plot", "/no/where.svg"], b"");
+    assert!(!String::from_utf8_lossy(&outcome.stdout).contains("NOTE"));
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stderr.contains("cannot draw /no/where.svg"), "{}", outcome.stderr);
+}
