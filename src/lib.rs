@@ -71,6 +71,7 @@ mod time;
 // Parts: pure, without I/O and without a clock.
 mod arena;
 mod bucket;
+mod eager;
 mod eyeballs;
 mod guard;
 mod inbox;

@@ -63,6 +63,12 @@ pub struct Limits {
     pub posts: usize,
     /// Requests from other threads that run in one turn. Default 1,024.
     pub posts_per_turn: usize,
+    /// How long to look for events before sleeping, while events have lately come as soon as that. Off by default.
+    ///
+    /// Waking up costs more than a small answer does, so this more than halves the latency of a lone conversation, at
+    /// the price of a busy processor while it goes on. It stops by itself when events come later than that: at a
+    /// thousand a second, fifty microseconds cost nothing. Useful values lie between 20 and 200 µs.
+    pub spin: Option<Duration>,
     /// What each connection may hold and do, for services that do not bring their own.
     pub socket: SocketLimits,
 }
@@ -189,6 +195,7 @@ impl Default for Limits {
             events: 1_024,
             posts: 65_536,
             posts_per_turn: 1_024,
+            spin: None,
             socket: SocketLimits::default(),
         }
     }

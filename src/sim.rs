@@ -56,6 +56,8 @@ struct World {
     /// Where callers come from; the port tells them apart.
     from: Option<IpAddr>,
     door_address: Option<Address>,
+    /// How long a poll takes that finds nothing.
+    call_takes: Duration,
 }
 
 /// How often each call was made.
@@ -134,6 +136,7 @@ impl Sim {
             answers: Vec::new(),
             from: None,
             door_address: None,
+            call_takes: Duration::ZERO,
         };
         let world = Rc::new(RefCell::new(world));
         (Sim(world.clone()), Script(world))
@@ -267,6 +270,11 @@ impl Script {
         self.0.borrow_mut().from = Some(ip.parse().expect("an address"));
     }
 
+    /// From here on a poll that finds nothing takes so long.
+    pub(crate) fn polls_take(&self, span: Duration) {
+        self.0.borrow_mut().call_takes = span;
+    }
+
     /// An event out of nowhere.
     pub(crate) fn event(&self, token: Token) {
         self.0.borrow_mut().stale.push(Ready { token, readable: true, writable: true, end: false });
@@ -374,6 +382,10 @@ impl System for Sim {
         }
         if ready.is_empty() {
             world.now += wait.unwrap_or(Duration::ZERO);
+            if wait == Some(Duration::ZERO) {
+                let takes = world.call_takes;
+                world.now += takes;
+            }
         }
         Ok(())
     }

@@ -25,7 +25,8 @@ const ORDER: &[&str] = &[
     "guard",
     "stats",
     "eyeballs",
-    "lookups", //
+    "lookups",
+    "eager", //
     // one connection; all of them
     "extra",
     "connection",

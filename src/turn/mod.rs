@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::address::Address;
 use crate::connection::Stage;
+use crate::eager::Eager;
 use crate::handle::{Handle, Post};
 use crate::id::{ConnId, LISTENERS_MAX, ListenerId, ServiceId, Token};
 use crate::limits::{Limits, SocketLimits};
@@ -60,6 +61,7 @@ pub(crate) struct Loop<S: System> {
     carried: usize,
     /// When what is left is closed, once shutting down.
     drained_by: Option<Tick>,
+    eager: Eager,
     spin: Spin,
     // Emptied lists, kept for their memory.
     spare_ready: Vec<ConnId>,
@@ -86,6 +88,7 @@ impl<S: System> Loop<S> {
     pub(crate) fn born_at(mut system: S, limits: Limits, first: NonZeroU32) -> io::Result<Loop<S>> {
         let handle = Handle::new(limits.posts, system.waker()?);
         system.hold_reserve();
+        let spin = limits.spin;
         let mut table = Table::new(limits, first, system.started());
         table.random = system.seed();
         let mut fresh = Loop {
@@ -104,6 +107,7 @@ impl<S: System> Loop<S> {
             relieved: Vec::new(),
             carried: 0,
             drained_by: None,
+            eager: Eager::new(spin),
             spin: Spin::default(),
             spare_ready: Vec::new(),
             spare_dirty: Vec::new(),

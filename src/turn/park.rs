@@ -16,6 +16,8 @@ impl<S: System> Loop<S> {
     /// - else until the nearest deadline (of the wheel, of a starved listener, of the drain), if there is one;
     /// - and never longer than the caller said.
     ///
+    /// Before it sleeps it may look for a moment, if [`Limits::spin`](crate::Limits::spin) says so: see `eager`.
+    ///
     /// Deadlines are measured from this turn's clock, so one that passed during a long turn is found by the next.
     pub(super) fn park(&mut self, wait: Option<Duration>) -> io::Result<()> {
         let now = self.table.instant - self.system.started();
@@ -26,8 +28,27 @@ impl<S: System> Loop<S> {
             deadline.into_iter().chain(wait).min()
         };
         self.events.clear();
-        self.system.poll(&mut self.events, wait)?;
+        let before = self.table.instant;
+        if wait != Some(Duration::ZERO) {
+            self.look(wait)?;
+        }
+        if self.events.is_empty() {
+            self.system.poll(&mut self.events, wait)?;
+        }
         self.read_clock();
+        if !self.events.is_empty() {
+            self.eager.woken_after(self.table.instant - before);
+        }
+        Ok(())
+    }
+
+    /// Looks for events without sleeping, for as long as it lately would have paid, and not beyond a deadline.
+    fn look(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        let Some(window) = self.eager.looks_for() else { return Ok(()) };
+        let end = self.system.now() + wait.map_or(window, |wait| wait.min(window));
+        while self.events.is_empty() && self.system.now() < end {
+            self.system.poll(&mut self.events, Some(Duration::ZERO))?;
+        }
         Ok(())
     }
 

@@ -157,3 +157,22 @@ fn the_ceiling_is_told_first_and_a_picture_is_drawn() {
     assert_eq!(outcome.code, Some(1));
     assert!(outcome.stderr.contains("cannot draw /no/where.svg"), "{}", outcome.stderr);
 }
+
+#[test]
+fn a_server_that_may_look_before_it_sleeps_does_not_while_nobody_hurries() {
+    let _quiet = alone();
+    let echo = Server::start("echo --raw --spin 200us");
+    let calm = |rate: &str| {
+        let before = echo.busy();
+        load(&format!("{} --connections 1 --rate {rate} --duration 900ms", echo.address));
+        echo.busy() - before
+    };
+    // A message takes it some twenty microseconds. Looking for 200 before each would be a hundred milliseconds and
+    // more.
+    let busy = calm("500");
+    assert!(busy < Duration::from_millis(60), "{busy:?} for five hundred messages");
+    let before = echo.busy();
+    thread::sleep(Duration::from_millis(500));
+    let idle = echo.busy() - before;
+    assert!(idle < Duration::from_millis(10), "{idle:?} for nothing");
+}

@@ -96,6 +96,7 @@ fn help_names_every_option_with_its_default_and_fits_a_terminal() {
         ("--high-water", "64KiB"),
         ("--max-queued", "1MiB, chat: 256KiB"),
         ("--memory", "64MiB"),
+        ("--spin", "0"),
     ];
     for command in ["echo", "chat", "frames", "proxy", "connect", "load"] {
         for columns in [80, 100] {

@@ -3,6 +3,30 @@
 use super::*;
 
 #[test]
+fn it_looks_before_it_sleeps_only_while_events_come_soon() {
+    let us = Duration::from_micros(1);
+    let limits = Limits { spin: Some(50 * us), socket: no_idle(), ..Limits::default() };
+    let mut house = Plan { limits, ..Plan::default() }.build(echo);
+    let (peer, _) = house.guest();
+    house.script.polls_take(us);
+    let mut polls_when_asked_every = |gap: Duration| {
+        for _ in 0..20 {
+            house.script.advance(gap);
+            house.script.feed(peer, b"x");
+            house.turns.turn(None).unwrap();
+        }
+        // Nobody says anything now. The deadline ends the sleep.
+        let before = house.script.calls().polls;
+        house.turns.turn(Some(SECOND)).unwrap();
+        house.script.calls().polls - before
+    };
+    let soon = polls_when_asked_every(20 * us);
+    assert!((40..=60).contains(&soon), "it looked {soon} times and slept once");
+    assert_eq!(polls_when_asked_every(1_000 * us), 1, "it slept at once");
+    assert_eq!(house.script.asked_to_wait(), Some(Some(SECOND)));
+}
+
+#[test]
 fn an_echo_is_open_data_end_closed() {
     let mut house = Plan::default().build(echo);
     let (peer, id) = house.guest();
