@@ -9,13 +9,14 @@
 //! # How it is kept fair
 //!
 //! - The same service (an echo of bytes), backlog (1,024) and TCP_NODELAY for all; every echoed byte is checked.
-//! - All servers of a case run at once, each in a process of its own, on one processor; what drives them runs on another
-//!   and never sleeps.
-//! - They are driven in turns of a tenth of a second (longer with a thousand connections), one after the other, again and
-//!   again: a machine drifts by a third within seconds, and all of them drift together. Ratios are taken within a round,
-//!   each round has fresh processes, and what is told is the median of the rounds with its range.
-//! - Beside the rate stands the processor time per message, by the scheduler's own account of the server's threads. Where
-//!   the driver is the bottleneck (it pays as much per message as a good server), that is the figure to look at.
+//! - All servers of a case run at once, each in a process of its own, on one processor; what drives them runs on
+//!   another and never sleeps.
+//! - They are driven in turns of a tenth of a second (longer with a thousand connections), one after the other, again
+//!   and again: a machine drifts by a third within seconds, and all of them drift together. Ratios are taken within a
+//!   round, each round has fresh processes, and what is told is the median of the rounds with its range.
+//! - Beside the rate stands the processor time per message, by the scheduler's own account of the server's threads.
+//!   Where the driver is the bottleneck (it pays as much per message as a good server), that is the figure to look
+//!   at.
 
 mod driver;
 mod servers;
