@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::vec;
@@ -253,12 +254,12 @@ where
     address.try_into().map_err(told)
 }
 
-/// The address of a peer in 24 bytes, without those that only few have: version 4 is held as mapped into version 6,
-/// and of a Unix-domain socket only that it is one.
+/// The address of a peer in 20 bytes, without those that only few have: version 4 is held as mapped into version 6,
+/// and of a Unix-domain socket only that it is one. Only a link-local address has a scope, and has 54 bits that are
+/// zero (RFC 4291, section 2.5.6): the scope is held in them, as the BSDs' kernels do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer {
     ip: [u8; 16],
-    scope: u32,
     port: u16,
     family: Family,
 }
@@ -267,17 +268,27 @@ pub(crate) struct Peer {
 enum Family {
     V4,
     V6,
+    LinkLocal,
     Unix,
 }
 
+/// Where the scope of a link-local address is held.
+const SCOPE: Range<usize> = 4..8;
+
 impl Peer {
-    pub(crate) const UNIX: Peer = Peer { ip: [0; 16], scope: 0, port: 0, family: Family::Unix };
+    pub(crate) const UNIX: Peer = Peer { ip: [0; 16], port: 0, family: Family::Unix };
 
     pub(crate) fn inet(self) -> Option<SocketAddr> {
         let ip = Ipv6Addr::from(self.ip);
         match self.family {
             Family::V4 => Some(SocketAddr::new(IpAddr::V6(ip).to_canonical(), self.port)),
-            Family::V6 => Some(SocketAddr::V6(SocketAddrV6::new(ip, self.port, 0, self.scope))),
+            Family::V6 => Some(SocketAddr::new(IpAddr::V6(ip), self.port)),
+            Family::LinkLocal => {
+                let mut bytes = self.ip;
+                let scope = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+                bytes[SCOPE].fill(0);
+                Some(SocketAddr::V6(SocketAddrV6::new(bytes.into(), self.port, 0, scope)))
+            }
             Family::Unix => None,
         }
     }
@@ -293,11 +304,16 @@ impl From<SocketAddr> for Peer {
         match address {
             SocketAddr::V4(v4) => {
                 let ip = v4.ip().to_ipv6_mapped().octets();
-                Peer { ip, scope: 0, port: v4.port(), family: Family::V4 }
+                Peer { ip, port: v4.port(), family: Family::V4 }
             }
             SocketAddr::V6(v6) => {
-                let ip = v6.ip().octets();
-                Peer { ip, scope: v6.scope_id(), port: v6.port(), family: Family::V6 }
+                let mut ip = v6.ip().octets();
+                let mut family = Family::V6;
+                if v6.ip().is_unicast_link_local() && ip[SCOPE] == [0; 4] {
+                    ip[SCOPE].copy_from_slice(&v6.scope_id().to_be_bytes());
+                    family = Family::LinkLocal;
+                }
+                Peer { ip, port: v6.port(), family }
             }
         }
     }

@@ -151,6 +151,12 @@ impl Arena {
         self.pieces.push(Piece { source, range, next: END });
     }
 
+    /// The chain's bytes, if they are one run: nearly always.
+    pub(crate) fn only(&self, chain: &Chain) -> Option<&[u8]> {
+        let piece = self.pieces.get(chain.first).filter(|_| chain.first == chain.last)?;
+        Some(&self.source(piece.source)[piece.range.clone()])
+    }
+
     /// The chain's bytes from its front, as many slices as there is room for.
     pub(crate) fn gather<'a>(&'a self, chain: &Chain, slices: &mut Gather<'a>) {
         let mut at = chain.first;

@@ -57,14 +57,21 @@ pub enum Closed {
     Error(OsError),
 }
 
-/// An error number of the operating system. Small and `Copy`, unlike [`io::Error`], which it turns into.
+/// An error number of the operating system, of which no Unix has more than a few hundred. Small and `Copy`, unlike
+/// [`io::Error`], which it turns into.
 ///
 /// ```
 /// let refused = tidemill::OsError::from(std::io::Error::from_raw_os_error(111));
 /// assert_eq!(std::io::Error::from(refused).raw_os_error(), Some(111));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct OsError(pub(crate) i32);
+pub struct OsError(u16);
+
+impl OsError {
+    pub(crate) const fn of(number: i32) -> OsError {
+        OsError(if number < 0 || number > u16::MAX as i32 { 0 } else { number as u16 })
+    }
+}
 
 impl Closed {
     /// How many reasons there are.
@@ -164,14 +171,14 @@ impl fmt::Display for Closed {
 
 impl From<OsError> for io::Error {
     fn from(error: OsError) -> io::Error {
-        io::Error::from_raw_os_error(error.0)
+        io::Error::from_raw_os_error(i32::from(error.0))
     }
 }
 
 impl From<&io::Error> for OsError {
     /// Errors that did not come from the operating system have no number and become 0.
     fn from(error: &io::Error) -> OsError {
-        OsError(error.raw_os_error().unwrap_or(0))
+        OsError::of(error.raw_os_error().unwrap_or(0))
     }
 }
 
@@ -197,12 +204,12 @@ mod tests {
         words.sort_unstable();
         words.dedup();
         assert_eq!(words.len(), Closed::COUNT);
-        assert_eq!(Closed::Error(OsError(5)).index(), Closed::COUNT - 1);
+        assert_eq!(Closed::Error(OsError::of(5)).index(), Closed::COUNT - 1);
     }
 
     #[test]
-    fn a_reason_is_no_larger_than_a_pointer() {
-        assert_eq!(size_of::<Closed>(), 8);
-        assert_eq!(size_of::<Option<Closed>>(), 8);
+    fn a_reason_is_half_as_large_as_a_pointer() {
+        assert_eq!(size_of::<Closed>(), 4);
+        assert_eq!(size_of::<Option<Closed>>(), 4);
     }
 }

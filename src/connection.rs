@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::address::Peer;
 use crate::closed::Closed;
 use crate::extra::Extra;
+use crate::flags::{Flag, Flags};
 use crate::inbox::Inbox;
 use crate::limits::{Pace, SocketLimits};
 use crate::outbox::Outbox;
@@ -45,12 +46,10 @@ pub(crate) struct Connection {
     pub(crate) touched: Tick,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
-    /// Input thrown away while closing.
-    pub(crate) discarded: u32,
 }
 
 /// Ten thousand idle connections are ten thousand of these; see "What an idle connection costs" in the docs.
-const _: () = assert!(size_of::<Connection>() <= 120);
+const _: () = assert!(size_of::<Connection>() <= 96);
 
 pub(crate) const NOT_DIRTY: u32 = u32::MAX;
 pub(crate) const NO_LOCAL: u8 = u8::MAX;
@@ -62,53 +61,6 @@ pub(crate) enum Stage {
     Closing,
     Lingering,
     Doomed,
-}
-
-/// What is true of a connection, one bit of meaning each.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Flags {
-    /// A read may succeed.
-    pub(crate) readable: bool,
-    /// A write may succeed.
-    pub(crate) writable: bool,
-    /// The kernel said that the peer's end (or an error) is on its way: a short read proves nothing then.
-    pub(crate) end_announced: bool,
-    /// The peer's end has been read.
-    pub(crate) ended: bool,
-    /// Our end follows the queue.
-    pub(crate) finishing: bool,
-    /// Our end has been sent.
-    pub(crate) finished: bool,
-    pub(crate) paused: bool,
-    /// The queue passed the high-water mark and has not come down to the low one.
-    pub(crate) full: bool,
-    /// It is in the list of connections to serve.
-    pub(crate) ready: bool,
-    /// What a paused service left is to be delivered again.
-    pub(crate) redeliver: bool,
-    /// We called; otherwise the peer did.
-    pub(crate) dialed: bool,
-    /// What arrives goes to another connection and not to the service.
-    pub(crate) piped: bool,
-    /// That other one is full.
-    pub(crate) blocked: bool,
-    /// Its rate is used up for now.
-    pub(crate) thirsty: bool,
-    pub(crate) second: Second,
-    /// It counts for its address at its service's guard.
-    pub(crate) counted: bool,
-}
-
-/// Whether a connection was let in on the understanding that it would dial another.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) enum Second {
-    /// It was not.
-    #[default]
-    None,
-    /// A further slot is kept for that.
-    Kept,
-    /// It has dialed into it.
-    Used,
 }
 
 /// What a deadline is about.
@@ -149,7 +101,6 @@ impl Connection {
             touched: now,
             bytes_in: 0,
             bytes_out: 0,
-            discarded: 0,
         }
     }
 
@@ -165,33 +116,36 @@ impl Connection {
     /// Whether its service, or the other end of its pipe, is willing to take input now. While it is not, the peer
     /// cannot be blamed for silence. The two directions of a pipe do not wait for each other: whether a piped
     /// connection is full itself is of no concern to what arrives at it.
-    pub(crate) fn is_willing(&self, limits: &SocketLimits) -> bool {
+    pub(crate) fn is_willing(&self) -> bool {
         let flags = &self.flags;
-        let taken = if flags.piped { !flags.blocked } else { !flags.full || limits.read_when_full };
-        taken && !flags.paused && !flags.thirsty
+        let taken = match flags.has(Flag::Piped) {
+            true => !flags.has(Flag::Blocked),
+            false => !flags.has(Flag::Full) || flags.has(Flag::ReadFull),
+        };
+        taken && !flags.any(&[Flag::Paused, Flag::Thirsty])
     }
 
     /// Whether a turn should spend a read on it.
-    pub(crate) fn wants_read(&self, limits: &SocketLimits) -> bool {
-        self.flags.readable
-            && !self.flags.ended
+    pub(crate) fn wants_read(&self) -> bool {
+        self.flags.has(Flag::Readable)
+            && !self.flags.has(Flag::Ended)
             && match self.stage {
-                Stage::Open => self.is_willing(limits),
+                Stage::Open => self.is_willing(),
                 Stage::Closing | Stage::Lingering => true,
                 Stage::Connecting | Stage::Doomed => false,
             }
     }
 
     /// Whether a turn should look at it at all.
-    pub(crate) fn wants_serving(&self, limits: &SocketLimits) -> bool {
-        let settling = self.stage == Stage::Connecting && self.flags.writable;
-        let leftover = self.stage == Stage::Open && self.flags.redeliver && self.is_willing(limits);
-        settling || leftover || self.wants_read(limits)
+    pub(crate) fn wants_serving(&self) -> bool {
+        let settling = self.stage == Stage::Connecting && self.flags.has(Flag::Writable);
+        let leftover = self.stage == Stage::Open && self.flags.has(Flag::Redeliver) && self.is_willing();
+        settling || leftover || self.wants_read()
     }
 
     /// Whether our end is to be sent as soon as nothing is queued.
     pub(crate) fn owes_end(&self) -> bool {
-        (self.flags.finishing || self.stage == Stage::Closing) && !self.flags.finished
+        (self.flags.has(Flag::Finishing) || self.stage == Stage::Closing) && !self.flags.has(Flag::Finished)
     }
 
     pub(crate) fn queued(&self) -> usize {
@@ -237,15 +191,15 @@ impl Connection {
             }
             None => limits.idle,
         };
-        if self.flags.ended || self.flags.finished {
+        if self.flags.any(&[Flag::Ended, Flag::Finished]) {
             earliest.consider(self.touched, limits.half_closed, Due::HalfClosed);
         }
         earliest.consider(self.touched, idle, Due::Idle);
         earliest.consider(self.born, limits.lifetime, Due::Lifetime);
-        if self.bytes_in == 0 && !self.flags.dialed {
+        if self.bytes_in == 0 && !self.flags.has(Flag::Dialed) {
             earliest.consider(self.born, limits.first_byte, Due::FirstByte);
         }
-        if let (Some(inbox), true, false) = (&self.inbox, self.is_willing(limits), self.flags.ended) {
+        if let (Some(inbox), true, false) = (&self.inbox, self.is_willing(), self.flags.has(Flag::Ended)) {
             earliest.consider(inbox.began, limits.message_within, Due::Unfinished);
             earliest.consider(inbox.span.since, limits.read_pace.map(|pace| pace.per), Due::ReadPace);
         }
@@ -258,7 +212,7 @@ impl Connection {
             }
         }
         earliest.at(extra.alarm.map(|alarm| alarm.when), Due::Alarm);
-        if self.flags.thirsty {
+        if self.flags.has(Flag::Thirsty) {
             earliest.at(extra.refill, Due::Refill);
         }
     }
@@ -321,12 +275,13 @@ mod tests {
         let mut connection = connection(Stage::Open);
         connection.inbox = Some(Box::default());
         assert_eq!(due(&connection, &limits), Some(Due::ReadPace));
-        connection.flags.paused = true;
+        connection.flags.raise(Flag::Paused);
         assert_eq!(due(&connection, &limits), None);
-        connection.flags.paused = false;
-        connection.flags.full = true;
+        connection.flags.lower(Flag::Paused);
+        connection.flags.raise(Flag::Full);
         assert_eq!(due(&connection, &limits), None);
-        assert_eq!(due(&connection, &SocketLimits { read_when_full: true, ..limits }), Some(Due::ReadPace));
+        connection.flags.raise(Flag::ReadFull);
+        assert_eq!(due(&connection, &limits), Some(Due::ReadPace));
     }
 
     #[test]

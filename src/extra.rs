@@ -35,6 +35,9 @@ pub(crate) struct Extra {
     pub(crate) silent: Silent,
     pub(crate) alarm: Option<Alarm>,
 
+    /// Input thrown away while closing.
+    pub(crate) discarded: usize,
+
     /// The other end of its pipe.
     pub(crate) leg: Option<ConnId>,
 

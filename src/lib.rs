@@ -83,6 +83,7 @@ mod wheel;
 // One connection, and all of them.
 mod connection;
 mod extra;
+mod flags;
 mod table;
 
 // What a user holds.

@@ -187,7 +187,7 @@ impl DialError {
             Attempt::Failed(error) => Some(*error),
             _ => None,
         });
-        failed.unwrap_or(OsError(libc::EACCES))
+        failed.unwrap_or(OsError::of(libc::EACCES))
     }
 
     /// What was dialed.
@@ -263,18 +263,18 @@ mod tests {
     fn an_error_lists_every_attempt() {
         let to: Address = "db.example:80".parse().unwrap();
         let mut error = DialError::new(to.clone());
-        error.add("[::1]:80".parse().unwrap(), Attempt::Failed(OsError(libc::ECONNREFUSED)));
+        error.add("[::1]:80".parse().unwrap(), Attempt::Failed(OsError::of(libc::ECONNREFUSED)));
         error.add("10.0.0.7:80".parse().unwrap(), Attempt::NoAnswer);
         let text =
             "cannot connect to db.example:80: [::1]:80: connection refused; 10.0.0.7:80: no answer in time";
         assert_eq!(error.to_string(), text);
-        assert_eq!(error.last(), OsError(libc::ECONNREFUSED));
+        assert_eq!(error.last(), OsError::of(libc::ECONNREFUSED));
         let mut error = DialError::new(to);
         error.not_found("no such name".into());
         assert_eq!(error.to_string(), "cannot connect to db.example:80: no such name");
         let to: Address = "127.0.0.1:1".parse().unwrap();
         let mut error = DialError::new(to.clone());
-        error.add(to, Attempt::Failed(OsError(libc::ECONNREFUSED)));
+        error.add(to, Attempt::Failed(OsError::of(libc::ECONNREFUSED)));
         assert_eq!(error.to_string(), "cannot connect to 127.0.0.1:1: connection refused");
     }
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::address::{Address, given};
 use crate::closed::Closed;
 use crate::connection::Stage;
+use crate::flags::Flag;
 use crate::guard::Refusal;
 use crate::id::{ConnId, GroupId};
 use crate::options::DialOptions;
@@ -126,7 +127,11 @@ impl<'a> Socket<'a> {
         let connection = self.table.at(self.slot);
         let flags = &connection.flags;
         let resolving = connection.extra.as_ref().is_some_and(|extra| extra.lookup.is_some());
-        match (connection.stage, flags.ended, flags.finishing || flags.finished) {
+        match (
+            connection.stage,
+            flags.has(Flag::Ended),
+            flags.has(Flag::Finishing) || flags.has(Flag::Finished),
+        ) {
             (Stage::Connecting, ..) if resolving => State::Resolving,
             (Stage::Connecting, ..) => State::Connecting,
             (Stage::Open, false, false) => State::Open,
@@ -140,7 +145,7 @@ impl<'a> Socket<'a> {
     pub fn origin(&self) -> Origin {
         let connection = self.table.at(self.slot);
         let by = || connection.extra.as_ref().and_then(|extra| extra.by);
-        if connection.flags.dialed { Origin::Dialed { by: by() } } else { Origin::Accepted }
+        if connection.flags.has(Flag::Dialed) { Origin::Dialed { by: by() } } else { Origin::Accepted }
     }
 
     /// The instant at which this turn happens. The clock is read once per turn.
@@ -171,7 +176,7 @@ impl<'a> Socket<'a> {
     /// whether the peer is read. Whenever it has been, [`Service::drained`](crate::Service::drained) comes, at the end
     /// of this turn if the kernel takes everything at once.
     pub fn is_full(&self) -> bool {
-        self.table.at(self.slot).flags.full
+        self.table.at(self.slot).flags.has(Flag::Full)
     }
 
     /// Whether it was dialed and is not connected yet. What is sent meanwhile waits.
@@ -194,12 +199,12 @@ impl<'a> Socket<'a> {
 
     /// Whether it is paused.
     pub fn is_paused(&self) -> bool {
-        self.table.at(self.slot).flags.paused
+        self.table.at(self.slot).flags.has(Flag::Paused)
     }
 
     /// Whether the peer has sent its end.
     pub fn has_ended(&self) -> bool {
-        self.table.at(self.slot).flags.ended
+        self.table.at(self.slot).flags.has(Flag::Ended)
     }
 
     /// Sends our end after everything queued. The peer can go on sending (a half-close).

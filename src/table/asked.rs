@@ -4,23 +4,22 @@ use std::time::Duration;
 
 use super::{DOORMAN, Table};
 use crate::closed::Closed;
-use crate::connection::Stage;
+use crate::connection::{Connection, Stage};
 use crate::extra::{Alarm, Quiet};
+use crate::flags::Flag;
 use crate::id::ConnId;
 use crate::options::SocketOption;
 use crate::shared::Shared;
 
 impl Table {
     pub(crate) fn send(&mut self, slot: u32, bytes: &[u8]) {
-        if self.may_queue(slot, bytes.len()) {
-            let entry = self.push_dirty(slot);
+        if let Some(entry) = self.line_up(slot, bytes.len()) {
             self.arena.push(&mut self.dirty[entry].chain, bytes);
         }
     }
 
     pub(crate) fn send_shared(&mut self, slot: u32, shared: &Shared) {
-        if self.may_queue(slot, shared.bytes().len()) {
-            let entry = self.push_dirty(slot);
+        if let Some(entry) = self.line_up(slot, shared.bytes().len()) {
             self.arena.push_shared(&mut self.dirty[entry].chain, shared);
         }
     }
@@ -35,7 +34,7 @@ impl Table {
 
     /// Those who are held in silence do not hold up the end.
     pub(crate) fn let_go_of_held(&mut self) {
-        let held = self.slots.iter().filter(|(_, c)| c.host == DOORMAN && c.flags.paused);
+        let held = self.slots.iter().filter(|(_, c)| c.host == DOORMAN && c.flags.has(Flag::Paused));
         for slot in held.map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
             self.doom(slot, Closed::Shutdown);
         }
@@ -43,26 +42,31 @@ impl Table {
 
     /// A refused peer is neither read nor told anything, until its time is up.
     pub(crate) fn hold(&mut self, slot: u32) {
-        self.at_mut(slot).flags.paused = true;
+        self.at_mut(slot).flags.raise(Flag::Paused);
         self.held += 1;
     }
 
-    /// Whether bytes can still be sent. A peer whose kernel buffer is known to be full is closed as soon as its
-    /// queue would pass the cap; one that has not been tried in this turn gets its chance at the flush.
-    fn may_queue(&mut self, slot: u32, length: usize) -> bool {
-        let (queued, high) = (self.queued(slot) + length, self.high_water(slot));
-        let (connection, limits) = self.with_limits(slot);
-        if !connection.is_live() || connection.flags.finishing {
+    /// Where to add to what is sent in this turn, if that is still possible. A peer whose kernel buffer is known to be
+    /// full is closed as soon as its queue would pass the cap; one that has not been tried in this turn gets its
+    /// chance at the flush.
+    fn line_up(&mut self, slot: u32, length: usize) -> Option<usize> {
+        let connection = &self.slots[slot as usize];
+        if !connection.is_live() || connection.flags.has(Flag::Finishing) {
             self.stats.sent_too_late += length as u64;
-            return false;
+            return None;
         }
-        if !connection.flags.writable && queued > limits.queue {
+        let writable = connection.flags.has(Flag::Writable);
+        let (high, most) = self.marks(connection);
+        let entry = self.push_dirty(slot);
+        let connection = &mut self.slots[slot as usize];
+        let queued = connection.queued() + self.dirty[entry].chain.len() + length;
+        if !writable && queued > most {
             self.doom(slot, Closed::SlowReader);
-            return false;
+            return None;
         }
         // Full from here on, even if the kernel takes it all a moment later: who was told so waits for `drained`.
-        connection.flags.full |= queued >= high;
-        true
+        connection.flags.raise_if(Flag::Full, queued >= high);
+        Some(entry)
     }
 
     /// Bytes sent and not yet taken by the kernel.
@@ -72,14 +76,17 @@ impl Table {
         connection.queued() + this_turn
     }
 
-    /// From four fifths of the memory on, any queue at all counts as full.
-    pub(crate) fn high_water(&self, slot: u32) -> usize {
-        if self.memory > self.limits.memory / 5 * 4 { 1 } else { self.limits_of(slot).high_water.max(1) }
+    /// The high-water mark, and the most that may be queued. From four fifths of the memory on, any queue at all counts
+    /// as full.
+    pub(crate) fn marks(&self, connection: &Connection) -> (usize, usize) {
+        let limits = &self.socket_limits[usize::from(connection.host)];
+        let scarce = self.memory > self.limits.memory / 5 * 4;
+        (if scarce { 1 } else { limits.high_water.max(1) }, limits.queue)
     }
 
     pub(crate) fn finish(&mut self, slot: u32) {
         if self.at(slot).is_live() {
-            self.at_mut(slot).flags.finishing = true;
+            self.at_mut(slot).flags.raise(Flag::Finishing);
             self.push_dirty(slot);
         }
     }
@@ -104,15 +111,15 @@ impl Table {
     }
 
     pub(crate) fn pause(&mut self, slot: u32) {
-        self.at_mut(slot).flags.paused = true;
+        self.at_mut(slot).flags.raise(Flag::Paused);
     }
 
     pub(crate) fn resume(&mut self, slot: u32) {
         let now = self.now;
         let connection = self.at_mut(slot);
-        if connection.flags.paused {
-            connection.flags.paused = false;
-            connection.flags.redeliver = connection.inbox.is_some();
+        if connection.flags.has(Flag::Paused) {
+            connection.flags.lower(Flag::Paused);
+            connection.flags.set(Flag::Redeliver, connection.inbox.is_some());
             if let Some(inbox) = &mut connection.inbox {
                 // A message's clocks do not run while nobody wants it.
                 inbox.begin(now);
@@ -177,7 +184,7 @@ impl Table {
             let leg = self.id(to);
             let connection = self.at_mut(from);
             connection.extra().leg = Some(leg);
-            connection.flags.piped = true;
+            connection.flags.raise(Flag::Piped);
         }
         for (from, to) in [(a, b), (b, a)] {
             if let Some(inbox) = self.at_mut(from).inbox.take() {
@@ -185,7 +192,7 @@ impl Table {
                 self.send(to, inbox.kept());
             }
             self.block(from, to);
-            if self.at(from).flags.ended {
+            if self.at(from).flags.has(Flag::Ended) {
                 self.finish(to);
             }
             self.push_ready(from);
@@ -206,7 +213,8 @@ impl Table {
 
     fn part(&mut self, slot: u32) -> Option<ConnId> {
         let flags = &mut self.at_mut(slot).flags;
-        (flags.piped, flags.blocked) = (false, false);
+        flags.lower(Flag::Piped);
+        flags.lower(Flag::Blocked);
         self.at_mut(slot).extra.as_mut()?.leg.take()
     }
 
@@ -218,7 +226,7 @@ impl Table {
 
     /// A full end is not fed: its feeder is not read until it has drained.
     pub(crate) fn block(&mut self, from: u32, to: u32) {
-        let blocked = self.at(to).flags.full;
-        self.at_mut(from).flags.blocked = blocked;
+        let blocked = self.at(to).flags.has(Flag::Full);
+        self.at_mut(from).flags.set(Flag::Blocked, blocked);
     }
 }

@@ -7,12 +7,9 @@ use crate::connection::Stage;
 use crate::inbox::Inbox;
 
 impl Table {
-    /// Keeps what a service did not take; nothing at all when it took everything. `arrived` bytes were new;
-    /// `taken` says whether the message at the front is another than before.
+    /// Keeps what a service did not take. `arrived` bytes were new; `taken` says whether the message at the front is
+    /// another than before.
     pub(crate) fn keep(&mut self, slot: u32, rest: &[u8], scanned: usize, arrived: usize, taken: bool) {
-        if rest.is_empty() {
-            return self.drop_inbox(slot);
-        }
         let mut inbox = self.at_mut(slot).inbox.take().unwrap_or_default();
         let (before, begins) = (inbox.charge(), inbox.charge() == 0 || taken);
         inbox.refill(rest, scanned);

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::Table;
 use crate::address::{Address, Peer};
 use crate::closed::Closed;
-use crate::connection::{Second, Stage};
+use crate::connection::Stage;
+use crate::flags::Flag;
 use crate::id::ConnId;
 use crate::options::DialOptions;
 use crate::timers::{Redial, TimerId, What};
@@ -28,9 +29,11 @@ impl Table {
         }
         // A slot was kept for whoever was let in on the understanding that it would call.
         let keeper =
-            by.and_then(|by| self.find(by)).filter(|&slot| self.at(slot).flags.second == Second::Kept);
+            by.and_then(|by| self.find(by)).filter(|&slot| self.at(slot).flags.has(Flag::KeepsSecond));
         if let Some(keeper) = keeper {
-            self.at_mut(keeper).flags.second = Second::Used;
+            let flags = &mut self.at_mut(keeper).flags;
+            flags.lower(Flag::KeepsSecond);
+            flags.raise(Flag::UsedSecond);
             self.reserved -= 1;
         } else if !self.has_room_for(1) {
             let most = self.limits.connections;
@@ -52,8 +55,10 @@ impl Table {
 
     /// Keeps a further slot for a connection: it will call somebody, or has called and may have to call again.
     pub(crate) fn reserve(&mut self, slot: u32) {
-        if self.at(slot).flags.second != Second::Kept {
-            self.at_mut(slot).flags.second = Second::Kept;
+        let flags = &mut self.at_mut(slot).flags;
+        if !flags.has(Flag::KeepsSecond) {
+            flags.lower(Flag::UsedSecond);
+            flags.raise(Flag::KeepsSecond);
             self.reserved += 1;
         }
     }

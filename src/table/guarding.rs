@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::Table;
 use crate::address::Peer;
 use crate::connection::Connection;
+use crate::flags::Flag;
 use crate::guard::{Guard, Refusal, Watch};
 use crate::rules::Refuse;
 
@@ -61,7 +62,7 @@ impl Table {
 
     /// A connection that goes no longer counts for its address.
     pub(crate) fn uncount(&mut self, gone: &Connection) {
-        if !gone.flags.counted {
+        if !gone.flags.has(Flag::Counted) {
             return;
         }
         if let (Some(watch), Some(ip)) = (&mut self.watches[usize::from(gone.host)], gone.peer.ip()) {
@@ -78,13 +79,13 @@ impl Table {
             self.stats.refused_for[why as usize] += 1;
             why
         })?;
-        let counted = self.at(slot).flags.counted;
+        let counted = self.at(slot).flags.has(Flag::Counted);
         if let (true, Some(watch), Some(was)) = (counted, &mut self.watches[usize::from(host)], was) {
             watch.leave(was);
         }
         let connection = self.at_mut(slot);
         connection.peer = Peer::from(peer);
-        connection.flags.counted = counts;
+        connection.flags.set(Flag::Counted, counts);
         Ok(())
     }
 }

@@ -17,8 +17,9 @@ use crate::address::{Address, Peer};
 use crate::arena::{Arena, Chain};
 use crate::bucket::{Bucket, burst};
 use crate::closed::Closed;
-use crate::connection::{Connection, NO_LOCAL, NOT_DIRTY, Second, Stage};
+use crate::connection::{Connection, NO_LOCAL, NOT_DIRTY, Stage};
 use crate::departed::Departed;
+use crate::flags::Flag;
 use crate::guard::Watch;
 use crate::id::{Births, ConnId, GroupId, ListenerId};
 use crate::limits::{Limits, SocketLimits};
@@ -167,8 +168,9 @@ impl Table {
     pub(crate) fn insert(&mut self, host: u16, stage: Stage, peer: Peer) -> ConnId {
         let generation = self.births.next();
         let mut connection = Connection::new(generation, host, stage, peer, self.now);
-        connection.flags.dialed = stage == Stage::Connecting;
-        let SocketLimits { rate, group, .. } = self.socket_limits[usize::from(host)];
+        connection.flags.set(Flag::Dialed, stage == Stage::Connecting);
+        let SocketLimits { rate, group, read_when_full, .. } = self.socket_limits[usize::from(host)];
+        connection.flags.set(Flag::ReadFull, read_when_full);
         if rate.is_some() || group.is_some() {
             let extra = connection.extra();
             extra.bucket = rate.map(|rate| Bucket::new(rate, burst(rate), self.now));
@@ -190,8 +192,8 @@ impl Table {
         let refused = connection.host == DOORMAN;
         self.refusals -= usize::from(refused);
         self.counts[usize::from(connection.host)] -= 1;
-        self.held -= usize::from(refused && connection.flags.paused);
-        self.reserved -= usize::from(connection.flags.second == Second::Kept);
+        self.held -= usize::from(refused && connection.flags.has(Flag::Paused));
+        self.reserved -= usize::from(connection.flags.has(Flag::KeepsSecond));
         self.leave_group(&connection);
         self.uncount(&connection);
         self.memory -= connection.inbox.take().map_or(0, |inbox| inbox.charge());
@@ -234,7 +236,7 @@ impl Table {
     pub(crate) fn note_local(&mut self, slot: u32, local: SocketAddr) {
         let known = self.locals.iter().position(|known| *known == local);
         let index = known.or_else(|| {
-            let fits = !self.at(slot).flags.dialed && self.locals.len() < usize::from(NO_LOCAL);
+            let fits = !self.at(slot).flags.has(Flag::Dialed) && self.locals.len() < usize::from(NO_LOCAL);
             fits.then(|| {
                 self.locals.push(local);
                 self.locals.len() - 1
@@ -261,20 +263,13 @@ impl Table {
         &self.socket_limits[usize::from(self.at(slot).host)]
     }
 
-    /// Both at once, for those who change the one by the other.
-    fn with_limits(&mut self, slot: u32) -> (&mut Connection, &SocketLimits) {
-        let connection = &mut self.slots[slot as usize];
-        let limits = &self.socket_limits[usize::from(connection.host)];
-        (connection, limits)
-    }
-
     // -- the queues ----------------------------------------------------------------------------
 
     /// Puts it in line to be served, if that would do anything.
     pub(crate) fn push_ready(&mut self, slot: u32) {
-        let (connection, limits) = self.with_limits(slot);
-        if !connection.flags.ready && connection.wants_serving(limits) {
-            connection.flags.ready = true;
+        let connection = &mut self.slots[slot as usize];
+        if !connection.flags.has(Flag::Ready) && connection.wants_serving() {
+            connection.flags.raise(Flag::Ready);
             let generation = connection.generation;
             self.ready.push(ConnId { slot, generation });
         }
@@ -468,7 +463,7 @@ mod tests {
         fn insert(&mut self, refused: bool) {
             let host = if refused { DOORMAN } else { 1 };
             let id = self.table.insert(host, Stage::Open, Peer::UNIX);
-            self.table.at_mut(id.slot).flags.writable = true;
+            self.table.at_mut(id.slot).flags.raise(Flag::Writable);
             assert!(!self.ids.contains(&id), "{id} names two connections");
             self.ids.push(id);
             self.model.insert(id, Known { refused, ..Known::default() });

@@ -3,6 +3,7 @@
 use super::Table;
 use crate::bucket::{Bucket, SHARE_MIN, burst};
 use crate::connection::Connection;
+use crate::flags::Flag;
 use crate::time::Tick;
 
 /// A rate that several connections share.
@@ -60,7 +61,7 @@ impl Table {
             group.bucket.holds_at(SHARE_MIN * group.thirsty, now)
         });
         extra.refill = Some(own.max(shared).max(Tick(now.0 + 1)));
-        connection.flags.thirsty = true;
+        connection.flags.raise(Flag::Thirsty);
         self.stats.throttled += 1;
         self.rearm(slot);
         0
@@ -82,8 +83,8 @@ impl Table {
     pub(crate) fn quench(&mut self, slot: u32) {
         let now = self.now;
         let connection = &mut self.slots[slot as usize];
-        if connection.flags.thirsty {
-            connection.flags.thirsty = false;
+        if connection.flags.has(Flag::Thirsty) {
+            connection.flags.lower(Flag::Thirsty);
             if let Some(inbox) = &mut connection.inbox {
                 inbox.begin(now); // A message's clocks do not run while nobody reads.
             }
@@ -115,7 +116,9 @@ impl Table {
 
     /// A connection that goes waits no longer.
     pub(super) fn leave_group(&mut self, gone: &Connection) {
-        if let (true, Some(index)) = (gone.flags.thirsty, gone.extra.as_ref().and_then(|extra| extra.group)) {
+        if let (true, Some(index)) =
+            (gone.flags.has(Flag::Thirsty), gone.extra.as_ref().and_then(|extra| extra.group))
+        {
             self.groups[usize::from(index)].thirsty -= 1;
         }
     }

@@ -6,6 +6,7 @@ use super::Loop;
 use crate::address::{Address, Peer};
 use crate::closed::{Closed, OsError};
 use crate::connection::Stage;
+use crate::flags::Flag;
 use crate::guard::{Refusal, Refused};
 use crate::listener::Failure;
 use crate::rules::Refuse;
@@ -79,7 +80,8 @@ impl<S: System> Loop<S> {
         let local = door.local.or_else(|| self.system.local(&stream));
         let id = self.table.insert(host, Stage::Open, peer);
         let flags = &mut self.table.at_mut(id.slot).flags;
-        (flags.writable, flags.counted) = (true, counted);
+        flags.raise(Flag::Writable);
+        flags.set(Flag::Counted, counted);
         if let Some(local) = local {
             self.table.note_local(id.slot, local);
         }
@@ -108,7 +110,7 @@ impl<S: System> Loop<S> {
             Refuse::Hold if !can_hold => self.system.reset(stream),
             Refuse::Hold | Refuse::End | Refuse::Reply => {
                 let id = self.table.insert(DOORMAN, Stage::Open, peer);
-                self.table.at_mut(id.slot).flags.writable = true;
+                self.table.at_mut(id.slot).flags.raise(Flag::Writable);
                 if let Err(error) = self.settle(id.slot, stream) {
                     return self.table.doom(id.slot, Closed::Error(OsError::from(error)));
                 }

@@ -8,6 +8,7 @@ use crate::address::{Address, Peer};
 use crate::closed::{Closed, OsError};
 use crate::connection::Stage;
 use crate::eyeballs::{Eyeballs, Step};
+use crate::flags::Flag;
 use crate::id::ConnId;
 use crate::lookups::Asked;
 use crate::options::{Attempt, DialError, DialOptions, Family, plain};
@@ -202,7 +203,7 @@ impl<S: System> Loop<S> {
     /// Something was reported about a dial: one of its attempts is connected, or never will be, or the report was
     /// spurious.
     pub(super) fn settle_dial(&mut self, slot: u32) {
-        self.table.at_mut(slot).flags.writable = false;
+        self.table.at_mut(slot).flags.lower(Flag::Writable);
         let Some(race) = self.races.get_mut(&slot) else { return };
         let before = race.overlapping();
         let mut winner = None;
@@ -232,7 +233,7 @@ impl<S: System> Loop<S> {
         self.put_stream(slot, stream);
         let connection = self.table.at_mut(slot);
         connection.stage = Stage::Open;
-        connection.flags.writable = true;
+        connection.flags.raise(Flag::Writable);
         connection.touched = now;
         connection.peer = Peer::from(address);
         if let Some(outbox) = &mut connection.outbox {

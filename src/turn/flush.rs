@@ -1,14 +1,15 @@
 //! Phase 6: write what is queued.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem;
 
 use super::{Loop, is_open};
-use crate::arena::Chain;
+use crate::arena::{Arena, Chain};
 use crate::closed::Closed;
 use crate::connection::{NOT_DIRTY, Stage};
+use crate::flags::Flag;
 use crate::limits::CALLS_MAX;
-use crate::outbox::Gather;
+use crate::outbox::{Gather, Outbox};
 use crate::system::System;
 
 impl<S: System> Loop<S> {
@@ -50,7 +51,11 @@ impl<S: System> Loop<S> {
         self.table.stash(slot, chain);
         let connection = self.table.at(slot);
         let queued = connection.queued();
-        if queued > 0 && connection.flags.writable && connection.stage != Stage::Connecting {
+        let changes = connection.flags.any(&[Flag::Full, Flag::Finishing, Flag::Finished]);
+        if queued == 0 && !changes && connection.stage == Stage::Open {
+            return self.table.drop_outbox(slot);
+        }
+        if queued > 0 && connection.flags.has(Flag::Writable) && connection.stage != Stage::Connecting {
             self.table.push_dirty(slot); // The budget ended it, not the kernel: no event will come.
         }
         self.mark_water(slot, queued);
@@ -64,20 +69,18 @@ impl<S: System> Loop<S> {
         let mut budget = self.table.limits.write_budget.max(1);
         for _ in 0..CALLS_MAX {
             let connection = self.table.at(slot);
-            let (queued, stage) = (connection.queued(), connection.stage);
-            let nothing = queued + chain.len() == 0;
-            if nothing || budget == 0 || !connection.flags.writable || stage == Stage::Connecting {
+            let nothing = connection.queued() + chain.len() == 0;
+            let blocked = !connection.flags.has(Flag::Writable) || connection.stage == Stage::Connecting;
+            if nothing || budget == 0 || blocked {
                 return;
             }
-            let mut slices = Gather::new(budget);
-            if let Some(outbox) = &connection.outbox {
-                outbox.gather(&mut slices);
-            }
-            if slices.has_room() {
-                self.table.arena.gather(chain, &mut slices);
-            }
             let Some(stream) = &self.streams[slot as usize] else { return };
-            let result = self.system.write(stream, slices.slices());
+            let result = match (&connection.outbox, self.table.arena.only(chain)) {
+                (None, Some(bytes)) => self.system.write(stream, &[IoSlice::new(bytes)]),
+                (outbox, _) => gather(outbox.as_deref(), &self.table.arena, chain, budget, |slices| {
+                    self.system.write(stream, slices)
+                }),
+            };
             self.table.stats.writes += 1;
             match result {
                 Ok(n) => {
@@ -86,7 +89,7 @@ impl<S: System> Loop<S> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.table.at_mut(slot).flags.writable = false;
+                    self.table.at_mut(slot).flags.lower(Flag::Writable);
                 }
                 Err(error) => return self.table.doom(slot, Closed::from_io(&error)),
             }
@@ -114,16 +117,16 @@ impl<S: System> Loop<S> {
 
     /// Compares what the kernel did not take with the marks: full, full no more, or too much.
     fn mark_water(&mut self, slot: u32, queued: usize) {
-        let (high, limits) = (self.table.high_water(slot), self.table.limits_of(slot));
-        let (low, most) = (limits.low_water.min(limits.high_water), limits.queue);
+        let (high, most) = self.table.marks(self.table.at(slot));
+        let limits = self.table.limits_of(slot);
+        let low = limits.low_water.min(limits.high_water);
         let id = self.table.id(slot);
         let connection = self.table.at_mut(slot);
-        if queued > most && !connection.flags.writable {
+        if queued > most && !connection.flags.has(Flag::Writable) {
             self.table.doom(slot, Closed::SlowReader);
         } else if queued >= high {
-            connection.flags.full = true;
-        } else if connection.flags.full && queued <= low {
-            connection.flags.full = false;
+            connection.flags.raise(Flag::Full);
+        } else if queued <= low && connection.flags.take(Flag::Full) {
             self.relieved.push(id);
         }
     }
@@ -132,7 +135,7 @@ impl<S: System> Loop<S> {
     fn send_end(&mut self, slot: u32) {
         let connection = self.table.at(slot);
         // One that is closed after it had finished owes no end, but has only its farewell before it.
-        let leaves = connection.flags.finished && connection.stage == Stage::Closing;
+        let leaves = connection.flags.has(Flag::Finished) && connection.stage == Stage::Closing;
         if connection.stage == Stage::Connecting || !(connection.owes_end() || leaves) {
             return;
         }
@@ -144,9 +147,9 @@ impl<S: System> Loop<S> {
         }
         let now = self.table.now;
         let connection = self.table.at_mut(slot);
-        connection.flags.finished = true;
+        connection.flags.raise(Flag::Finished);
         connection.touched = now;
-        match (connection.flags.ended, connection.stage) {
+        match (connection.flags.has(Flag::Ended), connection.stage) {
             (true, _) => self.table.doom(slot, Closed::Finished),
             (false, Stage::Closing) => self.table.linger(slot),
             (false, _) => self.table.rearm(slot),
@@ -161,7 +164,7 @@ impl<S: System> Loop<S> {
             if let Some(inbox) = &mut self.table.at_mut(slot).inbox {
                 inbox.begin(now);
             }
-            if self.table.at(slot).flags.piped {
+            if self.table.at(slot).flags.has(Flag::Piped) {
                 self.unblock(slot);
             } else if is_open(&self.table, slot) {
                 let host = usize::from(self.table.at(slot).host);
@@ -171,4 +174,23 @@ impl<S: System> Loop<S> {
             self.table.rearm(slot);
         }
     }
+}
+
+/// Writes more than one run of bytes with one call. Apart from the rest, because the slices take a kilobyte of stack.
+#[inline(never)]
+fn gather(
+    outbox: Option<&Outbox>,
+    arena: &Arena,
+    chain: &Chain,
+    budget: usize,
+    write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut slices = Gather::new(budget);
+    if let Some(outbox) = outbox {
+        outbox.gather(&mut slices);
+    }
+    if slices.has_room() {
+        arena.gather(chain, &mut slices);
+    }
+    write(slices.slices())
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Loop;
 use crate::connection::Stage;
+use crate::flags::Flag;
 use crate::id::Named;
 use crate::system::{Ready, System};
 use crate::time::Tick;
@@ -91,10 +92,10 @@ impl<S: System> Loop<S> {
     fn note(&mut self, slot: u32, ready: Ready) {
         let connection = self.table.at_mut(slot);
         let flags = &mut connection.flags;
-        flags.end_announced |= ready.end;
+        flags.raise_if(Flag::EndAnnounced, ready.end);
         // An end or an error shows itself to whoever reads or writes next, and to nobody else.
-        flags.readable |= ready.readable || ready.end;
-        flags.writable |= ready.writable;
+        flags.raise_if(Flag::Readable, ready.readable || ready.end);
+        flags.raise_if(Flag::Writable, ready.writable);
         let connected = connection.stage != Stage::Connecting;
         if ready.writable && connected && (connection.outbox.is_some() || connection.owes_end()) {
             self.table.push_dirty(slot);

@@ -4,8 +4,9 @@ use std::mem;
 
 use super::Loop;
 use crate::closed::Closed;
-use crate::connection::{Connection, Second};
+use crate::connection::Connection;
 use crate::departed::Departed;
+use crate::flags::Flag;
 use crate::listener::Door;
 use crate::system::System;
 use crate::table::DOORMAN;
@@ -62,7 +63,7 @@ impl<S: System> Loop<S> {
     /// Whoever was let in with a second slot has it back when the connection in it has gone, to dial another.
     fn keep_second_slot(&mut self, gone: &Connection) {
         let Some(by) = gone.extra.as_ref().and_then(|extra| extra.by) else { return };
-        let keeper = self.table.find(by).filter(|&slot| self.table.at(slot).flags.second == Second::Used);
+        let keeper = self.table.find(by).filter(|&slot| self.table.at(slot).flags.has(Flag::UsedSecond));
         if let Some(slot) = keeper.filter(|&slot| self.table.at(slot).is_live()) {
             self.table.reserve(slot);
         }

@@ -3,6 +3,7 @@
 use super::Loop;
 use crate::closed::Closed;
 use crate::connection::{Connection, Stage};
+use crate::flags::Flag;
 use crate::system::System;
 
 impl<S: System> Loop<S> {
@@ -15,7 +16,7 @@ impl<S: System> Loop<S> {
                 self.table.block(slot, other);
             }
             // The other end is on its way out, and takes this one along when it has gone.
-            None => self.table.at_mut(slot).flags.blocked = true,
+            None => self.table.at_mut(slot).flags.raise(Flag::Blocked),
         }
     }
 
@@ -30,7 +31,7 @@ impl<S: System> Loop<S> {
     pub(super) fn unblock(&mut self, slot: u32) {
         if let Some(other) = self.table.leg(slot) {
             let now = self.table.now;
-            self.table.at_mut(other).flags.blocked = false;
+            self.table.at_mut(other).flags.lower(Flag::Blocked);
             if let Some(inbox) = &mut self.table.at_mut(other).inbox {
                 inbox.begin(now);
             }
@@ -43,7 +44,9 @@ impl<S: System> Loop<S> {
     /// queued for the other, and the other's end has come. If not, nothing more will come from it, and nobody is left
     /// to hear what the other says; so the other is closed, behind what it is still to get.
     pub(super) fn part_from(&mut self, gone: &Connection, why: Closed) {
-        let Some(leg) = gone.extra.as_ref().and_then(|extra| extra.leg).filter(|_| gone.flags.piped) else {
+        let Some(leg) =
+            gone.extra.as_ref().and_then(|extra| extra.leg).filter(|_| gone.flags.has(Flag::Piped))
+        else {
             return;
         };
         let Some(other) = self.table.find(leg) else { return };

@@ -7,6 +7,7 @@ use super::{Loop, is_open};
 use crate::arena::READ_MAX;
 use crate::closed::Closed;
 use crate::connection::Stage;
+use crate::flags::Flag;
 use crate::id::ConnId;
 use crate::inbox::Input;
 use crate::limits::CALLS_MAX;
@@ -58,7 +59,7 @@ impl<S: System> Loop<S> {
             self.flush();
         }
         let Some(slot) = self.table.find(id) else { return };
-        self.table.at_mut(slot).flags.ready = false;
+        self.table.at_mut(slot).flags.lower(Flag::Ready);
         match self.table.at(slot).stage {
             Stage::Connecting => self.settle_dial(slot),
             Stage::Open => self.serve_open(slot),
@@ -69,7 +70,7 @@ impl<S: System> Loop<S> {
     }
 
     fn serve_open(&mut self, slot: u32) {
-        if mem::take(&mut self.table.at_mut(slot).flags.redeliver) {
+        if self.table.at_mut(slot).flags.take(Flag::Redeliver) {
             self.deliver_kept(slot, &[]);
         }
         let mut budget = self.table.limits.read_budget.max(1).min(self.table.allowance(slot));
@@ -86,7 +87,7 @@ impl<S: System> Loop<S> {
 
     fn may_read(&self, slot: u32) -> bool {
         let connection = self.table.at(slot);
-        connection.stage == Stage::Open && connection.wants_read(self.table.limits_of(slot))
+        connection.wants_read() && connection.stage == Stage::Open
     }
 
     /// One read into the arena's block, and one call of `data` if anything came.
@@ -122,7 +123,7 @@ impl<S: System> Loop<S> {
         let connection = self.table.at_mut(slot);
         match result {
             Ok(0) => {
-                connection.flags.ended = true;
+                connection.flags.raise(Flag::Ended);
                 self.ended(slot);
                 Got::Over
             }
@@ -140,8 +141,8 @@ impl<S: System> Loop<S> {
                 };
                 // epoll and kqueue raise a new edge for what arrives after a short read. But an end that has been
                 // announced already is not announced again: then only reading on finds it.
-                if n < wanted && !connection.flags.end_announced {
-                    connection.flags.readable = false;
+                if n < wanted && !connection.flags.has(Flag::EndAnnounced) {
+                    connection.flags.lower(Flag::Readable);
                 }
                 self.table.stats.bytes_in += n as u64;
                 if limited {
@@ -150,9 +151,9 @@ impl<S: System> Loop<S> {
                 Got::Some(n)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                connection.flags.readable = false;
+                connection.flags.lower(Flag::Readable);
                 // The announcement was early or spurious; the end itself will raise a new edge.
-                connection.flags.end_announced = false;
+                connection.flags.lower(Flag::EndAnnounced);
                 Got::Empty
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Got::Some(0),
@@ -165,14 +166,16 @@ impl<S: System> Loop<S> {
 
     /// Lends `bytes`, of which the last `arrived` are new, to the service; what it leaves is kept.
     fn deliver(&mut self, slot: u32, bytes: &[u8], scanned: usize, arrived: usize) {
-        if self.table.at(slot).flags.piped {
+        if self.table.at(slot).flags.has(Flag::Piped) {
             return self.relay(slot, bytes);
         }
         let mut input = Input::resumed(bytes, scanned);
         let host = usize::from(self.table.at(slot).host);
         self.hosts[host].data(&mut self.table, slot, &mut input);
         let (taken, scanned) = input.settle();
-        if is_open(&self.table, slot) {
+        if taken == bytes.len() {
+            self.table.drop_inbox(slot);
+        } else if is_open(&self.table, slot) {
             self.table.keep(slot, &bytes[taken..], scanned, arrived, taken > 0);
             self.bound_inbox(slot);
         }
@@ -201,7 +204,7 @@ impl<S: System> Loop<S> {
     fn bound_inbox(&mut self, slot: u32) {
         let (connection, limits) = (self.table.at(slot), self.table.limits_of(slot));
         let kept = connection.inbox.as_ref().map_or(0, |inbox| inbox.kept().len());
-        if kept > limits.message && !connection.flags.paused {
+        if kept > limits.message && !connection.flags.has(Flag::Paused) {
             self.table.close(slot, Closed::TooLong);
         }
     }
@@ -210,12 +213,12 @@ impl<S: System> Loop<S> {
     fn ended(&mut self, slot: u32) {
         let now = self.table.now;
         let connection = self.table.at_mut(slot);
-        connection.flags.readable = false;
+        connection.flags.lower(Flag::Readable);
         match connection.stage {
             Stage::Open => {
                 connection.touched = now;
-                let finished = connection.flags.finished;
-                if connection.flags.piped {
+                let finished = connection.flags.has(Flag::Finished);
+                if connection.flags.has(Flag::Piped) {
                     self.relay_end(slot);
                 } else {
                     let host = usize::from(connection.host);
@@ -239,15 +242,15 @@ impl<S: System> Loop<S> {
         let (mut block, at) = self.table.arena.lend();
         for _ in 0..CALLS_MAX {
             let connection = self.table.at(slot);
-            let limits = self.table.limits_of(slot);
-            if !connection.wants_read(limits) {
+            if !connection.wants_read() {
                 break;
             }
-            let (lingering, most) = (connection.stage == Stage::Lingering, limits.linger_bytes as u64);
+            let lingering = connection.stage == Stage::Lingering;
+            let most = self.table.limits_of(slot).linger_bytes;
             let Got::Some(n) = self.read(slot, &mut block[at..at + READ_MAX], READ_MAX) else { break };
-            let connection = self.table.at_mut(slot);
-            connection.discarded = connection.discarded.saturating_add(n as u32);
-            if lingering && u64::from(connection.discarded) > most {
+            let discarded = &mut self.table.at_mut(slot).extra().discarded;
+            *discarded += n;
+            if lingering && *discarded > most {
                 self.table.doom(slot, Closed::Local);
             }
         }

@@ -54,10 +54,10 @@ fn a_dial_that_fails_says_why_once() {
     let id = dial(&mut house, 80);
     house.script.answer(house.script.dialed()[0], Err(libc::ECONNREFUSED));
     house.settle();
-    let refused = Closed::Unreachable(crate::closed::OsError(libc::ECONNREFUSED));
+    let refused = Closed::Unreachable(crate::closed::OsError::of(libc::ECONNREFUSED));
     assert_eq!(house.told(), [Told::Open(id), Told::Closed(id, refused)]);
     let id = dial(&mut house, 0);
-    let impossible = Closed::Unreachable(crate::closed::OsError(libc::EADDRNOTAVAIL));
+    let impossible = Closed::Unreachable(crate::closed::OsError::of(libc::EADDRNOTAVAIL));
     assert_eq!(house.farewell(id), Some(impossible), "also when the call itself fails");
     let id = dial(&mut house, 81);
     house.pass(10_030 * MS);

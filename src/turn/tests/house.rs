@@ -1,6 +1,7 @@
 //! What concerns all connections together.
 
 use super::*;
+use crate::flags::Flag;
 
 #[test]
 fn a_shutdown_closes_the_door_at_once_and_ends_the_rest_when_the_grace_is_over() {
@@ -45,7 +46,7 @@ fn a_loop_that_cannot_get_on_is_made_to_sleep() {
     let (_, id) = house.guest();
     for _ in 0..1_100 {
         // As if something had put it in line for nothing, turn after turn.
-        house.turns.table.at_mut(id.slot).flags.ready = true;
+        house.turns.table.at_mut(id.slot).flags.raise(Flag::Ready);
         house.turns.table.ready.push(id);
         house.turns.tally(0);
     }

@@ -22,9 +22,10 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::closed::Closed;
-use crate::connection::{Connection, Second};
+use crate::connection::Connection;
 use crate::departed::Departed;
 use crate::extra::Silent;
+use crate::flags::Flag;
 use crate::guard::{Refusal, Refused};
 use crate::id::ConnId;
 use crate::inbox::Input;
@@ -296,12 +297,17 @@ impl Loop<Sim> {
             table.connections() + table.reserved <= table.limits.connections,
             "more than the house holds"
         );
-        let kept = table.slots.iter().filter(|(_, c)| c.flags.second == Second::Kept).count();
+        let kept = table.slots.iter().filter(|(_, c)| c.flags.has(Flag::KeepsSecond)).count();
         for (index, group) in table.groups.iter().enumerate() {
             let member =
                 |c: &&Connection| c.extra.as_ref().is_some_and(|extra| extra.group == Some(index as u16));
-            let waiting =
-                table.slots.iter().map(|(_, c)| c).filter(member).filter(|c| c.flags.thirsty).count();
+            let waiting = table
+                .slots
+                .iter()
+                .map(|(_, c)| c)
+                .filter(member)
+                .filter(|c| c.flags.has(Flag::Thirsty))
+                .count();
             assert_eq!(group.thirsty(), waiting, "those of a group who wait are counted");
         }
         assert_eq!(table.reserved, kept, "second slots are kept for those who are there");
@@ -317,10 +323,11 @@ impl Loop<Sim> {
             let in_line = table.ready.iter().filter(|id| id.slot as usize == slot).count();
             assert!(in_line <= 1, "in line twice");
             assert!(
-                !connection.wants_serving(limits) || in_line == 1,
+                !connection.wants_serving() || in_line == 1,
                 "a wake-up was lost in slot {slot}: {connection:?}"
             );
-            let stuck = connection.queued() > 0 && connection.flags.writable && connection.is_live();
+            let stuck =
+                connection.queued() > 0 && connection.flags.has(Flag::Writable) && connection.is_live();
             assert!(
                 !stuck || table.dirty.iter().any(|dirty| dirty.id.slot as usize == slot),
                 "a queue was forgotten"

@@ -211,7 +211,7 @@ fn all_attempts_refused_is_one_farewell() {
         house.script.answer(house.script.dialed()[n], Err(libc::ECONNREFUSED));
     }
     house.settle();
-    let refused = Closed::Unreachable(OsError(libc::ECONNREFUSED));
+    let refused = Closed::Unreachable(OsError::of(libc::ECONNREFUSED));
     assert_eq!(house.told(), [Told::Open(id), Told::Closed(id, refused)]);
 }
 
@@ -287,12 +287,12 @@ fn only_addresses_of_the_version_asked_for_and_none_that_a_rule_forbids_are_trie
     let id = dial_with(&mut house, "evil.example:80", options.clone());
     house.script.resolve(question(&house), BOTH);
     house.settle();
-    assert_eq!(house.farewell(id), Some(Closed::Unreachable(OsError(libc::EACCES))));
+    assert_eq!(house.farewell(id), Some(Closed::Unreachable(OsError::of(libc::EACCES))));
     assert!(text_of_failure(&house).ends_with("192.0.2.1:80: a rule forbids this address"));
     let id = dial_with(&mut house, "[2001:db8::9]:80", options);
     assert_eq!(
         house.farewell(id),
-        Some(Closed::Unreachable(OsError(libc::EACCES))),
+        Some(Closed::Unreachable(OsError::of(libc::EACCES))),
         "a literal is no way around it"
     );
     assert_eq!(dialed(&house).len(), 1);
