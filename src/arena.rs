@@ -86,13 +86,18 @@ impl Arena {
         }
     }
 
-    /// Takes the block out for a read and the callback after it, because the callback holds slices of the block
-    /// while it pushes pieces. Returns it with the place where the next read goes.
-    pub(crate) fn lend(&mut self) -> (Vec<u8>, usize) {
+    /// Takes the block out for reads and the callbacks after them, because a callback holds slices of the block while
+    /// it pushes pieces.
+    pub(crate) fn lend(&mut self) -> Vec<u8> {
         let block = std::mem::take(&mut self.block);
         let address = block.as_ptr() as usize;
         self.lent = address..address + block.len();
-        (block, self.filled)
+        block
+    }
+
+    /// Where in the block the next read goes.
+    pub(crate) fn place(&self) -> usize {
+        self.filled
     }
 
     /// Puts the block back.
@@ -172,8 +177,12 @@ impl Arena {
     /// Drops `n` written bytes from the chain's front.
     pub(crate) fn advance(&mut self, chain: &mut Chain, mut n: usize) {
         debug_assert!(n <= chain.bytes);
+        if n == chain.bytes {
+            *chain = Chain::EMPTY;
+            return;
+        }
         chain.bytes -= n;
-        while chain.first != END {
+        loop {
             let piece = &mut self.pieces[chain.first];
             if n < piece.range.len() {
                 piece.range.start += n;
@@ -182,7 +191,6 @@ impl Arena {
             n -= piece.range.len();
             chain.first = piece.next;
         }
-        chain.last = END;
     }
 
     /// Copies a chain out into a connection's own queue; returns the memory taken.
@@ -240,7 +248,7 @@ mod tests {
     #[test]
     fn bytes_that_leave_as_they_came_are_not_copied() {
         let mut arena = Arena::new();
-        let (mut block, at) = arena.lend();
+        let (mut block, at) = (arena.lend(), arena.place());
         block[at..at + 11].copy_from_slice(b"hello world");
         let mut chain = Chain::EMPTY;
         arena.push(&mut chain, &block[at..at + 6]);
@@ -248,24 +256,24 @@ mod tests {
         arena.restore(block);
         assert_eq!(text(&arena, &chain), "hello world");
         assert_eq!((arena.words.len(), arena.pieces.len()), (0, 1), "one range of the block");
-        let (block, next) = arena.lend();
-        assert_eq!(next, 11, "the next read must not overwrite what is queued");
+        let block = arena.lend();
+        assert_eq!(arena.place(), 11, "the next read must not overwrite what is queued");
         arena.restore(block);
     }
 
     #[test]
     fn a_read_that_nobody_echoes_leaves_its_place_to_the_next() {
         let mut arena = Arena::new();
-        let (block, _) = arena.lend();
+        let block = arena.lend();
         arena.restore(block);
-        assert_eq!(arena.lend().1, 0);
+        assert_eq!(arena.place(), 0);
     }
 
     #[test]
     fn chains_of_many_sources_keep_their_order_through_partial_writes() {
         let mut arena = Arena::new();
         let shared = Shared::from("-shared-");
-        let (mut block, at) = arena.lend();
+        let (mut block, at) = (arena.lend(), arena.place());
         block[at..at + 4].copy_from_slice(b"READ");
         let (mut one, mut two) = (Chain::EMPTY, Chain::EMPTY);
         arena.push(&mut one, b"head");
@@ -320,7 +328,7 @@ mod tests {
         let mut chain = Chain::EMPTY;
         let mut reads = 0;
         while !arena.is_full() {
-            let (block, at) = arena.lend();
+            let (block, at) = (arena.lend(), arena.place());
             arena.push(&mut chain, &block[at..at + READ_MAX]);
             arena.restore(block);
             reads += 1;

@@ -138,14 +138,26 @@ impl Connection {
 
     /// Whether a turn should look at it at all.
     pub(crate) fn wants_serving(&self) -> bool {
-        let settling = self.stage == Stage::Connecting && self.flags.has(Flag::Writable);
-        let leftover = self.stage == Stage::Open && self.flags.has(Flag::Redeliver) && self.is_willing();
-        settling || leftover || self.wants_read()
+        match self.stage {
+            Stage::Connecting => self.flags.has(Flag::Writable),
+            Stage::Open => self.wants_read() || (self.flags.has(Flag::Redeliver) && self.is_willing()),
+            Stage::Closing | Stage::Lingering => self.wants_read(),
+            Stage::Doomed => false,
+        }
     }
 
     /// Whether our end is to be sent as soon as nothing is queued.
     pub(crate) fn owes_end(&self) -> bool {
         (self.flags.has(Flag::Finishing) || self.stage == Stage::Closing) && !self.flags.has(Flag::Finished)
+    }
+
+    /// The kernel has taken so many bytes.
+    pub(crate) fn wrote(&mut self, n: usize, now: Tick) {
+        self.bytes_out += n as u64;
+        self.touched = now;
+        if let Some(quiet) = self.extra.as_mut().and_then(|extra| extra.writing.as_mut()) {
+            quiet.since = now;
+        }
     }
 
     pub(crate) fn queued(&self) -> usize {

@@ -71,6 +71,10 @@ impl Flags {
         self.0 &= !(flag as u32);
     }
 
+    pub(crate) fn lower_if(&mut self, flag: Flag, on: bool) {
+        self.0 &= !((flag as u32) * u32::from(on));
+    }
+
     /// Lowers it, and says whether it was there.
     pub(crate) fn take(&mut self, flag: Flag) -> bool {
         let had = self.has(flag);

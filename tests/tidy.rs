@@ -28,6 +28,7 @@ const ORDER: &[&str] = &[
     "lookups",
     "eager", //
     // one connection; all of them
+    "flags",
     "extra",
     "connection",
     "table", //

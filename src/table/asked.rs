@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::{DOORMAN, Table};
+use super::{DOORMAN, Dirty, Table};
+use crate::arena::{Arena, Chain};
 use crate::closed::Closed;
-use crate::connection::{Connection, Stage};
+use crate::connection::{NOT_DIRTY, Stage};
 use crate::extra::{Alarm, Quiet};
 use crate::flags::Flag;
 use crate::id::ConnId;
@@ -13,15 +14,37 @@ use crate::shared::Shared;
 
 impl Table {
     pub(crate) fn send(&mut self, slot: u32, bytes: &[u8]) {
-        if let Some(entry) = self.line_up(slot, bytes.len()) {
-            self.arena.push(&mut self.dirty[entry].chain, bytes);
-        }
+        self.queue(slot, bytes.len(), |arena, chain| arena.push(chain, bytes));
     }
 
     pub(crate) fn send_shared(&mut self, slot: u32, shared: &Shared) {
-        if let Some(entry) = self.line_up(slot, shared.bytes().len()) {
-            self.arena.push_shared(&mut self.dirty[entry].chain, shared);
+        self.queue(slot, shared.bytes().len(), |arena, chain| arena.push_shared(chain, shared));
+    }
+
+    /// Adds to what is sent in this turn, if that is still possible. A peer whose kernel buffer is known to be full is
+    /// closed as soon as its queue would pass the cap; one that has not been tried in this turn gets its chance at the
+    /// flush.
+    fn queue(&mut self, slot: u32, length: usize, push: impl FnOnce(&mut Arena, &mut Chain)) {
+        let connection = &mut self.slots[slot as usize];
+        if !connection.is_live() || connection.flags.has(Flag::Finishing) {
+            self.stats.sent_too_late += length as u64;
+            return;
         }
+        let limits = &self.socket_limits[usize::from(connection.host)];
+        if connection.dirty == NOT_DIRTY {
+            connection.dirty = self.dirty.len() as u32;
+            let id = ConnId { slot, generation: connection.generation };
+            self.dirty.push(Dirty { id, chain: Chain::EMPTY });
+        }
+        let chain = &mut self.dirty[connection.dirty as usize].chain;
+        let queued = connection.queued() + chain.len() + length;
+        if !connection.flags.has(Flag::Writable) && queued > limits.queue {
+            return self.doom(slot, Closed::SlowReader);
+        }
+        // Full from here on, even if the kernel takes it all a moment later: who was told so waits for `drained`.
+        let scarce = self.memory > self.scarce;
+        connection.flags.raise_if(Flag::Full, scarce || queued >= limits.high_water.max(1));
+        push(&mut self.arena, chain);
     }
 
     /// The one thing a refused peer is told, or nothing.
@@ -46,29 +69,6 @@ impl Table {
         self.held += 1;
     }
 
-    /// Where to add to what is sent in this turn, if that is still possible. A peer whose kernel buffer is known to be
-    /// full is closed as soon as its queue would pass the cap; one that has not been tried in this turn gets its
-    /// chance at the flush.
-    fn line_up(&mut self, slot: u32, length: usize) -> Option<usize> {
-        let connection = &self.slots[slot as usize];
-        if !connection.is_live() || connection.flags.has(Flag::Finishing) {
-            self.stats.sent_too_late += length as u64;
-            return None;
-        }
-        let writable = connection.flags.has(Flag::Writable);
-        let (high, most) = self.marks(connection);
-        let entry = self.push_dirty(slot);
-        let connection = &mut self.slots[slot as usize];
-        let queued = connection.queued() + self.dirty[entry].chain.len() + length;
-        if !writable && queued > most {
-            self.doom(slot, Closed::SlowReader);
-            return None;
-        }
-        // Full from here on, even if the kernel takes it all a moment later: who was told so waits for `drained`.
-        connection.flags.raise_if(Flag::Full, queued >= high);
-        Some(entry)
-    }
-
     /// Bytes sent and not yet taken by the kernel.
     pub(crate) fn queued(&self, slot: u32) -> usize {
         let connection = self.at(slot);
@@ -76,12 +76,9 @@ impl Table {
         connection.queued() + this_turn
     }
 
-    /// The high-water mark, and the most that may be queued. From four fifths of the memory on, any queue at all counts
-    /// as full.
-    pub(crate) fn marks(&self, connection: &Connection) -> (usize, usize) {
-        let limits = &self.socket_limits[usize::from(connection.host)];
-        let scarce = self.memory > self.limits.memory / 5 * 4;
-        (if scarce { 1 } else { limits.high_water.max(1) }, limits.queue)
+    /// The mark from which on a connection is full. While memory is scarce, any queue at all is too much.
+    pub(crate) fn high_water(&self, slot: u32) -> usize {
+        if self.memory > self.scarce { 1 } else { self.limits_of(slot).high_water.max(1) }
     }
 
     pub(crate) fn finish(&mut self, slot: u32) {

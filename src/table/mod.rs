@@ -64,6 +64,8 @@ pub(crate) struct Table {
     pub(crate) reserved: usize,
     /// Bytes in inboxes and outboxes.
     pub(crate) memory: usize,
+    /// From four fifths of their budget on.
+    scarce: usize,
     pub(crate) limits: Limits,
     /// By service.
     pub(crate) socket_limits: Vec<SocketLimits>,
@@ -125,6 +127,7 @@ impl Table {
             held: 0,
             reserved: 0,
             memory: 0,
+            scarce: limits.memory / 5 * 4,
             socket_limits: Vec::new(),
             watches: Vec::new(),
             counts: Vec::new(),
@@ -266,6 +269,7 @@ impl Table {
     // -- the queues ----------------------------------------------------------------------------
 
     /// Puts it in line to be served, if that would do anything.
+    #[inline]
     pub(crate) fn push_ready(&mut self, slot: u32) {
         let connection = &mut self.slots[slot as usize];
         if !connection.flags.has(Flag::Ready) && connection.wants_serving() {
@@ -378,7 +382,7 @@ mod tests {
             4 => any::<bool>().prop_map(|refused| Step::Insert { refused }),
             2 => any::<usize>().prop_map(Step::Doom),
             1 => Just(Step::Reap),
-            2 => (any::<usize>(), 0_usize..5_000).prop_map(|(which, bytes)| Step::Keep(which, bytes)),
+            2 => (any::<usize>(), 1_usize..5_000).prop_map(|(which, bytes)| Step::Keep(which, bytes)),
             1 => any::<usize>().prop_map(Step::DropInbox),
             3 => (any::<usize>(), 1_usize..5_000).prop_map(|(which, bytes)| Step::Send(which, bytes)),
             1 => any::<usize>().prop_map(Step::Close),

@@ -20,8 +20,9 @@ impl<S: System> Loop<S> {
         let mut line = mem::replace(&mut self.table.dirty, mem::take(&mut self.spare_dirty));
         for dirty in line.drain(..) {
             let Some(slot) = self.table.find(dirty.id) else { continue };
-            self.table.at_mut(slot).dirty = NOT_DIRTY;
-            if self.table.at(slot).stage != Stage::Doomed {
+            let connection = self.table.at_mut(slot);
+            connection.dirty = NOT_DIRTY;
+            if connection.stage != Stage::Doomed {
                 self.flush_one(slot, dirty.chain);
             }
         }
@@ -45,16 +46,18 @@ impl<S: System> Loop<S> {
 
     fn flush_one(&mut self, slot: u32, mut chain: Chain) {
         self.write_out(slot, &mut chain);
-        if self.table.at(slot).stage == Stage::Doomed {
+        let connection = self.table.at(slot);
+        let plain = connection.stage == Stage::Open && connection.outbox.is_none();
+        if plain && chain.len() == 0 && !connection.flags.any(&[Flag::Full, Flag::Finishing, Flag::Finished])
+        {
+            return; // Nearly always: all of it is with the kernel, and nobody waits for that.
+        }
+        if connection.stage == Stage::Doomed {
             return;
         }
         self.table.stash(slot, chain);
         let connection = self.table.at(slot);
         let queued = connection.queued();
-        let changes = connection.flags.any(&[Flag::Full, Flag::Finishing, Flag::Finished]);
-        if queued == 0 && !changes && connection.stage == Stage::Open {
-            return self.table.drop_outbox(slot);
-        }
         if queued > 0 && connection.flags.has(Flag::Writable) && connection.stage != Stage::Connecting {
             self.table.push_dirty(slot); // The budget ended it, not the kernel: no event will come.
         }
@@ -67,59 +70,49 @@ impl<S: System> Loop<S> {
 
     fn write_out(&mut self, slot: u32, chain: &mut Chain) {
         let mut budget = self.table.limits.write_budget.max(1);
+        let Some(Some(stream)) = self.streams.get(slot as usize) else { return };
         for _ in 0..CALLS_MAX {
-            let connection = self.table.at(slot);
+            let table = &mut self.table;
+            let connection = &mut table.slots[slot as usize];
             let nothing = connection.queued() + chain.len() == 0;
             let blocked = !connection.flags.has(Flag::Writable) || connection.stage == Stage::Connecting;
             if nothing || budget == 0 || blocked {
                 return;
             }
-            let Some(stream) = &self.streams[slot as usize] else { return };
-            let result = match (&connection.outbox, self.table.arena.only(chain)) {
+            let result = match (&connection.outbox, table.arena.only(chain)) {
                 (None, Some(bytes)) => self.system.write(stream, &[IoSlice::new(bytes)]),
-                (outbox, _) => gather(outbox.as_deref(), &self.table.arena, chain, budget, |slices| {
+                (outbox, _) => gather(outbox.as_deref(), &table.arena, chain, budget, |slices| {
                     self.system.write(stream, slices)
                 }),
             };
-            self.table.stats.writes += 1;
+            table.stats.writes += 1;
             match result {
                 Ok(n) => {
-                    self.wrote(slot, chain, n);
+                    table.stats.bytes_out += n as u64;
+                    connection.wrote(n, table.now);
+                    let mut fresh = n;
+                    if let Some(outbox) = &mut connection.outbox {
+                        let old = n.min(outbox.queued());
+                        outbox.span.moved += old;
+                        table.memory -= outbox.advance(old);
+                        fresh -= old;
+                    }
+                    table.arena.advance(chain, fresh);
                     budget = budget.saturating_sub(n.max(1));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.table.at_mut(slot).flags.lower(Flag::Writable);
+                    connection.flags.lower(Flag::Writable);
                 }
-                Err(error) => return self.table.doom(slot, Closed::from_io(&error)),
+                Err(error) => return table.doom(slot, Closed::from_io(&error)),
             }
         }
     }
 
-    fn wrote(&mut self, slot: u32, chain: &mut Chain, n: usize) {
-        let now = self.table.now;
-        let connection = &mut self.table.slots[slot as usize];
-        let mut fresh = n;
-        if let Some(outbox) = &mut connection.outbox {
-            let old = n.min(outbox.queued());
-            outbox.span.moved += old;
-            self.table.memory -= outbox.advance(old);
-            fresh -= old;
-        }
-        connection.bytes_out += n as u64;
-        connection.touched = now;
-        if let Some(extra) = &mut connection.extra {
-            extra.writing.iter_mut().for_each(|quiet| quiet.since = now);
-        }
-        self.table.stats.bytes_out += n as u64;
-        self.table.arena.advance(chain, fresh);
-    }
-
     /// Compares what the kernel did not take with the marks: full, full no more, or too much.
     fn mark_water(&mut self, slot: u32, queued: usize) {
-        let (high, most) = self.table.marks(self.table.at(slot));
-        let limits = self.table.limits_of(slot);
-        let low = limits.low_water.min(limits.high_water);
+        let (high, limits) = (self.table.high_water(slot), self.table.limits_of(slot));
+        let (low, most) = (limits.low_water.min(limits.high_water), limits.queue);
         let id = self.table.id(slot);
         let connection = self.table.at_mut(slot);
         if queued > most && !connection.flags.has(Flag::Writable) {

@@ -20,12 +20,12 @@ const PREFIX_MAX: usize = 4 * 1024;
 
 /// What became of one attempt to read.
 enum Got {
-    /// So many bytes, and perhaps more.
+    /// So many bytes, and perhaps more to come.
     Some(usize),
-    /// Nothing more for now.
-    Empty,
-    /// No further attempt makes sense.
-    Over,
+    /// So many, and no more for now.
+    Last(usize),
+    /// None, and no further attempt makes sense.
+    Nothing,
 }
 
 impl<S: System> Loop<S> {
@@ -34,8 +34,9 @@ impl<S: System> Loop<S> {
     /// them reaches. So two hundred who send all they can make others wait for a moment, and not for their whole round.
     pub(super) fn serve(&mut self) {
         let mut line = mem::replace(&mut self.table.ready, mem::take(&mut self.spare_ready));
+        let mut block = self.table.arena.lend();
         for &id in &line[self.carried..] {
-            self.serve_one(id);
+            self.serve_one(id, &mut block);
         }
         line.truncate(self.carried);
         let most = self.table.stats.bytes_in + self.table.limits.carried_budget.max(1) as u64;
@@ -44,9 +45,10 @@ impl<S: System> Loop<S> {
             if self.table.stats.bytes_in >= most {
                 break;
             }
-            self.serve_one(id);
+            self.serve_one(id, &mut block);
             served += 1;
         }
+        self.table.arena.restore(block);
         // Whoever is left stands before those who have just had their share.
         line.drain(..served);
         line.append(&mut self.table.ready);
@@ -54,112 +56,107 @@ impl<S: System> Loop<S> {
         self.table.evict();
     }
 
-    fn serve_one(&mut self, id: ConnId) {
+    fn serve_one(&mut self, id: ConnId, block: &mut Vec<u8>) {
         if self.table.arena.is_full() {
+            self.table.arena.restore(mem::take(block));
             self.flush();
+            *block = self.table.arena.lend();
         }
         let Some(slot) = self.table.find(id) else { return };
-        self.table.at_mut(slot).flags.lower(Flag::Ready);
-        match self.table.at(slot).stage {
+        let connection = self.table.at_mut(slot);
+        connection.flags.lower(Flag::Ready);
+        match connection.stage {
             Stage::Connecting => self.settle_dial(slot),
-            Stage::Open => self.serve_open(slot),
-            Stage::Closing | Stage::Lingering => self.discard(slot),
+            Stage::Open => self.serve_open(slot, block),
+            Stage::Closing | Stage::Lingering => self.discard(slot, block),
             Stage::Doomed => return,
         }
-        self.table.push_ready(slot);
+        if self.table.at(slot).wants_serving() {
+            self.table.push_ready(slot);
+        }
     }
 
-    fn serve_open(&mut self, slot: u32) {
+    fn serve_open(&mut self, slot: u32, block: &mut [u8]) {
         if self.table.at_mut(slot).flags.take(Flag::Redeliver) {
             self.deliver_kept(slot, &[]);
         }
         let mut budget = self.table.limits.read_budget.max(1).min(self.table.allowance(slot));
         for _ in 0..CALLS_MAX {
-            if budget == 0 || !self.may_read(slot) || self.table.arena.is_full() {
-                return;
-            }
-            match self.read_and_deliver(slot, budget) {
-                Got::Some(n) => budget -= n,
-                Got::Empty | Got::Over => return,
+            match self.read_and_deliver(slot, block, budget) {
+                Got::Some(n) if n < budget && !self.table.arena.is_full() => budget -= n,
+                Got::Some(_) | Got::Last(_) | Got::Nothing => return,
             }
         }
     }
 
-    fn may_read(&self, slot: u32) -> bool {
-        let connection = self.table.at(slot);
-        connection.wants_read() && connection.stage == Stage::Open
-    }
-
     /// One read into the arena's block, and one call of `data` if anything came.
-    fn read_and_deliver(&mut self, slot: u32, budget: usize) -> Got {
-        let kept = self.table.at(slot).inbox.as_ref().map_or(0, |inbox| inbox.kept().len());
+    fn read_and_deliver(&mut self, slot: u32, block: &mut [u8], budget: usize) -> Got {
+        let connection = self.table.at(slot);
+        if connection.stage != Stage::Open || !connection.wants_read() || budget == 0 {
+            return Got::Nothing;
+        }
+        let kept = connection.inbox.as_ref().map_or(0, |inbox| inbox.kept().len());
         let prefix = if kept <= PREFIX_MAX.min(READ_MAX / 2) { kept } else { 0 };
-        let (mut block, at) = self.table.arena.lend();
-        let place = at + prefix..at + prefix + budget.min(READ_MAX - prefix);
-        let wanted = place.len();
-        let got = self.read(slot, &mut block[place], wanted);
-        if let Got::Some(n @ 1..) = got {
+        let at = self.table.arena.place();
+        let got = self.read(slot, &mut block[at + prefix..][..budget.min(READ_MAX - prefix)]);
+        if let Got::Some(n) | Got::Last(n) = got {
             let arrived = at..at + prefix + n;
             match &self.table.at(slot).inbox {
+                None => self.deliver(slot, &block[arrived], 0, n),
                 Some(inbox) if prefix == kept => {
                     let scanned = inbox.scanned();
                     block[at..at + prefix].copy_from_slice(inbox.kept());
                     self.deliver(slot, &block[arrived], scanned, n);
                 }
                 Some(_) => self.deliver_kept(slot, &block[arrived]),
-                None => self.deliver(slot, &block[arrived], 0, n),
             }
         }
-        self.table.arena.restore(block);
         got
     }
 
     /// Reads, and keeps the readiness flags true to what the kernel said.
-    fn read(&mut self, slot: u32, into: &mut [u8], wanted: usize) -> Got {
-        let Some(stream) = &self.streams[slot as usize] else { return Got::Over };
+    #[inline]
+    fn read(&mut self, slot: u32, into: &mut [u8]) -> Got {
+        let Some(stream) = &self.streams[slot as usize] else { return Got::Nothing };
+        let table = &mut self.table;
+        let connection = &mut table.slots[slot as usize];
         let result = self.system.read(stream, into);
-        let now = self.table.now;
-        self.table.stats.reads += 1;
-        let connection = self.table.at_mut(slot);
+        table.stats.reads += 1;
         match result {
             Ok(0) => {
                 connection.flags.raise(Flag::Ended);
                 self.ended(slot);
-                Got::Over
+                Got::Nothing
             }
             Ok(n) => {
                 connection.bytes_in += n as u64;
+                table.stats.bytes_in += n as u64;
                 if connection.stage == Stage::Open {
-                    connection.touched = now;
+                    connection.touched = table.now;
                 }
-                let limited = match &mut connection.extra {
-                    Some(extra) => {
-                        extra.reading.iter_mut().for_each(|quiet| quiet.since = now);
-                        extra.is_limited()
-                    }
-                    None => false,
-                };
                 // epoll and kqueue raise a new edge for what arrives after a short read. But an end that has been
                 // announced already is not announced again: then only reading on finds it.
-                if n < wanted && !connection.flags.has(Flag::EndAnnounced) {
-                    connection.flags.lower(Flag::Readable);
+                let last = n < into.len() && !connection.flags.has(Flag::EndAnnounced);
+                connection.flags.lower_if(Flag::Readable, last);
+                if let Some(extra) = &mut connection.extra {
+                    extra.reading.iter_mut().for_each(|quiet| quiet.since = table.now);
+                    if extra.is_limited() {
+                        table.spend(slot, n);
+                    }
                 }
-                self.table.stats.bytes_in += n as u64;
-                if limited {
-                    self.table.spend(slot, n);
-                }
-                Got::Some(n)
+                if last { Got::Last(n) } else { Got::Some(n) }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 connection.flags.lower(Flag::Readable);
                 // The announcement was early or spurious; the end itself will raise a new edge.
                 connection.flags.lower(Flag::EndAnnounced);
-                Got::Empty
+                Got::Nothing
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Got::Some(0),
+            // A signal came first; the connection stays in line.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Got::Nothing,
             Err(error) => {
-                self.table.doom(slot, Closed::from_io(&error));
-                Got::Over
+                table.doom(slot, Closed::from_io(&error));
+                Got::Nothing
             }
         }
     }
@@ -238,22 +235,21 @@ impl<S: System> Loop<S> {
 
     /// Reads and throws away: the service has closed, but a reset in the face of unread input would destroy its
     /// last reply on the way.
-    fn discard(&mut self, slot: u32) {
-        let (mut block, at) = self.table.arena.lend();
+    fn discard(&mut self, slot: u32, block: &mut [u8]) {
         for _ in 0..CALLS_MAX {
             let connection = self.table.at(slot);
             if !connection.wants_read() {
-                break;
+                return;
             }
             let lingering = connection.stage == Stage::Lingering;
             let most = self.table.limits_of(slot).linger_bytes;
-            let Got::Some(n) = self.read(slot, &mut block[at..at + READ_MAX], READ_MAX) else { break };
+            let at = self.table.arena.place();
+            let (Got::Some(n) | Got::Last(n)) = self.read(slot, &mut block[at..][..READ_MAX]) else { return };
             let discarded = &mut self.table.at_mut(slot).extra().discarded;
             *discarded += n;
             if lingering && *discarded > most {
                 self.table.doom(slot, Closed::Local);
             }
         }
-        self.table.arena.restore(block);
     }
 }
