@@ -113,6 +113,11 @@ impl Connection {
         matches!(self.stage, Stage::Connecting | Stage::Open)
     }
 
+    /// Whether there is a stream that bytes can be written to.
+    pub(crate) fn has_stream(&self) -> bool {
+        !matches!(self.stage, Stage::Connecting | Stage::Doomed)
+    }
+
     /// Whether its service, or the other end of its pipe, is willing to take input now. While it is not, the peer
     /// cannot be blamed for silence. The two directions of a pipe do not wait for each other: whether a piped
     /// connection is full itself is of no concern to what arrives at it.

@@ -44,14 +44,24 @@ impl<S: System> Loop<S> {
         }
     }
 
+    /// Nearly always the first call leaves all of it with the kernel, and nobody waits for that.
     fn flush_one(&mut self, slot: u32, mut chain: Chain) {
-        self.write_out(slot, &mut chain);
+        let budget = self.table.limits.write_budget.max(1);
+        let written = self.write_once(slot, &mut chain, budget);
         let connection = self.table.at(slot);
-        let plain = connection.stage == Stage::Open && connection.outbox.is_none();
-        if plain && chain.len() == 0 && !connection.flags.any(&[Flag::Full, Flag::Finishing, Flag::Finished])
-        {
-            return; // Nearly always: all of it is with the kernel, and nobody waits for that.
+        let plain = connection.stage == Stage::Open && connection.outbox.is_none() && chain.len() == 0;
+        if !plain || connection.flags.any(&[Flag::Full, Flag::Finishing, Flag::Finished]) {
+            self.flush_on(slot, chain, budget.saturating_sub(written));
         }
+    }
+
+    /// The rest: more calls, a queue for what the kernel will not take, water marks, our end.
+    #[inline(never)]
+    fn flush_on(&mut self, slot: u32, mut chain: Chain, mut budget: usize) {
+        for _ in 1..CALLS_MAX {
+            budget = budget.saturating_sub(self.write_once(slot, &mut chain, budget));
+        }
+        let connection = self.table.at(slot);
         if connection.stage == Stage::Doomed {
             return;
         }
@@ -68,45 +78,41 @@ impl<S: System> Loop<S> {
         }
     }
 
-    fn write_out(&mut self, slot: u32, chain: &mut Chain) {
-        let mut budget = self.table.limits.write_budget.max(1);
-        let Some(Some(stream)) = self.streams.get(slot as usize) else { return };
-        for _ in 0..CALLS_MAX {
-            let table = &mut self.table;
-            let connection = &mut table.slots[slot as usize];
-            let nothing = connection.queued() + chain.len() == 0;
-            let blocked = !connection.flags.has(Flag::Writable) || connection.stage == Stage::Connecting;
-            if nothing || budget == 0 || blocked {
-                return;
-            }
-            let result = match (&connection.outbox, table.arena.only(chain)) {
-                (None, Some(bytes)) => self.system.write(stream, &[IoSlice::new(bytes)]),
-                (outbox, _) => gather(outbox.as_deref(), &table.arena, chain, budget, |slices| {
-                    self.system.write(stream, slices)
-                }),
-            };
-            table.stats.writes += 1;
-            match result {
-                Ok(n) => {
-                    table.stats.bytes_out += n as u64;
-                    connection.wrote(n, table.now);
-                    let mut fresh = n;
-                    if let Some(outbox) = &mut connection.outbox {
-                        let old = n.min(outbox.queued());
-                        outbox.span.moved += old;
-                        table.memory -= outbox.advance(old);
-                        fresh -= old;
-                    }
-                    table.arena.advance(chain, fresh);
-                    budget = budget.saturating_sub(n.max(1));
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    connection.flags.lower(Flag::Writable);
-                }
-                Err(error) => return table.doom(slot, Closed::from_io(&error)),
-            }
+    /// One call, if it can do anything; says how many bytes it has written.
+    fn write_once(&mut self, slot: u32, chain: &mut Chain, budget: usize) -> usize {
+        let table = &mut self.table;
+        let connection = &mut table.slots[slot as usize];
+        let nothing = connection.queued() + chain.len() == 0 || budget == 0;
+        if nothing || !connection.flags.has(Flag::Writable) || !connection.has_stream() {
+            return 0;
         }
+        let Some(stream) = &self.streams[slot as usize] else { return 0 };
+        let result = match (&connection.outbox, table.arena.only(chain)) {
+            (None, Some(bytes)) => self.system.write(stream, &[IoSlice::new(bytes)]),
+            (outbox, _) => gather(outbox.as_deref(), &table.arena, chain, budget, |slices| {
+                self.system.write(stream, slices)
+            }),
+        };
+        table.stats.writes += 1;
+        match result {
+            Ok(n) => {
+                table.stats.bytes_out += n as u64;
+                connection.wrote(n, table.now);
+                let mut fresh = n;
+                if let Some(outbox) = &mut connection.outbox {
+                    let old = n.min(outbox.queued());
+                    outbox.span.moved += old;
+                    table.memory -= outbox.advance(old);
+                    fresh -= old;
+                }
+                table.arena.advance(chain, fresh);
+                return n.max(1);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => connection.flags.lower(Flag::Writable),
+            Err(error) => table.doom(slot, Closed::from_io(&error)),
+        }
+        0
     }
 
     /// Compares what the kernel did not take with the marks: full, full no more, or too much.
