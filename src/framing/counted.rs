@@ -100,10 +100,12 @@ impl LengthPrefix {
     }
 
     fn read(&self, header: &[u8]) -> u64 {
-        let mut wide = [0; 8];
-        wide[..self.width].copy_from_slice(header);
-        self.turn_around(&mut wide);
-        u64::from_le_bytes(wide)
+        // A copy into eight bytes that are then read as one number would wait for the copy: twice the time of a frame.
+        let digit = |length, &byte| length << 8 | u64::from(byte);
+        match self.order {
+            Order::Big => header.iter().fold(0, digit),
+            Order::Little => header.iter().rev().fold(0, digit),
+        }
     }
 
     /// Between the order on the wire and the least significant byte first.

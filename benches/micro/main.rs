@@ -1,0 +1,225 @@
+//! What the parts cost: timers, framings and write queues, each beside what others would take for it.
+//!
+//! ```sh
+//! cargo bench --bench micro                        # everything, in a minute or so
+//! cargo bench --bench micro -- --smoke             # once and briefly
+//! cargo bench --bench micro -- --case framing      # the rows whose title holds this
+//! cargo bench --bench micro -- --json result.json
+//! ```
+//!
+//! A plain loop and no harness: criterion and divan time one function after the other, and a machine drifts more from
+//! one to the next than the two differ. Here all who are in a row take turns within each round, in an order that is
+//! drawn anew. What is told is the median of the rounds, and the median of the ratios within a round.
+
+mod framing;
+mod parts;
+#[path = "outbox.rs"]
+mod queues;
+mod wheel;
+
+use std::time::Instant;
+
+// The parts know each other by their places in the crate.
+use parts::{closed, inbox, outbox, shared, socket, time};
+use serde_json::{Value, json};
+
+/// Something that is measured: a row of the table.
+pub struct Operation {
+    pub name: String,
+    /// The nanoseconds that tidemill may take at most, and the peer that it must be ahead of.
+    pub goal: Option<(f64, &'static str)>,
+    /// How many bytes one operation moves, where a rate says more.
+    pub bytes: Option<f64>,
+}
+
+impl Operation {
+    pub fn new(name: impl Into<String>) -> Operation {
+        Operation { name: name.into(), goal: None, bytes: None }
+    }
+}
+
+/// Does the work once, and tells the nanoseconds of each operation.
+pub type Runner<'a> = Box<dyn FnMut() -> Vec<f64> + 'a>;
+
+/// Operations that are measured together, and who does them: tidemill, and after it the peers.
+pub struct Contest<'a> {
+    pub title: String,
+    pub operations: Vec<Operation>,
+    pub own: Runner<'a>,
+    pub peers: Vec<(&'static str, Runner<'a>)>,
+    pub rounds: usize,
+    /// How often in a row: the first time pays for what the one before has left in the caches and the heap.
+    pub repeats: usize,
+}
+
+struct Row {
+    title: String,
+    operation: Operation,
+    own: f64,
+    peers: Vec<Peer>,
+}
+
+struct Peer {
+    name: &'static str,
+    nanoseconds: f64,
+    /// Tidemill's time to the peer's: the median of the rounds, the least and the most.
+    ratio: (f64, f64, f64),
+}
+
+impl Contest<'_> {
+    fn holds(&self, wanted: &str) -> bool {
+        self.operations.iter().any(|operation| full_title(&self.title, operation).contains(wanted))
+    }
+
+    fn run(mut self) -> Vec<Row> {
+        let all = 1 + self.peers.len();
+        let (mut told, mut order) = (vec![Vec::new(); all], (0..all).collect::<Vec<usize>>());
+        let mut random = Random(0);
+        for round in 0..=self.rounds {
+            random.shuffle(&mut order);
+            for &who in &order {
+                let runner = if who == 0 { &mut self.own } else { &mut self.peers[who - 1].1 };
+                let figures: Vec<Vec<f64>> = (0..self.repeats).map(|_| runner()).collect();
+                // The first round warms up.
+                if round > 0 {
+                    let of = |what: usize| sorted(figures.iter().map(|figures| figures[what]));
+                    told[who].push((0..self.operations.len()).map(|what| middle(&of(what))).collect());
+                }
+            }
+        }
+        let of = |who: usize, what: usize| told[who].iter().map(move |figures: &Vec<f64>| figures[what]);
+        let against = |who: usize, name, what| {
+            let ratios = sorted(of(0, what).zip(of(who, what)).map(|(own, peer)| own / peer));
+            let ratio = (middle(&ratios), ratios[0], ratios[ratios.len() - 1]);
+            Peer { name, nanoseconds: middle(&sorted(of(who, what))), ratio }
+        };
+        let rows = self.operations.into_iter().zip(0..).map(|(operation, what)| Row {
+            title: self.title.clone(),
+            operation,
+            own: middle(&sorted(of(0, what))),
+            peers: self.peers.iter().zip(1..).map(|((name, _), who)| against(who, name, what)).collect(),
+        });
+        rows.collect()
+    }
+}
+
+fn full_title(title: &str, operation: &Operation) -> String {
+    format!("{title}: {}", operation.name)
+}
+
+fn sorted(figures: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut sorted: Vec<f64> = figures.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
+fn middle(sorted: &[f64]) -> f64 {
+    sorted[sorted.len() / 2]
+}
+
+/// The nanoseconds for each of so many.
+pub fn nanoseconds_each(count: usize, work: impl FnOnce()) -> f64 {
+    let begun = Instant::now();
+    work();
+    begun.elapsed().as_secs_f64() * 1e9 / count as f64
+}
+
+/// The same numbers in every run (splitmix64, Steele et al. 2014).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
+    }
+
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last + 1));
+        }
+    }
+}
+
+impl Row {
+    fn goal_is_held(&self) -> Option<bool> {
+        self.operation.goal.map(|(most, ahead_of)| {
+            let ahead = self.peers.iter().all(|peer| peer.name != ahead_of || peer.ratio.0 < 1.0);
+            self.own <= most && ahead
+        })
+    }
+
+    /// Megabytes a second.
+    fn rate(&self) -> Option<f64> {
+        self.operation.bytes.map(|bytes| bytes * 1e3 / self.own)
+    }
+
+    fn print(&self) {
+        let note = match (self.operation.goal, self.goal_is_held(), self.rate()) {
+            (Some((most, _)), Some(true), _) => format!("goal {most}: held"),
+            (Some((most, _)), _, _) => format!("goal {most}: MISSED"),
+            (None, _, rate) => rate.map_or(String::new(), |rate| format!("{rate:.0} MB/s")),
+        };
+        let mut line = format!("  {:<30}{:>8.1}   {note:<16}", self.operation.name, self.own);
+        for peer in &self.peers {
+            let cell = format!("{} {:.1}, {:.2}", peer.name, peer.nanoseconds, peer.ratio.0);
+            line += &format!("{cell:<32}");
+        }
+        println!("{}", line.trim_end());
+    }
+
+    fn as_json(&self) -> Value {
+        let peers = self.peers.iter().map(|peer| {
+            let (median, least, most) = peer.ratio;
+            json!({
+                "peer": peer.name,
+                "ns": peer.nanoseconds,
+                "ratio": { "median": median, "least": least, "most": most },
+            })
+        });
+        json!({
+            "case": full_title(&self.title, &self.operation),
+            "ns": self.own,
+            "mb_per_second": self.rate(),
+            "goal_ns": self.operation.goal.map(|(most, _)| most),
+            "goal_is_held": self.goal_is_held(),
+            "peers": peers.collect::<Vec<Value>>(),
+        })
+    }
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let after = |option: &str| words.iter().position(|word| word == option).and_then(|at| words.get(at + 1));
+    let smoke = words.iter().any(|word| word == "--smoke");
+    let wanted = after("--case").cloned().unwrap_or_default();
+    let runtime = wheel::runtime();
+    let _context = runtime.enter();
+    let wires = framing::wires();
+    let contests = wheel::contests(&runtime, smoke)
+        .into_iter()
+        .chain(framing::contests(&wires, smoke))
+        .chain(queues::contests(smoke));
+    println!(
+        "nanoseconds of tidemill; of its peers, each with the ratio of tidemill's to them (below 1: it is ahead)"
+    );
+    let (mut rows, mut title) = (Vec::new(), String::new());
+    for contest in contests.filter(|contest| contest.holds(&wanted)) {
+        for row in contest.run() {
+            if !full_title(&row.title, &row.operation).contains(&wanted) {
+                continue;
+            }
+            if row.title != title {
+                title.clone_from(&row.title);
+                println!("\n{title}");
+            }
+            row.print();
+            rows.push(row.as_json());
+        }
+    }
+    if let Some(path) = after("--json") {
+        let text = format!("{:#}\n", Value::from(rows));
+        std::fs::write(path, text).unwrap_or_else(|error| panic!("cannot write {path}: {error}"));
+    }
+}
