@@ -80,7 +80,7 @@ impl Mailbox {
     /// Takes out what was posted.
     pub(crate) fn collect(&self, into: &mut Vec<Post>) {
         // First the flag, then the posts: the other way round, a post in between would neither be taken nor wake.
-        if self.woken.swap(false, Ordering::AcqRel) {
+        if self.has_posts() && self.woken.swap(false, Ordering::AcqRel) {
             into.append(&mut self.lock());
         }
     }

@@ -61,6 +61,8 @@ pub(crate) enum Named {
 
 impl Token {
     pub(crate) const WAKE: Token = Token(u32::MAX as u64);
+    /// Of the kernel's timer, which ends a sleep and is nothing more to the loop.
+    pub(crate) const ALARM: Token = Token(u32::MAX as u64 | 1 << 32);
 
     pub(crate) fn listener(index: usize) -> Token {
         assert!(index < LISTENERS_MAX, "a listener's index is checked before it is registered");

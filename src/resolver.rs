@@ -111,12 +111,13 @@ impl Resolver {
         forgotten
     }
 
-    pub(crate) fn answers(&mut self, into: &mut Vec<Answer>) {
-        if self.pending > 0 {
-            let mut state = self.shared.lock();
-            self.pending -= state.done.len();
-            into.append(&mut state.done);
+    pub(crate) fn answer(&mut self) -> Option<Answer> {
+        if self.pending == 0 {
+            return None;
         }
+        let answer = self.shared.lock().done.pop();
+        self.pending -= usize::from(answer.is_some());
+        answer
     }
 }
 
@@ -190,7 +191,7 @@ mod tests {
         let mut answers = Vec::new();
         while answers.len() < count {
             wakes.recv_timeout(PATIENCE).expect("a wake-up");
-            resolver.answers(&mut answers);
+            answers.extend(std::iter::from_fn(|| resolver.answer()));
         }
         answers
     }

@@ -359,8 +359,14 @@ impl System for Sim {
         self.0.borrow().now
     }
 
-    fn poll(&mut self, ready: &mut Vec<Ready>, wait: Option<Duration>) -> io::Result<()> {
+    fn poll(
+        &mut self,
+        ready: &mut Vec<Ready>,
+        wait: Option<Duration>,
+        until: Option<Duration>,
+    ) -> io::Result<()> {
         let mut world = self.0.borrow_mut();
+        let wait = until.map(|until| until.saturating_sub(world.now)).into_iter().chain(wait).min();
         world.calls.polls += 1;
         world.asked_to_wait = Some(wait);
         ready.append(&mut world.stale);
@@ -461,8 +467,9 @@ impl System for Sim {
         world.questions.len() < before
     }
 
-    fn answers(&mut self, into: &mut Vec<Answer>) {
-        into.append(&mut self.0.borrow_mut().answers);
+    fn answer(&mut self) -> Option<Answer> {
+        let answers = &mut self.0.borrow_mut().answers;
+        (!answers.is_empty()).then(|| answers.remove(0))
     }
 
     fn seed(&mut self) -> u64 {

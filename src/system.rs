@@ -23,8 +23,14 @@ pub(crate) trait System {
     /// Time since it began, by a clock that never goes back.
     fn now(&mut self) -> Duration;
 
-    /// Sleeps until something is ready, or for `wait`, and reports what is. May come back early and empty-handed.
-    fn poll(&mut self, ready: &mut Vec<Ready>, wait: Option<Duration>) -> io::Result<()>;
+    /// Sleeps until something is ready, or for `wait`, or `until` a moment since it began, and reports what is ready.
+    /// May come back early and empty-handed.
+    fn poll(
+        &mut self,
+        ready: &mut Vec<Ready>,
+        wait: Option<Duration>,
+        until: Option<Duration>,
+    ) -> io::Result<()>;
 
     fn listen(&mut self, at: &Address, options: &ListenOptions, token: Token) -> io::Result<Self::Listener>;
 
@@ -68,8 +74,8 @@ pub(crate) trait System {
     /// Takes back a lookup; says whether that was in time: whether it had not begun.
     fn forget(&mut self, number: u64) -> bool;
 
-    /// The lookups that have been answered, in any order, those included that nobody waits for any more.
-    fn answers(&mut self, into: &mut Vec<Answer>);
+    /// A lookup that has been answered: any of them, those included that nobody waits for any more.
+    fn answer(&mut self) -> Option<Answer>;
 
     /// A number that differs from one run to the next, where it should.
     fn seed(&mut self) -> u64;

@@ -120,8 +120,12 @@ impl Timers {
         })
     }
 
+    pub(crate) fn is_due(&self, now: Tick) -> bool {
+        self.wheel.is_due(now)
+    }
+
     pub(crate) fn next(&self) -> Option<Tick> {
-        self.wheel.next()
+        if self.all.is_empty() { None } else { self.wheel.next() }
     }
 }
 

@@ -176,6 +176,9 @@ impl Wheel {
                 self.release(first);
                 return Some(first - BUCKETS);
             }
+            if now.0 == self.elapsed {
+                return None; // Whatever stands in a bucket comes later.
+            }
             match self.nearest() {
                 Some((bucket, start)) if start <= now.0 => self.open(bucket, start, now.0),
                 _ => {
@@ -184,6 +187,12 @@ impl Wheel {
                 }
             }
         }
+    }
+
+    /// Whether [`Wheel::pop_due`] would do anything at a tick. Nearly free until the next tick begins.
+    pub(crate) fn is_due(&self, now: Tick) -> bool {
+        let waits = self.links[DUE as usize].next != DUE;
+        waits || (now.0 > self.elapsed && self.nearest().is_some_and(|(_, start)| start <= now.0))
     }
 
     /// A tick at which to call [`Wheel::pop_due`] at the latest; `None` when nothing is armed.

@@ -1,5 +1,6 @@
 //! The real world: [`System`] on mio, which is epoll on Linux and kqueue on the BSDs and macOS.
 
+mod alarm;
 mod stream;
 
 use std::fs::File;
@@ -21,12 +22,14 @@ use crate::listener::ListenOptions;
 use crate::options::{DialOptions, KeepAlive, SocketOption};
 use crate::resolver::{LookUp, Resolver};
 use crate::system::{Answer, Ready, System, Waker};
+use alarm::Alarm;
 use stream::{Listener, Stream};
 
 /// The kernel, seen through mio.
 pub(crate) struct Kernel {
     poll: Poll,
     events: Events,
+    alarm: Option<Alarm>,
     started: Instant,
     reserve: Option<File>,
     wake: Arc<mio::Waker>,
@@ -56,10 +59,12 @@ impl Kernel {
         let poll = Poll::new()?;
         // A poll has one waker; posts and resolved names share it.
         let wake = Arc::new(mio::Waker::new(poll.registry(), mio_token(Token::WAKE))?);
+        let alarm = Alarm::new(poll.registry(), mio_token(Token::ALARM));
         let resolved = wake.clone();
         Ok(Kernel {
             poll,
             events: Events::with_capacity(events.max(1)),
+            alarm,
             started: Instant::now(),
             reserve: None,
             wake,
@@ -117,7 +122,22 @@ impl System for Kernel {
         self.started.elapsed()
     }
 
-    fn poll(&mut self, ready: &mut Vec<Ready>, wait: Option<Duration>) -> io::Result<()> {
+    fn poll(
+        &mut self,
+        ready: &mut Vec<Ready>,
+        wait: Option<Duration>,
+        until: Option<Duration>,
+    ) -> io::Result<()> {
+        let started = self.started;
+        let now = || started.elapsed();
+        let wait = match (&mut self.alarm, until) {
+            (Some(alarm), Some(until)) if wait != Some(Duration::ZERO) => {
+                alarm.set(until, now)?;
+                wait
+            }
+            (None, Some(until)) => Some(wait.unwrap_or(Duration::MAX).min(until.saturating_sub(now()))),
+            _ => wait,
+        };
         // mio rounds up to the next millisecond, so a deadline is never polled for in vain; an hour keeps the
         // number of milliseconds far from where casts to int have overflowed.
         let wait = wait.map(|wait| wait.min(Duration::from_secs(3_600)));
@@ -127,12 +147,19 @@ impl System for Kernel {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             Err(error) => return Err(error),
         }
-        ready.extend(self.events.iter().map(|event| Ready {
-            token: Token(event.token().0 as u64),
-            readable: event.is_readable(),
-            writable: event.is_writable(),
-            end: event.is_read_closed() || event.is_write_closed() || event.is_error(),
-        }));
+        for event in &self.events {
+            let token = Token(event.token().0 as u64);
+            if let (Token::ALARM, Some(alarm)) = (token, &mut self.alarm) {
+                alarm.heard();
+                continue;
+            }
+            ready.push(Ready {
+                token,
+                readable: event.is_readable(),
+                writable: event.is_writable(),
+                end: event.is_read_closed() || event.is_write_closed() || event.is_error(),
+            });
+        }
         Ok(())
     }
 
@@ -237,8 +264,8 @@ impl System for Kernel {
         self.resolver.forget(number)
     }
 
-    fn answers(&mut self, into: &mut Vec<Answer>) {
-        self.resolver.answers(into);
+    fn answer(&mut self) -> Option<Answer> {
+        self.resolver.answer()
     }
 
     fn seed(&mut self) -> u64 {

@@ -21,7 +21,7 @@ impl<'a> Sockets<'a> {
 
     /// The instant at which this turn happens.
     pub fn now(&self) -> Instant {
-        self.table.instant
+        self.table.instant()
     }
 
     /// The socket of a connection; none if it is gone or closing.

@@ -150,7 +150,7 @@ impl<'a> Socket<'a> {
 
     /// The instant at which this turn happens. The clock is read once per turn.
     pub fn now(&self) -> Instant {
-        self.table.instant
+        self.table.instant()
     }
 
     /// Queues bytes. They leave at the end of the turn, with everything else sent to this socket.

@@ -86,8 +86,9 @@ pub(crate) struct Table {
     /// Where the next random number comes from. None is needed but to spread clients that dial again.
     pub(crate) random: u64,
     pub(crate) now: Tick,
-    /// The clock as it was read in this turn.
-    pub(crate) instant: Instant,
+    /// When the loop began, and how long before this turn that was.
+    started: Instant,
+    pub(crate) elapsed: Duration,
     pub(crate) stats: Stats,
     pub(crate) stop: Option<Stop>,
 }
@@ -111,7 +112,7 @@ pub(crate) enum Stop {
 pub(crate) const DOORMAN: u16 = 0;
 
 impl Table {
-    pub(crate) fn new(limits: Limits, first_generation: NonZeroU32, instant: Instant) -> Table {
+    pub(crate) fn new(limits: Limits, first_generation: NonZeroU32, started: Instant) -> Table {
         Table {
             slots: Slab::new(),
             births: Births::starting_at(first_generation),
@@ -140,7 +141,8 @@ impl Table {
             random: 0,
             limits,
             now: Tick(0),
-            instant,
+            started,
+            elapsed: Duration::ZERO,
             stats: Stats::default(),
             stop: None,
         }
@@ -202,6 +204,11 @@ impl Table {
         self.memory -= connection.inbox.take().map_or(0, |inbox| inbox.charge());
         self.memory -= connection.outbox.take().map_or(0, |mut outbox| outbox.clear());
         connection
+    }
+
+    /// The clock as it was read in this turn.
+    pub(crate) fn instant(&self) -> Instant {
+        self.started + self.elapsed
     }
 
     pub(crate) fn id(&self, slot: u32) -> ConnId {

@@ -89,9 +89,7 @@ impl<S: System> Loop<S> {
     /// Whoever waited for a name that has been looked up may go on. Answers that nobody waits for any more have a
     /// number that means nobody.
     pub(super) fn hear_answers(&mut self) {
-        let mut answers = Vec::new();
-        self.system.answers(&mut answers);
-        for answer in answers {
+        while let Some(answer) = self.system.answer() {
             for id in self.lookups.answered(answer.number) {
                 let Some(slot) = self.table.find(id) else { continue };
                 if self.table.at(slot).stage != Stage::Connecting {

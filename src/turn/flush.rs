@@ -34,6 +34,9 @@ impl<S: System> Loop<S> {
 
     /// What services asked of the system. What it will not do is not worth a connection: it is logged and counted.
     fn set_options(&mut self) {
+        if self.table.asked.is_empty() {
+            return;
+        }
         for (id, option) in mem::take(&mut self.table.asked) {
             let Some(slot) = self.table.find(id) else { continue };
             let Some(Some(stream)) = self.streams.get(slot as usize) else { continue };
@@ -157,6 +160,9 @@ impl<S: System> Loop<S> {
 
     /// Tells those who were full that they are not, and reads them again.
     fn relieve(&mut self) {
+        if self.relieved.is_empty() {
+            return;
+        }
         for id in mem::take(&mut self.relieved) {
             let Some(slot) = self.table.find(id) else { continue };
             let now = self.table.now;

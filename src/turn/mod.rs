@@ -134,6 +134,9 @@ impl<S: System> Loop<S> {
     /// Phase 3: at most a budget of posts; the others wait for the next turn.
     fn run_posted(&mut self) {
         self.handle.mailbox().collect(&mut self.posts);
+        if self.posts.is_empty() {
+            return;
+        }
         let count = self.posts.len().min(self.table.limits.posts_per_turn);
         self.table.stats.posts += count as u64;
         for post in self.posts.drain(..count) {
@@ -154,16 +157,15 @@ impl<S: System> Loop<S> {
         let queued = !(table.ready.is_empty() && table.dirty.is_empty() && table.doomed.is_empty());
         let stops = table.stop.is_some() || !table.closing.is_empty();
         let asked = !self.posts.is_empty() || stops || !table.newborn.is_empty();
-        let next = table.wheel.next().into_iter().chain(table.timers.next()).min();
-        let due = next.is_some_and(|when| when <= table.now);
+        let due = table.wheel.is_due(table.now) || table.timers.is_due(table.now);
         queued || asked || due || !self.relieved.is_empty() || self.doors().any(|door| self.can_admit(door))
     }
 
     /// Whether accepting from a door could bring someone in now.
     fn can_admit(&self, door: &Door<S::Listener>) -> bool {
-        let has_room = self.table.has_room_at(door.host, door.slots());
-        let room = has_room || (door.refuses && self.table.can_refuse());
-        room && door.is_worth_a_try(self.table.now)
+        let room = || self.table.has_room_at(door.host, door.slots());
+        let chair = || door.refuses && self.table.can_refuse();
+        door.is_worth_a_try(self.table.now) && (room() || chair())
     }
 
     fn doors(&self) -> impl Iterator<Item = &Door<S::Listener>> {
@@ -251,7 +253,7 @@ impl<S: System> Loop<S> {
     /// When the loop must turn again even if the kernel stays silent.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         if self.has_work() {
-            return Some(self.table.instant);
+            return Some(self.table.instant());
         }
         self.next_tick().map(|tick| self.system.started() + tick.since_start())
     }
@@ -325,6 +327,11 @@ const SPIN_TURNS: u32 = 1_000;
 
 impl Spin {
     fn watch(&mut self, carried_over: bool, stats: &mut crate::stats::Stats) {
+        if !carried_over {
+            // A number that no sum reaches: the next turn counts as progress.
+            *self = Spin { progress: u64::MAX, ..Spin::default() };
+            return;
+        }
         let progress = stats.bytes_in
             + stats.bytes_out
             + stats.accepted
@@ -334,7 +341,7 @@ impl Spin {
             + stats.posts
             + stats.ended_in_all()
             + stats.accept_aborted;
-        let stuck = carried_over && progress == mem::replace(&mut self.progress, progress);
+        let stuck = progress == mem::replace(&mut self.progress, progress);
         self.turns = if stuck { self.turns + 1 } else { 0 };
         self.broken = self.turns >= SPIN_TURNS;
         if self.broken {

@@ -21,34 +21,34 @@ impl<S: System> Loop<S> {
     ///
     /// Deadlines are measured from this turn's clock, so one that passed during a long turn is found by the next.
     pub(super) fn park(&mut self, wait: Option<Duration>) -> io::Result<()> {
-        let now = self.table.instant - self.system.started();
-        let wait = if self.has_work() {
-            Some(if self.spin.broken { Duration::from_millis(1) } else { Duration::ZERO })
-        } else {
-            let deadline = self.next_tick().map(|tick| tick.since_start().saturating_sub(now));
-            deadline.into_iter().chain(wait).min()
+        let deadline = self.next_tick().map(Tick::since_start);
+        let (wait, until) = match self.has_work() {
+            true if self.spin.broken => (Some(Duration::from_millis(1)), None),
+            true => (Some(Duration::ZERO), None),
+            false => (wait, deadline),
         };
         self.events.clear();
-        let before = self.table.instant;
+        let before = self.table.elapsed;
         if wait != Some(Duration::ZERO) {
-            self.look(wait)?;
+            self.look(wait, until)?;
         }
         if self.events.is_empty() {
-            self.system.poll(&mut self.events, wait)?;
+            self.system.poll(&mut self.events, wait, until)?;
         }
         self.read_clock();
         if !self.events.is_empty() {
-            self.eager.woken_after(self.table.instant - before);
+            self.eager.woken_after(self.table.elapsed - before);
         }
         Ok(())
     }
 
     /// Looks for events without sleeping, for as long as it lately would have paid, and not beyond a deadline.
-    fn look(&mut self, wait: Option<Duration>) -> io::Result<()> {
+    fn look(&mut self, wait: Option<Duration>, until: Option<Duration>) -> io::Result<()> {
         let Some(window) = self.eager.looks_for() else { return Ok(()) };
         let end = self.system.now() + wait.map_or(window, |wait| wait.min(window));
+        let end = until.map_or(end, |until| until.min(end));
         while self.events.is_empty() && self.system.now() < end {
-            self.system.poll(&mut self.events, Some(Duration::ZERO))?;
+            self.system.poll(&mut self.events, Some(Duration::ZERO), None)?;
         }
         Ok(())
     }
@@ -59,7 +59,7 @@ impl<S: System> Loop<S> {
         let now = self.system.now();
         // A clock that went back would fire nothing twice, but it would break the promise of never.
         self.table.now = self.table.now.max(Tick::at(now));
-        self.table.instant = self.system.started() + now;
+        self.table.elapsed = now;
     }
 
     /// Phase 2. Events become flags; whoever can do something with them is put in line. No user code runs, so

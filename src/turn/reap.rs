@@ -14,17 +14,17 @@ use crate::table::DOORMAN;
 impl<S: System> Loop<S> {
     /// Frees the slots of those who have ended; nothing else frees one. Whom a farewell dooms waits for the next turn.
     pub(super) fn reap(&mut self) {
+        if self.table.doomed.is_empty() {
+            return;
+        }
         let mut line = mem::replace(&mut self.table.doomed, mem::take(&mut self.spare_doomed));
-        let any = !line.is_empty();
         for slot in line.drain(..) {
             self.reap_one(slot);
         }
         self.spare_doomed = line;
-        if any {
-            // A listener that ran out of descriptors is told by nobody else that there are some again.
-            self.doors.iter_mut().flatten().for_each(Door::feed);
-            self.system.hold_reserve();
-        }
+        // A listener that ran out of descriptors is told by nobody else that there are some again.
+        self.doors.iter_mut().flatten().for_each(Door::feed);
+        self.system.hold_reserve();
     }
 
     fn reap_one(&mut self, slot: u32) {
