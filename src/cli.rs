@@ -265,6 +265,10 @@ pub struct Server {
     /// latency and keeps a processor busy meanwhile; 0: never
     #[arg(long, value_name = "TIME", default_value = "0", help_heading = SPEED)]
     spin: Span,
+    /// Proxied connections at once whose bulk goes through the kernel without being copied, where it can; 0: none
+    /// [default: 64, or as many as the descriptors allow]
+    #[arg(long, value_name = "N", help_heading = SPEED)]
+    splices: Option<u32>,
 }
 
 /// What the commands take that speak in messages.
@@ -367,7 +371,8 @@ impl Server {
                 most
             }
         };
-        Limits { connections, memory: self.memory.0, spin: self.spin.0, ..allowed }
+        let splices = self.splices.map_or(allowed.splices, |most| most as usize);
+        Limits { connections, memory: self.memory.0, spin: self.spin.0, splices, ..allowed }
     }
 
     pub fn listen_options(&self) -> ListenOptions {

@@ -171,7 +171,8 @@ impl Connection {
 
     /// Bytes kept for it, in and out: what eviction looks at.
     pub(crate) fn held(&self) -> usize {
-        self.inbox.as_ref().map_or(0, |inbox| inbox.charge()) + self.queued()
+        self.inbox.as_ref().map_or(0, |inbox| inbox.charge())
+            + self.outbox.as_ref().map_or(0, |outbox| outbox.held())
     }
 
     /// The earliest thing that will be due if nothing happens before, and when.

@@ -38,8 +38,9 @@ pub(crate) struct Extra {
     /// Input thrown away while closing.
     pub(crate) discarded: usize,
 
-    /// The other end of its pipe.
+    /// The other end of its pipe, and how many reads in a row were full.
     pub(crate) leg: Option<ConnId>,
+    pub(crate) full_reads: u8,
 
     /// How fast it may be read.
     pub(crate) bucket: Option<Bucket>,

@@ -33,6 +33,8 @@ pub(crate) enum Flag {
     Dialed = 1 << 10,
     /// What arrives goes to another connection and not to the service.
     Piped = 1 << 11,
+    /// And that within the kernel, through a conduit.
+    Spliced = 1 << 18,
     /// That other one is full.
     Blocked = 1 << 12,
     /// Its rate is used up for now.

@@ -37,6 +37,14 @@ pub struct Limits {
     /// Attempts to connect at once beyond the first of each dial, where a name stands for several addresses. Default
     /// 64; when so many are under way, a dial goes on with those it has.
     pub attempts: usize,
+    /// Connections at once whose input goes to the other end of a [pipe](crate::Socket::pipe) within the kernel,
+    /// without being copied (Linux's splice). Default 64, and 0 switches it off; further ones are copied.
+    ///
+    /// It begins when two reads in a row were full and ends when little comes, and saves half of the processor time of
+    /// a bulk transfer. Each such connection costs two descriptors, and up to 1 MiB of the kernel's memory that
+    /// [`memory`](Limits::memory) does not count. The kernel raises SIGPIPE where a peer is found gone: a Rust program
+    /// ignores that signal from its start, a library in another program has to see to it.
+    pub splices: usize,
     /// Timers at once that belong to no connection. Default 1,024.
     pub timers: usize,
     /// Bytes in all inboxes and outboxes together. Default 64 MiB.
@@ -161,6 +169,7 @@ impl Limits {
             refusals: spare(n).saturating_sub(12).clamp(2, 256),
             held: (spare(n) / 4).clamp(1, 64),
             attempts: (spare(n) / 4).clamp(1, 64),
+            splices: (spare(n) / 16).min(64),
             ..Limits::default()
         }
     }
@@ -169,6 +178,14 @@ impl Limits {
     /// all but sixteen; at least 1. Only [`for_descriptors`](Limits::for_descriptors) stops at 10,000.
     pub fn connections_within(n: usize) -> usize {
         n.saturating_sub(spare(n)).max(1)
+    }
+}
+
+impl Limits {
+    /// How many slots to make room for from the start. Room that is not used is no memory yet, but what a vector leaves
+    /// behind each time it grows is.
+    pub(crate) fn slots(&self) -> usize {
+        self.connections.saturating_add(self.refusals).min(64 * 1024)
     }
 }
 
@@ -185,6 +202,7 @@ impl Default for Limits {
             held: 64,
             lookups: 256,
             attempts: 64,
+            splices: 64,
             timers: 1_024,
             memory: 64 * MIB,
             accepts: 16,

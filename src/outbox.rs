@@ -23,6 +23,8 @@ pub(crate) struct Outbox {
     chunks: VecDeque<Chunk>,
     head: usize,
     queued: usize,
+    /// Bytes behind all that, in a conduit of the kernel's.
+    pub(crate) beyond: usize,
     pub(crate) span: Span,
 }
 
@@ -39,7 +41,13 @@ const CHUNK_MAX: usize = 64 * 1024;
 const CHUNK_COST: usize = size_of::<Chunk>();
 
 impl Outbox {
+    /// All that is to be written.
     pub(crate) fn queued(&self) -> usize {
+        self.queued + self.beyond
+    }
+
+    /// What of it is held here.
+    pub(crate) fn held(&self) -> usize {
         self.queued
     }
 
@@ -105,6 +113,7 @@ impl Outbox {
 
     /// Empties the queue for good; returns the memory freed.
     pub(crate) fn clear(&mut self) -> usize {
+        self.beyond = 0;
         self.advance(self.queued)
     }
 }

@@ -32,6 +32,10 @@ pub(crate) struct Fd {
     world: Rc<RefCell<World>>,
 }
 
+/// A pipe of the kernel's.
+#[derive(Default)]
+pub(crate) struct SimConduit(RefCell<VecDeque<u8>>);
+
 struct World {
     started: Instant,
     now: Duration,
@@ -43,6 +47,7 @@ struct World {
     open: usize,
     descriptors: usize,
     reserve: bool,
+    no_splice: bool,
     accept_errors: VecDeque<i32>,
     register_errors: usize,
     stale: Vec<Ready>,
@@ -67,6 +72,7 @@ pub(crate) struct Calls {
     pub(crate) accepts: usize,
     pub(crate) reads: usize,
     pub(crate) writes: usize,
+    pub(crate) fills: usize,
 }
 
 /// A connection, from above: both its ends.
@@ -126,6 +132,7 @@ impl Sim {
             open: 0,
             descriptors: usize::MAX,
             reserve: false,
+            no_splice: false,
             accept_errors: VecDeque::new(),
             register_errors: 0,
             stale: Vec::new(),
@@ -314,6 +321,15 @@ impl Script {
     }
 
     /// How long the reactor wanted to sleep when it last polled.
+    /// The kernel knows no splice.
+    pub(crate) fn no_splice(&self) {
+        self.0.borrow_mut().no_splice = true;
+    }
+
+    pub(crate) fn fills(&self) -> usize {
+        self.0.borrow().calls.fills
+    }
+
     pub(crate) fn asked_to_wait(&self) -> Option<Option<Duration>> {
         self.0.borrow().asked_to_wait
     }
@@ -350,6 +366,7 @@ impl Edge {
 impl System for Sim {
     type Listener = Fd;
     type Stream = Fd;
+    type Conduit = SimConduit;
 
     fn started(&self) -> Instant {
         self.0.borrow().started
@@ -545,6 +562,43 @@ impl System for Sim {
         }
         socket.outward.extend_from_slice(&all[..n]);
         socket.window = socket.window.saturating_sub(if socket.window == usize::MAX { 0 } else { n });
+        Ok(n)
+    }
+
+    fn conduit(&mut self) -> io::Result<SimConduit> {
+        Ok(SimConduit::default())
+    }
+
+    fn fill(&mut self, from: &Fd, conduit: &SimConduit, most: usize) -> io::Result<usize> {
+        let mut held = conduit.0.borrow_mut();
+        self.0.borrow_mut().calls.fills += 1;
+        if self.0.borrow().no_splice {
+            return Err(errno(libc::EINVAL));
+        }
+        assert!(held.is_empty(), "a conduit that holds bytes makes EAGAIN mean two things");
+        // It has slots, and what a slot holds is up to the peer's packets.
+        let most = match &mut self.0.borrow_mut().chaos {
+            Some(rng) => 1 + rng.below(most as u64) as usize,
+            None => most,
+        };
+        let mut bytes = vec![0; most];
+        let n = self.read(from, &mut bytes)?;
+        held.extend(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn drain(&mut self, conduit: &SimConduit, to: &Fd, most: usize) -> io::Result<usize> {
+        let mut held = conduit.0.borrow_mut();
+        assert!(most <= held.len(), "more is asked of a conduit than it holds");
+        let n = self.write(to, &[IoSlice::new(&held.make_contiguous()[..most])])?;
+        held.drain(..n);
+        Ok(n)
+    }
+
+    fn scoop(&mut self, conduit: &SimConduit, into: &mut [u8]) -> io::Result<usize> {
+        let mut held = conduit.0.borrow_mut();
+        let n = into.len().min(held.len());
+        into.iter_mut().zip(held.drain(..n)).for_each(|(place, byte)| *place = byte);
         Ok(n)
     }
 

@@ -46,6 +46,10 @@ pub struct Stats {
     pub bytes_in: u64,
     /// Bytes handed to the kernel.
     pub bytes_out: u64,
+    /// Bytes among them that went from one connection to another within the kernel: see [`Limits::splices`].
+    ///
+    /// [`Limits::splices`]: crate::Limits::splices
+    pub spliced: u64,
     /// Calls that read.
     pub reads: u64,
     /// Calls that wrote.

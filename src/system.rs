@@ -16,6 +16,8 @@ use crate::options::{DialOptions, SocketOption};
 pub(crate) trait System {
     type Listener;
     type Stream;
+    /// A pipe of the kernel's that bytes go through from one stream to another, without being copied.
+    type Conduit;
 
     /// When it began.
     fn started(&self) -> Instant;
@@ -55,6 +57,18 @@ pub(crate) trait System {
     fn read(&mut self, stream: &Self::Stream, into: &mut [u8]) -> io::Result<usize>;
 
     fn write(&mut self, stream: &Self::Stream, from: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Makes a conduit; not every system has them.
+    fn conduit(&mut self) -> io::Result<Self::Conduit>;
+
+    /// Moves at most so many bytes that have arrived into an empty conduit; none when the peer has ended.
+    fn fill(&mut self, from: &Self::Stream, conduit: &Self::Conduit, most: usize) -> io::Result<usize>;
+
+    /// Moves at most so many bytes out of a conduit that holds as many.
+    fn drain(&mut self, conduit: &Self::Conduit, to: &Self::Stream, most: usize) -> io::Result<usize>;
+
+    /// Copies bytes out of a conduit.
+    fn scoop(&mut self, conduit: &Self::Conduit, into: &mut [u8]) -> io::Result<usize>;
 
     /// Sends our end (FIN).
     fn finish(&mut self, stream: &Self::Stream) -> io::Result<()>;

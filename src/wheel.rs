@@ -126,6 +126,13 @@ impl Wheel {
         Wheel { elapsed: 0, occupied: [0; LEVELS as usize], links }
     }
 
+    /// An empty one with room for so many slots, and for more when they come.
+    pub(crate) fn for_slots(slots: usize) -> Wheel {
+        let mut wheel = Wheel::new();
+        wheel.links.reserve(slots);
+        wheel
+    }
+
     /// Lets a slot become due at a tick, in place of the one it was armed for, if any.
     ///
     /// A tick that has passed is due at once, behind everything that stands in line already: a slot that is armed for

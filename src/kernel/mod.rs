@@ -1,6 +1,7 @@
 //! The real world: [`System`] on mio, which is epoll on Linux and kqueue on the BSDs and macOS.
 
 mod alarm;
+mod conduit;
 mod stream;
 
 use std::fs::File;
@@ -23,6 +24,7 @@ use crate::options::{DialOptions, KeepAlive, SocketOption};
 use crate::resolver::{LookUp, Resolver};
 use crate::system::{Answer, Ready, System, Waker};
 use alarm::Alarm;
+use conduit::Conduit;
 use stream::{Listener, Stream};
 
 /// The kernel, seen through mio.
@@ -113,6 +115,7 @@ impl AsFd for Kernel {
 impl System for Kernel {
     type Listener = Listener;
     type Stream = Stream;
+    type Conduit = Conduit;
 
     fn started(&self) -> Instant {
         self.started
@@ -232,6 +235,22 @@ impl System for Kernel {
 
     fn write(&mut self, stream: &Stream, from: &[IoSlice<'_>]) -> io::Result<usize> {
         stream.write(from)
+    }
+
+    fn conduit(&mut self) -> io::Result<Conduit> {
+        Conduit::new()
+    }
+
+    fn fill(&mut self, from: &Stream, conduit: &Conduit, most: usize) -> io::Result<usize> {
+        conduit.fill(from, most)
+    }
+
+    fn drain(&mut self, conduit: &Conduit, to: &Stream, most: usize) -> io::Result<usize> {
+        conduit.drain(to, most)
+    }
+
+    fn scoop(&mut self, conduit: &Conduit, into: &mut [u8]) -> io::Result<usize> {
+        conduit.scoop(into)
     }
 
     fn finish(&mut self, stream: &Stream) -> io::Result<()> {

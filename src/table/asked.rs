@@ -212,6 +212,7 @@ impl Table {
         let flags = &mut self.at_mut(slot).flags;
         flags.lower(Flag::Piped);
         flags.lower(Flag::Blocked);
+        flags.lower(Flag::Spliced);
         self.at_mut(slot).extra.as_mut()?.leg.take()
     }
 

@@ -60,6 +60,23 @@ impl Table {
         }
     }
 
+    /// So many bytes are on their way from one connection to another through a conduit.
+    pub(crate) fn carried(&mut self, source: u32, sink: u32, n: usize) {
+        let now = self.now;
+        self.stats.bytes_in += n as u64;
+        let connection = self.at_mut(source);
+        connection.bytes_in += n as u64;
+        connection.touched = now;
+        if let Some(quiet) = connection.extra.as_mut().and_then(|extra| extra.reading.as_mut()) {
+            quiet.since = now;
+        }
+        let outbox = self.at_mut(sink).outbox.get_or_insert_default();
+        outbox.beyond += n;
+        outbox.span.since = now;
+        self.push_dirty(sink);
+        self.rearm(sink);
+    }
+
     pub(crate) fn drop_outbox(&mut self, slot: u32) {
         if let Some(mut outbox) = self.at_mut(slot).outbox.take() {
             self.memory -= outbox.clear();

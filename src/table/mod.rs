@@ -114,9 +114,9 @@ pub(crate) const DOORMAN: u16 = 0;
 impl Table {
     pub(crate) fn new(limits: Limits, first_generation: NonZeroU32, started: Instant) -> Table {
         Table {
-            slots: Slab::new(),
+            slots: Slab::with_capacity(limits.slots()),
             births: Births::starting_at(first_generation),
-            wheel: Wheel::new(),
+            wheel: Wheel::for_slots(limits.slots()),
             arena: Arena::new(),
             ready: Vec::new(),
             dirty: Vec::new(),

@@ -68,6 +68,9 @@ impl<S: System> Loop<S> {
         if connection.stage == Stage::Doomed {
             return;
         }
+        if chain.len() > 0 {
+            self.scoop(slot);
+        }
         self.table.stash(slot, chain);
         let connection = self.table.at(slot);
         let queued = connection.queued();
@@ -89,6 +92,9 @@ impl<S: System> Loop<S> {
         if nothing || !connection.flags.has(Flag::Writable) || !connection.has_stream() {
             return 0;
         }
+        if connection.outbox.as_ref().is_some_and(|outbox| outbox.beyond > 0 && outbox.held() == 0) {
+            return self.drain(slot);
+        }
         let Some(stream) = &self.streams[slot as usize] else { return 0 };
         let result = match (&connection.outbox, table.arena.only(chain)) {
             (None, Some(bytes)) => self.system.write(stream, &[IoSlice::new(bytes)]),
@@ -103,7 +109,7 @@ impl<S: System> Loop<S> {
                 connection.wrote(n, table.now);
                 let mut fresh = n;
                 if let Some(outbox) = &mut connection.outbox {
-                    let old = n.min(outbox.queued());
+                    let old = n.min(outbox.held());
                     outbox.span.moved += old;
                     table.memory -= outbox.advance(old);
                     fresh -= old;
@@ -194,7 +200,8 @@ fn gather(
     if let Some(outbox) = outbox {
         outbox.gather(&mut slices);
     }
-    if slices.has_room() {
+    // What was sent in this turn comes behind what is in a conduit.
+    if slices.has_room() && outbox.is_none_or(|outbox| outbox.beyond == 0) {
         arena.gather(chain, &mut slices);
     }
     write(slices.slices())

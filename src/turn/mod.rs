@@ -10,6 +10,7 @@ mod park;
 mod reap;
 mod relay;
 mod serve;
+mod splice;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,7 @@ use crate::system::{Ready, System};
 use crate::table::{DOORMAN, Dirty, Table};
 use crate::time::Tick;
 use dial::Race;
+use splice::Conduits;
 
 /// The loop: the services, the table of connections, and the world they talk to.
 ///
@@ -52,6 +54,7 @@ pub(crate) struct Loop<S: System> {
     races: HashMap<u32, Race<S::Stream>>,
     overlapping: usize,
     lookups: Lookups,
+    conduits: Conduits<S::Conduit>,
     handle: Handle,
     posts: Vec<Post>,
     events: Vec<Ready>,
@@ -88,19 +91,20 @@ impl<S: System> Loop<S> {
     pub(crate) fn born_at(mut system: S, limits: Limits, first: NonZeroU32) -> io::Result<Loop<S>> {
         let handle = Handle::new(limits.posts, system.waker()?);
         system.hold_reserve();
-        let spin = limits.spin;
+        let (spin, splices, slots) = (limits.spin, limits.splices, limits.slots());
         let mut table = Table::new(limits, first, system.started());
         table.random = system.seed();
         let mut fresh = Loop {
             system,
             table,
             hosts: Vec::new(),
-            streams: Vec::new(),
+            streams: Vec::with_capacity(slots),
             doors: Vec::new(),
             doors_made: 0,
             races: HashMap::new(),
             overlapping: 0,
             lookups: Lookups::default(),
+            conduits: Conduits::new(splices),
             handle,
             posts: Vec::new(),
             events: Vec::new(),

@@ -33,6 +33,7 @@ impl<S: System> Loop<S> {
         let (peer, local) = (self.table.peer(slot), self.table.local(slot));
         let failure = self.end_race(slot);
         let again = if self.drained_by.is_none() { self.table.wants_redial(slot, why) } else { None };
+        self.close_conduit(slot);
         let connection = self.table.remove(slot);
         if let Some(stream) = self.streams.get_mut(slot as usize).and_then(Option::take) {
             match why {

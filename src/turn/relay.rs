@@ -1,6 +1,7 @@
 //! Pipes: what arrives at one connection goes to another, and the loop sees to it that neither drowns.
 
 use super::Loop;
+use crate::arena::READ_MAX;
 use crate::closed::Closed;
 use crate::connection::{Connection, Stage};
 use crate::flags::Flag;
@@ -14,6 +15,8 @@ impl<S: System> Loop<S> {
             Some(other) => {
                 self.table.send(other, bytes);
                 self.table.block(slot, other);
+                let full = self.table.limits.read_budget.clamp(1, READ_MAX);
+                self.note_flow(slot, other, bytes.len() >= full);
             }
             // The other end is on its way out, and takes this one along when it has gone.
             None => self.table.at_mut(slot).flags.raise(Flag::Blocked),

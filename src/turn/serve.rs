@@ -77,8 +77,13 @@ impl<S: System> Loop<S> {
     }
 
     fn serve_open(&mut self, slot: u32, block: &mut [u8]) {
-        if self.table.at_mut(slot).flags.take(Flag::Redeliver) {
-            self.deliver_kept(slot, &[]);
+        if self.table.at(slot).flags.any(&[Flag::Redeliver, Flag::Spliced]) {
+            if self.table.at_mut(slot).flags.take(Flag::Redeliver) {
+                self.deliver_kept(slot, &[]);
+            }
+            if self.table.at(slot).flags.has(Flag::Spliced) {
+                return self.fill(slot);
+            }
         }
         let mut budget = self.table.limits.read_budget.max(1).min(self.table.allowance(slot));
         for _ in 0..CALLS_MAX {
@@ -207,7 +212,7 @@ impl<S: System> Loop<S> {
     }
 
     /// The peer's end has been read: everything it sent was delivered before.
-    fn ended(&mut self, slot: u32) {
+    pub(super) fn ended(&mut self, slot: u32) {
         let now = self.table.now;
         let connection = self.table.at_mut(slot);
         connection.flags.lower(Flag::Readable);

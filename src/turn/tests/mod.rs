@@ -13,6 +13,7 @@ mod output;
 mod pipes;
 mod rates;
 mod readiness;
+mod splice;
 mod timers;
 
 use std::cell::RefCell;
@@ -287,10 +288,11 @@ impl Loop<Sim> {
         let table = &self.table;
         let inboxes: usize =
             table.slots.iter().filter_map(|(_, c)| c.inbox.as_ref()).map(|i| i.charge()).sum();
-        let queued: usize = table.slots.iter().map(|(_, connection)| connection.queued()).sum();
+        let outboxes = || table.slots.iter().filter_map(|(_, c)| c.outbox.as_ref());
+        let queued: usize = outboxes().map(|outbox| outbox.held()).sum();
         assert!(table.memory >= inboxes, "inboxes hold more than was charged");
         assert!(queued == 0 || table.memory > inboxes, "queues hold what was not charged");
-        assert!(queued > 0 || table.slots.iter().any(|(_, c)| c.outbox.is_some()) || table.memory == inboxes);
+        assert!(queued > 0 || outboxes().next().is_some() || table.memory == inboxes);
         let stats = &table.stats;
         let there = table.connections() as u64;
         assert!(
