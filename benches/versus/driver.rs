@@ -1,16 +1,16 @@
 //! What drives the servers: connections to all of them, of which one server's at a time have something to say.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use tidemill::services::Echo;
 use tidemill::{
     Closed, ConnId, DialOptions, Input, Limits, Reactor, Service, ServiceId, Socket, SocketLimits, Sockets,
 };
 
-use crate::Case;
+use crate::case::{Case, Shape};
 
 /// What one turn of one server came to.
 #[derive(Clone, Copy, Default)]
@@ -19,31 +19,25 @@ pub struct Turned {
     pub span: Duration,
 }
 
-/// Driver and service share this.
+/// Driver and callers share this.
 struct State {
     case: Case,
     message: Vec<u8>,
-    targets: Vec<SocketAddr>,
     /// Whether new messages may be sent.
     active: bool,
     messages: u64,
-    /// Messages without an answer, or in a churn connections that have not ended.
+    /// Messages without an answer; in a churn connections that have not ended; in a fan-out bytes to be heard.
     under_way: usize,
-    connections: HashMap<ConnId, Connection>,
+    /// Connections, by target. Of a fan-out the last one speaks: when its line is read, all others have been accepted.
+    open: Vec<Vec<ConnId>>,
     up: usize,
     dials: usize,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Connection {
-    target: usize,
-    /// Bytes of the present message that have been answered.
-    heard: usize,
-}
-
 pub struct Driver {
     reactor: Reactor,
-    own: ServiceId,
+    backend: Option<SocketAddr>,
+    targets: Vec<(SocketAddr, ServiceId)>,
     state: Rc<RefCell<State>>,
 }
 
@@ -51,8 +45,7 @@ pub struct Driver {
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Driver {
-    /// Connects to all servers, as often as the case says; for a churn, not at all yet.
-    pub fn connect(case: &Case, targets: &[SocketAddr]) -> Driver {
+    pub fn new(case: &Case) -> Driver {
         let socket = SocketLimits {
             idle: None,
             read_pace: None,
@@ -64,27 +57,52 @@ impl Driver {
         let limits =
             Limits { connections: 100_000, memory: usize::MAX, events: 4_096, socket, ..Limits::default() };
         let mut reactor = Reactor::new(limits).expect("a reactor");
-        let state = Rc::new(RefCell::new(State {
+        let mut message: Vec<u8> = (0..case.size).map(|n| b'a' + (n % 23) as u8).collect();
+        message.iter_mut().last().into_iter().for_each(|last| *last = b'\n');
+        let backend = case.is_proxied().then(|| {
+            let echo = reactor.add(Echo::raw());
+            let listener = reactor.listen("127.0.0.1:0", echo).expect("a listener");
+            reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address")
+        });
+        let state = State {
             case: *case,
-            message: (0..case.size).map(|n| (n % 251) as u8).collect(),
-            targets: targets.to_vec(),
+            message,
             active: false,
             messages: 0,
             under_way: 0,
-            connections: HashMap::new(),
+            open: Vec::new(),
             up: 0,
             dials: 0,
-        }));
-        let own = reactor.add(Caller { state: state.clone(), own: None });
-        let mut driver = Driver { reactor, own, state };
-        for n in 0..if case.churn { 0 } else { case.connections * targets.len() } {
-            dial(&driver.state, &mut driver.reactor.sockets(), driver.own, n % targets.len());
-            // No more under way than a backlog holds.
-            driver.until(|state| state.up + 256 > n);
+        };
+        Driver { reactor, backend, targets: Vec::new(), state: Rc::new(RefCell::new(state)) }
+    }
+
+    /// Where it echoes what comes through a proxy.
+    pub fn backend(&self) -> Option<SocketAddr> {
+        self.backend
+    }
+
+    /// Connects to all servers, as often as the case says; for a churn, not at all yet.
+    pub fn connect(&mut self, targets: &[SocketAddr]) {
+        for (target, &address) in targets.iter().enumerate() {
+            let own = self.reactor.add(Caller { state: self.state.clone(), target, address, own: None });
+            self.targets.push((address, own));
+            self.state.borrow_mut().open.push(Vec::new());
         }
-        let all = driver.state.borrow().connections.len();
-        driver.until(|state| state.up == all);
-        driver
+        let case = self.state.borrow().case;
+        let each = match case.shape {
+            Shape::FanOut => case.connections + 1,
+            _ if case.churns() => 0,
+            _ => case.connections,
+        };
+        for n in 0..each * targets.len() {
+            let (address, own) = self.targets[n % targets.len()];
+            // No more under way than a backlog holds; and the last one of each after all the others.
+            let ahead = if n / targets.len() + 1 == each { 0 } else { 256 };
+            self.until(|state| state.up + ahead >= n);
+            dial(&self.state, &mut self.reactor.sockets(), own, address);
+        }
+        self.until(|state| state.up == each * targets.len());
     }
 
     #[track_caller]
@@ -100,21 +118,25 @@ impl Driver {
     pub fn turn(&mut self, target: usize, span: Duration) -> Turned {
         let mut sockets = self.reactor.sockets();
         let begun = sockets.now();
-        let mut state = self.state.borrow_mut();
-        (state.active, state.messages) = (true, 0);
-        if state.case.churn {
-            let places = state.case.connections;
-            drop(state);
-            (0..places).for_each(|_| dial(&self.state, &mut sockets, self.own, target));
+        let case = self.state.borrow().case;
+        {
+            let mut state = self.state.borrow_mut();
+            (state.active, state.messages) = (true, 0);
+        }
+        if case.churns() {
+            let (address, own) = self.targets[target];
+            (0..case.connections).for_each(|_| dial(&self.state, &mut sockets, own, address));
         } else {
-            let ids: Vec<ConnId> =
-                state.connections.iter().filter(|(_, one)| one.target == target).map(|(&id, _)| id).collect();
-            for id in ids {
+            let state = &mut *self.state.borrow_mut();
+            let speakers = match case.shape {
+                Shape::FanOut => &state.open[target][case.connections..],
+                _ => &state.open[target][..],
+            };
+            for &id in speakers {
                 let mut socket = sockets.get(id).expect("it is connected");
-                (0..state.case.pipeline).for_each(|_| socket.send(&state.message));
-                state.under_way += state.case.pipeline;
+                (0..case.pipeline).for_each(|_| socket.send(&state.message));
+                state.under_way += state.case.answers();
             }
-            drop(state);
         }
         while self.reactor.sockets().now() < begun + span {
             self.reactor.turn(Some(Duration::ZERO)).expect("a turn");
@@ -126,77 +148,108 @@ impl Driver {
     }
 }
 
+impl Case {
+    /// What comes back for what one connection sends at once: messages, or the bytes of a fan-out.
+    fn answers(&self) -> usize {
+        match self.shape {
+            Shape::FanOut => self.pipeline * self.size * self.connections,
+            _ => self.pipeline,
+        }
+    }
+}
+
 /// From one of several addresses of the loopback network: each has its own ports.
-fn dial(state: &Rc<RefCell<State>>, sockets: &mut Sockets<'_>, own: ServiceId, target: usize) {
+fn dial(state: &Rc<RefCell<State>>, sockets: &mut Sockets<'_>, own: ServiceId, to: SocketAddr) {
     let mut state = state.borrow_mut();
     let host = state.dials / 200 % 200;
     let local = SocketAddr::from(([127, 0, 2, 1 + host as u8], 0));
     let options = DialOptions { local: Some(local), ..DialOptions::default() };
-    let id = sockets.dial_with(state.targets[target], own, options).expect("a slot");
+    sockets.dial_with(to, own, options).expect("a slot");
     state.dials += 1;
-    state.under_way += usize::from(state.case.churn);
-    state.connections.insert(id, Connection { target, heard: 0 });
+    state.under_way += usize::from(state.case.churns());
 }
 
 struct Caller {
     state: Rc<RefCell<State>>,
+    target: usize,
+    address: SocketAddr,
     own: Option<ServiceId>,
 }
 
 impl Service for Caller {
-    type Session = ();
+    /// Bytes of the present message that have been heard.
+    type Session = usize;
 
     fn start(&mut self, own: ServiceId, _: &mut Sockets<'_>) {
         self.own = Some(own);
     }
 
-    fn open(&mut self, _: &mut Socket<'_>) {}
+    fn open(&mut self, _: &mut Socket<'_>) -> usize {
+        0
+    }
 
-    fn connected(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+    fn connected(&mut self, _: &mut usize, socket: &mut Socket<'_>) {
         let mut state = self.state.borrow_mut();
         state.up += 1;
-        if state.case.churn {
+        if state.case.churns() {
             socket.send(&state.message);
+        } else {
+            state.open[self.target].push(socket.id());
         }
     }
 
-    fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
-        let mut state = self.state.borrow_mut();
-        let mut connection = state.connections[&socket.id()];
-        let (mut answered, mut bytes) = (0, input.take_all());
-        while !bytes.is_empty() {
-            let expected = &state.message[connection.heard..];
-            let (now, rest) = bytes.split_at(bytes.len().min(expected.len()));
-            assert!(now == &expected[..now.len()], "a server has answered with other bytes");
-            connection.heard += now.len();
-            bytes = rest;
-            if connection.heard == state.message.len() {
-                connection.heard = 0;
-                answered += 1;
+    fn data(&mut self, heard: &mut usize, socket: &mut Socket<'_>, input: &mut Input<'_>) {
+        let state = &mut *self.state.borrow_mut();
+        let bytes = input.take_all();
+        let complete = compare(&state.message, heard, bytes);
+        if state.case.shape == Shape::FanOut {
+            state.messages += complete as u64;
+            state.under_way -= bytes.len();
+            if let (0, true, Some(mut speaker)) =
+                (state.under_way, state.active, socket.other(state.open[self.target][state.case.connections]))
+            {
+                (0..state.case.pipeline).for_each(|_| speaker.send(&state.message));
+                state.under_way = state.case.answers();
             }
+            return;
         }
-        state.messages += answered as u64;
-        state.connections.insert(socket.id(), connection);
-        if state.case.churn {
-            if answered > 0 {
+        state.messages += complete as u64;
+        if state.case.churns() {
+            if complete > 0 {
                 socket.close();
             }
         } else if state.active {
-            (0..answered).for_each(|_| socket.send(&state.message));
+            (0..complete).for_each(|_| socket.send(&state.message));
         } else {
-            state.under_way -= answered;
+            state.under_way -= complete;
         }
     }
 
-    fn closed(&mut self, _: (), id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
+    fn closed(&mut self, _: usize, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
         let mut state = self.state.borrow_mut();
-        let connection = state.connections.remove(&id).unwrap_or_default();
-        assert!(state.case.churn, "a server has closed {id}: {why}");
+        assert!(state.case.churns(), "a server has closed {id}: {why}");
         state.under_way -= 1;
         let active = state.active;
         drop(state);
         if let (true, Some(own)) = (active, self.own) {
-            dial(&self.state, rest, own, connection.target);
+            dial(&self.state, rest, own, self.address);
         }
     }
+}
+
+/// How many messages these bytes complete. All of them must be right.
+fn compare(message: &[u8], heard: &mut usize, mut bytes: &[u8]) -> usize {
+    let mut complete = 0;
+    while !bytes.is_empty() {
+        let expected = &message[*heard..];
+        let (now, rest) = bytes.split_at(bytes.len().min(expected.len()));
+        assert!(now == &expected[..now.len()], "a server has answered with other bytes");
+        *heard += now.len();
+        bytes = rest;
+        if *heard == message.len() {
+            *heard = 0;
+            complete += 1;
+        }
+    }
+    complete
 }

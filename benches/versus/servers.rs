@@ -1,43 +1,109 @@
-//! The servers: each an echo of bytes, with the same backlog and TCP_NODELAY, on one processor.
+//! The servers, each in a process of its own on one processor, with the same backlog and TCP_NODELAY.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
-use tidemill::services::Echo;
-use tidemill::{Limits, Reactor};
+use tidemill::services::{Echo, Proxy};
+use tidemill::{Limits, ListenOptions, Reactor, Service, SocketLimits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
+
+use crate::case::Shape;
+use crate::fan_out;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
     Tidemill,
+    /// It looks for events for a moment before it sleeps.
+    TidemillSpin,
     /// As in tokio's own examples: one thread, a task for each connection with a buffer of four kilobytes.
     Tokio4,
     /// The same with a buffer of sixty-four.
     Tokio64,
     /// Tokio's runtime of many threads, two of them, on the same one processor.
     TokioThreads,
+    /// A fan-out with a channel for each receiver.
+    TokioMpsc,
+    /// A fan-out with one channel for all.
+    TokioBroadcast,
+    /// A proxy by `copy_bidirectional`.
+    TokioCopy,
+    /// An echo on bare epoll in C, edge-triggered: what the kernel itself costs.
+    Epoll,
+    Node,
+    HaProxy,
+    Nginx,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Tidemill, Kind::Tokio4, Kind::Tokio64, Kind::TokioThreads];
+    pub const ALL: [Kind; 12] = [
+        Kind::Tidemill,
+        Kind::TidemillSpin,
+        Kind::Tokio4,
+        Kind::Tokio64,
+        Kind::TokioThreads,
+        Kind::TokioMpsc,
+        Kind::TokioBroadcast,
+        Kind::TokioCopy,
+        Kind::Epoll,
+        Kind::Node,
+        Kind::HaProxy,
+        Kind::Nginx,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Kind::Tidemill => "tidemill",
+            Kind::TidemillSpin => "tidemill-spin",
             Kind::Tokio4 => "tokio-4k",
             Kind::Tokio64 => "tokio-64k",
             Kind::TokioThreads => "tokio-threads",
+            Kind::TokioMpsc => "tokio-mpsc",
+            Kind::TokioBroadcast => "tokio-broadcast",
+            Kind::TokioCopy => "tokio-copy",
+            Kind::Epoll => "epoll",
+            Kind::Node => "node",
+            Kind::HaProxy => "haproxy",
+            Kind::Nginx => "nginx",
         }
     }
 
     pub fn title(self) -> &'static str {
         match self {
             Kind::Tidemill => "tidemill",
+            Kind::TidemillSpin => "tidemill, spin 50 µs",
             Kind::Tokio4 => "tokio current_thread",
             Kind::Tokio64 => "tokio current_thread, 64 KiB",
             Kind::TokioThreads => "tokio multi_thread",
+            Kind::TokioMpsc => "tokio, a channel each",
+            Kind::TokioBroadcast => "tokio, broadcast",
+            Kind::TokioCopy => "tokio copy_bidirectional",
+            Kind::Epoll => "bare epoll in C",
+            Kind::Node => "Node",
+            Kind::HaProxy => "HAProxy",
+            Kind::Nginx => "nginx stream",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether it is another program, measured on request and where it is installed.
+    pub fn is_peer(self) -> bool {
+        matches!(self, Kind::Epoll | Kind::Node | Kind::HaProxy | Kind::Nginx)
+    }
+
+    /// What a peer is good for.
+    pub fn does(self, shape: Shape) -> bool {
+        match self {
+            Kind::Epoll | Kind::Node => matches!(shape, Shape::Echo | Shape::Churn),
+            Kind::HaProxy | Kind::Nginx => {
+                matches!(shape, Shape::Proxy | Shape::ProxyChurn | Shape::Bulk)
+            }
+            _ => false,
         }
     }
 }
@@ -53,35 +119,52 @@ pub fn pin(processor: usize) {
     }
 }
 
-/// What the process of one server does, until it is ended.
-pub fn serve(name: &str) {
+/// What the process of one server does, until it is ended. A proxy is told what is behind it.
+pub fn serve(name: &str, shape: &str, behind: Option<&str>) {
     pin(0);
+    crate::run::raise_descriptors();
     let one = || Builder::new_current_thread().enable_io().build().expect("a runtime");
-    match name {
-        "tidemill" => tidemill(),
-        "tokio-4k" => tokio::<4_096>(&one()),
-        "tokio-64k" => tokio::<65_536>(&one()),
-        _ => tokio::<4_096>(
-            &Builder::new_multi_thread().worker_threads(2).enable_io().build().expect("a runtime"),
-        ),
+    let behind = || -> SocketAddr {
+        behind.and_then(|address| address.parse().ok()).expect("an address behind the proxy")
+    };
+    match (Kind::named(name).expect("a server's name"), shape) {
+        (Kind::Tidemill, "fan-out") => tidemill(fan_out::Lines::default(), None, false),
+        (Kind::Tidemill, "proxy") => {
+            let proxy = Proxy::to(vec![behind().into()]);
+            tidemill(proxy, None, true);
+        }
+        (Kind::Tidemill, _) => tidemill(Echo::raw(), None, false),
+        (Kind::TidemillSpin, _) => tidemill(Echo::raw(), Some(Duration::from_micros(50)), false),
+        (Kind::Tokio64, _) => echo::<65_536>(&one()),
+        (Kind::TokioThreads, _) => {
+            echo::<4_096>(
+                &Builder::new_multi_thread().worker_threads(2).enable_io().build().expect("a runtime"),
+            );
+        }
+        (Kind::TokioMpsc, _) => one().block_on(fan_out::mpsc(listener())),
+        (Kind::TokioBroadcast, _) => one().block_on(fan_out::broadcast(listener())),
+        (Kind::TokioCopy, _) => one().block_on(copy(behind())),
+        _ => echo::<4_096>(&one()),
     }
 }
 
-fn announce(address: SocketAddr) {
+pub fn announce(address: SocketAddr) {
     println!("{address}");
     std::io::stdout().flush().expect("somebody waits for it");
 }
 
-fn tidemill() {
-    let limits = Limits { connections: 20_000, ..Limits::default() };
+fn tidemill<S: Service>(service: S, spin: Option<Duration>, dials: bool) {
+    let limits = Limits { connections: 21_000, spin, ..Limits::default() };
     let mut reactor = Reactor::new(limits).expect("a reactor");
-    let echo = reactor.add(Echo::raw());
-    let listener = reactor.listen("127.0.0.1:0", echo).expect("a listener");
+    // A room of a thousand hears sixteen lines in one turn; all else is as it comes.
+    let service = reactor.add_with(service, SocketLimits::default());
+    let options = ListenOptions { dials, ..ListenOptions::default() };
+    let listener = reactor.listen_with("127.0.0.1:0", service, &options).expect("a listener");
     announce(reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address"));
     reactor.run().expect("it runs until it is ended");
 }
 
-fn tokio<const BUFFER: usize>(runtime: &Runtime) {
+fn echo<const BUFFER: usize>(runtime: &Runtime) {
     runtime.block_on(async {
         let listener = listener();
         announce(listener.local_addr().expect("its address"));
@@ -106,7 +189,22 @@ fn tokio<const BUFFER: usize>(runtime: &Runtime) {
     });
 }
 
-fn listener() -> TcpListener {
+async fn copy(behind: SocketAddr) {
+    let listener = listener();
+    announce(listener.local_addr().expect("its address"));
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+    loop {
+        let Ok((mut client, _)) = listener.accept().await else { continue };
+        tokio::spawn(async move {
+            let _ = client.set_nodelay(true);
+            let Ok(mut upstream) = tokio::net::TcpStream::connect(behind).await else { return };
+            let _ = upstream.set_nodelay(true);
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut upstream).await;
+        });
+    }
+}
+
+pub fn listener() -> TcpListener {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
     socket.set_nonblocking(true).expect("an option");
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");

@@ -1,0 +1,308 @@
+//! What was measured, for people to read and to look at, and for programs.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use plotters::prelude::*;
+use serde_json::{Value, json};
+
+use crate::case::Case;
+use crate::run::{Round, Rounds};
+use crate::servers::Kind;
+
+/// A figure that is no race: so much memory, so many calls. tidemill comes first.
+#[derive(Debug)]
+pub struct Figure {
+    pub name: String,
+    pub unit: &'static str,
+    pub values: Vec<(String, f64)>,
+}
+
+/// The median of several ratios, with the least and the most of them.
+#[derive(Clone, Copy)]
+struct Ratio {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+/// A case with what it came to.
+pub struct Told {
+    pub case: Case,
+    pub rounds: Rounds,
+}
+
+fn rate(round: &Round) -> f64 {
+    round.0
+}
+
+fn cost(round: &Round) -> f64 {
+    round.1
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut all: Vec<f64> = values.collect();
+    all.sort_by(f64::total_cmp);
+    all
+}
+
+impl Told {
+    fn median(&self, kind: Kind, figure: fn(&Round) -> f64) -> f64 {
+        let all = sorted(self.rounds[&kind].iter().map(figure));
+        all[all.len() / 2]
+    }
+
+    /// tidemill's to another's, round by round.
+    fn ratio(&self, other: Kind, figure: fn(&Round) -> f64) -> Ratio {
+        let pairs = self.rounds[&Kind::Tidemill].iter().zip(&self.rounds[&other]);
+        let all = sorted(pairs.map(|(own, other)| figure(own) / figure(other)));
+        Ratio { median: all[all.len() / 2], least: all[0], most: all[all.len() - 1] }
+    }
+
+    /// The one that a picture compares with: the first beside tidemill.
+    fn base(&self) -> Option<Kind> {
+        self.rounds.keys().copied().find(|&kind| kind > Kind::TidemillSpin)
+    }
+
+    pub fn table(&self) -> String {
+        let mut text = format!("\n{}\n", self.case.name);
+        let per_second = format!("{}/s", self.case.unit());
+        let heads = ["tidemill's rate to it", "tidemill's CPU to its"];
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "  {:<28}{per_second:>14}{:>12}   {:<24}{}",
+            "server", "CPU ns each", heads[0], heads[1]
+        );
+        for &kind in self.rounds.keys() {
+            let shown = |figure| match kind {
+                Kind::Tidemill => String::new(),
+                _ => self.ratio(kind, figure).to_string(),
+            };
+            let _ = writeln!(
+                text,
+                "  {:<28}{:>14.0}{:>12.0}   {:<24}{}",
+                kind.title(),
+                self.median(kind, rate),
+                self.median(kind, cost),
+                shown(rate),
+                shown(cost)
+            );
+        }
+        text
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = format!("\n### {}\n\n", self.case.name);
+        let unit = self.case.unit();
+        let _ = writeln!(
+            text,
+            "| server | {unit}/s | CPU ns each | tidemill's rate to it | tidemill's CPU to its |"
+        );
+        text.push_str("| --- | ---: | ---: | --- | --- |\n");
+        for &kind in self.rounds.keys() {
+            let shown = |figure| match kind {
+                Kind::Tidemill => "–".to_string(),
+                _ => self.ratio(kind, figure).to_string(),
+            };
+            let _ = writeln!(
+                text,
+                "| {} | {:.0} | {:.0} | {} | {} |",
+                kind.title(),
+                self.median(kind, rate),
+                self.median(kind, cost),
+                shown(rate),
+                shown(cost)
+            );
+        }
+        text
+    }
+
+    fn json(&self) -> Value {
+        let servers = self.rounds.keys().map(|&kind| {
+            json!({
+                "server": kind.name(),
+                "per_second": self.median(kind, rate),
+                "cpu_ns_each": self.median(kind, cost),
+                "tidemill_rate_ratio": self.ratio(kind, rate).json(),
+                "tidemill_cpu_ratio": self.ratio(kind, cost).json(),
+            })
+        });
+        let case = &self.case;
+        json!({
+            "case": case.name,
+            "unit": case.unit(),
+            "connections": case.connections,
+            "size": case.size,
+            "pipeline": case.pipeline,
+            "servers": servers.collect::<Vec<Value>>(),
+        })
+    }
+}
+
+impl Ratio {
+    fn json(self) -> Value {
+        json!({ "median": self.median, "least": self.least, "most": self.most })
+    }
+}
+
+impl std::fmt::Display for Ratio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.2} [{:.2}-{:.2}]", self.median, self.least, self.most)
+    }
+}
+
+impl Figure {
+    pub fn table(&self) -> String {
+        let mut text = format!("\n{}, {}\n", self.name, self.unit);
+        for (server, value, ratio) in self.lines() {
+            let _ = writeln!(text, "  {server:<32}{value:>12}   {ratio}");
+        }
+        text
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = String::new();
+        for (place, (server, value, ratio)) in self.lines().into_iter().enumerate() {
+            let name = if place == 0 { format!("{}, {}", self.name, self.unit) } else { String::new() };
+            let _ = writeln!(text, "| {name} | {server} | {value} | {ratio} |");
+        }
+        text
+    }
+
+    fn lines(&self) -> Vec<(&str, String, String)> {
+        let own = self.values.first().map_or(0.0, |(_, value)| *value);
+        let lines = self.values.iter().enumerate().map(|(place, (server, value))| {
+            let ratio = if place > 0 && *value > 0.0 { format!("{:.2}", own / value) } else { String::new() };
+            let digits = if *value < 100.0 { 2 } else { 0 };
+            (server.as_str(), format!("{value:.digits$}"), ratio)
+        });
+        lines.collect()
+    }
+}
+
+pub fn write_json(path: &Path, told: &[Told], figures: &[Figure]) -> Result<(), String> {
+    let cases: Vec<Value> = told.iter().map(Told::json).collect();
+    let figures: Vec<Value> = figures
+        .iter()
+        .map(|figure| {
+            let values: Vec<Value> = figure
+                .values
+                .iter()
+                .map(|(server, value)| json!({ "server": server, "value": value }))
+                .collect();
+            json!({ "name": figure.name, "unit": figure.unit, "values": values })
+        })
+        .collect();
+    let text = format!("{:#}\n", json!({ "machine": machine(), "cases": cases, "figures": figures }));
+    fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
+}
+
+/// Writes the page, its pictures and its data into a folder.
+pub fn write_docs(folder: &Path, told: &[Told], figures: &[Figure], command: &str) -> Result<(), String> {
+    draw(&folder.join("versus-rate.svg"), "tidemill's rate to tokio's, or to the first peer's", told, rate)?;
+    draw(&folder.join("versus-cpu.svg"), "tidemill's processor time for each message to theirs", told, cost)?;
+    write_json(&folder.join("benchmarks.json"), told, figures)?;
+    let mut page = include_str!("page.md").replace("{command}", command);
+    let mut facts = String::new();
+    for (what, is) in machine() {
+        let _ = writeln!(facts, "| {what} | {is} |");
+    }
+    page = page.replace("{machine}", facts.trim_end());
+    let cases: String = told.iter().map(Told::markdown).collect();
+    page = page.replace("{cases}", cases.trim());
+    let lines: String = figures.iter().map(Figure::markdown).collect();
+    page = page.replace("{figures}", lines.trim_end());
+    let path = folder.join("benchmarks.md");
+    fs::write(&path, page).map_err(|error| format!("cannot write {}: {error}", path.display()))
+}
+
+/// Where it was measured, and what.
+fn machine() -> Vec<(String, String)> {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut facts = vec![
+        ("processor".to_string(), format!("{} ({cores} of them)", model.unwrap_or("unknown"))),
+        ("kernel".to_string(), kernel.trim().to_string()),
+        ("tidemill".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+        ("tokio".to_string(), locked("tokio")),
+    ];
+    let programs = [
+        ("rustc", "--version"),
+        ("node", "--version"),
+        ("haproxy", "-v"),
+        ("nginx", "-v"),
+        ("cc", "--version"),
+    ];
+    for (program, option) in programs {
+        if let Ok(output) = Command::new(program).arg(option).output() {
+            let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+            let text = String::from_utf8_lossy(&text);
+            let line = text.lines().next().unwrap_or_default();
+            // Without where it comes from.
+            let line = line.split(" - ").next().unwrap_or_default();
+            facts.push((program.to_string(), line.to_string()));
+        }
+    }
+    facts
+}
+
+/// The version of a dependency that this was built with.
+fn locked(name: &str) -> String {
+    let lock = include_str!("../../Cargo.lock");
+    let entry = lock.split("[[package]]").find(|entry| entry.contains(&format!("name = \"{name}\"\n")));
+    let version = entry.and_then(|entry| entry.split("version = \"").nth(1)?.split('"').next());
+    version.unwrap_or("unknown").to_string()
+}
+
+/// A bar for each case: the median, with its range; 1 is as good as the other.
+fn draw(path: &Path, title: &str, told: &[Told], figure: fn(&Round) -> f64) -> Result<(), String> {
+    let bars: Vec<(String, Ratio)> = told
+        .iter()
+        .filter_map(|told| {
+            let base = told.base()?;
+            Some((format!("{}, {}", told.case.name, base.title()), told.ratio(base, figure)))
+        })
+        .collect();
+    let cannot = |error: &dyn std::fmt::Display| format!("cannot draw {}: {error}", path.display());
+    let most = bars.iter().fold(1.2_f64, |most, (_, bar)| most.max(bar.most)) * 1.05;
+    let rows = bars.len().max(1);
+    let root = SVGBackend::new(path, (960, 60 + 26 * rows as u32 + 40)).into_drawing_area();
+    root.fill(&WHITE).map_err(|error| cannot(&error))?;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, ("sans-serif", 17))
+        .margin(12)
+        .x_label_area_size(28)
+        .y_label_area_size(330)
+        .build_cartesian_2d(0.1..most, (0..rows).into_segmented())
+        .map_err(|error| cannot(&error))?;
+    let names: Vec<String> = bars.iter().rev().map(|(name, _)| name.clone()).collect();
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .y_labels(rows)
+        .y_label_formatter(&|place| match place {
+            SegmentValue::CenterOf(row) => names.get(*row).cloned().unwrap_or_default(),
+            _ => String::new(),
+        })
+        .draw()
+        .map_err(|error| cannot(&error))?;
+    for (row, (_, bar)) in bars.iter().rev().enumerate() {
+        let (low, high) = (SegmentValue::Exact(row), SegmentValue::Exact(row + 1));
+        let mut shape = Rectangle::new([(0.1, low), (bar.median, high)], BLUE.mix(0.45).filled());
+        shape.set_margin(4, 4, 0, 0);
+        let middle = SegmentValue::CenterOf(row);
+        let range =
+            PathElement::new([(bar.least, middle.clone()), (bar.most, middle)], BLACK.stroke_width(2));
+        chart.draw_series([shape]).map_err(|error| cannot(&error))?;
+        chart.draw_series([range]).map_err(|error| cannot(&error))?;
+    }
+    let one = [(1.0, SegmentValue::Exact(0)), (1.0, SegmentValue::Exact(rows))];
+    chart.draw_series([PathElement::new(one, RED.stroke_width(1))]).map_err(|error| cannot(&error))?;
+    root.present().map_err(|error| cannot(&error))
+}

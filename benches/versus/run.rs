@@ -1,0 +1,216 @@
+//! Servers, rounds and turns.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::bulk::Bulk;
+use crate::case::{Case, Shape};
+use crate::driver::{Driver, Turned};
+use crate::peers;
+use crate::report::Figure;
+use crate::servers::Kind;
+
+/// How much is measured.
+pub struct Effort {
+    pub rounds: usize,
+    pub turns: usize,
+    pub shorter: u32,
+}
+
+/// Things a second, and nanoseconds of processor time for each, of one round.
+pub type Round = (f64, f64);
+/// For each server and each round.
+pub type Rounds = BTreeMap<Kind, Vec<Round>>;
+
+/// A server in a process of its own, which ends with this value.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+    _files: Option<peers::Files>,
+}
+
+impl Server {
+    pub fn start(kind: Kind, shape: Shape, behind: Option<SocketAddr>) -> Result<Server, String> {
+        if kind.is_peer() {
+            let (child, address, files) = peers::start(kind, behind)?;
+            return Ok(Server { child, address, _files: Some(files) });
+        }
+        let own = std::env::current_exe().expect("this program");
+        let shape = match shape {
+            Shape::Echo | Shape::Churn => "echo",
+            Shape::FanOut => "fan-out",
+            Shape::Proxy | Shape::ProxyChurn | Shape::Bulk => "proxy",
+        };
+        let mut child = Command::new(own)
+            .args(["--serve", kind.name(), shape])
+            .args(behind.map(|address| address.to_string()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| error.to_string())?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("its stdout");
+        BufReader::new(stdout).read_line(&mut line).expect("its address");
+        Ok(Server { address: line.trim().parse().expect("an address"), child, _files: None })
+    }
+
+    /// The time that its threads have had on a processor.
+    fn busy(&self) -> Duration {
+        let folder = format!("/proc/{}/task", self.child.id());
+        let tasks = fs::read_dir(folder).expect("it runs").filter_map(Result::ok);
+        let spent = tasks.filter_map(|task| {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(spent.sum())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// As many descriptors as the process may ever have.
+pub fn raise_descriptors() -> usize {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |most| most as usize)
+}
+
+/// Either of the two drivers.
+enum Load {
+    Talk(Box<Driver>),
+    Bulk(Bulk),
+}
+
+impl Load {
+    fn of(case: &Case) -> Load {
+        match case.shape {
+            Shape::Bulk => Load::Bulk(Bulk::new()),
+            _ => Load::Talk(Box::new(Driver::new(case))),
+        }
+    }
+
+    fn backend(&self) -> Option<SocketAddr> {
+        match self {
+            Load::Talk(driver) => driver.backend(),
+            Load::Bulk(bulk) => Some(bulk.backend()),
+        }
+    }
+
+    fn connect(&mut self, case: &Case, targets: &[SocketAddr]) {
+        match self {
+            Load::Talk(driver) => driver.connect(targets),
+            Load::Bulk(bulk) => bulk.connect(targets, case.connections),
+        }
+    }
+
+    fn turn(&mut self, target: usize, span: Duration, warms_up: bool) -> Turned {
+        match self {
+            Load::Talk(driver) => driver.turn(target, span),
+            Load::Bulk(bulk) => bulk.turn(target, span, warms_up),
+        }
+    }
+}
+
+/// All servers of a case, round by round; an error says why there is nothing to compare.
+pub fn measure(case: &Case, effort: &Effort, peers: &[Kind]) -> Result<Rounds, String> {
+    let mut kinds = case.kinds(peers);
+    let (driver, server) = case.descriptors(kinds.len());
+    let most = raise_descriptors();
+    if driver.max(server) > most {
+        return Err(format!("it takes {driver} descriptors, and the process may open {most}"));
+    }
+    let mut result = Rounds::new();
+    for round in 0..effort.rounds {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{}: round {} of {} ", case.name, round + 1, effort.rounds);
+        }
+        let mut load = Load::of(case);
+        let mut servers = Vec::new();
+        kinds.retain(|&kind| match Server::start(kind, case.shape, load.backend()) {
+            Ok(server) => {
+                servers.push(server);
+                true
+            }
+            Err(why) => {
+                println!("{} is left out: {why}", kind.title());
+                false
+            }
+        });
+        let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
+        load.connect(case, &addresses);
+        let mut sums = vec![(Turned::default(), Duration::ZERO); servers.len()];
+        for turn in 0..=effort.turns {
+            for place in 0..servers.len() {
+                // Nobody is always the one behind the same other one.
+                let which = (place + turn + round) % servers.len();
+                let before = servers[which].busy();
+                let turned = load.turn(which, case.turn / effort.shorter, turn == 0);
+                let busy = servers[which].busy() - before;
+                // The first turn warms up.
+                if turn > 0 {
+                    sums[which].0.messages += turned.messages;
+                    sums[which].0.span += turned.span;
+                    sums[which].1 += busy;
+                }
+            }
+        }
+        for (&kind, (turned, busy)) in kinds.iter().zip(sums) {
+            let messages = turned.messages.max(1) as f64;
+            let figures = (messages / turned.span.as_secs_f64(), busy.as_nanos() as f64 / messages);
+            result.entry(kind).or_default().push(figures);
+        }
+    }
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
+    Ok(result)
+}
+
+/// What looking for events before sleeping costs when they come only a thousand times a second.
+pub fn low_rate(effort: &Effort) -> Figure {
+    let kinds = [Kind::TidemillSpin, Kind::Tidemill];
+    let servers = kinds.map(|kind| Server::start(kind, Shape::Echo, None).expect("a server"));
+    let mut streams = servers.each_ref().map(|server| {
+        let stream = TcpStream::connect(server.address).expect("a server");
+        stream.set_nodelay(true).expect("an option");
+        stream
+    });
+    let count = 1_000 / effort.shorter;
+    let mut busy = [(); 2].map(|()| Vec::new());
+    for _ in 0..effort.rounds {
+        for ((server, stream), busy) in servers.iter().zip(&mut streams).zip(&mut busy) {
+            let before = server.busy();
+            let begun = Instant::now();
+            for n in 0..count {
+                let due = begun + Duration::from_millis(1) * n;
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                let mut answer = [0; 64];
+                stream.write_all(&[b'x'; 64]).expect("it reads");
+                stream.read_exact(&mut answer).expect("it answers");
+            }
+            busy.push((server.busy() - before).as_nanos() as f64 / f64::from(count));
+        }
+    }
+    let values = kinds.iter().zip(busy).map(|(kind, mut busy)| {
+        busy.sort_by(f64::total_cmp);
+        (kind.title().to_string(), busy[busy.len() / 2])
+    });
+    Figure {
+        name: "processor time at 1,000 messages a second".to_string(),
+        unit: "ns each",
+        values: values.collect(),
+    }
+}
