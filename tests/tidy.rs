@@ -195,7 +195,7 @@ fn files_can_be_read_in_one_sitting() {
 
 #[test]
 fn lines_fit_the_page() {
-    let folders = ["src", "tests", "docs", "benches"].map(|folder| root().join(folder));
+    let folders = ["src", "tests", "docs", "benches", "examples"].map(|folder| root().join(folder));
     for folder in folders.iter().filter(|folder| folder.is_dir()) {
         for path in files(folder) {
             let text = fs::read_to_string(&path).expect("a text file");

@@ -1,0 +1,165 @@
+//! System calls for each message, of a server that is kept busy.
+//!
+//! How many messages it finds at once, and so how often it has to wait for more, depends on who else is on the machine:
+//! of several runs the one in the middle is told.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::{Figure, Measured, Process, Server};
+use crate::driver::Driver;
+use crate::servers::{Kind, pin};
+
+const CASE: &str = "64 B x 50";
+
+const RUNS: usize = 5;
+
+/// What belongs to one kind of call: Rust libraries differ in how they spell it.
+const GROUPS: &[(&str, &[&str])] = &[
+    ("read", &["read", "readv", "recvfrom", "recvmsg"]),
+    ("write", &["write", "writev", "sendto", "sendmsg"]),
+    ("epoll_wait", &["epoll_wait", "epoll_pwait"]),
+];
+
+/// How they are counted.
+#[derive(Clone, Copy)]
+enum Counter {
+    /// By the kernel: a counter for each kind, at hardly any cost.
+    Perf,
+    /// Stops the server twice in each call.
+    Strace,
+}
+
+/// Calls by name, and all of them.
+type Counts = BTreeMap<String, u64>;
+
+const ALL: &str = "raw_syscalls:sys_enter";
+
+pub(super) fn measure(smoke: bool) -> Measured {
+    let span = Duration::from_millis(if smoke { 100 } else { 500 });
+    let kinds = [Kind::Tidemill, Kind::Tokio4];
+    let (counter, note) = match counted(Kind::Tidemill, Counter::Perf, span) {
+        Ok(_) => (Counter::Perf, ""),
+        Err(_) => (Counter::Strace, ", slowed down by strace"),
+    };
+    let mut results = Vec::new();
+    for kind in kinds {
+        let run = |_| counted(kind, counter, span);
+        let runs: Result<Vec<_>, _> = (0..if smoke { 1 } else { RUNS }).map(run).collect();
+        let mut runs = runs.map_err(|error| format!("neither perf nor strace can count here: {error}"))?;
+        runs.sort_by(|(some, messages), (others, more)| {
+            (some[ALL] as f64 / *messages as f64).total_cmp(&(others[ALL] as f64 / *more as f64))
+        });
+        let (counts, messages) = runs.swap_remove(runs.len() / 2);
+        results.push((kind, counts, messages as f64));
+    }
+    let figures = GROUPS.iter().map(|&(group, _)| group).chain(["other"]).map(|group| Figure {
+        name: format!("calls of {group} per message, {CASE}{note}"),
+        unit: "calls",
+        values: results
+            .iter()
+            .map(|(kind, counts, messages)| {
+                (kind.title().to_string(), in_group(counts, group) as f64 / messages)
+            })
+            .collect(),
+    });
+    Ok(figures.collect())
+}
+
+fn in_group(counts: &Counts, group: &str) -> u64 {
+    let of = |names: &[&str]| names.iter().filter_map(|name| counts.get(*name)).sum::<u64>();
+    match GROUPS.iter().find(|(name, _)| *name == group) {
+        Some((_, names)) => of(names),
+        None => counts[ALL] - GROUPS.iter().map(|(_, names)| of(names)).sum::<u64>(),
+    }
+}
+
+/// The calls of a server in such a span, and the messages it answered meanwhile.
+fn counted(kind: Kind, counter: Counter, span: Duration) -> Result<(Counts, u64), String> {
+    let server = Server::start(&["--serve", kind.name()])?;
+    // The driver keeps a processor to itself; what else is measured here may run on any.
+    let driven = thread::scope(|scope| {
+        let drive = || -> Result<(Counts, u64), String> {
+            pin(1);
+            let case = crate::CASES.iter().find(|case| case.name == CASE).expect("the case");
+            let mut driver = Driver::connect(case, &[server.address]);
+            let mut watcher = counter.watch(&server)?;
+            let messages = driver.turn(0, span).messages;
+            let counts = counter.counts(&mut watcher)?;
+            Ok((counts, messages))
+        };
+        scope.spawn(drive).join()
+    });
+    let (counts, messages) = driven.map_err(|_| "the driver has failed")??;
+    if in_group(&counts, "read") < messages / 2 {
+        return Err(format!("{counts:?} are too few for {messages} messages"));
+    }
+    Ok((counts, messages))
+}
+
+impl Counter {
+    fn watch(self, server: &Server) -> Result<Process, String> {
+        let pid = server.process.0.id().to_string();
+        let names = GROUPS.iter().flat_map(|(_, names)| names.iter());
+        let mut command = match self {
+            Counter::Perf => {
+                let events: Vec<String> = names.map(|name| format!("syscalls:sys_enter_{name}")).collect();
+                let mut command = Command::new("perf");
+                command.args(["stat", "-x,", "-e", &format!("{ALL},{}", events.join(",")), "-p", &pid]);
+                command
+            }
+            Counter::Strace => {
+                let mut command = Command::new("strace");
+                command.args(["-c", "-f", "-p", &pid]);
+                command
+            }
+        };
+        let watcher =
+            Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()))?;
+        // They do not say alike when they have begun. The server is idle and makes hardly a call meanwhile.
+        thread::sleep(Duration::from_secs(1));
+        Ok(watcher)
+    }
+
+    fn counts(self, watcher: &mut Process) -> Result<Counts, String> {
+        watcher.end(Signal::INT);
+        let mut text = String::new();
+        let mut stderr = watcher.0.stderr.take().ok_or("no stderr")?;
+        stderr.read_to_string(&mut text).map_err(|error| error.to_string())?;
+        let counts = match self {
+            Counter::Perf => perf_counts(&text),
+            Counter::Strace => strace_counts(&text),
+        };
+        if counts.contains_key(ALL) { Ok(counts) } else { Err(format!("it says {text:?}")) }
+    }
+}
+
+/// Lines such as `1234,,syscalls:sys_enter_read,1000000,100.00,,`.
+fn perf_counts(text: &str) -> Counts {
+    let line = |line: &str| {
+        let fields: Vec<&str> = line.split(',').collect();
+        let name = fields.get(2)?.trim_start_matches("syscalls:sys_enter_");
+        Some((name.to_string(), fields[0].parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Lines such as ` 52.10    0.004300           4      1024        12 read`. The last one has the sum, which not every
+/// version writes alike.
+fn strace_counts(text: &str) -> Counts {
+    let line = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let name = fields.last().filter(|name| **name != "total")?;
+        Some((name.to_string(), fields.get(3)?.parse().ok()?))
+    };
+    let mut counts: Counts = text.lines().filter_map(line).collect();
+    if !counts.is_empty() {
+        counts.insert(ALL.to_string(), counts.values().sum());
+    }
+    counts
+}

@@ -1,0 +1,213 @@
+//! What the servers cost beside time: memory, system calls, instructions, room on disk, and the way to a first answer.
+//!
+//! Only the last of these is timed. The others hold on a busy machine too, but for how often a server waits.
+
+mod calls;
+mod instructions;
+mod memory;
+mod size;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+
+use crate::servers::Kind;
+
+/// One thing that was measured, for each server that it was measured for; tidemill comes first.
+#[derive(Debug)]
+pub struct Figure {
+    pub name: String,
+    pub unit: &'static str,
+    pub values: Vec<(String, f64)>,
+}
+
+/// A part of the figures, or why there is none.
+type Measured = Result<Vec<Figure>, String>;
+
+/// No answer and no end takes longer to come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Every message has so many bytes.
+const MESSAGE: usize = 64;
+
+/// All figures that this machine has the tools for; for the others a line says what is missing. In a smoke test with
+/// few connections and messages, and without a build.
+pub fn measure(smoke: bool) -> Vec<Figure> {
+    let parts = [
+        ("memory", memory::measure as fn(bool) -> Measured),
+        ("system calls", calls::measure),
+        ("instructions", instructions::measure),
+        ("size and start", size::measure),
+    ];
+    let mut figures = Vec::new();
+    for (part, measure) in parts {
+        match measure(smoke) {
+            Ok(more) => figures.extend(more),
+            Err(missing) => println!("skipped: {part}: {missing}"),
+        }
+    }
+    figures
+}
+
+/// What a process that was started for these figures does, until it is ended.
+pub fn serve(name: &str) {
+    memory::serve(name);
+}
+
+/// With what tidemill's figure is of each other's.
+pub fn print(figures: &[Figure]) {
+    for figure in figures {
+        println!("\n{}, {}", figure.name, figure.unit);
+        let own = figure.values.first().map_or(0.0, |(_, value)| *value);
+        for (place, (server, value)) in figure.values.iter().enumerate() {
+            let digits = if *value < 100.0 { 2 } else { 0 };
+            let ratio = match place {
+                1.. if *value > 0.0 => format!("   tidemill: {:.2} of it", own / value),
+                _ => String::new(),
+            };
+            println!("  {server:<32}{value:>12.digits$}{ratio}");
+        }
+    }
+}
+
+/// One figure for each of these servers.
+fn figure(
+    name: impl Into<String>,
+    unit: &'static str,
+    kinds: &[Kind],
+    mut value: impl FnMut(Kind) -> Result<f64, String>,
+) -> Result<Figure, String> {
+    let values = kinds.iter().map(|&kind| Ok((kind.title().to_string(), value(kind)?)));
+    Ok(Figure { name: name.into(), unit, values: values.collect::<Result<_, String>>()? })
+}
+
+/// A child of ours, which does not outlive its figure.
+struct Process(Child);
+
+impl Process {
+    fn start(command: &mut Command) -> Result<Process, String> {
+        let child = command.spawn();
+        child.map(Process).map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))
+    }
+
+    fn signal(&self, signal: Signal) {
+        // Whoever is gone already is missed by the next wait.
+        let _ = kill_process(Pid::from_child(&self.0), signal);
+    }
+
+    /// Asks it to end, and waits for that.
+    fn end(&mut self, signal: Signal) {
+        self.signal(signal);
+        until("the end of a process", || self.0.try_wait().is_ok_and(|status| status.is_some()));
+    }
+
+    /// `S`, `T` and so on.
+    fn state(&self) -> char {
+        let text = self.told("stat");
+        // Its name, in parentheses, may hold anything.
+        text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?')
+    }
+
+    fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.0.id())).map_or(0, Iterator::count)
+    }
+
+    /// Bytes of memory, by the name that `smaps_rollup` has for them.
+    fn memory(&self, key: &str) -> usize {
+        let text = self.told("smaps_rollup");
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+        let kilobytes = line.trim_start_matches(':').trim().trim_end_matches(" kB");
+        kilobytes.parse::<usize>().unwrap_or_else(|_| panic!("no {key} in {text:?}")) * 1024
+    }
+
+    fn told(&self, file: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{file}", self.0.id())).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A process that says first where it listens.
+struct Server {
+    process: Process,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// This program with these words.
+    fn start(words: &[&str]) -> Result<Server, String> {
+        let own = std::env::current_exe().map_err(|error| error.to_string())?;
+        Server::start_as(Command::new(own).args(words))
+    }
+
+    fn start_as(command: &mut Command) -> Result<Server, String> {
+        let mut process = Process::start(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+        let stdout = process.0.stdout.take().ok_or("no stdout")?;
+        let (send, told) = mpsc::channel();
+        thread::spawn(move || {
+            let mut line = String::new();
+            let _ = BufReader::new(stdout).read_line(&mut line);
+            // Nobody waits any more for one that took too long.
+            let _ = send.send(line);
+        });
+        let line = told.recv_timeout(PATIENCE).unwrap_or_default();
+        let address = line.trim().parse();
+        Ok(Server { address: address.map_err(|_| format!("{command:?} says {line:?}"))?, process })
+    }
+}
+
+/// The far end of a connection.
+struct Peer(TcpStream);
+
+impl Peer {
+    fn connect(address: SocketAddr) -> Peer {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("a connection");
+        Peer::over(stream)
+    }
+
+    fn over(stream: TcpStream) -> Peer {
+        stream.set_nodelay(true).expect("an option");
+        stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+        Peer(stream)
+    }
+
+    fn say(&mut self) {
+        self.0.write_all(&[b'x'; MESSAGE]).expect("a server that listens");
+    }
+
+    fn hear(&mut self) {
+        let mut heard = [0; MESSAGE];
+        self.0.read_exact(&mut heard).expect("a server that answers");
+        assert!(heard == [b'x'; MESSAGE], "a server has answered with other bytes");
+    }
+}
+
+/// Waits for something to become true, but not for ever.
+#[track_caller]
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_micros(100));
+    }
+}
+
+/// As many descriptors for this process, and so for the servers it starts, as it is allowed; says how many.
+fn raise_descriptors() -> usize {
+    let most = getrlimit(Resource::Nofile).maximum;
+    // Where it is refused, fewer connections are measured.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
+    getrlimit(Resource::Nofile).current.map_or(1 << 20, |count| count as usize)
+}
