@@ -11,6 +11,7 @@
 
 mod bulk;
 mod case;
+mod costs;
 mod driver;
 mod fan_out;
 mod peers;
@@ -116,6 +117,7 @@ fn compare(options: &Options) -> Result<(), String> {
     }
     let mut figures: Vec<Figure> = Vec::new();
     if options.case.as_ref().is_none_or(|case| case == "none") {
+        figures.extend(costs::measure(options.smoke));
         figures.push(run::low_rate(&effort));
     }
     figures.iter().for_each(|figure| print!("{}", figure.table()));

@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::{Figure, Measured, Process, Server};
+use crate::case::CASES;
 use crate::driver::Driver;
 use crate::servers::{Kind, pin};
 
@@ -81,13 +82,14 @@ fn in_group(counts: &Counts, group: &str) -> u64 {
 
 /// The calls of a server in such a span, and the messages it answered meanwhile.
 fn counted(kind: Kind, counter: Counter, span: Duration) -> Result<(Counts, u64), String> {
-    let server = Server::start(&["--serve", kind.name()])?;
+    let server = Server::start(&["--serve", kind.name(), "echo"])?;
     // The driver keeps a processor to itself; what else is measured here may run on any.
     let driven = thread::scope(|scope| {
         let drive = || -> Result<(Counts, u64), String> {
             pin(1);
-            let case = crate::CASES.iter().find(|case| case.name == CASE).expect("the case");
-            let mut driver = Driver::connect(case, &[server.address]);
+            let case = CASES.iter().find(|case| case.name == CASE).expect("the case");
+            let mut driver = Driver::new(case);
+            driver.connect(&[server.address]);
             let mut watcher = counter.watch(&server)?;
             let messages = driver.turn(0, span).messages;
             let counts = counter.counts(&mut watcher)?;

@@ -44,7 +44,7 @@ fn instructions(kind: Kind, connections: usize, rounds: usize, more: usize) -> R
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new("valgrind");
     command.args(["--quiet", "--tool=callgrind"]).arg(format!("--callgrind-out-file={}", file.display()));
-    command.arg(own).args(["--serve", kind.name()]).stderr(Stdio::null());
+    command.arg(own).args(["--serve", kind.name(), "echo"]).stderr(Stdio::null());
     let mut server = Server::start_as(&mut command)?;
     let mut peers: Vec<Peer> = (0..connections).map(|_| Peer::connect(server.address)).collect();
     for round in 0..2 * rounds {

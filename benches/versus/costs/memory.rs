@@ -1,14 +1,10 @@
 //! What an idle connection holds, and an idle pair of them in a proxy.
 
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 
-use tidemill::services::Proxy;
-use tidemill::{Address, Limits, ListenOptions, Reactor};
-use tokio::runtime::Builder;
-
 use super::{Measured, Peer, Process, Server, figure, raise_descriptors, until};
-use crate::servers::{Kind, pin};
+use crate::servers::Kind;
 
 /// Connections that have come and gone before anything is counted: what the first ones bring along is not the price of
 /// one.
@@ -19,10 +15,10 @@ pub(super) fn measure(smoke: bool) -> Measured {
     let (single, pairs) = if smoke { (200, 100) } else { (10_000, 2_000) };
     let (single, pairs) = (single.min(allowed), pairs.min(allowed / 2));
     let echoes = [Kind::Tidemill, Kind::Tokio4, Kind::Tokio64];
-    let proxies = [Kind::Tidemill, Kind::Tokio4];
+    let proxies = [Kind::Tidemill, Kind::TokioCopy];
     Ok(vec![
         figure(format!("memory of an idle connection, of {single}"), "bytes", &echoes, |kind| {
-            let server = Server::start(&["--serve", kind.name()])?;
+            let server = Server::start(&["--serve", kind.name(), "echo"])?;
             Ok(each(&server.process, single, || {
                 let mut peer = Peer::connect(server.address);
                 peer.say();
@@ -32,8 +28,7 @@ pub(super) fn measure(smoke: bool) -> Measured {
         })?,
         figure(format!("memory of an idle proxied pair, of {pairs}"), "bytes", &proxies, |kind| {
             let backend = Backend::listen();
-            let server =
-                Server::start(&["--serve-costs", &format!("{} {}", kind.name(), backend.address())])?;
+            let server = Server::start(&["--serve", kind.name(), "proxy", &backend.address().to_string()])?;
             Ok(each(&server.process, pairs, || backend.reached_by(Peer::connect(server.address))))
         })?,
     ])
@@ -86,44 +81,4 @@ impl Backend {
         client.hear();
         (client, backend)
     }
-}
-
-/// A proxy: which, and the address of what stands behind it.
-pub(super) fn serve(words: &str) {
-    pin(0);
-    let (name, backend) = words.split_once(' ').expect("a name and an address");
-    let backend: SocketAddr = backend.parse().expect("an address");
-    if name == Kind::Tidemill.name() { tidemill(backend) } else { tokio(backend) }
-}
-
-fn announce(address: SocketAddr) {
-    println!("{address}");
-    std::io::stdout().flush().expect("somebody waits for it");
-}
-
-fn tidemill(backend: SocketAddr) {
-    let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
-    let proxy = Proxy::to(vec![Address::from(backend)]);
-    let limits = proxy.limits();
-    let proxy = reactor.add_with(proxy, limits);
-    let options = ListenOptions { dials: true, ..ListenOptions::default() };
-    let listener = reactor.listen_with("127.0.0.1:0", proxy, &options).expect("a listener");
-    announce(reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address"));
-    reactor.run().expect("it runs until it is ended");
-}
-
-fn tokio(backend: SocketAddr) {
-    let runtime = Builder::new_current_thread().enable_io().build().expect("a runtime");
-    runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-        announce(listener.local_addr().expect("its address"));
-        loop {
-            let Ok((mut near, _)) = listener.accept().await else { continue };
-            tokio::spawn(async move {
-                let Ok(mut far) = tokio::net::TcpStream::connect(backend).await else { return };
-                let _ = (near.set_nodelay(true), far.set_nodelay(true));
-                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-            });
-        }
-    });
 }

@@ -15,17 +15,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use rustix::process::{Pid, Signal, kill_process};
 
+use crate::report::Figure;
+use crate::run::raise_descriptors;
 use crate::servers::Kind;
-
-/// One thing that was measured, for each server that it was measured for; tidemill comes first.
-#[derive(Debug)]
-pub struct Figure {
-    pub name: String,
-    pub unit: &'static str,
-    pub values: Vec<(String, f64)>,
-}
 
 /// A part of the figures, or why there is none.
 type Measured = Result<Vec<Figure>, String>;
@@ -53,27 +47,6 @@ pub fn measure(smoke: bool) -> Vec<Figure> {
         }
     }
     figures
-}
-
-/// What a process that was started for these figures does, until it is ended.
-pub fn serve(name: &str) {
-    memory::serve(name);
-}
-
-/// With what tidemill's figure is of each other's.
-pub fn print(figures: &[Figure]) {
-    for figure in figures {
-        println!("\n{}, {}", figure.name, figure.unit);
-        let own = figure.values.first().map_or(0.0, |(_, value)| *value);
-        for (place, (server, value)) in figure.values.iter().enumerate() {
-            let digits = if *value < 100.0 { 2 } else { 0 };
-            let ratio = match place {
-                1.. if *value > 0.0 => format!("   tidemill: {:.2} of it", own / value),
-                _ => String::new(),
-            };
-            println!("  {server:<32}{value:>12.digits$}{ratio}");
-        }
-    }
 }
 
 /// One figure for each of these servers.
@@ -202,12 +175,4 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
         thread::sleep(Duration::from_micros(100));
     }
-}
-
-/// As many descriptors for this process, and so for the servers it starts, as it is allowed; says how many.
-fn raise_descriptors() -> usize {
-    let most = getrlimit(Resource::Nofile).maximum;
-    // Where it is refused, fewer connections are measured.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
-    getrlimit(Resource::Nofile).current.map_or(1 << 20, |count| count as usize)
 }

@@ -71,7 +71,7 @@ fn build() -> Result<Vec<Program>, String> {
         Program { title: "tokio current_thread", path: built("tokio_echo") },
     ];
     let floor = temporary.join("epoll");
-    let source = folder.join("benches/versus/costs/epoll.c");
+    let source = folder.join("benches/versus/epoll.c");
     match run(Command::new("cc").args(["-O2", "-s", "-o"]).arg(&floor).arg(source)) {
         Ok(()) => programs.push(Program { title: "epoll in C", path: floor }),
         Err(missing) => println!("skipped: epoll in C: {missing}"),
