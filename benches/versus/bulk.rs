@@ -56,8 +56,9 @@ impl Bulk {
     pub fn connect(&mut self, proxies: &[SocketAddr], count: usize) {
         for proxy in proxies {
             let streams = (0..count).map(|_| {
-                let client = TcpStream::connect(proxy).expect("a proxy that accepts");
-                let (backend, _) = self.listener.accept().expect("a proxy that connects");
+                let mut client = TcpStream::connect(proxy).expect("a proxy that accepts");
+                client.write_all(b"?").expect("a proxy that reads");
+                let backend = self.other_end();
                 for stream in [&client, &backend] {
                     stream.set_nonblocking(true).expect("an option");
                     stream.set_nodelay(true).expect("an option");
@@ -66,6 +67,17 @@ impl Bulk {
             });
             let streams = streams.collect();
             self.streams.push(streams);
+        }
+    }
+
+    /// Of the client that has just asked. Somebody else may have come and gone, to see whether the proxy accepts.
+    fn other_end(&self) -> TcpStream {
+        loop {
+            let (mut backend, _) = self.listener.accept().expect("a proxy that connects");
+            backend.set_read_timeout(Some(PATIENCE)).expect("an option");
+            if matches!(backend.read(&mut [0]), Ok(1)) {
+                return backend;
+            }
         }
     }
 

@@ -104,7 +104,7 @@ fn node(folder: &Path) -> Result<Command, String> {
 fn haproxy(folder: &Path, own: SocketAddr, behind: Option<SocketAddr>) -> Result<Command, String> {
     let behind = behind.ok_or("nothing is behind it")?;
     let text = format!(
-        "global\n  nbthread 1\n  maxconn 20000\n\
+        "global\n  nbthread 1\n  maxconn 4000\n\
          defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 1h\n  timeout server 1h\n\
          listen proxy\n  bind {own} backlog 1024\n  option splice-auto\n  server backend {behind}\n"
     );
