@@ -34,10 +34,11 @@ pub(crate) struct Arena {
     pieces: Vec<Piece>,
 }
 
-/// Large enough that fifty connections with 4 KiB each fit into a turn, small enough to stay in a second-level cache.
-const BLOCK: usize = 256 * 1024;
-/// Room for one whole read budget; with less, the arena asks to be flushed first.
+/// The most that one read takes, and from so much on the arena asks to be flushed: what is written soon after it was
+/// read is still in the cache. Fifty connections with a kilobyte each fit into a turn.
 pub(crate) const READ_MAX: usize = 64 * 1024;
+/// There is always room for one read more.
+const BLOCK: usize = 2 * READ_MAX;
 /// From here the arena asks to be flushed.
 const WORDS_FULL: usize = 256 * 1024;
 const PIECES_FULL: usize = 16 * 1024;
@@ -219,7 +220,7 @@ impl Arena {
 
     /// Whether it should be emptied before the next read.
     pub(crate) fn is_full(&self) -> bool {
-        self.filled + READ_MAX > BLOCK || self.words.len() > WORDS_FULL || self.pieces.len() > PIECES_FULL
+        self.filled >= READ_MAX || self.words.len() > WORDS_FULL || self.pieces.len() > PIECES_FULL
     }
 
     /// Forgets everything; all chains must have been written or stashed.
@@ -333,7 +334,7 @@ mod tests {
             arena.restore(block);
             reads += 1;
         }
-        assert_eq!(reads, BLOCK / READ_MAX);
+        assert_eq!(reads, 1);
         arena.empty();
         assert!(!arena.is_full());
     }

@@ -122,6 +122,20 @@ fn whoever_has_just_come_to_the_line_does_not_wait_for_the_round_of_those_who_ne
 }
 
 #[test]
+fn a_few_get_more_than_one_budget_while_nobody_waits_and_no_more_than_eight() {
+    let limits = Limits { read_budget: 1_000, ..Limits::default() };
+    let mut house = Plan { limits, ..Plan::default() }.build(swallow);
+    let blasters = [house.guest().0, house.guest().0];
+    blasters.iter().for_each(|&peer| house.script.feed(peer, &[b'x'; 20_000]));
+    house.turn();
+    let left = blasters.map(|peer| house.script.unread(peer));
+    assert_eq!(left.iter().sum::<usize>(), 40_000 - 2 * 1_000 - 6 * 1_000);
+    assert!(left.iter().all(|&left| left <= 19_000));
+    house.settle();
+    assert_eq!(blasters.map(|peer| house.script.unread(peer)), [0, 0]);
+}
+
+#[test]
 fn an_end_that_comes_with_the_data_is_not_lost_to_a_short_read() {
     let mut house = Plan::default().build(echo);
     let (peer, id) = house.guest();
