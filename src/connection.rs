@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::address::Peer;
 use crate::closed::Closed;
-use crate::extra::Extra;
+use crate::extra::{Clocks, Dial, Extra};
 use crate::flags::{Flag, Flags};
 use crate::inbox::Inbox;
 use crate::limits::{Pace, SocketLimits};
@@ -108,6 +108,22 @@ impl Connection {
         self.extra.get_or_insert_default()
     }
 
+    pub(crate) fn dial(&self) -> Option<&Dial> {
+        self.extra.as_ref()?.dial.as_deref()
+    }
+
+    pub(crate) fn dial_mut(&mut self) -> &mut Dial {
+        self.extra().dial.get_or_insert_default()
+    }
+
+    pub(crate) fn clocks(&self) -> Option<&Clocks> {
+        self.extra.as_ref()?.clocks.as_deref()
+    }
+
+    pub(crate) fn clocks_mut(&mut self) -> Option<&mut Clocks> {
+        self.extra.as_mut()?.clocks.as_deref_mut()
+    }
+
     /// Whether a user may still find it: closing connections are gone already, for those who would send to them.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.stage, Stage::Connecting | Stage::Open)
@@ -160,7 +176,7 @@ impl Connection {
     pub(crate) fn wrote(&mut self, n: usize, now: Tick) {
         self.bytes_out += n as u64;
         self.touched = now;
-        if let Some(quiet) = self.extra.as_mut().and_then(|extra| extra.writing.as_mut()) {
+        if let Some(quiet) = self.clocks_mut().and_then(|clocks| clocks.writing.as_mut()) {
             quiet.since = now;
         }
     }
@@ -192,20 +208,17 @@ impl Connection {
     }
 
     fn consider_connecting(&self, limits: &SocketLimits, earliest: &mut Earliest) {
-        let extra = self.extra.as_ref();
-        let own = extra.and_then(|extra| extra.options.as_ref()?.timeout);
+        let own = self.dial().and_then(|dial| dial.options.timeout);
         earliest.consider(self.born, own.or(limits.connect), Due::Connect);
-        if let Some(extra) = extra {
-            earliest.at(extra.next_attempt, Due::Attempt);
-            earliest.at(extra.alarm.map(|alarm| alarm.when), Due::Alarm);
-        }
+        earliest.at(self.dial().and_then(|dial| dial.next_attempt), Due::Attempt);
+        earliest.at(self.clocks().and_then(|clocks| clocks.alarm).map(|alarm| alarm.when), Due::Alarm);
     }
 
     fn consider_open(&self, limits: &SocketLimits, earliest: &mut Earliest) {
-        let idle = match &self.extra {
-            Some(extra) => {
-                self.consider_extra(extra, earliest);
-                extra.idle.unwrap_or(limits.idle)
+        let idle = match self.clocks() {
+            Some(clocks) => {
+                self.consider_clocks(clocks, earliest);
+                clocks.idle.unwrap_or(limits.idle)
             }
             None => limits.idle,
         };
@@ -223,15 +236,15 @@ impl Connection {
         }
     }
 
-    fn consider_extra(&self, extra: &Extra, earliest: &mut Earliest) {
-        for (quiet, due) in [(&extra.reading, Due::ReadIdle), (&extra.writing, Due::WriteIdle)] {
+    fn consider_clocks(&self, clocks: &Clocks, earliest: &mut Earliest) {
+        for (quiet, due) in [(&clocks.reading, Due::ReadIdle), (&clocks.writing, Due::WriteIdle)] {
             if let Some(quiet) = quiet {
                 earliest.consider(quiet.since, Some(quiet.span), due);
             }
         }
-        earliest.at(extra.alarm.map(|alarm| alarm.when), Due::Alarm);
+        earliest.at(clocks.alarm.map(|alarm| alarm.when), Due::Alarm);
         if self.flags.has(Flag::Thirsty) {
-            earliest.at(extra.refill, Due::Refill);
+            earliest.at(clocks.refill, Due::Refill);
         }
     }
 

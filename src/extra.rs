@@ -2,20 +2,36 @@
 
 use std::time::Duration;
 
-use crate::address::Address;
+use crate::address::{Address, Peer};
 use crate::bucket::Bucket;
 use crate::id::ConnId;
 use crate::options::{DialOptions, SocketOption};
 use crate::time::Tick;
 
 /// State that a connection has beside the usual: it was dialed, is piped, is limited in its rate, or has clocks of its
-/// own. The connection holds one by a pointer, which is null in all others.
+/// own. The connection holds one by a pointer, which is null in all others; and what of it is rarer still is behind
+/// pointers again, so that a proxied pair need not pay for it.
 #[derive(Debug, Default)]
 pub(crate) struct Extra {
-    /// Of a dialed one: who asked for it, what was asked for, and how.
+    /// Who asked for it, if it was dialed.
     pub(crate) by: Option<ConnId>,
+    /// The other end of its pipe, and how many reads in a row were full.
+    pub(crate) leg: Option<ConnId>,
+    pub(crate) full_reads: u8,
+    /// Whose rate it shares.
+    pub(crate) group: Option<u16>,
+    /// Its own address, where the table of the machine's addresses does not have it.
+    pub(crate) local: Option<Peer>,
+    pub(crate) dial: Option<Box<Dial>>,
+    pub(crate) clocks: Option<Box<Clocks>>,
+}
+
+/// Of one that was dialed: until it is connected, or as long as it would be dialed again.
+#[derive(Debug, Default)]
+pub(crate) struct Dial {
+    /// What was asked for, and how.
     pub(crate) to: Option<Address>,
-    pub(crate) options: Option<Box<DialOptions>>,
+    pub(crate) options: DialOptions,
     /// The lookup it waits for.
     pub(crate) lookup: Option<u64>,
     /// When the next address is to be tried.
@@ -24,29 +40,21 @@ pub(crate) struct Extra {
     pub(crate) failures: u32,
     /// Asked for before there was a stream to ask it of.
     pub(crate) asked: Vec<SocketOption>,
+}
 
-    /// Its own address, where the table of the machine's addresses does not have it.
-    pub(crate) local: Option<Address>,
-
-    /// Limits that differ from its service's.
+/// Limits that differ from its service's, and what else few have.
+#[derive(Debug, Default)]
+pub(crate) struct Clocks {
     pub(crate) idle: Option<Option<Duration>>,
     pub(crate) reading: Option<Quiet>,
     pub(crate) writing: Option<Quiet>,
     pub(crate) silent: Silent,
     pub(crate) alarm: Option<Alarm>,
-
+    /// How fast it may be read, and when there will be tokens again.
+    pub(crate) bucket: Option<Bucket>,
+    pub(crate) refill: Option<Tick>,
     /// Input thrown away while closing.
     pub(crate) discarded: usize,
-
-    /// The other end of its pipe, and how many reads in a row were full.
-    pub(crate) leg: Option<ConnId>,
-    pub(crate) full_reads: u8,
-
-    /// How fast it may be read.
-    pub(crate) bucket: Option<Bucket>,
-    pub(crate) group: Option<u16>,
-    /// When there will be tokens again.
-    pub(crate) refill: Option<Tick>,
 }
 
 /// A clock for one direction: how long nothing may move, and when something last did.
@@ -77,6 +85,10 @@ pub(crate) struct Alarm {
 
 impl Extra {
     pub(crate) fn is_limited(&self) -> bool {
-        self.bucket.is_some() || self.group.is_some()
+        self.group.is_some() || self.clocks.as_ref().is_some_and(|clocks| clocks.bucket.is_some())
+    }
+
+    pub(crate) fn clocks(&mut self) -> &mut Clocks {
+        self.clocks.get_or_insert_default()
     }
 }

@@ -56,7 +56,7 @@ pub struct Proxy {
     within: Duration,
     check_every: Option<Duration>,
     /// By client.
-    open: HashMap<ConnId, Record>,
+    open: HashMap<ConnId, Box<Record>>,
     /// Connections that only find out whether an upstream is up.
     checks: HashMap<ConnId, usize>,
     turned_away: TurnedAway,
@@ -94,19 +94,26 @@ pub enum Leg {
 #[derive(Debug)]
 struct Record {
     client: Address,
-    /// What the client called.
-    called: Option<Address>,
-    upstream: usize,
-    /// Upstreams that have not been tried, in order.
-    untried: Vec<usize>,
     began: Instant,
+    upstream: usize,
+    /// Until it is connected.
+    dialing: Option<Box<Dialing>>,
     connected: Option<Duration>,
-    lived: Duration,
-    /// How each end has ended, and what it had moved.
-    client_end: Option<(Closed, Departed)>,
-    upstream_end: Option<(Closed, Departed)>,
+    /// How each end has ended, what it had moved, and how long the client was here. In a box, because most of its time a
+    /// pair has none.
+    client_end: Option<Box<(Closed, Departed, Duration)>>,
+    upstream_end: Option<Box<(Closed, Departed)>>,
     /// The one that is being dialed or connected.
     leg: Option<ConnId>,
+}
+
+/// What is known of a connection while an upstream is dialed.
+#[derive(Debug)]
+struct Dialing {
+    /// What the client called.
+    called: Option<Address>,
+    /// Upstreams that have not been tried, in order.
+    untried: Vec<usize>,
 }
 
 /// How long an upstream that could not be connected is passed over.
@@ -179,17 +186,15 @@ impl Proxy {
         untried.reverse();
         let record = Record {
             client: client.peer_addr(),
-            called: called.or_else(|| client.local_addr()),
-            upstream: 0,
-            untried,
             began: client.now(),
+            upstream: 0,
+            dialing: Some(Box::new(Dialing { called: called.or_else(|| client.local_addr()), untried })),
             connected: None,
-            lived: Duration::ZERO,
             client_end: None,
             upstream_end: None,
             leg: None,
         };
-        self.open.insert(client.id(), record);
+        self.open.insert(client.id(), Box::new(record));
         if !self.dial_next(client) {
             client.close_as(Closed::Local);
         }
@@ -199,9 +204,10 @@ impl Proxy {
     fn dial_next(&mut self, client: &mut Socket<'_>) -> bool {
         let Some(record) = self.open.get_mut(&client.id()) else { return false };
         let left = self.within.saturating_sub(client.now() - record.began);
-        while let Some(upstream) = record.untried.pop() {
+        let Some(dialing) = &mut record.dialing else { return false };
+        while let Some(upstream) = dialing.untried.pop() {
             // One that does not answer must leave time for the others.
-            let timeout = left / (record.untried.len() + 1) as u32;
+            let timeout = left / (dialing.untried.len() + 1) as u32;
             if timeout.is_zero() {
                 return false;
             }
@@ -241,7 +247,7 @@ impl Proxy {
             self.mark_down(upstream, failure, rest.now());
         }
         let Some(record) = self.open.get_mut(&client) else { return };
-        record.upstream_end = Some((why, departed));
+        record.upstream_end = Some(Box::new((why, departed)));
         if !connected {
             if let Some(mut client) = rest.get(client) {
                 if why == Closed::Shutdown || !self.dial_next(&mut client) {
@@ -256,7 +262,7 @@ impl Proxy {
     /// One line for one connection, when both its ends have gone.
     fn tell(&mut self, client: ConnId) {
         let is_over = |record: &Record| record.client_end.is_some() && record.leg.is_none();
-        if !self.open.get(&client).is_some_and(is_over) {
+        if !self.open.get(&client).is_some_and(|record| is_over(record)) {
             return;
         }
         if let Some(record) = self.open.remove(&client) {
@@ -307,6 +313,9 @@ impl Service for Proxy {
             let mut header = Vec::new();
             header_for(record).encode(version, &mut header);
             socket.send(&header);
+        }
+        if let Some(record) = self.open.get_mut(&client) {
+            record.dialing = None;
         }
         self.mark_up(upstream);
         match socket.other(client) {
@@ -400,8 +409,7 @@ impl Service for Proxy {
             Leg::Upstream(client) => self.upstream_ended(client, why, departed, rest),
             Leg::Client => {
                 if let Some(record) = self.open.get_mut(&id) {
-                    record.client_end = Some((why, departed));
-                    record.lived = rest.now() - record.began;
+                    record.client_end = Some(Box::new((why, departed, rest.now() - record.began)));
                     // One that is connected is closed by the pipe, behind what it is still to get.
                     if let (Some(leg), None) = (record.leg, record.connected) {
                         rest.hang_up(leg);
@@ -425,21 +433,22 @@ impl fmt::Display for TurnedAway {
 
 /// For whom an upstream is to be told that a connection stands.
 fn header_for(record: &Record) -> ProxyHeader {
-    let ends = record.client.inet().zip(record.called.as_ref().and_then(Address::inet));
+    let called = record.dialing.as_ref().and_then(|dialing| dialing.called.as_ref());
+    let ends = record.client.inet().zip(called.and_then(Address::inet));
     ends.map_or(ProxyHeader::Unknown, |(source, destination)| ProxyHeader::For { source, destination })
 }
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((client, departed)) = &self.client_end else { return Ok(()) };
+        let Some((client, departed, lived)) = self.client_end.as_deref() else { return Ok(()) };
         // Nobody needs the nanoseconds.
         let micros = |span: Duration| Duration::from_micros(span.as_micros() as u64);
-        write!(f, "in={} out={} lived={:?}", departed.bytes_in, departed.bytes_out, micros(self.lived))?;
+        write!(f, "in={} out={} lived={:?}", departed.bytes_in, departed.bytes_out, micros(*lived))?;
         if let Some(connected) = self.connected {
             write!(f, " connected={:?}", micros(connected))?;
         }
         write!(f, " client={}", client.word())?;
-        match &self.upstream_end {
+        match self.upstream_end.as_deref() {
             None => Ok(()),
             Some((upstream, Departed { failure: Some(failure), .. })) => {
                 write!(f, " upstream={} ({failure})", upstream.word())

@@ -126,7 +126,7 @@ impl<'a> Socket<'a> {
     pub fn state(&self) -> State {
         let connection = self.table.at(self.slot);
         let flags = &connection.flags;
-        let resolving = connection.extra.as_ref().is_some_and(|extra| extra.lookup.is_some());
+        let resolving = connection.dial().is_some_and(|dial| dial.lookup.is_some());
         match (
             connection.stage,
             flags.has(Flag::Ended),

@@ -28,7 +28,7 @@ impl Socket<'_> {
 
     /// In [`idle`](crate::Service::idle): which clock has run out.
     pub fn silent(&self) -> Silent {
-        self.table.at(self.slot).extra.as_ref().map_or(Silent::Both, |extra| extra.silent)
+        self.table.at(self.slot).clocks().map_or(Silent::Both, |clocks| clocks.silent)
     }
 
     /// Calls [`alarm`](crate::Service::alarm) once, after so long, whatever the connection does meanwhile. It has one

@@ -131,26 +131,27 @@ impl Table {
     pub(crate) fn set_idle(&mut self, slot: u32, idle: Option<Duration>) {
         let now = self.now;
         let connection = self.at_mut(slot);
-        connection.extra().idle = Some(idle);
+        connection.extra().clocks().idle = Some(idle);
         connection.touched = now;
         self.rearm(slot);
     }
 
     pub(crate) fn set_read_idle(&mut self, slot: u32, idle: Option<Duration>) {
         let since = self.now;
-        self.at_mut(slot).extra().reading = idle.map(|span| Quiet { span, since });
+        self.at_mut(slot).extra().clocks().reading = idle.map(|span| Quiet { span, since });
         self.rearm(slot);
     }
 
     pub(crate) fn set_write_idle(&mut self, slot: u32, idle: Option<Duration>) {
         let since = self.now;
-        self.at_mut(slot).extra().writing = idle.map(|span| Quiet { span, since });
+        self.at_mut(slot).extra().clocks().writing = idle.map(|span| Quiet { span, since });
         self.rearm(slot);
     }
 
     pub(crate) fn set_alarm(&mut self, slot: u32, after: Option<Duration>, every: Option<Duration>) {
         let now = self.now;
-        self.at_mut(slot).extra().alarm = after.map(|after| Alarm { when: now.after(after), every });
+        let alarm = after.map(|after| Alarm { when: now.after(after), every });
+        self.at_mut(slot).extra().clocks().alarm = alarm;
         self.rearm(slot);
     }
 
@@ -162,7 +163,7 @@ impl Table {
         let connection = self.at_mut(slot);
         match connection.stage {
             Stage::Connecting => {
-                let asked = &mut connection.extra().asked;
+                let asked = &mut connection.dial_mut().asked;
                 asked.retain(|before| std::mem::discriminant(before) != std::mem::discriminant(&option));
                 asked.push(option);
             }

@@ -67,7 +67,7 @@ impl Table {
         let connection = self.at_mut(source);
         connection.bytes_in += n as u64;
         connection.touched = now;
-        if let Some(quiet) = connection.extra.as_mut().and_then(|extra| extra.reading.as_mut()) {
+        if let Some(quiet) = connection.clocks_mut().and_then(|clocks| clocks.reading.as_mut()) {
             quiet.since = now;
         }
         let outbox = self.at_mut(sink).outbox.get_or_insert_default();

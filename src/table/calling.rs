@@ -42,10 +42,10 @@ impl Table {
             )));
         }
         let id = self.insert(host, Stage::Connecting, Peer::from(&to));
-        let extra = self.at_mut(id.slot).extra();
-        extra.by = by;
-        extra.to = Some(to);
-        extra.options = Some(Box::new(options));
+        let connection = self.at_mut(id.slot);
+        connection.extra().by = by;
+        let dial = connection.dial_mut();
+        (dial.to, dial.options) = (Some(to), options);
         // Its own timeout was not known before.
         self.rearm(id.slot);
         self.newborn.push(id);
@@ -68,12 +68,11 @@ impl Table {
         let leaving =
             matches!(why, Closed::Local | Closed::Aborted | Closed::Shutdown) || self.stop.is_some();
         let id = self.id(slot);
-        let connection = self.at_mut(slot);
+        let connection = self.at(slot);
         let host = connection.host;
-        let extra = connection.extra.as_mut().filter(|_| !leaving)?;
-        extra.options.as_ref()?.reconnect?;
-        let (to, options) = (extra.to.clone()?, *extra.options.take()?);
-        Some(Redial { host, to, options, failures: extra.failures, last: id })
+        let dial = connection.dial().filter(|dial| !leaving && dial.options.reconnect.is_some())?;
+        let (to, options) = (dial.to.clone()?, dial.options.clone());
+        Some(Redial { host, to, options, failures: dial.failures, last: id })
     }
 
     /// Dials again after a while.
@@ -88,7 +87,7 @@ impl Table {
     /// The wait is over. When the house is full, another one begins.
     pub(crate) fn redial(&mut self, again: Redial) {
         match self.dial(again.host, again.to.clone(), again.options.clone(), None) {
-            Ok(id) => self.at_mut(id.slot).extra().failures = again.failures,
+            Ok(id) => self.at_mut(id.slot).dial_mut().failures = again.failures,
             Err(error) => {
                 log::debug!("{error}; trying again later");
                 self.redial_later(again);

@@ -178,7 +178,9 @@ impl Table {
         connection.flags.set(Flag::ReadFull, read_when_full);
         if rate.is_some() || group.is_some() {
             let extra = connection.extra();
-            extra.bucket = rate.map(|rate| Bucket::new(rate, burst(rate), self.now));
+            if let Some(rate) = rate {
+                extra.clocks().bucket = Some(Bucket::new(rate, burst(rate), self.now));
+            }
             extra.group =
                 group.map(|GroupId(index)| index).filter(|&index| usize::from(index) < self.groups.len());
         }
@@ -239,7 +241,7 @@ impl Table {
     pub(crate) fn local(&self, slot: u32) -> Option<Address> {
         let connection = self.at(slot);
         let listed = self.locals.get(usize::from(connection.local)).map(|&address| Address::Inet(address));
-        listed.or_else(|| connection.extra.as_ref()?.local.clone())
+        listed.or_else(|| connection.extra.as_ref()?.local.map(Address::from))
     }
 
     /// Notes the local end. That of an accepted connection is one of few, so a byte says which.
@@ -254,14 +256,14 @@ impl Table {
         });
         match index {
             Some(index) => self.at_mut(slot).local = index as u8,
-            None => self.at_mut(slot).extra().local = Some(Address::Inet(local)),
+            None => self.at_mut(slot).extra().local = Some(Peer::from(local)),
         }
     }
 
     /// The remote end; of a dialed one what was dialed, until it is connected.
     pub(crate) fn peer(&self, slot: u32) -> Address {
         let connection = self.at(slot);
-        match connection.extra.as_ref().and_then(|extra| extra.to.as_ref()) {
+        match connection.dial().and_then(|dial| dial.to.as_ref()) {
             Some(to) if connection.stage == Stage::Connecting || connection.peer.inet().is_none() => {
                 to.clone()
             }

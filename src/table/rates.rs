@@ -45,7 +45,8 @@ impl Table {
             return usize::MAX;
         };
         let mut group = extra.group.map(|index| &mut self.groups[usize::from(index)]);
-        let own = extra.bucket.as_mut().map_or(usize::MAX, |bucket| bucket.level(now));
+        let mut bucket = extra.clocks.as_mut().and_then(|clocks| clocks.bucket.as_mut());
+        let own = bucket.as_mut().map_or(usize::MAX, |bucket| bucket.level(now));
         let allowed = own.min(group.as_mut().map_or(usize::MAX, |group| group.share(now)));
         if allowed >= SHARE_MIN {
             return allowed;
@@ -55,12 +56,12 @@ impl Table {
             self.stats.would_throttle += 1;
             return usize::MAX;
         }
-        let own = extra.bucket.as_mut().map_or(now, |bucket| bucket.holds_at(SHARE_MIN, now));
+        let own = bucket.map_or(now, |bucket| bucket.holds_at(SHARE_MIN, now));
         let shared = group.map_or(now, |group| {
             group.thirsty += 1;
             group.bucket.holds_at(SHARE_MIN * group.thirsty, now)
         });
-        extra.refill = Some(own.max(shared).max(Tick(now.0 + 1)));
+        extra.clocks().refill = Some(own.max(shared).max(Tick(now.0 + 1)));
         connection.flags.raise(Flag::Thirsty);
         self.stats.throttled += 1;
         self.rearm(slot);
@@ -71,7 +72,7 @@ impl Table {
     pub(crate) fn spend(&mut self, slot: u32, bytes: usize) {
         let now = self.now;
         let Some(extra) = &mut self.slots[slot as usize].extra else { return };
-        if let Some(bucket) = &mut extra.bucket {
+        if let Some(bucket) = extra.clocks.as_mut().and_then(|clocks| clocks.bucket.as_mut()) {
             bucket.take(bytes, now);
         }
         if let Some(index) = extra.group {
@@ -98,7 +99,7 @@ impl Table {
     pub(crate) fn set_rate(&mut self, slot: u32, rate: Option<usize>) {
         self.quench(slot);
         let now = self.now;
-        self.at_mut(slot).extra().bucket = rate.map(|rate| Bucket::new(rate, burst(rate), now));
+        self.at_mut(slot).extra().clocks().bucket = rate.map(|rate| Bucket::new(rate, burst(rate), now));
     }
 
     pub(crate) fn set_group(&mut self, slot: u32, group: Option<u16>) {

@@ -11,7 +11,7 @@ use crate::eyeballs::{Eyeballs, Step};
 use crate::flags::Flag;
 use crate::id::ConnId;
 use crate::lookups::Asked;
-use crate::options::{Attempt, DialError, DialOptions, Family, plain};
+use crate::options::{Attempt, DialError, Family, plain};
 use crate::rules::Verdict;
 use crate::system::System;
 
@@ -76,7 +76,7 @@ impl<S: System> Loop<S> {
                 return self.not_found(slot, why);
             }
         };
-        self.table.at_mut(slot).extra().lookup = Some(number);
+        self.table.at_mut(slot).dial_mut().lookup = Some(number);
     }
 
     fn not_found(&mut self, slot: u32, why: String) {
@@ -95,7 +95,7 @@ impl<S: System> Loop<S> {
                 if self.table.at(slot).stage != Stage::Connecting {
                     continue;
                 }
-                self.table.at_mut(slot).extra().lookup = None;
+                self.table.at_mut(slot).dial_mut().lookup = None;
                 match &answer.result {
                     Ok(addresses) if addresses.is_empty() => {
                         self.not_found(slot, "the name stands for no address".into());
@@ -111,23 +111,20 @@ impl<S: System> Loop<S> {
         let to = self.table.peer(slot);
         let mut failure = DialError::new(to.clone());
         let mut candidates = addresses;
-        let mut stagger = DialOptions::default().stagger;
-        if let Some(options) = &mut self.table.at_mut(slot).extra().options {
-            stagger = options.stagger;
-            candidates.retain(|address| match options.family {
-                Family::Any => true,
-                Family::V4 => address.is_ipv4(),
-                Family::V6 => address.is_ipv6(),
-            });
-            candidates.retain(|address| {
-                let allowed =
-                    options.rules.is_empty() || options.rules.decide(address.ip()) == Verdict::Allow;
-                if !allowed {
-                    failure.add(Address::Inet(*address), Attempt::Denied);
-                }
-                allowed
-            });
-        }
+        let options = &mut self.table.at_mut(slot).dial_mut().options;
+        let stagger = options.stagger;
+        candidates.retain(|address| match options.family {
+            Family::Any => true,
+            Family::V4 => address.is_ipv4(),
+            Family::V6 => address.is_ipv6(),
+        });
+        candidates.retain(|address| {
+            let allowed = options.rules.is_empty() || options.rules.decide(address.ip()) == Verdict::Allow;
+            if !allowed {
+                failure.add(Address::Inet(*address), Attempt::Denied);
+            }
+            allowed
+        });
         if candidates.is_empty() && failure.attempts().is_empty() {
             return self.not_found(slot, "the name stands for no address of the version asked for".into());
         }
@@ -165,19 +162,17 @@ impl<S: System> Loop<S> {
                     return self.table.doom(slot, why);
                 }
             };
-            self.table.at_mut(slot).extra().next_attempt = wake;
+            self.table.at_mut(slot).dial_mut().next_attempt = wake;
             return self.table.rearm(slot);
         }
     }
 
     fn begin(&mut self, slot: u32, address: Address) {
         let token = self.table.id(slot).token();
-        let Some(extra) = &self.table.at(slot).extra else { return };
-        let usual = DialOptions::default();
-        let options = extra.options.as_deref().unwrap_or(&usual);
+        let Some(dial) = self.table.at(slot).dial() else { return };
         let mut refused = 0;
-        let begun = self.system.connect(&address, options).and_then(|mut stream| {
-            for &option in &extra.asked {
+        let begun = self.system.connect(&address, &dial.options).and_then(|mut stream| {
+            for &option in &dial.asked {
                 refused += u64::from(self.system.set(&stream, option).is_err());
             }
             self.system.register(&mut stream, token)?;
@@ -237,15 +232,16 @@ impl<S: System> Loop<S> {
         if let Some(outbox) = &mut connection.outbox {
             outbox.span.since = now; // Nobody could read what was queued before this.
         }
-        let extra = connection.extra();
-        extra.failures = 0;
-        extra.next_attempt = None;
-        extra.asked = Vec::new();
-        if extra.options.as_ref().is_some_and(|options| options.reconnect.is_none()) {
-            extra.options = None;
+        let dial = connection.dial_mut();
+        (dial.failures, dial.next_attempt, dial.asked) = (0, None, Vec::new());
+        // A path is no address that the connection itself could hold.
+        if dial.options.reconnect.is_none() && address.inet().is_some() {
+            connection.extra().dial = None;
         }
-        for quiet in [&mut extra.reading, &mut extra.writing].into_iter().flatten() {
-            quiet.since = now;
+        if let Some(clocks) = connection.clocks_mut() {
+            for quiet in [&mut clocks.reading, &mut clocks.writing].into_iter().flatten() {
+                quiet.since = now;
+            }
         }
         if let Some(local) = local {
             self.table.note_local(slot, local);

@@ -68,15 +68,15 @@ impl<S: System> Loop<S> {
         let connection = self.table.at_mut(slot);
         let host = usize::from(connection.host);
         // The next span begins here, and again with whatever the callback sets.
-        match (&mut connection.extra, silent) {
-            (None, _) => connection.touched = now,
-            (Some(extra), _) => {
-                extra.silent = silent;
-                match silent {
-                    Silent::Both => connection.touched = now,
-                    Silent::Reading => extra.reading.iter_mut().for_each(|quiet| quiet.since = now),
-                    Silent::Writing => extra.writing.iter_mut().for_each(|quiet| quiet.since = now),
-                }
+        if silent == Silent::Both {
+            connection.touched = now;
+        }
+        if let Some(clocks) = connection.clocks_mut() {
+            clocks.silent = silent;
+            match silent {
+                Silent::Both => {}
+                Silent::Reading => clocks.reading.iter_mut().for_each(|quiet| quiet.since = now),
+                Silent::Writing => clocks.writing.iter_mut().for_each(|quiet| quiet.since = now),
             }
         }
         self.hosts[host].idle(&mut self.table, slot);
@@ -91,8 +91,8 @@ impl<S: System> Loop<S> {
         let now = self.table.now;
         let connection = self.table.at_mut(slot);
         let host = usize::from(connection.host);
-        if let Some(extra) = &mut connection.extra {
-            extra.alarm = extra.alarm.filter(|alarm| alarm.every.is_some()).map(|mut alarm| {
+        if let Some(clocks) = connection.clocks_mut() {
+            clocks.alarm = clocks.alarm.filter(|alarm| alarm.every.is_some()).map(|mut alarm| {
                 alarm.when = alarm.every.map_or(now, |every| now.after(every));
                 alarm
             });

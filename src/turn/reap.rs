@@ -44,7 +44,7 @@ impl<S: System> Loop<S> {
         if connection.host == DOORMAN {
             return;
         }
-        if let Some(lookup) = connection.extra.as_ref().and_then(|extra| extra.lookup) {
+        if let Some(lookup) = connection.dial().and_then(|dial| dial.lookup) {
             self.leave_lookup(lookup, id);
         }
         self.part_from(&connection, why);

@@ -169,7 +169,9 @@ impl<S: System> Loop<S> {
                 let last = n < into.len() && !connection.flags.has(Flag::EndAnnounced);
                 connection.flags.lower_if(Flag::Readable, last);
                 if let Some(extra) = &mut connection.extra {
-                    extra.reading.iter_mut().for_each(|quiet| quiet.since = table.now);
+                    if let Some(quiet) = extra.clocks.as_mut().and_then(|clocks| clocks.reading.as_mut()) {
+                        quiet.since = table.now;
+                    }
                     if extra.is_limited() {
                         table.spend(slot, n);
                     }
@@ -275,7 +277,7 @@ impl<S: System> Loop<S> {
             let most = self.table.limits_of(slot).linger_bytes;
             let at = self.table.arena.place();
             let (Got::Some(n) | Got::Last(n)) = self.read(slot, &mut block[at..][..READ_MAX]) else { return };
-            let discarded = &mut self.table.at_mut(slot).extra().discarded;
+            let discarded = &mut self.table.at_mut(slot).extra().clocks().discarded;
             *discarded += n;
             if lingering && *discarded > most {
                 self.table.doom(slot, Closed::Local);
