@@ -8,6 +8,7 @@ mod frames;
 mod proxy;
 #[cfg(test)]
 mod trial;
+mod turned_away;
 
 pub use chat::Chat;
 pub use echo::Echo;

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use super::turned_away::TurnedAway;
 use crate::address::Address;
 use crate::closed::Closed;
 use crate::departed::Departed;
-use crate::guard::{Refusal, Refused};
+use crate::guard::Refused;
 use crate::id::{ConnId, ServiceId};
 use crate::inbox::Input;
 use crate::limits::SocketLimits;
@@ -62,15 +63,6 @@ pub struct Proxy {
     turned_away: TurnedAway,
 }
 
-/// Who was turned away since the log last said so. A flood of callers must not become a flood of lines.
-#[derive(Debug, Default)]
-struct TurnedAway {
-    counts: [u64; Refusal::COUNT],
-    last: Option<Refused>,
-    /// When it will say so.
-    timer: Option<TimerId>,
-}
-
 #[derive(Debug)]
 struct Upstream {
     to: Address,
@@ -99,8 +91,8 @@ struct Record {
     /// Until it is connected.
     dialing: Option<Box<Dialing>>,
     connected: Option<Duration>,
-    /// How each end has ended, what it had moved, and how long the client was here. In a box, because most of its time a
-    /// pair has none.
+    /// How each end has ended, what it had moved, and how long the client was here. In a box, because most of its
+    /// time a pair has none.
     client_end: Option<Box<(Closed, Departed, Duration)>>,
     upstream_end: Option<Box<(Closed, Departed)>>,
     /// The one that is being dialed or connected.
@@ -418,16 +410,6 @@ impl Service for Proxy {
                 }
             }
         }
-    }
-}
-
-impl fmt::Display for TurnedAway {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "turned away {}:", self.counts.iter().sum::<u64>())?;
-        for (word, count) in Refusal::WORDS.iter().zip(self.counts).filter(|(_, count)| *count > 0) {
-            write!(f, " {word}={count}")?;
-        }
-        self.last.as_ref().map_or(Ok(()), |last| write!(f, ", lastly {}", last.peer))
     }
 }
 

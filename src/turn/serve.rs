@@ -36,8 +36,8 @@ impl<S: System> Loop<S> {
     /// them; then come those whom an earlier turn's budget had cut off, in their order and as far as the budget for
     /// them reaches. So two hundred who send all they can make others wait for a moment, and not for their whole round.
     ///
-    /// When all have had theirs, a few get some budgets more, one connection after the other: to ask the kernel for events
-    /// after each 64 KiB of a bulk echo, and to serve another connection then, would cost a tenth of its rate.
+    /// When all have had theirs, a few get some budgets more, one connection after the other: to ask the kernel for
+    /// events after each 64 KiB of a bulk echo, and to serve another connection then, would cost a tenth of its rate.
     pub(super) fn serve(&mut self) {
         let most = self.table.stats.bytes_in + (EXTRA * self.table.limits.read_budget) as u64;
         let all = self.serve_line();
