@@ -81,8 +81,8 @@ impl Bulk {
         }
     }
 
-    /// Lets the streams through one proxy flow for so long, and then until they are empty. Bytes are looked at when they
-    /// are `checked`, and else only counted. Messages are KiB.
+    /// Lets the streams through one proxy flow for so long, and then until they are empty. Bytes are looked at when
+    /// they are `checked`, and else only counted. Messages are KiB.
     pub fn turn(&mut self, proxy: usize, span: Duration, checked: bool) -> Turned {
         let begun = Instant::now();
         let mut streams = std::mem::take(&mut self.streams[proxy]);

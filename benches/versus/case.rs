@@ -53,6 +53,7 @@ pub const CASES: &[Case] = &[
     case("64 B x 50", Shape::Echo, 50, 64, 1, 100),
     case("64 B x 1000", Shape::Echo, 1_000, 64, 1, 400),
     case("64 B x 9900", Shape::Echo, MANY, 64, 1, 800),
+    case("64 B x 9900, beside bare epoll", Shape::Echo, MANY, 64, 1, 800),
     case("64 B x 50, pipeline 16", Shape::Echo, 50, 64, 16, 100),
     case("16 KiB x 50", Shape::Echo, 50, 16 << 10, 1, 100),
     case("1 MiB x 4", Shape::Echo, 4, 1 << 20, 1, 100),
@@ -94,7 +95,15 @@ impl Case {
             Shape::Echo if self.connections == 1 => {
                 vec![Kind::Tidemill, Kind::Tokio4, Kind::Tokio64, Kind::TokioThreads, Kind::TidemillSpin]
             }
-            Shape::Echo if self.connections == MANY => return vec![Kind::Tidemill, Kind::Tokio4],
+            Shape::Echo if self.connections == MANY => {
+                let epoll = self.name.ends_with("epoll");
+                let other = if epoll {
+                    peers.iter().copied().find(|&peer| peer == Kind::Epoll)
+                } else {
+                    Some(Kind::Tokio4)
+                };
+                return [Kind::Tidemill].into_iter().filter(|_| other.is_some()).chain(other).collect();
+            }
             Shape::Echo | Shape::Churn => {
                 vec![Kind::Tidemill, Kind::Tokio4, Kind::Tokio64, Kind::TokioThreads]
             }

@@ -22,7 +22,7 @@ mod servers;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use case::CASES;
+use case::{CASES, Case};
 use report::{Figure, Told};
 use run::Effort;
 use servers::Kind;
@@ -105,7 +105,8 @@ fn compare(options: &Options) -> Result<(), String> {
     servers::pin(1);
     let wanted = |name: &str| options.case.as_ref().is_none_or(|case| name.contains(case.as_str()));
     let mut told = Vec::new();
-    for &case in CASES.iter().filter(|case| wanted(case.name)) {
+    let compared = |case: &&Case| wanted(case.name) && !case.kinds(&options.with).is_empty();
+    for &case in CASES.iter().filter(compared) {
         match run::measure(&case, &effort, &options.with) {
             Ok(rounds) => {
                 let one = Told { case, rounds };
