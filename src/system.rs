@@ -82,7 +82,7 @@ pub(crate) trait System {
     /// Closes that descriptor; says whether there was one.
     fn release_reserve(&mut self) -> bool;
 
-    /// Begins to look up a name. The answer wakes the poll and is among the [`answers`](System::answers) then.
+    /// Begins to look up a name. The answer wakes the poll, and [`answer`](System::answer) has it then.
     fn look_up(&mut self, number: u64, host: &str, port: u16);
 
     /// Takes back a lookup; says whether that was in time: whether it had not begun.

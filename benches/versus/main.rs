@@ -30,7 +30,7 @@ use servers::Kind;
 const HELP: &str = "\
 cargo bench --bench versus -- [OPTIONS]
   --case TEXT     only the cases whose name holds TEXT; none for only the other figures
-  --with LIST     also these, where they are installed: epoll, node, haproxy, nginx
+  --with LIST     also these, where they are installed: epoll, libuv, node, haproxy, haproxy-splice, nginx
   --json FILE     the figures for programs
   --docs          docs/benchmarks.md, its pictures and its data
   --smoke         everything once, in seconds

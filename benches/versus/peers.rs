@@ -31,12 +31,14 @@ pub fn start(kind: Kind, behind: Option<SocketAddr>) -> Result<(Child, SocketAdd
     fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let files = Files(folder);
     let mut command = match kind {
-        Kind::Epoll => epoll(&files.0)?,
+        Kind::Epoll => built(&files.0, include_str!("epoll.c"), &[])?,
+        Kind::Libuv => built(&files.0, include_str!("libuv.c"), &["-luv"])?,
         Kind::Node => node(&files.0)?,
-        Kind::HaProxy => haproxy(&files.0, address, behind)?,
+        Kind::HaProxy => haproxy(&files.0, address, behind, "")?,
+        Kind::HaProxySplice => haproxy(&files.0, address, behind, "  option splice-auto\n")?,
         _ => nginx(&files.0, address, behind)?,
     };
-    if matches!(kind, Kind::Epoll | Kind::Node) {
+    if matches!(kind, Kind::Epoll | Kind::Libuv | Kind::Node) {
         command.arg(address.to_string());
     }
     let mut child = command
@@ -75,13 +77,15 @@ fn write(folder: &Path, name: &str, text: &str) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-fn epoll(folder: &Path) -> Result<Command, String> {
-    let source = write(folder, "echo.c", include_str!("epoll.c"))?;
+/// A program in C.
+fn built(folder: &Path, source: &str, libraries: &[&str]) -> Result<Command, String> {
+    let source = write(folder, "echo.c", source)?;
     let program = folder.join("echo");
-    let built = Command::new("cc").args(["-O2", "-o"]).arg(&program).arg(source).status();
-    match built {
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O2", "-o"]).arg(&program).arg(source).args(libraries).stderr(Stdio::null());
+    match compiler.status() {
         Ok(status) if status.success() => Ok(Command::new(program)),
-        Ok(_) => Err("cc cannot build it".to_string()),
+        Ok(_) => Err("cc cannot build it (is its library here?)".to_string()),
         Err(error) => Err(format!("cannot run cc: {error}")),
     }
 }
@@ -101,12 +105,17 @@ fn node(folder: &Path) -> Result<Command, String> {
     Ok(command)
 }
 
-fn haproxy(folder: &Path, own: SocketAddr, behind: Option<SocketAddr>) -> Result<Command, String> {
+fn haproxy(
+    folder: &Path,
+    own: SocketAddr,
+    behind: Option<SocketAddr>,
+    more: &str,
+) -> Result<Command, String> {
     let behind = behind.ok_or("nothing is behind it")?;
     let text = format!(
         "global\n  nbthread 1\n  maxconn 4000\n\
          defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 1h\n  timeout server 1h\n\
-         listen proxy\n  bind {own} backlog 1024\n  option splice-auto\n  server backend {behind}\n"
+         listen proxy\n  bind {own} backlog 1024\n{more}  server backend {behind}\n"
     );
     let mut command = Command::new("haproxy");
     command.arg("-db").arg("-f").arg(write(folder, "haproxy.cfg", &text)?);

@@ -224,7 +224,8 @@ fn machine() -> Vec<(String, String)> {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    // This process keeps itself to one of them.
+    let cores = cpu.lines().filter(|line| line.starts_with("processor")).count();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut facts = vec![
         ("processor".to_string(), format!("{} ({cores} of them)", model.unwrap_or("unknown"))),
@@ -260,17 +261,20 @@ fn locked(name: &str) -> String {
     version.unwrap_or("unknown").to_string()
 }
 
-/// A bar for each case: the median, with its range; 1 is as good as the other.
+/// A bar for each case from 1, which is as good as the other, to the median, with its range. Twice as much is as far from 1
+/// as half as much.
 fn draw(path: &Path, title: &str, told: &[Told], figure: fn(&Round) -> f64) -> Result<(), String> {
     let bars: Vec<(String, Ratio)> = told
         .iter()
         .filter_map(|told| {
             let base = told.base()?;
-            Some((format!("{}, {}", told.case.name, base.title()), told.ratio(base, figure)))
+            let case = told.case.name.split(", beside").next().unwrap_or_default();
+            Some((format!("{case}, {}", base.title()), told.ratio(base, figure)))
         })
         .collect();
     let cannot = |error: &dyn std::fmt::Display| format!("cannot draw {}: {error}", path.display());
-    let most = bars.iter().fold(1.2_f64, |most, (_, bar)| most.max(bar.most)) * 1.05;
+    let most = bars.iter().fold(1.2_f64, |most, (_, bar)| most.max(bar.most)) * 1.1;
+    let least = bars.iter().fold(0.8_f64, |least, (_, bar)| least.min(bar.least)) / 1.1;
     let rows = bars.len().max(1);
     let root = SVGBackend::new(path, (960, 60 + 26 * rows as u32 + 40)).into_drawing_area();
     root.fill(&WHITE).map_err(|error| cannot(&error))?;
@@ -279,12 +283,13 @@ fn draw(path: &Path, title: &str, told: &[Told], figure: fn(&Round) -> f64) -> R
         .margin(12)
         .x_label_area_size(28)
         .y_label_area_size(330)
-        .build_cartesian_2d(0.1..most, (0..rows).into_segmented())
+        .build_cartesian_2d((least..most).log_scale().base(2.0), (0..rows).into_segmented())
         .map_err(|error| cannot(&error))?;
     let names: Vec<String> = bars.iter().rev().map(|(name, _)| name.clone()).collect();
     chart
         .configure_mesh()
         .disable_y_mesh()
+        .x_label_formatter(&|ratio| format!("{ratio}"))
         .y_labels(rows)
         .y_label_formatter(&|place| match place {
             SegmentValue::CenterOf(row) => names.get(*row).cloned().unwrap_or_default(),
@@ -294,7 +299,7 @@ fn draw(path: &Path, title: &str, told: &[Told], figure: fn(&Round) -> f64) -> R
         .map_err(|error| cannot(&error))?;
     for (row, (_, bar)) in bars.iter().rev().enumerate() {
         let (low, high) = (SegmentValue::Exact(row), SegmentValue::Exact(row + 1));
-        let mut shape = Rectangle::new([(0.1, low), (bar.median, high)], BLUE.mix(0.45).filled());
+        let mut shape = Rectangle::new([(1.0, low), (bar.median, high)], BLUE.mix(0.45).filled());
         shape.set_margin(4, 4, 0, 0);
         let middle = SegmentValue::CenterOf(row);
         let range =

@@ -32,13 +32,15 @@ pub enum Kind {
     TokioCopy,
     /// An echo on bare epoll in C, edge-triggered: what the kernel itself costs.
     Epoll,
+    Libuv,
     Node,
     HaProxy,
+    HaProxySplice,
     Nginx,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Tidemill,
         Kind::TidemillSpin,
         Kind::Tokio4,
@@ -48,8 +50,10 @@ impl Kind {
         Kind::TokioBroadcast,
         Kind::TokioCopy,
         Kind::Epoll,
+        Kind::Libuv,
         Kind::Node,
         Kind::HaProxy,
+        Kind::HaProxySplice,
         Kind::Nginx,
     ];
 
@@ -64,8 +68,10 @@ impl Kind {
             Kind::TokioBroadcast => "tokio-broadcast",
             Kind::TokioCopy => "tokio-copy",
             Kind::Epoll => "epoll",
+            Kind::Libuv => "libuv",
             Kind::Node => "node",
             Kind::HaProxy => "haproxy",
+            Kind::HaProxySplice => "haproxy-splice",
             Kind::Nginx => "nginx",
         }
     }
@@ -81,8 +87,10 @@ impl Kind {
             Kind::TokioBroadcast => "tokio, broadcast",
             Kind::TokioCopy => "tokio copy_bidirectional",
             Kind::Epoll => "bare epoll in C",
+            Kind::Libuv => "libuv",
             Kind::Node => "Node",
             Kind::HaProxy => "HAProxy",
+            Kind::HaProxySplice => "HAProxy, splice-auto",
             Kind::Nginx => "nginx stream",
         }
     }
@@ -93,13 +101,14 @@ impl Kind {
 
     /// Whether it is another program, measured on request and where it is installed.
     pub fn is_peer(self) -> bool {
-        matches!(self, Kind::Epoll | Kind::Node | Kind::HaProxy | Kind::Nginx)
+        self >= Kind::Epoll
     }
 
     /// What a peer is good for.
     pub fn does(self, shape: Shape) -> bool {
         match self {
-            Kind::Epoll | Kind::Node => matches!(shape, Shape::Echo | Shape::Churn),
+            Kind::Epoll | Kind::Libuv | Kind::Node => matches!(shape, Shape::Echo | Shape::Churn),
+            Kind::HaProxySplice => shape == Shape::Bulk,
             Kind::HaProxy | Kind::Nginx => {
                 matches!(shape, Shape::Proxy | Shape::ProxyChurn | Shape::Bulk)
             }
