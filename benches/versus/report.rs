@@ -261,8 +261,8 @@ fn locked(name: &str) -> String {
     version.unwrap_or("unknown").to_string()
 }
 
-/// A bar for each case from 1, which is as good as the other, to the median, with its range. Twice as much is as far from 1
-/// as half as much.
+/// A bar for each case from 1, which is as good as the other, to the median, with its range. Twice as much is as far
+/// from 1 as half as much.
 fn draw(path: &Path, title: &str, told: &[Told], figure: fn(&Round) -> f64) -> Result<(), String> {
     let bars: Vec<(String, Ratio)> = told
         .iter()
