@@ -172,6 +172,24 @@ impl Connection {
         (self.flags.has(Flag::Finishing) || self.stage == Stage::Closing) && !self.flags.has(Flag::Finished)
     }
 
+    /// So many bytes have arrived.
+    pub(crate) fn heard(&mut self, n: usize, now: Tick) {
+        self.bytes_in += n as u64;
+        if self.stage == Stage::Open {
+            self.touched = now;
+        }
+        if let Some(quiet) = self.clocks_mut().and_then(|clocks| clocks.reading.as_mut()) {
+            quiet.since = now;
+        }
+    }
+
+    /// The kernel says that nothing more has arrived.
+    pub(crate) fn run_dry(&mut self) {
+        self.flags.lower(Flag::Readable);
+        // The announcement was early or spurious; the end itself will raise a new edge.
+        self.flags.lower(Flag::EndAnnounced);
+    }
+
     /// The kernel has taken so many bytes.
     pub(crate) fn wrote(&mut self, n: usize, now: Tick) {
         self.bytes_out += n as u64;

@@ -95,7 +95,10 @@ impl Outbox {
 
     /// Drops `n` written bytes from the front; returns the memory freed.
     pub(crate) fn advance(&mut self, n: usize) -> usize {
-        debug_assert!(n <= self.queued);
+        debug_assert!(n <= self.queued());
+        let passed = n.saturating_sub(self.queued);
+        self.beyond -= passed;
+        let n = n - passed;
         self.queued -= n;
         self.head += n;
         let mut freed = 0;

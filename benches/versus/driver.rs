@@ -58,7 +58,9 @@ impl Driver {
             Limits { connections: 100_000, memory: usize::MAX, events: 4_096, socket, ..Limits::default() };
         let mut reactor = Reactor::new(limits).expect("a reactor");
         let mut message: Vec<u8> = (0..case.size).map(|n| b'a' + (n % 23) as u8).collect();
-        message.iter_mut().last().into_iter().for_each(|last| *last = b'\n');
+        if let Some(last) = message.last_mut() {
+            *last = b'\n';
+        }
         let backend = case.is_proxied().then(|| {
             let echo = reactor.add(Echo::raw());
             let listener = reactor.listen("127.0.0.1:0", echo).expect("a listener");

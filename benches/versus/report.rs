@@ -76,20 +76,8 @@ impl Told {
             "  {:<28}{per_second:>14}{:>12}   {:<24}{}",
             "server", "CPU ns each", heads[0], heads[1]
         );
-        for &kind in self.rounds.keys() {
-            let shown = |figure| match kind {
-                Kind::Tidemill => String::new(),
-                _ => self.ratio(kind, figure).to_string(),
-            };
-            let _ = writeln!(
-                text,
-                "  {:<28}{:>14.0}{:>12.0}   {:<24}{}",
-                kind.title(),
-                self.median(kind, rate),
-                self.median(kind, cost),
-                shown(rate),
-                shown(cost)
-            );
+        for (title, rate, cost, rates, costs) in self.lines() {
+            let _ = writeln!(text, "  {title:<28}{rate:>14.0}{cost:>12.0}   {rates:<24}{costs}");
         }
         text
     }
@@ -102,22 +90,21 @@ impl Told {
             "| server | {unit}/s | CPU ns each | tidemill's rate to it | tidemill's CPU to its |"
         );
         text.push_str("| --- | ---: | ---: | --- | --- |\n");
-        for &kind in self.rounds.keys() {
-            let shown = |figure| match kind {
-                Kind::Tidemill => "–".to_string(),
-                _ => self.ratio(kind, figure).to_string(),
-            };
-            let _ = writeln!(
-                text,
-                "| {} | {:.0} | {:.0} | {} | {} |",
-                kind.title(),
-                self.median(kind, rate),
-                self.median(kind, cost),
-                shown(rate),
-                shown(cost)
-            );
+        for (title, rate, cost, rates, costs) in self.lines() {
+            let _ = writeln!(text, "| {title} | {rate:.0} | {cost:.0} | {rates} | {costs} |");
         }
         text
+    }
+
+    /// For each server its rate and its cost, and the ratios of tidemill's to them, of which tidemill has none.
+    fn lines(&self) -> impl Iterator<Item = (&'static str, f64, f64, String, String)> {
+        self.rounds.keys().map(|&kind| {
+            let shown = |figure| match kind {
+                Kind::Tidemill => String::new(),
+                _ => self.ratio(kind, figure).to_string(),
+            };
+            (kind.title(), self.median(kind, rate), self.median(kind, cost), shown(rate), shown(cost))
+        })
     }
 
     fn json(&self) -> Value {

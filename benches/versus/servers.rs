@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tidemill::services::{Echo, Proxy};
-use tidemill::{Limits, ListenOptions, Reactor, Service, SocketLimits};
+use tidemill::{Limits, ListenOptions, Reactor, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
 
@@ -165,8 +165,7 @@ pub fn announce(address: SocketAddr) {
 fn tidemill<S: Service>(service: S, spin: Option<Duration>, dials: bool) {
     let limits = Limits { connections: 21_000, spin, ..Limits::default() };
     let mut reactor = Reactor::new(limits).expect("a reactor");
-    // A room of a thousand hears sixteen lines in one turn; all else is as it comes.
-    let service = reactor.add_with(service, SocketLimits::default());
+    let service = reactor.add(service);
     let options = ListenOptions { dials, ..ListenOptions::default() };
     let listener = reactor.listen_with("127.0.0.1:0", service, &options).expect("a listener");
     announce(reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address"));

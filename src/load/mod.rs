@@ -161,14 +161,7 @@ fn run_callers(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<
         reactor.turn(Some(Duration::from_millis(1))).map_err(failed)?;
         let callers = shared.borrow();
         if callers.tally.failed > 0 || Instant::now() > deadline {
-            let up = callers.up;
-            let why = callers
-                .tally
-                .failures
-                .first()
-                .cloned()
-                .unwrap_or_else(|| format!("only {up} were connected in time"));
-            return Err(format!("cannot load {}: {why}", plan.to));
+            return Err(not_all_up(plan, &callers.tally, callers.up));
         }
     }
     if plan.shape == Shape::Echo && plan.rate.is_none() {
@@ -197,6 +190,13 @@ fn run_callers(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<
     Ok(tally)
 }
 
+/// Why it cannot begin.
+fn not_all_up(plan: &Plan, tally: &Tally, up: usize) -> String {
+    let why = tally.failures.first().cloned();
+    let why = why.unwrap_or_else(|| format!("only {up} were connected in time"));
+    format!("cannot load {}: {why}", plan.to)
+}
+
 /// When the message with this number is to be sent.
 fn due(begun: Instant, serial: u64, rate: u32) -> Option<Instant> {
     begun.checked_add(Duration::from_secs_f64(serial as f64 / f64::from(rate)))
@@ -216,14 +216,7 @@ fn run_room(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<Tal
             break;
         }
         if room.tally.failed > 0 || Instant::now() > deadline {
-            let up = room.up;
-            let why = room
-                .tally
-                .failures
-                .first()
-                .cloned()
-                .unwrap_or_else(|| format!("only {up} were connected in time"));
-            return Err(format!("cannot load {}: {why}", plan.to));
+            return Err(not_all_up(plan, &room.tally, room.up));
         }
         while dialed < all && room.connecting < 128 {
             let options = dial_options(&plan.to, dialed);

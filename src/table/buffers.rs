@@ -64,12 +64,7 @@ impl Table {
     pub(crate) fn carried(&mut self, source: u32, sink: u32, n: usize) {
         let now = self.now;
         self.stats.bytes_in += n as u64;
-        let connection = self.at_mut(source);
-        connection.bytes_in += n as u64;
-        connection.touched = now;
-        if let Some(quiet) = connection.clocks_mut().and_then(|clocks| clocks.reading.as_mut()) {
-            quiet.since = now;
-        }
+        self.at_mut(source).heard(n, now);
         let outbox = self.at_mut(sink).outbox.get_or_insert_default();
         outbox.beyond += n;
         outbox.span.since = now;

@@ -92,13 +92,15 @@ impl<S: System> Loop<S> {
         if nothing || !connection.flags.has(Flag::Writable) || !connection.has_stream() {
             return 0;
         }
-        if connection.outbox.as_ref().is_some_and(|outbox| outbox.beyond > 0 && outbox.held() == 0) {
-            return self.drain(slot);
-        }
         let Some(stream) = &self.streams[slot as usize] else { return 0 };
-        let result = match (&connection.outbox, table.arena.only(chain)) {
-            (None, Some(bytes)) => self.system.write(stream, &[IoSlice::new(bytes)]),
-            (outbox, _) => gather(outbox.as_deref(), &table.arena, chain, budget, |slices| {
+        // What is held here goes first, and what was sent in this turn last.
+        let beyond =
+            connection.outbox.as_ref().filter(|outbox| outbox.held() == 0).map_or(0, |outbox| outbox.beyond);
+        let conduit = if beyond > 0 { self.conduits.leading_to(slot) } else { None };
+        let result = match (conduit, &connection.outbox, table.arena.only(chain)) {
+            (Some(conduit), ..) => self.system.drain(conduit, stream, beyond),
+            (None, None, Some(bytes)) => self.system.write(stream, &[IoSlice::new(bytes)]),
+            (None, outbox, _) => gather(outbox.as_deref(), &table.arena, chain, budget, |slices| {
                 self.system.write(stream, slices)
             }),
         };
@@ -109,12 +111,15 @@ impl<S: System> Loop<S> {
                 connection.wrote(n, table.now);
                 let mut fresh = n;
                 if let Some(outbox) = &mut connection.outbox {
-                    let old = n.min(outbox.held());
+                    let old = n.min(outbox.queued());
                     outbox.span.moved += old;
                     table.memory -= outbox.advance(old);
                     fresh -= old;
                 }
                 table.arena.advance(chain, fresh);
+                if beyond > 0 {
+                    self.drained(slot, n);
+                }
                 return n.max(1);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

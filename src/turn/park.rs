@@ -21,11 +21,10 @@ impl<S: System> Loop<S> {
     ///
     /// Deadlines are measured from this turn's clock, so one that passed during a long turn is found by the next.
     pub(super) fn park(&mut self, wait: Option<Duration>) -> io::Result<()> {
-        let deadline = self.next_tick().map(Tick::since_start);
         let (wait, until) = match self.has_work() {
             true if self.spin.broken => (Some(Duration::from_millis(1)), None),
             true => (Some(Duration::ZERO), None),
-            false => (wait, deadline),
+            false => (wait, self.next_tick().map(Tick::since_start)),
         };
         self.events.clear();
         let before = self.table.elapsed;

@@ -154,34 +154,23 @@ impl<S: System> Loop<S> {
         table.stats.reads += 1;
         match result {
             Ok(0) => {
-                connection.flags.raise(Flag::Ended);
                 self.ended(slot);
                 Got::Nothing
             }
             Ok(n) => {
-                connection.bytes_in += n as u64;
+                connection.heard(n, table.now);
                 table.stats.bytes_in += n as u64;
-                if connection.stage == Stage::Open {
-                    connection.touched = table.now;
-                }
                 // epoll and kqueue raise a new edge for what arrives after a short read. But an end that has been
                 // announced already is not announced again: then only reading on finds it.
                 let last = n < into.len() && !connection.flags.has(Flag::EndAnnounced);
                 connection.flags.lower_if(Flag::Readable, last);
-                if let Some(extra) = &mut connection.extra {
-                    if let Some(quiet) = extra.clocks.as_mut().and_then(|clocks| clocks.reading.as_mut()) {
-                        quiet.since = table.now;
-                    }
-                    if extra.is_limited() {
-                        table.spend(slot, n);
-                    }
+                if connection.extra.as_ref().is_some_and(|extra| extra.is_limited()) {
+                    table.spend(slot, n);
                 }
                 if last { Got::Last(n) } else { Got::Some(n) }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                connection.flags.lower(Flag::Readable);
-                // The announcement was early or spurious; the end itself will raise a new edge.
-                connection.flags.lower(Flag::EndAnnounced);
+                connection.run_dry();
                 Got::Nothing
             }
             // A signal came first; the connection stays in line.
@@ -242,6 +231,7 @@ impl<S: System> Loop<S> {
     pub(super) fn ended(&mut self, slot: u32) {
         let now = self.table.now;
         let connection = self.table.at_mut(slot);
+        connection.flags.raise(Flag::Ended);
         connection.flags.lower(Flag::Readable);
         match connection.stage {
             Stage::Open => {

@@ -42,6 +42,11 @@ impl<C> Conduits<C> {
         Conduits { in_use: HashMap::new(), spare: Vec::new(), most }
     }
 
+    /// The one that leads into this connection.
+    pub(super) fn leading_to(&self, sink: u32) -> Option<&C> {
+        self.in_use.get(&sink)
+    }
+
     fn keep(&mut self, conduit: C) {
         if self.spare.len() < SPARE_MAX {
             self.spare.push(conduit);
@@ -114,10 +119,8 @@ impl<S: System> Loop<S> {
         };
         let result = self.system.fill(stream, conduit, most);
         self.table.stats.reads += 1;
-        let connection = self.table.at_mut(source);
         match result {
             Ok(0) => {
-                connection.flags.raise(Flag::Ended);
                 self.back_to_copying(source);
                 self.ended(source);
             }
@@ -128,8 +131,7 @@ impl<S: System> Loop<S> {
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                connection.flags.lower(Flag::Readable);
-                connection.flags.lower(Flag::EndAnnounced);
+                self.table.at_mut(source).run_dry();
                 self.back_to_copying(source);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -153,41 +155,11 @@ impl<S: System> Loop<S> {
         }
     }
 
-    /// Moves what is in the conduit on into its connection; says how many bytes, like a write.
-    pub(super) fn drain(&mut self, sink: u32) -> usize {
-        let (Some(Some(stream)), Some(conduit)) =
-            (self.streams.get(sink as usize), self.conduits.in_use.get(&sink))
-        else {
-            return 0;
-        };
-        let now = self.table.now;
-        let table = &mut self.table;
-        let connection = &mut table.slots[sink as usize];
-        let Some(outbox) = &mut connection.outbox else { return 0 };
-        let result = self.system.drain(conduit, stream, outbox.beyond);
-        table.stats.writes += 1;
-        match result {
-            Ok(n) => {
-                outbox.beyond -= n;
-                outbox.span.moved += n;
-                connection.wrote(n, now);
-                table.stats.bytes_out += n as u64;
-                table.stats.spliced += n as u64;
-                let empty = connection.queued() == 0;
-                if empty && !self.is_fed(sink) {
-                    self.lift_conduit(sink);
-                }
-                n
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                connection.flags.lower(Flag::Writable);
-                0
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => {
-                table.doom(sink, Closed::from_io(&error));
-                0
-            }
+    /// What was in a conduit has moved on. Without a source that fills it again, it is free.
+    pub(super) fn drained(&mut self, sink: u32, n: usize) {
+        self.table.stats.spliced += n as u64;
+        if self.table.at(sink).queued() == 0 && !self.is_fed(sink) {
+            self.lift_conduit(sink);
         }
     }
 

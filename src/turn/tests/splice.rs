@@ -234,17 +234,7 @@ fn a_chain_of_mishaps_loses_no_byte_of_a_flow() {
                 }
             }
         }
-        house.script.calm();
-        peers.iter().for_each(|&peer| house.script.end(peer));
-        for _ in 0..3 {
-            peers.iter().for_each(|&peer| house.script.window(peer, usize::MAX));
-            house.settle();
-        }
-        for (from, &peer) in peers.iter().enumerate() {
-            heard[from].extend(house.script.heard(peer));
-        }
-        assert!(heard[1] == sent[0] && heard[0] == sent[1], "bytes were lost or changed (seed {seed})");
-        assert_eq!(ids.map(|id| house.farewell(id)), [Some(Closed::Finished); 2], "seed {seed}");
+        pipes::assert_nothing_is_lost(&mut house, peers, ids, sent, heard, seed);
         assert!(house.turns.table.stats.spliced > 0, "seed {seed} tests nothing");
     }
 }
