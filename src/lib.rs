@@ -73,6 +73,7 @@ mod arena;
 mod bucket;
 mod eager;
 mod eyeballs;
+mod filter;
 mod guard;
 mod inbox;
 mod lookups;
@@ -108,11 +109,14 @@ pub mod framing;
 pub mod proxy_header;
 pub mod services;
 pub mod text;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 pub use address::{Address, AddressError};
 pub use closed::{Closed, OsError};
 pub use departed::Departed;
 pub use extra::Silent;
+pub use filter::{Filter, Opened, Secure, Secured, Security};
 pub use guard::{Guard, Refusal, Refused};
 pub use handle::Handle;
 pub use id::{ConnId, GroupId, ListenerId, ServiceId};

@@ -12,6 +12,7 @@ const ORDER: &[&str] = &[
     "limits",
     "time",
     "rules",
+    "filter",
     "options",
     "departed",
     "shared", //
@@ -49,6 +50,7 @@ const ORDER: &[&str] = &[
     "text",
     "framing",
     "proxy_header",
+    "tls",
     "services",
 ];
 

@@ -1,0 +1,1 @@
+//! TLS for listeners, dials and running connections, by rustls.
