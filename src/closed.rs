@@ -49,6 +49,16 @@ pub enum Closed {
     Unreachable(OsError),
     /// Dialing took longer than [`SocketLimits::connect`](crate::SocketLimits::connect).
     ConnectTimeout,
+    /// There was no handshake to speak of: the peer did not speak TLS, showed no certificate that is trusted, refused
+    /// ours, or left. [`Departed::broken`](crate::Departed::broken) has the words.
+    Handshake,
+    /// The handshake took longer than [`SocketLimits::handshake`](crate::SocketLimits::handshake), or others waited
+    /// for its place.
+    HandshakeTimeout,
+    /// After the handshake something arrived that TLS does not allow, or the peer said that we had sent it.
+    Tls,
+    /// The peer's end came without the message that announces it in TLS: somebody may have cut off the rest.
+    Truncated,
     /// The other end of its [pipe](crate::Socket::pipe) ended before its time.
     Leg,
     /// The reactor shut down before the connection ended by itself.
@@ -75,7 +85,7 @@ impl OsError {
 
 impl Closed {
     /// How many reasons there are.
-    pub const COUNT: usize = 20;
+    pub const COUNT: usize = 24;
 
     /// Every word that [`word`](Closed::word) can return, in the order of [`Stats::closed`](crate::Stats::closed).
     pub const WORDS: [&'static str; Closed::COUNT] = [
@@ -96,6 +106,10 @@ impl Closed {
         "unresolved",
         "unreachable",
         "connect-timeout",
+        "handshake",
+        "handshake-timeout",
+        "tls",
+        "truncated",
         "leg",
         "shutdown",
         "error",
@@ -125,9 +139,13 @@ impl Closed {
             Closed::Unresolved => 14,
             Closed::Unreachable(_) => 15,
             Closed::ConnectTimeout => 16,
-            Closed::Leg => 17,
-            Closed::Shutdown => 18,
-            Closed::Error(_) => 19,
+            Closed::Handshake => 17,
+            Closed::HandshakeTimeout => 18,
+            Closed::Tls => 19,
+            Closed::Truncated => 20,
+            Closed::Leg => 21,
+            Closed::Shutdown => 22,
+            Closed::Error(_) => 23,
         }
     }
 
@@ -159,6 +177,10 @@ impl fmt::Display for Closed {
             Closed::TooLong => "a message was longer than is allowed",
             Closed::Malformed => "what arrived was no message of this protocol",
             Closed::Unresolved => "the name stands for no address",
+            Closed::Handshake => "the TLS handshake failed",
+            Closed::HandshakeTimeout => "the TLS handshake took too long",
+            Closed::Tls => "what arrived was no TLS, or the peer said so of ours",
+            Closed::Truncated => "the peer's end came without its announcement in TLS",
             Closed::Leg => "the other end of its pipe has gone",
             Closed::Unreachable(error) => return write!(f, "cannot connect: {error}"),
             Closed::ConnectTimeout => "connecting took too long",

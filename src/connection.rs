@@ -69,6 +69,7 @@ pub(crate) enum Due {
     Connect,
     /// The next address of a name is to be tried.
     Attempt,
+    Handshake,
     Idle,
     ReadIdle,
     WriteIdle,
@@ -129,6 +130,11 @@ impl Connection {
         matches!(self.stage, Stage::Connecting | Stage::Open)
     }
 
+    /// Whether it has called and its handshake is not done: its service has not met it.
+    pub(crate) fn is_stranger(&self) -> bool {
+        self.flags.has(Flag::Unmet) && !self.flags.has(Flag::Dialed)
+    }
+
     /// Whether there is a stream that bytes can be written to.
     pub(crate) fn has_stream(&self) -> bool {
         !matches!(self.stage, Stage::Connecting | Stage::Doomed)
@@ -139,6 +145,9 @@ impl Connection {
     /// connection is full itself is of no concern to what arrives at it.
     pub(crate) fn is_willing(&self) -> bool {
         let flags = &self.flags;
+        if flags.has(Flag::Securing) {
+            return !flags.has(Flag::Thirsty); // A handshake is nobody's input.
+        }
         let taken = match flags.has(Flag::Piped) {
             true => !flags.has(Flag::Blocked),
             false => !flags.has(Flag::Full) || flags.has(Flag::ReadFull),
@@ -149,7 +158,7 @@ impl Connection {
     /// Whether a turn should spend a read on it.
     pub(crate) fn wants_read(&self) -> bool {
         self.flags.has(Flag::Readable)
-            && !self.flags.has(Flag::Ended)
+            && !self.flags.any(&[Flag::Ended, Flag::Waiting])
             && match self.stage {
                 Stage::Open => self.is_willing(),
                 Stage::Closing | Stage::Lingering => true,
@@ -161,10 +170,28 @@ impl Connection {
     pub(crate) fn wants_serving(&self) -> bool {
         match self.stage {
             Stage::Connecting => self.flags.has(Flag::Writable),
-            Stage::Open => self.wants_read() || (self.flags.has(Flag::Redeliver) && self.is_willing()),
+            Stage::Open => {
+                self.wants_read()
+                    || (self.flags.has(Flag::Redeliver) && self.is_willing())
+                    || self.may_begin_handshake()
+            }
             Stage::Closing | Stage::Lingering => self.wants_read(),
             Stage::Doomed => false,
         }
+    }
+
+    /// Whether there is something to begin a handshake with: what arrived before it was asked for, or, on our side, no
+    /// need of anything.
+    fn may_begin_handshake(&self) -> bool {
+        let flags = &self.flags;
+        flags.has(Flag::Securing)
+            && !flags.has(Flag::Waiting)
+            && self
+                .extra
+                .as_ref()
+                .and_then(|extra| extra.seal.as_ref())
+                .is_some_and(|seal| seal.how.is_some())
+            && (flags.has(Flag::Dialed) || self.inbox.is_some())
     }
 
     /// Whether our end is to be sent as soon as nothing is queued.
@@ -199,6 +226,24 @@ impl Connection {
         }
     }
 
+    /// Queued bytes that go as they are, although it is secured: they were sent before.
+    pub(crate) fn bare(&self) -> usize {
+        let extra = self.extra.as_ref();
+        extra.and_then(|extra| extra.seal.as_ref()).map_or(0, |seal| seal.bare)
+    }
+
+    pub(crate) fn sent_bare(&mut self, n: usize) {
+        if let Some(seal) = &mut self.extra().seal {
+            seal.bare -= n;
+        }
+    }
+
+    /// Whether what is queued has a way out: not before it is connected, nor, secured, before the handshake is done.
+    pub(crate) fn can_write(&self) -> bool {
+        let open = !self.flags.has(Flag::Securing) || self.flags.has(Flag::SealedEnd) || self.bare() > 0;
+        self.has_stream() && (open || self.outbox.as_ref().is_some_and(|outbox| outbox.has_sealed()))
+    }
+
     pub(crate) fn queued(&self) -> usize {
         self.outbox.as_ref().map_or(0, |outbox| outbox.queued())
     }
@@ -219,7 +264,9 @@ impl Connection {
             Stage::Open => self.consider_open(limits, &mut earliest),
             Stage::Doomed => {}
         }
-        if let (Stage::Open | Stage::Closing, Some(outbox)) = (self.stage, &self.outbox) {
+        if let (Stage::Open | Stage::Closing, Some(outbox), true) =
+            (self.stage, &self.outbox, self.can_write())
+        {
             earliest.consider(outbox.span.since, limits.write_pace.map(|pace| pace.per), Due::WritePace);
         }
         earliest.0
@@ -240,12 +287,20 @@ impl Connection {
             }
             None => limits.idle,
         };
+        if self.flags.has(Flag::Securing) {
+            let since = self
+                .extra
+                .as_ref()
+                .and_then(|extra| extra.seal.as_ref())
+                .map_or(self.born, |seal| seal.since);
+            return earliest.consider(since, limits.handshake, Due::Handshake);
+        }
         if self.flags.any(&[Flag::Ended, Flag::Finished]) {
             earliest.consider(self.touched, limits.half_closed, Due::HalfClosed);
         }
         earliest.consider(self.touched, idle, Due::Idle);
         earliest.consider(self.born, limits.lifetime, Due::Lifetime);
-        if self.bytes_in == 0 && !self.flags.has(Flag::Dialed) {
+        if (self.bytes_in == 0 || self.flags.has(Flag::Mute)) && !self.flags.has(Flag::Dialed) {
             earliest.consider(self.born, limits.first_byte, Due::FirstByte);
         }
         if let (Some(inbox), true, false) = (&self.inbox, self.is_willing(), self.flags.has(Flag::Ended)) {

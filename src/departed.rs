@@ -24,4 +24,7 @@ pub struct Departed {
     pub lived: Duration,
     /// Why dialing failed, attempt by attempt.
     pub failure: Option<DialError>,
+    /// What went wrong with TLS, in words: with [`Closed::Handshake`](crate::Closed::Handshake) and
+    /// [`Closed::Tls`](crate::Closed::Tls).
+    pub broken: Option<Box<str>>,
 }

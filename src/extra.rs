@@ -1,9 +1,11 @@
 //! What only few connections have, so that the others need not pay for it.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::address::{Address, Peer};
 use crate::bucket::Bucket;
+use crate::filter::{Filter, Security};
 use crate::id::ConnId;
 use crate::options::{DialOptions, SocketOption};
 use crate::time::Tick;
@@ -24,6 +26,7 @@ pub(crate) struct Extra {
     pub(crate) local: Option<Peer>,
     pub(crate) dial: Option<Box<Dial>>,
     pub(crate) clocks: Option<Box<Clocks>>,
+    pub(crate) seal: Option<Box<Seal>>,
 }
 
 /// Of one that was dialed: until it is connected, or as long as it would be dialed again.
@@ -40,6 +43,20 @@ pub(crate) struct Dial {
     pub(crate) failures: u32,
     /// Asked for before there was a stream to ask it of.
     pub(crate) asked: Vec<SocketOption>,
+}
+
+/// Of one that is secured.
+pub(crate) struct Seal {
+    /// How; until the handshake begins.
+    pub(crate) how: Option<Security>,
+    /// From then on.
+    pub(crate) filter: Option<Box<dyn Filter>>,
+    /// When it was asked for.
+    pub(crate) since: Tick,
+    /// Queued bytes that go as they are, because they were sent before that.
+    pub(crate) bare: usize,
+    /// Why it could not go on.
+    pub(crate) broken: Option<Box<str>>,
 }
 
 /// Limits that differ from its service's, and what else few have.
@@ -81,6 +98,18 @@ pub enum Silent {
 pub(crate) struct Alarm {
     pub(crate) when: Tick,
     pub(crate) every: Option<Duration>,
+}
+
+impl Seal {
+    pub(crate) fn new(how: Security, since: Tick, bare: usize) -> Seal {
+        Seal { how: Some(how), filter: None, since, bare, broken: None }
+    }
+}
+
+impl fmt::Debug for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seal").field("since", &self.since).field("bare", &self.bare).finish_non_exhaustive()
+    }
 }
 
 impl Extra {

@@ -45,6 +45,18 @@ pub(crate) enum Flag {
     KeepsSecond = 1 << 15,
     /// It has dialed into that slot.
     UsedSecond = 1 << 16,
+    /// What it sends and receives goes through a filter.
+    Sealed = 1 << 19,
+    /// Its handshake is under way, or is to begin.
+    Securing = 1 << 20,
+    /// It stands in line for a handshake.
+    Waiting = 1 << 21,
+    /// Its service is to hear of it, or that it is connected, when the handshake is done.
+    Unmet = 1 << 22,
+    /// The filter has said that we will send nothing more.
+    SealedEnd = 1 << 23,
+    /// Nothing has arrived for the service since the handshake.
+    Mute = 1 << 24,
 }
 
 impl Flags {

@@ -19,6 +19,8 @@ use crate::time::Tick;
 pub(crate) struct Inbox {
     bytes: Vec<u8>,
     start: usize,
+    /// How many bytes a filter keeps behind these, because they cannot be opened yet.
+    pub(crate) behind: usize,
     /// How many of the kept bytes a search has already gone through in vain.
     scanned: usize,
     /// When the message at the front began, and how far it came in the pace's present span.
@@ -75,7 +77,12 @@ impl Inbox {
 
     /// Bytes of memory in use, as charged to the budget.
     pub(crate) fn charge(&self) -> usize {
-        self.bytes.capacity()
+        self.bytes.capacity() + self.behind
+    }
+
+    /// Whether there is nothing to keep it for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.kept().is_empty() && self.behind == 0
     }
 }
 

@@ -75,6 +75,7 @@ mod eager;
 mod eyeballs;
 mod filter;
 mod guard;
+mod handshakes;
 mod inbox;
 mod lookups;
 mod outbox;

@@ -45,6 +45,13 @@ pub struct Limits {
     /// [`memory`](Limits::memory) does not count. The kernel raises SIGPIPE where a peer is found gone: a Rust program
     /// ignores that signal from its start, a library in another program has to see to it.
     pub splices: usize,
+    /// Callers at once whose TLS handshakes are under way. Default 64.
+    ///
+    /// A handshake costs as much of the processor as some hundred messages. Further callers wait, unread, and the
+    /// newest of them begins first: who has waited long has often given up. At most four begin in one turn, so that
+    /// those who are connected are served in between. When all places are taken and somebody waits, whoever has had
+    /// his for a second at least loses it, the eldest first.
+    pub handshakes: usize,
     /// Timers at once that belong to no connection. Default 1,024.
     pub timers: usize,
     /// Bytes in all inboxes and outboxes together. Default 64 MiB.
@@ -98,6 +105,9 @@ pub struct SocketLimits {
     pub first_byte: Option<Duration>,
     /// Connecting out must succeed within this. Default 10 s.
     pub connect: Option<Duration>,
+    /// A TLS handshake must be done within this, from accept or connect on, however many bytes come meanwhile. Default
+    /// 10 s.
+    pub handshake: Option<Duration>,
     /// One side has finished; how long without a byte until both must have. Default 60 s.
     pub half_closed: Option<Duration>,
     /// The longest a connection may live. Off by default.
@@ -203,6 +213,7 @@ impl Default for Limits {
             lookups: 256,
             attempts: 64,
             splices: 64,
+            handshakes: 64,
             timers: 1_024,
             memory: 64 * MIB,
             accepts: 16,
@@ -226,6 +237,7 @@ impl Default for SocketLimits {
             idle: Some(Duration::from_secs(60)),
             first_byte: None,
             connect: Some(Duration::from_secs(10)),
+            handshake: Some(Duration::from_secs(10)),
             half_closed: Some(Duration::from_secs(60)),
             lifetime: None,
             linger: Duration::from_secs(1),

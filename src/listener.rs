@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::address::Address;
+use crate::filter::Security;
 use crate::id::ListenerId;
 use crate::options::KeepAlive;
 use crate::shared::Shared;
@@ -40,6 +41,9 @@ pub struct ListenOptions {
     /// Each connection is going to dial another: a second slot is kept for it from the beginning. Default `false`. A
     /// proxy without this can fill the house with callers whom it cannot connect to anybody.
     pub dials: bool,
+    /// How those who come are secured: by a [`tls::Server`](crate::tls::Server), for example. Their service meets them
+    /// when the handshake is done. None by default.
+    pub secure: Option<Security>,
 }
 
 /// What happens to a peer who comes when the house is full.
@@ -62,6 +66,7 @@ impl Default for ListenOptions {
             ipv6_only: None,
             reuse_port: false,
             dials: false,
+            secure: None,
         }
     }
 }
@@ -73,6 +78,7 @@ pub(crate) struct Door<L> {
     pub(crate) host: u16,
     pub(crate) refuses: bool,
     pub(crate) dials: bool,
+    pub(crate) secure: Option<Security>,
     pub(crate) busy_reply: Shared,
     pub(crate) address: Address,
     /// The local end of all who come, unless it listens on every address of the machine.
@@ -108,6 +114,7 @@ impl<L> Door<L> {
             address,
             refuses: options.overflow == Overflow::Refuse,
             dials: options.dials,
+            secure: options.secure.clone(),
             busy_reply: Shared::from(options.busy_reply.as_slice()),
             acceptable: false,
             starved: None,

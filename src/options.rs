@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::closed::OsError;
+use crate::filter::Security;
 use crate::rules::Rules;
 
 /// How the kernel probes a peer that is silent (SO_KEEPALIVE).
@@ -90,6 +91,10 @@ pub struct DialOptions {
     pub keep_alive: Option<KeepAlive>,
     /// Addresses that must not be connected to; every address of a name is held against them. Empty by default.
     pub rules: Rules,
+    /// How the connection is secured: by a [`tls::Client`](crate::tls::Client), for example.
+    /// [`connected`](crate::Service::connected) comes when the handshake is done; what is sent before waits for that.
+    /// None by default.
+    pub secure: Option<Security>,
     /// Dial again when it has failed or ended, until the service itself closes it. Off by default.
     pub reconnect: Option<Backoff>,
 }
@@ -104,6 +109,7 @@ impl Default for DialOptions {
             nodelay: true,
             keep_alive: None,
             rules: Rules::default(),
+            secure: None,
             reconnect: None,
         }
     }

@@ -16,6 +16,8 @@ use crate::shared::Shared;
 ///          head ┘                        room for more ┘
 /// ```
 ///
+/// In front of that may be bytes that are sealed already, and behind it a conduit.
+///
 /// Invariant: `queued` is the sum of the chunks' lengths less `head`, and `head` is less than the front's length.
 /// Methods that take or free memory return how much, and the caller charges the budget.
 #[derive(Debug, Default)]
@@ -23,6 +25,8 @@ pub(crate) struct Outbox {
     chunks: VecDeque<Chunk>,
     head: usize,
     queued: usize,
+    /// Bytes in front of all that, as they go over the wire.
+    sealed: Vec<u8>,
     /// Bytes behind all that, in a conduit of the kernel's.
     pub(crate) beyond: usize,
     pub(crate) span: Span,
@@ -43,12 +47,40 @@ const CHUNK_COST: usize = size_of::<Chunk>();
 impl Outbox {
     /// All that is to be written.
     pub(crate) fn queued(&self) -> usize {
-        self.queued + self.beyond
+        self.sealed.len() + self.queued + self.beyond
     }
 
     /// What of it is held here.
     pub(crate) fn held(&self) -> usize {
+        self.sealed.len() + self.queued
+    }
+
+    /// What is held here and not sealed.
+    pub(crate) fn unsealed(&self) -> usize {
         self.queued
+    }
+
+    pub(crate) fn has_sealed(&self) -> bool {
+        !self.sealed.is_empty()
+    }
+
+    /// Puts bytes behind those that are sealed, in front of all others; returns the memory taken.
+    pub(crate) fn push_sealed(&mut self, bytes: &[u8]) -> usize {
+        let before = self.sealed.capacity();
+        self.sealed.reserve_exact(bytes.len());
+        self.sealed.extend_from_slice(bytes);
+        self.sealed.capacity() - before
+    }
+
+    /// Takes what is sealed, to write it; the memory freed is the vector's capacity.
+    pub(crate) fn take_sealed(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.sealed)
+    }
+
+    /// Drops what is not sealed; returns the memory freed.
+    pub(crate) fn clear_plain(&mut self) -> usize {
+        self.beyond = 0;
+        self.advance(self.queued)
     }
 
     /// Copies bytes to the back; returns the memory taken.
@@ -93,7 +125,7 @@ impl Outbox {
         }
     }
 
-    /// Drops `n` written bytes from the front; returns the memory freed.
+    /// Drops `n` bytes from the front of what is not sealed; returns the memory freed.
     pub(crate) fn advance(&mut self, n: usize) -> usize {
         debug_assert!(n <= self.queued());
         let passed = n.saturating_sub(self.queued);
@@ -116,15 +148,15 @@ impl Outbox {
 
     /// Empties the queue for good; returns the memory freed.
     pub(crate) fn clear(&mut self) -> usize {
-        self.beyond = 0;
-        self.advance(self.queued)
+        let sealed = self.take_sealed().capacity();
+        sealed + self.clear_plain()
     }
 }
 
 impl Drop for Outbox {
     fn drop(&mut self) {
         debug_assert!(
-            self.chunks.is_empty(),
+            self.chunks.is_empty() && self.sealed.is_empty(),
             "a queue is cleared, and its memory discharged, before it goes"
         );
     }
@@ -167,13 +199,19 @@ pub(crate) struct Gather<'a> {
     used: usize,
     bytes: usize,
     budget: usize,
+    exact: bool,
 }
 
 const SLICES_MAX: usize = 64;
 
 impl<'a> Gather<'a> {
     pub(crate) fn new(budget: usize) -> Gather<'a> {
-        Gather { slices: [IoSlice::new(&[]); SLICES_MAX], used: 0, bytes: 0, budget }
+        Gather { slices: [IoSlice::new(&[]); SLICES_MAX], used: 0, bytes: 0, budget, exact: false }
+    }
+
+    /// Stops at exactly so many bytes, and not behind the slice in which they end.
+    pub(crate) fn exactly(most: usize) -> Gather<'a> {
+        Gather { exact: true, ..Gather::new(most) }
     }
 
     /// Adds a slice; says whether there is room for a further one.
@@ -181,6 +219,7 @@ impl<'a> Gather<'a> {
         if self.used == SLICES_MAX || self.bytes >= self.budget {
             return false;
         }
+        let bytes = if self.exact { &bytes[..bytes.len().min(self.budget - self.bytes)] } else { bytes };
         self.slices[self.used] = IoSlice::new(bytes);
         self.used += 1;
         self.bytes += bytes.len();
@@ -189,6 +228,10 @@ impl<'a> Gather<'a> {
 
     pub(crate) fn has_room(&self) -> bool {
         self.used < SLICES_MAX && self.bytes < self.budget
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
     }
 
     pub(crate) fn slices(&self) -> &[IoSlice<'a>] {

@@ -54,6 +54,12 @@ pub trait Service: 'static {
         let _ = (session, socket);
     }
 
+    /// The handshake that [`Socket::secure`] asked for is done. Not called for connections that were secured from the
+    /// beginning: those are met by `open`, or `connected`, when theirs is.
+    fn secured(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
+        let _ = (session, socket);
+    }
+
     /// Bytes have arrived. What is not taken from `input` comes back in front of the next ones.
     ///
     /// # When it is called again
@@ -108,6 +114,7 @@ pub(crate) trait Host {
     fn start(&mut self, table: &mut Table, own: ServiceId);
     fn open(&mut self, table: &mut Table, slot: u32);
     fn connected(&mut self, table: &mut Table, slot: u32);
+    fn secured(&mut self, table: &mut Table, slot: u32);
     fn data(&mut self, table: &mut Table, slot: u32, input: &mut Input<'_>);
     fn alarm(&mut self, table: &mut Table, slot: u32);
     fn timer(&mut self, table: &mut Table, timer: TimerId);
@@ -153,6 +160,12 @@ impl<S: Service> Host for Hosted<S> {
     fn connected(&mut self, table: &mut Table, slot: u32) {
         if let Some((service, session)) = self.both(slot) {
             service.connected(session, &mut Socket::new(table, slot));
+        }
+    }
+
+    fn secured(&mut self, table: &mut Table, slot: u32) {
+        if let Some((service, session)) = self.both(slot) {
+            service.secured(session, &mut Socket::new(table, slot));
         }
     }
 

@@ -30,6 +30,10 @@ pub struct Stats {
     pub throttled: u64,
     /// Times that one would have had to wait, but for a dry run.
     pub would_throttle: u64,
+    /// TLS handshakes that were completed.
+    pub handshakes: u64,
+    /// Those that had to wait because [as many as may be](crate::Limits::handshakes) were under way.
+    pub handshakes_delayed: u64,
     /// Names given to the resolver.
     pub lookups: u64,
     /// Socket options that the system refused to set.

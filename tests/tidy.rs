@@ -27,6 +27,7 @@ const ORDER: &[&str] = &[
     "stats",
     "eyeballs",
     "lookups",
+    "handshakes",
     "eager", //
     // one connection; all of them
     "flags",

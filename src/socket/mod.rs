@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::address::{Address, given};
 use crate::closed::Closed;
 use crate::connection::Stage;
+use crate::filter::{Secured, Security};
 use crate::flags::Flag;
 use crate::guard::Refusal;
 use crate::id::{ConnId, GroupId};
@@ -134,6 +135,7 @@ impl<'a> Socket<'a> {
         ) {
             (Stage::Connecting, ..) if resolving => State::Resolving,
             (Stage::Connecting, ..) => State::Connecting,
+            (Stage::Open, ..) if flags.has(Flag::Unmet) => State::Connecting,
             (Stage::Open, false, false) => State::Open,
             (Stage::Open, false, true) => State::ReadOnly,
             (Stage::Open, true, false) => State::WriteOnly,
@@ -181,7 +183,24 @@ impl<'a> Socket<'a> {
 
     /// Whether it was dialed and is not connected yet. What is sent meanwhile waits.
     pub fn is_connecting(&self) -> bool {
-        self.table.at(self.slot).stage == Stage::Connecting
+        matches!(self.state(), State::Resolving | State::Connecting)
+    }
+
+    /// Secures a connection that runs already, as STARTTLS does. What was sent before goes as it is. What is sent from
+    /// now on waits for the handshake, and so does whatever has arrived behind what was taken: it is part of the
+    /// handshake, or it is wrong. Then [`secured`](crate::Service::secured) comes, or
+    /// [`closed`](crate::Service::closed).
+    ///
+    /// Whoever called begins, so give a connection that was dialed the security of a client; the server's name is to be
+    /// set in that, because the connection knows only the address that the dial came to. One that is secured already,
+    /// or that we have finished, stays as it is.
+    pub fn secure(&mut self, how: Security) {
+        self.table.secure(self.slot, how);
+    }
+
+    /// What has been agreed on with the peer. None if it is not secured, and before the handshake is done.
+    pub fn secured(&self) -> Option<Secured> {
+        self.table.secured(self.slot)
     }
 
     /// Delivers nothing from the next call on, until [`resume`](Socket::resume). Costs no system call. The peer

@@ -38,7 +38,8 @@ impl Table {
         }
         let chain = &mut self.dirty[connection.dirty as usize].chain;
         let queued = connection.queued() + chain.len() + length;
-        if !connection.flags.has(Flag::Writable) && queued > limits.queue {
+        let stuck = !connection.flags.has(Flag::Writable) || connection.flags.has(Flag::Securing);
+        if stuck && queued > limits.queue {
             return self.doom(slot, Closed::SlowReader);
         }
         // Full from here on, even if the kernel takes it all a moment later: who was told so waits for `drained`.
@@ -99,6 +100,10 @@ impl Table {
                 connection.why = Some(why);
                 connection.touched = now;
                 self.drop_inbox(slot);
+                if self.at(slot).flags.has(Flag::Securing) {
+                    self.handshakes.over(self.id(slot));
+                    self.give_up_sealing(slot);
+                }
                 self.push_dirty(slot);
                 self.push_ready(slot);
                 self.rearm(slot);
@@ -116,7 +121,8 @@ impl Table {
         let connection = self.at_mut(slot);
         if connection.flags.has(Flag::Paused) {
             connection.flags.lower(Flag::Paused);
-            connection.flags.set(Flag::Redeliver, connection.inbox.is_some());
+            let kept = connection.inbox.as_ref().is_some_and(|inbox| !inbox.kept().is_empty());
+            connection.flags.set(Flag::Redeliver, kept);
             if let Some(inbox) = &mut connection.inbox {
                 // A message's clocks do not run while nobody wants it.
                 inbox.begin(now);
@@ -188,6 +194,7 @@ impl Table {
             if let Some(inbox) = self.at_mut(from).inbox.take() {
                 self.memory -= inbox.charge();
                 self.send(to, inbox.kept());
+                self.note_behind(from, inbox.behind, 0);
             }
             self.block(from, to);
             if self.at(from).flags.has(Flag::Ended) {

@@ -5,6 +5,7 @@ mod buffers;
 mod calling;
 mod guarding;
 mod rates;
+mod sealing;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use crate::connection::{Connection, NO_LOCAL, NOT_DIRTY, Stage};
 use crate::departed::Departed;
 use crate::flags::Flag;
 use crate::guard::Watch;
+use crate::handshakes::Handshakes;
 use crate::id::{Births, ConnId, GroupId, ListenerId};
 use crate::limits::{Limits, SocketLimits};
 use crate::options::SocketOption;
@@ -81,6 +83,7 @@ pub(crate) struct Table {
     /// What services asked of the system for connections that have a stream.
     pub(crate) asked: Vec<(ConnId, SocketOption)>,
     pub(crate) timers: Timers,
+    pub(crate) handshakes: Handshakes,
     /// The connection whose farewell is being said.
     pub(crate) departed: Option<Departed>,
     /// Where the next random number comes from. None is needed but to spread clients that dial again.
@@ -137,6 +140,7 @@ impl Table {
             locals: Vec::new(),
             asked: Vec::new(),
             timers: Timers::new(),
+            handshakes: Handshakes::default(),
             departed: None,
             random: 0,
             limits,
@@ -232,9 +236,13 @@ impl Table {
         (connection.generation == id.generation).then_some(id.slot)
     }
 
-    /// The slot of an id that a user may still reach: what is closing is gone already.
+    /// The slot of an id that a user may reach: who is closing is gone already, and who has called but not shown who
+    /// he is has not come yet.
     pub(crate) fn live(&self, id: ConnId) -> Option<u32> {
-        self.find(id).filter(|&slot| self.at(slot).is_live() && self.at(slot).host != DOORMAN)
+        self.find(id).filter(|&slot| {
+            let connection = self.at(slot);
+            connection.is_live() && connection.host != DOORMAN && !connection.is_stranger()
+        })
     }
 
     /// The local end of a connection.

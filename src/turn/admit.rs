@@ -76,7 +76,7 @@ impl<S: System> Loop<S> {
 
     fn let_in(&mut self, index: usize, stream: S::Stream, peer: Peer, counted: bool) {
         let Some(Some(door)) = self.doors.get(index) else { return };
-        let (host, dials) = (door.host, door.dials);
+        let (host, dials, secure) = (door.host, door.dials, door.secure.clone());
         let local = door.local.or_else(|| self.system.local(&stream));
         let id = self.table.insert(host, Stage::Open, peer);
         let flags = &mut self.table.at_mut(id.slot).flags;
@@ -94,6 +94,9 @@ impl<S: System> Loop<S> {
             return self.table.doom(id.slot, Closed::Error(OsError::from(error)));
         }
         log::debug!("{id} {} accepted", Address::from(peer));
+        if let Some(how) = secure {
+            return self.meet_later(id.slot, how);
+        }
         self.hosts[usize::from(host)].open(&mut self.table, id.slot);
     }
 

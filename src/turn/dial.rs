@@ -233,7 +233,11 @@ impl<S: System> Loop<S> {
             outbox.span.since = now; // Nobody could read what was queued before this.
         }
         let dial = connection.dial_mut();
-        (dial.failures, dial.next_attempt, dial.asked) = (0, None, Vec::new());
+        (dial.next_attempt, dial.asked) = (None, Vec::new());
+        let secure = dial.options.secure.clone().zip(dial.to.clone());
+        if secure.is_none() {
+            dial.failures = 0;
+        }
         // A path is no address that the connection itself could hold.
         if dial.options.reconnect.is_none() && address.inet().is_some() {
             connection.extra().dial = None;
@@ -249,6 +253,9 @@ impl<S: System> Loop<S> {
         self.table.push_dirty(slot);
         self.table.rearm(slot);
         log::debug!("{} {address} connected", self.table.id(slot));
+        if let Some((how, to)) = secure {
+            return self.secure_dialed(slot, how, &to);
+        }
         let host = usize::from(self.table.at(slot).host);
         self.hosts[host].connected(&mut self.table, slot);
     }

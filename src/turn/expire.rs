@@ -45,6 +45,7 @@ impl<S: System> Loop<S> {
         match due {
             Due::Connect => self.table.doom(slot, Closed::ConnectTimeout),
             Due::Attempt => self.next_attempt(slot),
+            Due::Handshake => self.late_handshake(slot),
             Due::Idle => self.idle(slot, Silent::Both),
             Due::ReadIdle => self.idle(slot, Silent::Reading),
             Due::WriteIdle => self.idle(slot, Silent::Writing),
@@ -60,6 +61,15 @@ impl<S: System> Loop<S> {
             }
             Due::HalfClosed => self.table.close(slot, Closed::HalfClosed),
             Due::ReadPace | Due::WritePace => self.judge_pace(slot, due),
+        }
+    }
+
+    /// One that has not begun has nothing to be told; and what it has said is unread, so it is reset.
+    fn late_handshake(&mut self, slot: u32) {
+        let begun = self.table.filter(slot).is_some();
+        match begun {
+            true => self.table.close(slot, Closed::HandshakeTimeout),
+            false => self.table.doom(slot, Closed::HandshakeTimeout),
         }
     }
 

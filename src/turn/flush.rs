@@ -74,7 +74,7 @@ impl<S: System> Loop<S> {
         self.table.stash(slot, chain);
         let connection = self.table.at(slot);
         let queued = connection.queued();
-        if queued > 0 && connection.flags.has(Flag::Writable) && connection.stage != Stage::Connecting {
+        if queued > 0 && connection.flags.has(Flag::Writable) && connection.can_write() {
             self.table.push_dirty(slot); // The budget ended it, not the kernel: no event will come.
         }
         self.mark_water(slot, queued);
@@ -92,26 +92,40 @@ impl<S: System> Loop<S> {
         if nothing || !connection.flags.has(Flag::Writable) || !connection.has_stream() {
             return 0;
         }
+        let bare = if connection.flags.has(Flag::Sealed) { connection.bare() } else { 0 };
+        if bare == 0 && connection.flags.has(Flag::Sealed) {
+            return self.write_sealed(slot, chain, budget);
+        }
         let Some(stream) = &self.streams[slot as usize] else { return 0 };
         // What is held here goes first, and what was sent in this turn last.
-        let beyond =
-            connection.outbox.as_ref().filter(|outbox| outbox.held() == 0).map_or(0, |outbox| outbox.beyond);
+        let beyond = connection
+            .outbox
+            .as_ref()
+            .filter(|outbox| outbox.unsealed() == 0)
+            .map_or(0, |outbox| outbox.beyond);
         let conduit = if beyond > 0 { self.conduits.leading_to(slot) } else { None };
-        let result = match (conduit, &connection.outbox, table.arena.only(chain)) {
+        let only = table.arena.only(chain).filter(|bytes| bare == 0 || bytes.len() <= bare);
+        let result = match (conduit, &connection.outbox, only) {
             (Some(conduit), ..) => self.system.drain(conduit, stream, beyond),
             (None, None, Some(bytes)) => self.system.write(stream, &[IoSlice::new(bytes)]),
-            (None, outbox, _) => gather(outbox.as_deref(), &table.arena, chain, budget, |slices| {
-                self.system.write(stream, slices)
-            }),
+            (None, outbox, _) => {
+                let most = if bare > 0 { Gather::exactly(bare) } else { Gather::new(budget) };
+                gather(outbox.as_deref(), &table.arena, chain, most, |slices| {
+                    self.system.write(stream, slices)
+                })
+            }
         };
         table.stats.writes += 1;
         match result {
             Ok(n) => {
                 table.stats.bytes_out += n as u64;
                 connection.wrote(n, table.now);
+                if bare > 0 {
+                    connection.sent_bare(n);
+                }
                 let mut fresh = n;
                 if let Some(outbox) = &mut connection.outbox {
-                    let old = n.min(outbox.queued());
+                    let old = n.min(outbox.unsealed() + outbox.beyond);
                     outbox.span.moved += old;
                     table.memory -= outbox.advance(old);
                     fresh -= old;
@@ -121,6 +135,26 @@ impl<S: System> Loop<S> {
                     self.drained(slot, n);
                 }
                 return n.max(1);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => connection.flags.lower(Flag::Writable),
+            Err(error) => table.doom(slot, Closed::from_io(&error)),
+        }
+        0
+    }
+
+    /// One call for bytes that are sealed.
+    pub(super) fn write_out(&mut self, slot: u32, bytes: &[u8]) -> usize {
+        let table = &mut self.table;
+        let connection = &mut table.slots[slot as usize];
+        let Some(stream) = &self.streams[slot as usize] else { return 0 };
+        let result = self.system.write(stream, &[IoSlice::new(bytes)]);
+        table.stats.writes += 1;
+        match result {
+            Ok(n) => {
+                table.stats.bytes_out += n as u64;
+                connection.wrote(n, table.now);
+                return n;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => connection.flags.lower(Flag::Writable),
@@ -151,6 +185,12 @@ impl<S: System> Loop<S> {
         let leaves = connection.flags.has(Flag::Finished) && connection.stage == Stage::Closing;
         if connection.stage == Stage::Connecting || !(connection.owes_end() || leaves) {
             return;
+        }
+        if connection.flags.has(Flag::Sealed) && !leaves {
+            let waits = connection.flags.has(Flag::Securing) && connection.stage == Stage::Open;
+            if waits || !self.seal_end(slot) {
+                return;
+            }
         }
         let Some(stream) = &self.streams[slot as usize] else { return };
         if !leaves {
@@ -194,14 +234,13 @@ impl<S: System> Loop<S> {
 
 /// Writes more than one run of bytes with one call. Apart from the rest, because the slices take a kilobyte of stack.
 #[inline(never)]
-fn gather(
-    outbox: Option<&Outbox>,
-    arena: &Arena,
+fn gather<'a>(
+    outbox: Option<&'a Outbox>,
+    arena: &'a Arena,
     chain: &Chain,
-    budget: usize,
+    mut slices: Gather<'a>,
     write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
 ) -> io::Result<usize> {
-    let mut slices = Gather::new(budget);
     if let Some(outbox) = outbox {
         outbox.gather(&mut slices);
     }

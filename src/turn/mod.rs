@@ -9,6 +9,7 @@ mod flush;
 mod park;
 mod reap;
 mod relay;
+mod seal;
 mod serve;
 mod splice;
 #[cfg(test)]
@@ -66,6 +67,9 @@ pub(crate) struct Loop<S: System> {
     drained_by: Option<Tick>,
     eager: Eager,
     spin: Spin,
+    /// What is sealed, on its way to the kernel; and pieces that are sealed together.
+    sealed: Vec<u8>,
+    run: Vec<u8>,
     // Emptied lists, kept for their memory.
     spare_ready: Vec<ConnId>,
     spare_dirty: Vec<Dirty>,
@@ -113,6 +117,8 @@ impl<S: System> Loop<S> {
             drained_by: None,
             eager: Eager::new(spin),
             spin: Spin::default(),
+            sealed: Vec::new(),
+            run: Vec::new(),
             spare_ready: Vec::new(),
             spare_dirty: Vec::new(),
             spare_doomed: Vec::new(),
@@ -161,7 +167,9 @@ impl<S: System> Loop<S> {
         let queued = !(table.ready.is_empty() && table.dirty.is_empty() && table.doomed.is_empty());
         let stops = table.stop.is_some() || !table.closing.is_empty();
         let asked = !self.posts.is_empty() || stops || !table.newborn.is_empty();
-        let due = table.wheel.is_due(table.now) || table.timers.is_due(table.now);
+        let due = table.wheel.is_due(table.now)
+            || table.timers.is_due(table.now)
+            || table.handshakes.may_begin(table.limits.handshakes, table.now);
         queued || asked || due || !self.relieved.is_empty() || self.doors().any(|door| self.can_admit(door))
     }
 
@@ -264,7 +272,13 @@ impl<S: System> Loop<S> {
 
     fn next_tick(&self) -> Option<Tick> {
         let doors = self.doors().filter_map(Door::looks_again);
-        doors.chain(self.table.wheel.next()).chain(self.table.timers.next()).chain(self.drained_by).min()
+        let (table, handshakes) = (&self.table, self.table.handshakes.looks_again());
+        doors
+            .chain(table.wheel.next())
+            .chain(table.timers.next())
+            .chain(handshakes)
+            .chain(self.drained_by)
+            .min()
     }
 
     // -- what more than one phase needs ---------------------------------------------------------------

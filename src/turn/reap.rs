@@ -34,7 +34,10 @@ impl<S: System> Loop<S> {
         let failure = self.end_race(slot);
         let again = if self.drained_by.is_none() { self.table.wants_redial(slot, why) } else { None };
         self.close_conduit(slot);
-        let connection = self.table.remove(slot);
+        if self.table.at(slot).flags.has(Flag::Securing) {
+            self.table.handshakes.over(id);
+        }
+        let mut connection = self.table.remove(slot);
         if let Some(stream) = self.streams.get_mut(slot as usize).and_then(Option::take) {
             match why {
                 Closed::Aborted => self.system.reset(stream),
@@ -53,7 +56,8 @@ impl<S: System> Loop<S> {
         log::debug!("{id} {peer} closed: {}", why.word());
         let (bytes_in, bytes_out) = (connection.bytes_in, connection.bytes_out);
         let lived = self.table.now.since_start() - connection.born.since_start();
-        self.table.departed = Some(Departed { id, peer, local, bytes_in, bytes_out, lived, failure });
+        let broken = connection.extra.as_mut().and_then(|extra| extra.seal.as_mut()?.broken.take());
+        self.table.departed = Some(Departed { id, peer, local, bytes_in, bytes_out, lived, failure, broken });
         self.hosts[usize::from(connection.host)].closed(&mut self.table, id, why);
         self.table.departed = None;
         if let Some(again) = again {

@@ -22,7 +22,7 @@ const PREFIX_MAX: usize = 4 * 1024;
 const EXTRA: usize = 8;
 
 /// What became of one attempt to read.
-enum Got {
+pub(super) enum Got {
     /// So many bytes, and perhaps more to come.
     Some(usize),
     /// So many, and no more for now.
@@ -39,6 +39,7 @@ impl<S: System> Loop<S> {
     /// When all have had theirs, a few get some budgets more, one connection after the other: to ask the kernel for
     /// events after each 64 KiB of a bulk echo, and to serve another connection then, would cost a tenth of its rate.
     pub(super) fn serve(&mut self) {
+        self.begin_handshakes();
         let most = self.table.stats.bytes_in + (EXTRA * self.table.limits.read_budget) as u64;
         let all = self.serve_line();
         while all && self.table.stats.bytes_in < most {
@@ -102,7 +103,10 @@ impl<S: System> Loop<S> {
     }
 
     fn serve_open(&mut self, slot: u32, block: &mut [u8]) {
-        if self.table.at(slot).flags.any(&[Flag::Redeliver, Flag::Spliced]) {
+        if self.table.at(slot).flags.any(&[Flag::Redeliver, Flag::Securing, Flag::Spliced]) {
+            if self.table.at(slot).flags.has(Flag::Securing) && self.begins_handshake(slot) {
+                return;
+            }
             if self.table.at_mut(slot).flags.take(Flag::Redeliver) {
                 self.deliver_kept(slot, &[]);
             }
@@ -127,26 +131,36 @@ impl<S: System> Loop<S> {
         }
         let kept = connection.inbox.as_ref().map_or(0, |inbox| inbox.kept().len());
         let prefix = if kept <= PREFIX_MAX.min(READ_MAX / 2) { kept } else { 0 };
+        if connection.flags.has(Flag::Sealed) {
+            return self.read_sealed(slot, block, prefix, budget);
+        }
         let at = self.table.arena.place();
         let got = self.read(slot, &mut block[at + prefix..][..budget.min(READ_MAX - prefix)]);
         if let Got::Some(n) | Got::Last(n) = got {
-            let arrived = at..at + prefix + n;
-            match &self.table.at(slot).inbox {
-                None => self.deliver(slot, &block[arrived], 0, n),
-                Some(inbox) if prefix == kept => {
-                    let scanned = inbox.scanned();
-                    block[at..at + prefix].copy_from_slice(inbox.kept());
-                    self.deliver(slot, &block[arrived], scanned, n);
-                }
-                Some(_) => self.deliver_kept(slot, &block[arrived]),
-            }
+            self.deliver_arrived(slot, &mut block[at..], prefix, n);
         }
         got
     }
 
+    /// Delivers `n` bytes behind room for what is kept; or, where there is no such room, behind what is kept where it
+    /// is.
+    #[inline]
+    pub(super) fn deliver_arrived(&mut self, slot: u32, bytes: &mut [u8], prefix: usize, n: usize) {
+        let arrived = ..prefix + n;
+        match &self.table.at(slot).inbox {
+            None => self.deliver(slot, &bytes[arrived], 0, n),
+            Some(inbox) if prefix == inbox.kept().len() => {
+                let scanned = inbox.scanned();
+                bytes[..prefix].copy_from_slice(inbox.kept());
+                self.deliver(slot, &bytes[arrived], scanned, n);
+            }
+            Some(_) => self.deliver_kept(slot, &bytes[arrived]),
+        }
+    }
+
     /// Reads, and keeps the readiness flags true to what the kernel said.
     #[inline]
-    fn read(&mut self, slot: u32, into: &mut [u8]) -> Got {
+    pub(super) fn read(&mut self, slot: u32, into: &mut [u8]) -> Got {
         let Some(stream) = &self.streams[slot as usize] else { return Got::Nothing };
         let table = &mut self.table;
         let connection = &mut table.slots[slot as usize];
@@ -154,7 +168,10 @@ impl<S: System> Loop<S> {
         table.stats.reads += 1;
         match result {
             Ok(0) => {
-                self.ended(slot);
+                match connection.flags.has(Flag::Sealed) {
+                    true => self.cut_off(slot),
+                    false => self.ended(slot),
+                }
                 Got::Nothing
             }
             Ok(n) => {
@@ -210,7 +227,7 @@ impl<S: System> Loop<S> {
         self.hosts[host].data(&mut self.table, slot, &mut input);
         let (taken, scanned) = input.settle();
         inbox.settle(taken, scanned);
-        if is_open(&self.table, slot) && !inbox.kept().is_empty() {
+        if is_open(&self.table, slot) && !inbox.is_empty() {
             self.table.put_back(slot, inbox, before, arrived.len(), taken > 0);
             self.bound_inbox(slot);
         } else {

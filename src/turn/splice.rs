@@ -65,7 +65,8 @@ impl<S: System> Loop<S> {
         let connection = self.table.at_mut(source);
         let Some(extra) = &mut connection.extra else { return };
         extra.full_reads = if full { extra.full_reads.saturating_add(1) } else { 0 };
-        if extra.full_reads >= FULL_READS && !extra.is_limited() && self.lay_conduit(sink) {
+        let flows = extra.full_reads >= FULL_READS && !extra.is_limited();
+        if flows && !self.is_sealed(source) && !self.is_sealed(sink) && self.lay_conduit(sink) {
             self.table.at_mut(source).flags.raise(Flag::Spliced);
         }
     }
@@ -101,7 +102,8 @@ impl<S: System> Loop<S> {
         }
         let sink = self.table.leg(source).filter(|sink| self.conduits.in_use.contains_key(sink));
         let limited = self.table.at(source).extra.as_ref().is_none_or(|extra| extra.is_limited());
-        let Some(sink) = sink.filter(|_| !limited) else { return self.back_to_copying(source) };
+        let stays = |&sink: &u32| !limited && !self.is_sealed(source) && !self.is_sealed(sink);
+        let Some(sink) = sink.filter(stays) else { return self.back_to_copying(source) };
         let other = self.table.at_mut(sink);
         if other.outbox.is_some() {
             // It is to be empty first, and to say so.
@@ -161,6 +163,11 @@ impl<S: System> Loop<S> {
         if self.table.at(sink).queued() == 0 && !self.is_fed(sink) {
             self.lift_conduit(sink);
         }
+    }
+
+    /// What goes through a filter is not for the kernel to pass on.
+    fn is_sealed(&self, slot: u32) -> bool {
+        self.table.at(slot).flags.has(Flag::Sealed)
     }
 
     fn is_fed(&self, sink: u32) -> bool {

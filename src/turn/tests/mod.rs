@@ -13,8 +13,10 @@ mod output;
 mod pipes;
 mod rates;
 mod readiness;
+mod sealing;
 mod splice;
 mod timers;
+mod toy;
 
 use std::cell::RefCell;
 use std::num::NonZeroU32;
@@ -44,6 +46,7 @@ use crate::turn::Loop;
 enum Told {
     Open(ConnId),
     Connected(ConnId),
+    Secured(ConnId),
     Data(ConnId, Vec<u8>),
     End(ConnId, Vec<u8>),
     Drained(ConnId),
@@ -98,6 +101,10 @@ impl Service for Probe {
 
     fn connected(&mut self, _: &mut ConnId, socket: &mut Socket<'_>) {
         self.diary.borrow_mut().push(Told::Connected(socket.id()));
+    }
+
+    fn secured(&mut self, _: &mut ConnId, socket: &mut Socket<'_>) {
+        self.diary.borrow_mut().push(Told::Secured(socket.id()));
     }
 
     fn alarm(&mut self, _: &mut ConnId, socket: &mut Socket<'_>) {
@@ -328,8 +335,10 @@ impl Loop<Sim> {
                 !connection.wants_serving() || in_line == 1,
                 "a wake-up was lost in slot {slot}: {connection:?}"
             );
-            let stuck =
-                connection.queued() > 0 && connection.flags.has(Flag::Writable) && connection.is_live();
+            let stuck = connection.queued() > 0
+                && connection.flags.has(Flag::Writable)
+                && connection.is_live()
+                && connection.can_write();
             assert!(
                 !stuck || table.dirty.iter().any(|dirty| dirty.id.slot as usize == slot),
                 "a queue was forgotten"

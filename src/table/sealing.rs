@@ -1,0 +1,89 @@
+//! What is secured: bytes that are not what the service sees.
+
+use super::Table;
+use crate::arena::Chain;
+use crate::connection::Stage;
+use crate::extra::Seal;
+use crate::filter::{Filter, Secured, Security};
+use crate::flags::Flag;
+
+impl Table {
+    /// Has all bytes from here on secured; those queued before go as they are. The loop begins the handshake.
+    pub(crate) fn secure(&mut self, slot: u32, how: Security) {
+        let (bare, now) = (self.queued(slot), self.now);
+        let connection = self.at_mut(slot);
+        let is_open = connection.stage == Stage::Open && !connection.flags.has(Flag::Finishing);
+        if !is_open || connection.flags.has(Flag::Sealed) {
+            return;
+        }
+        connection.flags.raise(Flag::Sealed);
+        connection.flags.raise(Flag::Securing);
+        connection.extra().seal = Some(Box::new(Seal::new(how, now, bare)));
+        self.push_ready(slot);
+        self.rearm(slot);
+    }
+
+    pub(crate) fn filter(&mut self, slot: u32) -> Option<&mut dyn Filter> {
+        let seal = self.at_mut(slot).extra.as_mut()?.seal.as_mut()?;
+        match &mut seal.filter {
+            Some(filter) => Some(&mut **filter),
+            None => None,
+        }
+    }
+
+    /// What has been agreed on, when the handshake is done.
+    pub(crate) fn secured(&self, slot: u32) -> Option<Secured> {
+        let connection = self.at(slot);
+        let seal = connection.extra.as_ref()?.seal.as_ref()?;
+        if connection.flags.has(Flag::Securing) { None } else { seal.filter.as_ref().map(|it| it.secured()) }
+    }
+
+    /// Queues what a filter has said, in front of what is not sealed yet.
+    pub(crate) fn push_sealed(&mut self, slot: u32, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let now = self.now;
+        let connection = &mut self.slots[slot as usize];
+        let begins = connection.outbox.is_none();
+        let outbox = connection.outbox.get_or_insert_default();
+        self.memory += outbox.push_sealed(bytes);
+        if begins {
+            outbox.span.since = now;
+            self.rearm(slot);
+        }
+    }
+
+    /// Nothing more is sealed. What is queued for that is dropped, since there is no other way to say it; at once, or
+    /// when what goes before it, as it is, has gone.
+    pub(crate) fn give_up_sealing(&mut self, slot: u32) {
+        let connection = &mut self.slots[slot as usize];
+        connection.flags.raise(Flag::SealedEnd);
+        if connection.bare() > 0 {
+            return;
+        }
+        if let Some(outbox) = &mut connection.outbox {
+            self.memory -= outbox.clear_plain();
+        }
+        if let Some(dirty) = self.dirty.get_mut(connection.dirty as usize) {
+            dirty.chain = Chain::EMPTY;
+        }
+    }
+
+    /// A filter keeps so many bytes of the wire. They are a message in the making: they have their memory and their
+    /// clocks, as any other.
+    pub(crate) fn note_behind(&mut self, slot: u32, behind: usize, arrived: usize) {
+        let connection = self.at_mut(slot);
+        if behind == 0 && connection.inbox.is_none() {
+            return;
+        }
+        let mut inbox = connection.inbox.take().unwrap_or_default();
+        let (before, begins) = (inbox.charge(), inbox.is_empty());
+        inbox.behind = behind;
+        if inbox.is_empty() {
+            self.memory -= before;
+        } else {
+            self.put_back(slot, inbox, before, arrived, begins);
+        }
+    }
+}
