@@ -1,1 +1,139 @@
 //! TLS for listeners, dials and running connections, by rustls.
+//!
+//! # An echo server
+//!
+//! ```ignore
+//! use tidemill::tls::{Identity, Server, ServerOptions};
+//! use tidemill::{Input, Limits, ListenOptions, Reactor, Service, Socket};
+//!
+//! struct Echo;
+//!
+//! impl Service for Echo {
+//!     type Session = ();
+//!     fn open(&mut self, _: &mut Socket<'_>) {}
+//!     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+//!         socket.send(input.take_all());
+//!     }
+//! }
+//!
+//! let identity = Identity::from_pem_files("cert.pem", "key.pem")?;
+//! let server = Server::new(ServerOptions { identities: vec![identity], ..ServerOptions::default() })?;
+//!
+//! let mut reactor = Reactor::new(Limits::default())?;
+//! let echo = reactor.add(Echo);
+//! let options = ListenOptions { secure: Some(server.security()), ..ListenOptions::default() };
+//! reactor.listen_with("127.0.0.1:9443", echo, options)?;
+//! reactor.run()?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # A client
+//!
+//! ```ignore
+//! use tidemill::tls::{Authorities, Client, ClientOptions, Trust};
+//! use tidemill::{DialOptions, Reactor};
+//!
+//! // Without options it trusts whom the system trusts.
+//! let trust = Trust::Only(Authorities::from_pem_file("ca.pem")?);
+//! let client = Client::new(ClientOptions { trust, ..ClientOptions::default() })?;
+//! let options = DialOptions { secure: Some(client.security()), ..DialOptions::default() };
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # What it does
+//!
+//! TLS 1.2 and 1.3 with rustls's defaults, the cryptography by ring, whatever else the process has installed. Sessions
+//! are resumed; nothing is ever sent before the handshake is over (no 0-RTT), since that could be replayed.
+//!
+//! # Surprises
+//!
+//! - **A client is ready before it is accepted.** In TLS 1.3 a server checks the client's certificate after the client
+//!   can send: the refusal arrives later, as an error of the connection.
+//! - **Revocation is not checked**, neither by lists nor online.
+//! - **A client that knows no protocol by name is served**: a server refuses only those who offer protocols (ALPN) and
+//!   none of its own.
+//! - **A name that no identity is for gets the first identity**; the client will say what it thinks of that.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use rustls::SupportedProtocolVersion;
+use rustls::crypto::CryptoProvider;
+
+mod client;
+mod identity;
+mod server;
+mod session;
+#[cfg(test)]
+mod tests;
+mod wording;
+
+pub use client::{Client, ClientOptions, Trust};
+pub use identity::{Authorities, Identity};
+pub use server::{Clients, Server, ServerOptions};
+
+/// A version of TLS.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[non_exhaustive]
+pub enum Version {
+    /// TLS 1.2 (RFC 5246).
+    #[default]
+    V12,
+    /// TLS 1.3 (RFC 8446).
+    V13,
+}
+
+/// Why TLS cannot be set up as it was asked for: what was wrong with which file or option.
+///
+/// ```text
+/// cannot use the key in key.pem: it does not belong to the certificate in cert.pem
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsError(String);
+
+impl TlsError {
+    fn new(text: impl Into<String>) -> TlsError {
+        TlsError(text.into())
+    }
+}
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for TlsError {}
+
+impl From<TlsError> for io::Error {
+    fn from(error: TlsError) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+/// Named, because a process may have installed another one as its default, or none, and both would change what this
+/// crate does.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// The newest first.
+static VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
+
+fn versions(oldest: Version) -> &'static [&'static SupportedProtocolVersion] {
+    match oldest {
+        Version::V12 => &VERSIONS,
+        Version::V13 => &VERSIONS[..1],
+    }
+}
+
+/// The names of protocols are sent behind one byte that says how long they are.
+fn check_protocols(protocols: &[Vec<u8>]) -> Result<(), TlsError> {
+    let wrong = protocols.iter().find(|name| name.is_empty() || name.len() > 255);
+    wrong.map_or(Ok(()), |name| {
+        let length = name.len();
+        Err(TlsError::new(format!("cannot offer a protocol with a name of {length} bytes: use 1 to 255")))
+    })
+}

@@ -1,0 +1,198 @@
+//! Whom a client believes, and what it shows.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
+
+use super::identity::{Authorities, Identity};
+use super::session::Session;
+use super::{TlsError, Version, check_protocols, provider, versions};
+use crate::address::Address;
+use crate::filter::{Filter, Secure, Security};
+
+/// The side that calls. Cheap to clone; all clones are one, and its connections resume each other's sessions.
+#[derive(Clone)]
+pub struct Client {
+    security: Security,
+}
+
+/// Whom a client believes, and what it shows.
+#[derive(Clone, Debug, Default)]
+pub struct ClientOptions {
+    /// Whom it believes. By default whom the system trusts.
+    pub trust: Trust,
+    /// What it shows to a server that asks. Nothing by default.
+    pub identity: Option<Identity>,
+    /// The protocols that it speaks (ALPN), the best first; a name has 1 to 255 bytes. A server that knows none of them
+    /// may refuse, or go on without: see [`Secured::protocol`](crate::Secured::protocol). None by default.
+    pub protocols: Vec<Vec<u8>>,
+    /// The name or the IP address that the server's certificate must be for. By default the host that is dialed; a
+    /// Unix-domain socket has none, so there it must be given.
+    pub name: Option<String>,
+    /// The oldest version of TLS that it speaks. Default [`Version::V12`].
+    pub oldest: Version,
+}
+
+/// Whom a client believes.
+#[derive(Clone, Debug, Default)]
+pub enum Trust {
+    /// Whom the system trusts: see [`Authorities::system`].
+    #[default]
+    System,
+    /// These, and nobody else.
+    Only(Authorities),
+    /// Whoever answers, without looking at the certificate: no protection against anyone in between. For tests.
+    AnyoneInsecurely,
+}
+
+impl Client {
+    /// One that believes and shows this.
+    ///
+    /// # Errors
+    ///
+    /// When [`name`](ClientOptions::name) is none, a protocol's name is too short or too long, or the system trusts
+    /// nobody.
+    pub fn new(options: ClientOptions) -> Result<Client, TlsError> {
+        let name = options.name.as_deref().map(given_name).transpose()?;
+        let spoken = versions(options.oldest);
+        let config = Arc::new(config(options, spoken)?);
+        Ok(Client { security: Security::new(Dialer { config, name }) })
+    }
+
+    /// To be given to a dial or to a socket.
+    pub fn security(&self) -> Security {
+        self.security.clone()
+    }
+}
+
+impl From<Client> for Security {
+    fn from(client: Client) -> Security {
+        client.security
+    }
+}
+
+impl From<&Client> for Security {
+    fn from(client: &Client) -> Security {
+        client.security()
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+fn given_name(name: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(name.to_string()).map_err(|_| {
+        TlsError::new(format!(
+            "cannot expect a certificate for {name:?}: it is neither a name nor an IP address"
+        ))
+    })
+}
+
+struct Dialer {
+    config: Arc<ClientConfig>,
+    name: Option<ServerName<'static>>,
+}
+
+impl Secure for Dialer {
+    fn filter(&self, peer: &Address) -> io::Result<Box<dyn Filter>> {
+        let name = self.name.clone().map_or_else(|| dialed_name(peer), Ok)?;
+        let session = Session::client(self.config.clone(), name).map_err(io::Error::other)?;
+        Ok(Box::new(session))
+    }
+}
+
+fn dialed_name(peer: &Address) -> io::Result<ServerName<'static>> {
+    let cannot =
+        |why| io::Error::new(io::ErrorKind::InvalidInput, format!("cannot dial {peer} with TLS: {why}"));
+    match peer {
+        Address::Inet(address) => Ok(ServerName::IpAddress(address.ip().to_canonical().into())),
+        Address::Name { host, .. } => ServerName::try_from(host.to_string())
+            .map_err(|_| cannot("no certificate can be for this name (give another one)")),
+        _ => Err(cannot("it has no name to check (give one)")),
+    }
+}
+
+pub(super) fn config(
+    options: ClientOptions,
+    spoken: &[&'static SupportedProtocolVersion],
+) -> Result<ClientConfig, TlsError> {
+    check_protocols(&options.protocols)?;
+    let cannot = |error: rustls::Error| TlsError::new(format!("cannot dial with TLS: {error}"));
+    let builder = ClientConfig::builder_with_provider(provider());
+    let builder = builder.with_protocol_versions(spoken).map_err(cannot)?;
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier(options.trust)?);
+    let mut config = match options.identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let shown = SingleCertAndKey::from(identity.certified_key().clone());
+            builder.with_client_cert_resolver(Arc::new(shown))
+        }
+    };
+    config.alpn_protocols = options.protocols;
+    Ok(config)
+}
+
+fn verifier(trust: Trust) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
+    let authorities = match trust {
+        Trust::System => Authorities::system()?,
+        Trust::Only(authorities) => authorities,
+        Trust::AnyoneInsecurely => {
+            log::warn!(
+                "TLS without looking at certificates: whoever is in between can read and change everything"
+            );
+            return Ok(Arc::new(Anyone(provider().signature_verification_algorithms)));
+        }
+    };
+    let builder = WebPkiServerVerifier::builder_with_provider(authorities.roots().clone(), provider());
+    let built = builder.build();
+    Ok(built.map_err(|error| TlsError::new(format!("cannot check servers: {error}")))?)
+}
+
+/// Believes every certificate. Whoever shows one must still have its key, as the handshake's signature proves.
+#[derive(Debug)]
+struct Anyone(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}

@@ -1,0 +1,185 @@
+//! Who one is, and whom one believes.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::pki_types::pem::{Error as PemError, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+use super::{TlsError, provider};
+use crate::options::plain;
+
+/// A certificate with those that vouch for it, and the private key that belongs to it. Cheap to clone.
+#[derive(Clone)]
+pub struct Identity(Arc<CertifiedKey>);
+
+impl Identity {
+    /// From PEM: the chain with one's own certificate first, and the private key (PKCS #8, PKCS #1 or SEC 1). What else
+    /// there is between the certificates is passed over, and so is every key after the first, so that both may come
+    /// from the same text.
+    ///
+    /// # Errors
+    ///
+    /// When there is no certificate or no key, when one of them is malformed or of a kind that is not supported, when
+    /// the key is encrypted, or when the two do not belong together.
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Identity, TlsError> {
+        identity(chain, "the certificate", key, "the key")
+    }
+
+    /// From two PEM files, or from one that holds both. Reads them at once, by blocking; when they change, make
+    /// another one and give it to [`Server::replace`](super::Server::replace).
+    ///
+    /// # Errors
+    ///
+    /// As [`from_pem`](Identity::from_pem), and when a file cannot be read. The error names the file.
+    pub fn from_pem_files(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Identity, TlsError> {
+        let (chain, key) = (chain.as_ref(), key.as_ref());
+        let chain_named = format!("the certificate in {}", chain.display());
+        let key_named = format!("the key in {}", key.display());
+        identity(&read(chain, &chain_named)?, &chain_named, &read(key, &key_named)?, &key_named)
+    }
+
+    pub(super) fn certified_key(&self) -> &Arc<CertifiedKey> {
+        &self.0
+    }
+
+    pub(super) fn certificate(&self) -> &CertificateDer<'static> {
+        // Checked when it was made.
+        &self.0.cert[0]
+    }
+}
+
+fn read(path: &Path, named: &str) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|error| TlsError::new(format!("cannot read {named}: {}", plain(&error))))
+}
+
+/// The names say where the two came from.
+fn identity(chain: &[u8], chain_named: &str, key: &[u8], key_named: &str) -> Result<Identity, TlsError> {
+    let chain = certificates(chain, chain_named)?;
+    let key = private_key(key, key_named)?;
+    let cannot = |what: &str, why: &str| TlsError::new(format!("cannot use {what}: {why}"));
+    match CertifiedKey::from_der(chain, key, &provider()) {
+        Ok(certified) => Ok(Identity(Arc::new(certified))),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            Err(cannot(key_named, &format!("it does not belong to {chain_named}")))
+        }
+        Err(rustls::Error::InvalidCertificate(_)) => Err(cannot(chain_named, "it is malformed")),
+        Err(_) => Err(cannot(
+            key_named,
+            "it is malformed, or of a kind that is not supported \
+             (use RSA of 2048 to 8192 bits, ECDSA on P-256 or P-384, or Ed25519)",
+        )),
+    }
+}
+
+fn certificates(pem: &[u8], named: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let all = all.map_err(|error| TlsError::new(format!("cannot use {named}: {}", malformed(&error))))?;
+    if all.is_empty() {
+        return Err(TlsError::new(format!(
+            "cannot use {named}: there is none (it is PEM, and begins with -----BEGIN CERTIFICATE-----)"
+        )));
+    }
+    Ok(all)
+}
+
+fn private_key(pem: &[u8], named: &str) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
+        // An encrypted key has a header of its own, or, as OpenSSL once wrote it, a line that is no base64.
+        let is_encrypted = memchr::memmem::find(pem, b"ENCRYPTED").is_some();
+        let why = match error {
+            _ if is_encrypted => {
+                "it is encrypted (write it in the clear first: openssl pkey -in ... -out ...)".into()
+            }
+            PemError::NoItemsFound => {
+                "there is none (it is PEM, and begins with -----BEGIN PRIVATE KEY----- or the like)".into()
+            }
+            error => malformed(&error),
+        };
+        TlsError::new(format!("cannot use {named}: {why}"))
+    })
+}
+
+fn malformed(error: &PemError) -> String {
+    match error {
+        PemError::MissingSectionEnd { .. } => "its -----END line is missing".into(),
+        PemError::IllegalSectionStart { .. } => "its -----BEGIN line is malformed".into(),
+        error => format!("it is malformed: {error}"),
+    }
+}
+
+impl fmt::Debug for Identity {
+    /// Not the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity")
+    }
+}
+
+/// Those whose signature on a certificate is believed. Never empty. Cheap to clone.
+#[derive(Clone)]
+pub struct Authorities(Arc<RootCertStore>);
+
+impl Authorities {
+    /// Those whose certificates are in this PEM text.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or when one is malformed.
+    pub fn from_pem(certificates: &[u8]) -> Result<Authorities, TlsError> {
+        authorities(certificates, "the certificate of an authority")
+    }
+
+    /// Those whose certificates are in this PEM file. Reads it at once, by blocking.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_pem`](Authorities::from_pem), and when the file cannot be read.
+    pub fn from_pem_file(path: impl AsRef<Path>) -> Result<Authorities, TlsError> {
+        let path = path.as_ref();
+        let named = format!("the certificate of an authority in {}", path.display());
+        authorities(&read(path, &named)?, &named)
+    }
+
+    /// Those whom the system trusts: what `SSL_CERT_FILE` and `SSL_CERT_DIR` name, else what the system keeps. Reads a
+    /// few hundred kilobytes, by blocking. What is malformed among them is passed over.
+    ///
+    /// # Errors
+    ///
+    /// When none were found.
+    pub fn system() -> Result<Authorities, TlsError> {
+        let found = rustls_native_certs::load_native_certs();
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(found.certs);
+        if roots.is_empty() {
+            let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
+            return Err(TlsError::new(format!(
+                "cannot find whom the system trusts, neither where SSL_CERT_FILE and SSL_CERT_DIR say nor where \
+                 OpenSSL looks{why} (install ca-certificates, or name a file)"
+            )));
+        }
+        Ok(Authorities(Arc::new(roots)))
+    }
+
+    pub(super) fn roots(&self) -> &Arc<RootCertStore> {
+        &self.0
+    }
+}
+
+fn authorities(pem: &[u8], named: &str) -> Result<Authorities, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for (n, certificate) in (1..).zip(certificates(pem, named)?) {
+        let added = roots.add(certificate);
+        added.map_err(|_| TlsError::new(format!("cannot use {named}: number {n} is malformed")))?;
+    }
+    Ok(Authorities(Arc::new(roots)))
+}
+
+impl fmt::Debug for Authorities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Authorities({})", self.0.len())
+    }
+}
