@@ -9,6 +9,7 @@ use tidemill::proxy_header::Version;
 use tidemill::{Address, Guard, IpRange, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
 
 use crate::plan::{Plan, Shape};
+use crate::secure::{Shown, Trusted, Upstream};
 use crate::values::{Rate, Size, Span, address, overflow, range, shape, version};
 use crate::who::{WHO, Who};
 
@@ -113,7 +114,7 @@ pub struct Load {
     /// Send each message as a frame: u32be, line, ... (for frames)
     #[arg(long, value_name = "KIND")]
     framing: Option<Framing>,
-    /// Do not measure first how fast the generator itself is
+    /// Do not measure first how fast the generator itself is; with --tls it never does
     #[arg(long)]
     pub no_ceiling: bool,
     /// Tell the result as JSON
@@ -122,6 +123,8 @@ pub struct Load {
     /// Draw the latencies as an SVG picture
     #[arg(long, value_name = "FILE")]
     pub plot: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    tls: Trusted,
 }
 
 #[derive(Args)]
@@ -141,6 +144,8 @@ pub struct Upstreams {
     /// Say in a PROXY header for whom a connection stands: v1 or v2
     #[arg(long, value_name = "VERSION", hide_possible_values = true, value_parser = version(), help_heading = PROXY)]
     pub proxy_protocol_out: Option<Version>,
+    #[command(flatten)]
+    pub tls: Upstream,
 }
 
 /// Why a command did not do what it was asked to.
@@ -177,6 +182,8 @@ pub struct Connect {
     /// Write what arrives as it is, even to a terminal
     #[arg(long)]
     pub raw: bool,
+    #[command(flatten)]
+    pub tls: Trusted,
 }
 
 // Options stand under these headings.
@@ -261,6 +268,9 @@ pub struct Server {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = MUCH)]
     memory: Size,
 
+    #[command(flatten)]
+    pub tls: Shown,
+
     /// Look for events for so long before sleeping, while they come as soon as that: 50us halves a lone caller's
     /// latency and keeps a processor busy meanwhile; 0: never
     #[arg(long, value_name = "TIME", default_value = "0", help_heading = SPEED)]
@@ -302,6 +312,7 @@ impl Load {
             warm_up: self.warm_up.0.unwrap_or(Duration::ZERO),
             duration,
             framing: self.framing.clone(),
+            secure: self.tls.client()?,
         })
     }
 }
@@ -346,6 +357,7 @@ impl Server {
             idle: self.idle_timeout.map_or(base.idle, |span| span.0),
             first_byte: self.first_byte_timeout.0,
             half_closed: self.half_closed_timeout.0,
+            handshake: self.tls.handshake(),
             lifetime: self.max_lifetime.0,
             read_pace: base.read_pace.and(self.min_rate.0),
             write_pace: self.min_rate.0,
@@ -372,7 +384,8 @@ impl Server {
             }
         };
         let splices = self.splices.map_or(allowed.splices, |most| most as usize);
-        Limits { connections, memory: self.memory.0, spin: self.spin.0, splices, ..allowed }
+        let handshakes = self.tls.most_handshakes();
+        Limits { connections, memory: self.memory.0, spin: self.spin.0, splices, handshakes, ..allowed }
     }
 
     pub fn listen_options(&self) -> ListenOptions {

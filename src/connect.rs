@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use tidemill::{
-    Closed, ConnId, DialError, Handle, Input, Limits, Reactor, Service, Socket, SocketLimits, Sockets,
+    Closed, ConnId, DialError, DialOptions, Handle, Input, Limits, Reactor, Service, Socket, SocketLimits,
+    Sockets,
 };
 
 use crate::cli::Connect;
@@ -25,6 +26,8 @@ type Failed = Arc<OnceLock<String>>;
 struct Ending {
     why: Option<Closed>,
     failure: Option<DialError>,
+    /// What was wrong with TLS.
+    broken: Option<Box<str>>,
 }
 
 /// Talks until both sides have finished. What a script wants to know is whether it was connected and came to a proper
@@ -42,6 +45,7 @@ pub fn connect(options: &Connect) -> Result<(), String> {
         write_pace: None,
         read_when_full: true,
         connect: options.timeout.0,
+        handshake: options.timeout.0,
         message: incoming.inbox_limit(),
         ..SocketLimits::default()
     };
@@ -56,7 +60,9 @@ pub fn connect(options: &Connect) -> Result<(), String> {
         only: options.only_connect,
     };
     let service = reactor.add_with(relay, limits);
-    let id = reactor.dial(&options.to, service).map_err(cannot)?;
+    let secure = options.tls.client()?;
+    let dial = DialOptions { secure, ..DialOptions::default() };
+    let id = reactor.dial_with(&options.to, service, dial).map_err(cannot)?;
     while reactor.sockets().get(id).is_some_and(|socket| socket.is_connecting()) {
         reactor.turn(None).map_err(cannot)?;
     }
@@ -71,13 +77,16 @@ pub fn connect(options: &Connect) -> Result<(), String> {
     if let Some(failed) = failed.get() {
         return Err(failed.clone());
     }
-    let Ending { why, failure } = ending.take();
+    let Ending { why, failure, broken } = ending.take();
     match (failure, why) {
         (Some(failure), Some(Closed::Unresolved | Closed::Unreachable(_) | Closed::ConnectTimeout)) => {
             Err(failure.to_string())
         }
         (_, None | Some(Closed::Finished | Closed::Local | Closed::Aborted | Closed::Idle)) => Ok(()),
-        (_, Some(why)) => Err(format!("{}: {why}", options.to)),
+        (_, Some(why)) => match broken {
+            Some(broken) => Err(format!("{}: {why}: {broken}", options.to)),
+            None => Err(format!("{}: {why}", options.to)),
+        },
     }
 }
 
@@ -166,6 +175,9 @@ impl Service for Relay {
 
     fn connected(&mut self, _: &mut (), socket: &mut Socket<'_>) {
         log::debug!("connected to {}", socket.peer_addr());
+        if let Some(secured) = socket.secured() {
+            log::debug!("secured by {} with {}", secured.version, secured.cipher);
+        }
         if self.only {
             socket.close();
         }
@@ -192,7 +204,10 @@ impl Service for Relay {
         let mut out = Vec::new();
         self.incoming.finish(&mut out);
         let _ = self.write(&out);
-        let failure = rest.departed().and_then(|departed| departed.failure.clone());
-        *self.ending.borrow_mut() = Ending { why: Some(why), failure };
+        let (failure, broken) = match rest.departed() {
+            Some(departed) => (departed.failure.clone(), departed.broken.clone()),
+            None => (None, None),
+        };
+        *self.ending.borrow_mut() = Ending { why: Some(why), failure, broken };
     }
 }

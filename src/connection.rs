@@ -288,12 +288,8 @@ impl Connection {
             None => limits.idle,
         };
         if self.flags.has(Flag::Securing) {
-            let since = self
-                .extra
-                .as_ref()
-                .and_then(|extra| extra.seal.as_ref())
-                .map_or(self.born, |seal| seal.since);
-            return earliest.consider(since, limits.handshake, Due::Handshake);
+            let seal = self.extra.as_ref().and_then(|extra| extra.seal.as_ref());
+            return earliest.at(seal.and_then(|seal| seal.by), Due::Handshake);
         }
         if self.flags.any(&[Flag::Ended, Flag::Finished]) {
             earliest.consider(self.touched, limits.half_closed, Due::HalfClosed);

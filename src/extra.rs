@@ -51,8 +51,8 @@ pub(crate) struct Seal {
     pub(crate) how: Option<Security>,
     /// From then on.
     pub(crate) filter: Option<Box<dyn Filter>>,
-    /// When it was asked for.
-    pub(crate) since: Tick,
+    /// When the handshake must be done.
+    pub(crate) by: Option<Tick>,
     /// Queued bytes that go as they are, because they were sent before that.
     pub(crate) bare: usize,
     /// Why it could not go on.
@@ -101,14 +101,14 @@ pub(crate) struct Alarm {
 }
 
 impl Seal {
-    pub(crate) fn new(how: Security, since: Tick, bare: usize) -> Seal {
-        Seal { how: Some(how), filter: None, since, bare, broken: None }
+    pub(crate) fn new(how: Security, by: Option<Tick>, bare: usize) -> Seal {
+        Seal { how: Some(how), filter: None, by, bare, broken: None }
     }
 }
 
 impl fmt::Debug for Seal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seal").field("since", &self.since).field("bare", &self.bare).finish_non_exhaustive()
+        f.debug_struct("Seal").field("by", &self.by).field("bare", &self.bare).finish_non_exhaustive()
     }
 }
 

@@ -94,8 +94,25 @@ impl Security {
         Security(Arc::new(secure))
     }
 
+    /// The same, for a peer who is known by another address than the connection's own: by a name, for a
+    /// [connection that runs already](crate::Socket::secure).
+    pub fn known_as(&self, peer: Address) -> Security {
+        Security::new(KnownAs { how: self.clone(), peer })
+    }
+
     pub(crate) fn filter(&self, peer: &Address) -> io::Result<Box<dyn Filter>> {
         self.0.filter(peer)
+    }
+}
+
+struct KnownAs {
+    how: Security,
+    peer: Address,
+}
+
+impl Secure for KnownAs {
+    fn filter(&self, _: &Address) -> io::Result<Box<dyn Filter>> {
+        self.how.filter(&self.peer)
     }
 }
 

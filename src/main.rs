@@ -4,6 +4,7 @@ mod cli;
 mod connect;
 mod load;
 mod plan;
+mod secure;
 mod serve;
 mod values;
 mod who;
@@ -84,7 +85,14 @@ fn proxy(options: &cli::Upstreams, server: &cli::Server) -> Result<(), Failure> 
             "--connect-timeout cannot be 0: a client would wait for ever".to_string(),
         ));
     };
+    let secures_upstreams = options.tls.client().map_err(Failure::Run)?;
+    let shown = server.tls.server().map_err(Failure::Run)?;
+    // A PROXY header comes before the handshake, so where one is expected the proxy itself has to see to both.
+    let behind_header = !options.proxy_protocol_in.is_empty();
+    let secures_callers = shown.as_ref().filter(|_| behind_header).map(|shown| shown.security());
     let proxy = Proxy::to(options.to.clone())
+        .securing_callers(secures_callers)
+        .securing_upstreams(secures_upstreams)
         .trusting(options.proxy_protocol_in.clone())
         .announcing(options.proxy_protocol_out)
         .within(within)
@@ -92,7 +100,7 @@ fn proxy(options: &cli::Upstreams, server: &cli::Server) -> Result<(), Failure> 
     let exempt = options.proxy_protocol_in.clone();
     let guard = Guard { per_address: Some(100), exempt, ..Guard::default() };
     let limits = proxy.limits();
-    let house = serve::House { guard, dials_to: options.to.clone() };
+    let house = serve::House { guard, dials_to: options.to.clone(), shown, secures_door: !behind_header };
     serve::serve_as(proxy, limits, house, server)
 }
 

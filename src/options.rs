@@ -75,8 +75,9 @@ pub enum Family {
 /// ```
 #[derive(Clone, Debug)]
 pub struct DialOptions {
-    /// How long looking up the name and connecting may take together; by default
-    /// [`SocketLimits::connect`](crate::SocketLimits::connect).
+    /// How long looking up the name, connecting and the handshake of TLS may take together; by default
+    /// [`SocketLimits::connect`](crate::SocketLimits::connect), and then
+    /// [`SocketLimits::handshake`](crate::SocketLimits::handshake).
     pub timeout: Option<Duration>,
     /// The local address to call from; by default the system chooses. With port 0 it chooses only the port.
     pub local: Option<SocketAddr>,

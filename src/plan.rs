@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tidemill::framing::Framing;
-use tidemill::{Address, DialOptions};
+use tidemill::{Address, DialOptions, Security};
 
 /// What a load consists of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +33,8 @@ pub struct Plan {
     pub warm_up: Duration,
     pub duration: Duration,
     pub framing: Option<Framing>,
+    /// How the connections are secured.
+    pub secure: Option<Security>,
 }
 
 /// The bytes that are sent, in a circle: a wrong, missing or doubled byte of an echo is found out, because its
@@ -101,14 +103,16 @@ impl Pattern {
     }
 }
 
-/// How to dial: where that is a loopback address, each of its neighbours has ports of its own, and none of them is used
-/// up by connections that were closed a moment ago.
-pub fn dial_options(to: &Address, serial: usize) -> DialOptions {
-    let local = to.inet().filter(|to| to.ip().is_loopback() && to.is_ipv4());
-    let local = local.map(|_| {
-        std::net::SocketAddr::from(([127, 0, 1 + (serial / 200 % 50) as u8, 1 + (serial % 200) as u8], 0))
-    });
-    DialOptions { local, ..DialOptions::default() }
+impl Plan {
+    /// How to dial: where that is a loopback address, each of its neighbours has ports of its own, and none of them is
+    /// used up by connections that were closed a moment ago.
+    pub fn dial_options(&self, serial: usize) -> DialOptions {
+        let local = self.to.inet().filter(|to| to.ip().is_loopback() && to.is_ipv4());
+        let local = local.map(|_| {
+            std::net::SocketAddr::from(([127, 0, 1 + (serial / 200 % 50) as u8, 1 + (serial % 200) as u8], 0))
+        });
+        DialOptions { local, secure: self.secure.clone(), ..DialOptions::default() }
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +130,7 @@ mod tests {
             warm_up: Duration::ZERO,
             duration: Duration::ZERO,
             framing: framing.map(|name| name.parse().expect("a framing")),
+            secure: None,
         }
     }
 

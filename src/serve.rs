@@ -7,33 +7,46 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tidemill::tls::Server;
 use tidemill::{
     Address, Closed, Guard, Handle, Limits, ListenOptions, Reactor, Refusal, Rules, Service, SocketLimits,
     Stats, Verdict,
 };
 
-use crate::cli::{Failure, Server};
+use crate::cli::{Failure, Server as Options};
+use crate::secure::Shown;
 
 /// What a service wants of its house beside the limits of its connections.
-#[derive(Default)]
 pub struct House {
     pub guard: Guard,
     /// Whom each connection will have dialed for it.
     pub dials_to: Vec<Address>,
+    /// What is shown of TLS, where it was read already, and whether the listeners show it: else the service does.
+    pub shown: Option<Server>,
+    pub secures_door: bool,
+}
+
+impl House {
+    /// One whose listeners secure those who come, if that was asked for.
+    fn plain(options: &Options) -> Result<House, Failure> {
+        let shown = options.tls.server().map_err(Failure::Run)?;
+        Ok(House { guard: Guard::default(), dials_to: Vec::new(), shown, secures_door: true })
+    }
 }
 
 /// Serves until a signal comes. `usual` are the limits that the service brings along.
-pub fn serve<S: Service>(service: S, usual: SocketLimits, options: &Server) -> Result<(), Failure> {
-    serve_as(service, usual, House::default(), options)
+pub fn serve<S: Service>(service: S, usual: SocketLimits, options: &Options) -> Result<(), Failure> {
+    let house = House::plain(options)?;
+    serve_as(service, usual, house, options)
 }
 
 pub fn serve_as<S: Service>(
     service: S,
     usual: SocketLimits,
     house: House,
-    options: &Server,
+    options: &Options,
 ) -> Result<(), Failure> {
     let mut limits = options.socket_limits(usual).map_err(Failure::Usage)?;
     let most = options.limits(descriptors());
@@ -45,9 +58,13 @@ pub fn serve_as<S: Service>(
     }
     let service = reactor.add_with(service, limits);
     reactor.guard(service, options.guard(house.guard));
-    let listen = ListenOptions { dials: !house.dials_to.is_empty(), ..options.listen_options() };
+    let secure = house.shown.as_ref().filter(|_| house.secures_door).map(Server::security);
+    let listen = ListenOptions { dials: !house.dials_to.is_empty(), secure, ..options.listen_options() };
     // Before anyone can wait for the start line and then send a signal.
     heed_signals(reactor.handle(), options.drain()).map_err(failed)?;
+    if let Some(shown) = house.shown {
+        heed_reload(shown, options.tls.clone()).map_err(failed)?;
+    }
     let mut listening = Vec::new();
     for address in &options.listen {
         let listener = reactor.listen_with(address, service, &listen).map_err(failed)?;
@@ -125,6 +142,22 @@ fn heed_signals(handle: Handle, drain: Duration) -> std::io::Result<()> {
     Ok(())
 }
 
+/// SIGHUP has the certificates read again. What is wrong with the new ones is no reason to lose the old ones.
+fn heed_reload(shown: Server, options: Shown) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGHUP])?;
+    let waits = thread::Builder::new().name("reload".into());
+    waits.spawn(move || {
+        for _ in signals.forever() {
+            let read = options.read().and_then(|read| shown.replace(read).map_err(|error| error.to_string()));
+            match read {
+                Ok(()) => log::info!("the certificates were read again, and are shown to whoever comes now"),
+                Err(why) => log::error!("{why}; the certificates of before are still shown"),
+            }
+        }
+    })?;
+    Ok(())
+}
+
 /// How often each rule of the door has decided.
 fn tell_rules(rules: Option<&Rules>) {
     for rule in rules.into_iter().flat_map(Rules::iter) {
@@ -141,7 +174,11 @@ fn tell_stats(stats: &Stats) {
     let ends = counted(&Closed::WORDS, &stats.closed, "");
     let refusals = counted(&Refusal::WORDS, &stats.refused_for, "refused-");
     let dry = counted(&Refusal::WORDS, &stats.would_refuse, "would-refuse-");
-    let waits = counted(&["throttled", "would-throttle"], &[stats.throttled, stats.would_throttle], "");
+    let waits = counted(
+        &["throttled", "would-throttle", "handshakes", "handshakes-delayed"],
+        &[stats.throttled, stats.would_throttle, stats.handshakes, stats.handshakes_delayed],
+        "",
+    );
     let Stats { accepted, refused, shed, bytes_in, bytes_out, .. } = stats;
     log::info!(
         "accepted={accepted} refused={refused} shed={shed} in={bytes_in} out={bytes_out}{ends}{refusals}{dry}{waits}"

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tidemill::{Closed, ConnId, Input, Reactor, Service, ServiceId, Socket, Sockets};
 
 use super::tally::Tally;
-use crate::plan::{Pattern, Plan, Shape, dial_options};
+use crate::plan::{Pattern, Plan, Shape};
 
 /// What the service and the loop around it both look at.
 pub struct Callers {
@@ -124,7 +124,7 @@ pub fn dial(
     number: usize,
 ) -> io::Result<()> {
     let mut callers = shared.borrow_mut();
-    let options = dial_options(&callers.plan.to, callers.dials);
+    let options = callers.plan.dial_options(callers.dials);
     let id = sockets.dial_with(&callers.plan.to, own, options)?;
     callers.dials += 1;
     callers.connecting += 1;

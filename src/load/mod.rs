@@ -21,7 +21,7 @@ use tidemill::services::{Chat, Echo};
 use tidemill::{Address, Limits, Reactor, SocketLimits};
 
 use crate::cli::{Failure, Load as Options};
-use crate::plan::{Plan, Shape, dial_options};
+use crate::plan::{Plan, Shape};
 use crate::serve::descriptors;
 use callers::{Callers, Load};
 use fan_out::{FanOut, Room};
@@ -36,7 +36,8 @@ pub fn load(options: &Options) -> Result<(), Failure> {
     let plan = options.plan().map_err(Failure::Usage)?;
     let ceiling = match plan.shape {
         Shape::Idle => None,
-        _ if options.no_ceiling => None,
+        // A server of our own would need a certificate that the options trust.
+        _ if options.no_ceiling || plan.secure.is_some() => None,
         _ => Some(own_ceiling(&plan).map_err(Failure::Run)?),
     };
     let bar = progress(&plan);
@@ -219,7 +220,7 @@ fn run_room(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<Tal
             return Err(not_all_up(plan, &room.tally, room.up));
         }
         while dialed < all && room.connecting < 128 {
-            let options = dial_options(&plan.to, dialed);
+            let options = plan.dial_options(dialed);
             let id = reactor.dial_with(&plan.to, own, options).map_err(failed)?;
             room.sender.get_or_insert(id);
             room.connecting += 1;

@@ -8,6 +8,7 @@ use super::turned_away::TurnedAway;
 use crate::address::Address;
 use crate::closed::Closed;
 use crate::departed::Departed;
+use crate::filter::Security;
 use crate::guard::Refused;
 use crate::id::{ConnId, ServiceId};
 use crate::inbox::Input;
@@ -54,6 +55,8 @@ pub struct Proxy {
     own: Option<ServiceId>,
     trusted: Vec<IpRange>,
     header_out: Option<Version>,
+    secures_callers: Option<Security>,
+    secures_upstreams: Option<Security>,
     within: Duration,
     check_every: Option<Duration>,
     /// By client.
@@ -74,6 +77,8 @@ struct Upstream {
 pub enum Leg {
     /// A client that has to say first for whom it stands.
     Announcing,
+    /// A client in its handshake, and what it called.
+    Securing(Option<Address>),
     /// A client.
     Client,
     /// The upstream of this client.
@@ -124,6 +129,8 @@ impl Proxy {
             own: None,
             trusted: Vec::new(),
             header_out: None,
+            secures_callers: None,
+            secures_upstreams: None,
             within: Duration::from_secs(10),
             check_every: Some(Duration::from_secs(5)),
             open: HashMap::new(),
@@ -140,6 +147,17 @@ impl Proxy {
     /// Tells upstreams in a PROXY header for whom a connection stands.
     pub fn announcing(self, version: Option<Version>) -> Proxy {
         Proxy { header_out: version, ..self }
+    }
+
+    /// Secures callers, behind the PROXY header of those who send one. Where nobody is trusted to send one, a listener
+    /// that [secures](crate::ListenOptions::secure) them does it better: then only those come in who are.
+    pub fn securing_callers(self, how: Option<Security>) -> Proxy {
+        Proxy { secures_callers: how, ..self }
+    }
+
+    /// Secures the way to the upstreams. A PROXY header goes before that, as it is.
+    pub fn securing_upstreams(self, how: Option<Security>) -> Proxy {
+        Proxy { secures_upstreams: how, ..self }
     }
 
     /// How long connecting to an upstream may take, all attempts together. Default 10 s.
@@ -169,6 +187,20 @@ impl Proxy {
         let (down, up): (Vec<usize>, Vec<usize>) = round.partition(is_down);
         self.next = up.first().map_or(self.next, |first| (first + 1) % count);
         up.into_iter().chain(down).collect()
+    }
+
+    /// A client is known by its address.
+    fn meet(&mut self, client: &mut Socket<'_>, called: Option<Address>) -> Leg {
+        match &self.secures_callers {
+            Some(how) => {
+                client.secure(how.clone());
+                Leg::Securing(called)
+            }
+            None => {
+                self.admit(client, called);
+                Leg::Client
+            }
+        }
     }
 
     /// A client is known for what it is: it waits, unread, while an upstream is dialed.
@@ -203,7 +235,8 @@ impl Proxy {
             if timeout.is_zero() {
                 return false;
             }
-            let options = DialOptions { timeout: Some(timeout), ..DialOptions::default() };
+            let secure = self.secures_upstreams.clone().filter(|_| self.header_out.is_none());
+            let options = DialOptions { timeout: Some(timeout), secure, ..DialOptions::default() };
             match client.dial_with(&self.upstreams[upstream].to, options) {
                 Ok(leg) => {
                     (record.upstream, record.leg) = (upstream, Some(leg));
@@ -213,6 +246,20 @@ impl Proxy {
             }
         }
         false
+    }
+
+    /// A client has its upstream.
+    fn join(&mut self, client: ConnId, upstream: &mut Socket<'_>) {
+        let Some(record) = self.open.get_mut(&client) else { return upstream.close() };
+        record.connected = Some(upstream.now() - record.began);
+        record.dialing = None;
+        let index = record.upstream;
+        self.mark_up(index);
+        match upstream.other(client) {
+            Some(mut client) => client.resume(),
+            None => return upstream.close(),
+        }
+        upstream.pipe(client);
     }
 
     fn mark_up(&mut self, index: usize) {
@@ -235,8 +282,8 @@ impl Proxy {
         let Some(record) = self.open.get_mut(&client) else { return };
         let (upstream, connected) = (record.upstream, record.connected.is_some());
         record.leg = None;
-        if let Some(failure) = departed.failure.as_ref().filter(|_| !connected && why != Closed::Local) {
-            self.mark_down(upstream, failure, rest.now());
+        if let Some(failure) = failure(why, &departed).filter(|_| !connected) {
+            self.mark_down(upstream, &failure, rest.now());
         }
         let Some(record) = self.open.get_mut(&client) else { return };
         record.upstream_end = Some(Box::new((why, departed)));
@@ -284,10 +331,7 @@ impl Service for Proxy {
                 socket.set_alarm(Some(HEADER_WITHIN));
                 Leg::Announcing
             }
-            Origin::Accepted => {
-                self.admit(socket, None);
-                Leg::Client
-            }
+            Origin::Accepted => self.meet(socket, None),
         }
     }
 
@@ -299,29 +343,35 @@ impl Service for Proxy {
             return socket.close();
         };
         let Some(record) = self.open.get_mut(&client) else { return socket.close() };
-        record.connected = Some(socket.now() - record.began);
-        let upstream = record.upstream;
         if let Some(version) = self.header_out {
             let mut header = Vec::new();
             header_for(record).encode(version, &mut header);
             socket.send(&header);
+            if let Some(how) = &self.secures_upstreams {
+                return socket.secure(how.known_as(self.upstreams[record.upstream].to.clone()));
+            }
         }
-        if let Some(record) = self.open.get_mut(&client) {
-            record.dialing = None;
+        self.join(client, socket);
+    }
+
+    /// Behind a PROXY header, on either side.
+    fn secured(&mut self, leg: &mut Leg, socket: &mut Socket<'_>) {
+        match leg {
+            Leg::Securing(called) => {
+                let called = called.take();
+                *leg = Leg::Client;
+                self.admit(socket, called);
+            }
+            &mut Leg::Upstream(client) => self.join(client, socket),
+            Leg::Announcing | Leg::Client | Leg::Check => {}
         }
-        self.mark_up(upstream);
-        match socket.other(client) {
-            Some(mut client) => client.resume(),
-            None => return socket.close(),
-        }
-        socket.pipe(client);
     }
 
     /// Only a client that has to announce itself is heard here; all else goes through the pipe.
     fn data(&mut self, leg: &mut Leg, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         match leg {
             Leg::Announcing => {}
-            Leg::Client | Leg::Upstream(_) => return,
+            Leg::Client | Leg::Securing(_) | Leg::Upstream(_) => return,
             Leg::Check => {
                 input.take_all();
                 return;
@@ -350,8 +400,7 @@ impl Service for Proxy {
                 Some(Address::Inet(destination))
             }
         };
-        *leg = Leg::Client;
-        self.admit(socket, called);
+        *leg = self.meet(socket, called);
     }
 
     fn alarm(&mut self, leg: &mut Leg, socket: &mut Socket<'_>) {
@@ -380,7 +429,8 @@ impl Service for Proxy {
             if self.checks.values().any(|&checked| checked == index) {
                 continue; // The last one is still under way.
             }
-            let options = DialOptions { timeout: Some(self.within), ..DialOptions::default() };
+            let secure = self.secures_upstreams.clone().filter(|_| self.header_out.is_none());
+            let options = DialOptions { timeout: Some(self.within), secure, ..DialOptions::default() };
             match sockets.dial_with(&upstream.to, own, options) {
                 Ok(id) => drop(self.checks.insert(id, index)),
                 Err(error) => log::debug!("no check: {error}"),
@@ -391,11 +441,11 @@ impl Service for Proxy {
     fn closed(&mut self, leg: Leg, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
         let Some(departed) = rest.departed().cloned() else { return };
         match leg {
-            Leg::Announcing => {}
+            Leg::Announcing | Leg::Securing(_) => {}
             Leg::Check => {
                 let index = self.checks.remove(&id);
-                if let (Some(index), Some(failure)) = (index, &departed.failure) {
-                    self.mark_down(index, failure, rest.now());
+                if let (Some(index), Some(failure)) = (index, failure(why, &departed)) {
+                    self.mark_down(index, &failure, rest.now());
                 }
             }
             Leg::Upstream(client) => self.upstream_ended(client, why, departed, rest),
@@ -410,6 +460,16 @@ impl Service for Proxy {
                 }
             }
         }
+    }
+}
+
+/// Why an upstream that was not connected has ended, unless we wanted that.
+fn failure(why: Closed, departed: &Departed) -> Option<String> {
+    match (&departed.failure, &departed.broken) {
+        _ if matches!(why, Closed::Local | Closed::Shutdown) => None,
+        (Some(failure), _) => Some(failure.to_string()),
+        (None, Some(broken)) => Some(broken.to_string()),
+        (None, None) => Some(why.to_string()),
     }
 }
 
@@ -434,6 +494,9 @@ impl fmt::Display for Record {
             None => Ok(()),
             Some((upstream, Departed { failure: Some(failure), .. })) => {
                 write!(f, " upstream={} ({failure})", upstream.word())
+            }
+            Some((upstream, Departed { broken: Some(broken), .. })) => {
+                write!(f, " upstream={} ({broken})", upstream.word())
             }
             Some((upstream, _)) => write!(f, " upstream={}", upstream.word()),
         }

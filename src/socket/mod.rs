@@ -191,9 +191,9 @@ impl<'a> Socket<'a> {
     /// handshake, or it is wrong. Then [`secured`](crate::Service::secured) comes, or
     /// [`closed`](crate::Service::closed).
     ///
-    /// Whoever called begins, so give a connection that was dialed the security of a client; the server's name is to be
-    /// set in that, because the connection knows only the address that the dial came to. One that is secured already,
-    /// or that we have finished, stays as it is.
+    /// Whoever called begins, so give a connection that was dialed the security of a client, and say
+    /// [by what name](Security::known_as) the server is known: the connection has only the address that the dial came
+    /// to. One that is secured already, or that we have finished, stays as it is.
     pub fn secure(&mut self, how: Security) {
         self.table.secure(self.slot, how);
     }

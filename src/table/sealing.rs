@@ -6,11 +6,12 @@ use crate::connection::Stage;
 use crate::extra::Seal;
 use crate::filter::{Filter, Secured, Security};
 use crate::flags::Flag;
+use crate::time::Tick;
 
 impl Table {
     /// Has all bytes from here on secured; those queued before go as they are. The loop begins the handshake.
     pub(crate) fn secure(&mut self, slot: u32, how: Security) {
-        let (bare, now) = (self.queued(slot), self.now);
+        let (bare, by) = (self.queued(slot), self.handshake_ends(slot));
         let connection = self.at_mut(slot);
         let is_open = connection.stage == Stage::Open && !connection.flags.has(Flag::Finishing);
         if !is_open || connection.flags.has(Flag::Sealed) {
@@ -18,9 +19,14 @@ impl Table {
         }
         connection.flags.raise(Flag::Sealed);
         connection.flags.raise(Flag::Securing);
-        connection.extra().seal = Some(Box::new(Seal::new(how, now, bare)));
+        connection.extra().seal = Some(Box::new(Seal::new(how, by, bare)));
         self.push_ready(slot);
         self.rearm(slot);
+    }
+
+    /// When a handshake that is asked for now must be done.
+    pub(crate) fn handshake_ends(&self, slot: u32) -> Option<Tick> {
+        self.limits_of(slot).handshake.map(|span| self.now.after(span))
     }
 
     pub(crate) fn filter(&mut self, slot: u32) -> Option<&mut dyn Filter> {

@@ -225,6 +225,7 @@ impl<S: System> Loop<S> {
         let local = self.system.local(&stream);
         self.put_stream(slot, stream);
         let connection = self.table.at_mut(slot);
+        let born = connection.born;
         connection.stage = Stage::Open;
         connection.flags.raise(Flag::Writable);
         connection.touched = now;
@@ -235,6 +236,7 @@ impl<S: System> Loop<S> {
         let dial = connection.dial_mut();
         (dial.next_attempt, dial.asked) = (None, Vec::new());
         let secure = dial.options.secure.clone().zip(dial.to.clone());
+        let by = dial.options.timeout.map(|span| born.after(span));
         if secure.is_none() {
             dial.failures = 0;
         }
@@ -254,7 +256,7 @@ impl<S: System> Loop<S> {
         self.table.rearm(slot);
         log::debug!("{} {address} connected", self.table.id(slot));
         if let Some((how, to)) = secure {
-            return self.secure_dialed(slot, how, &to);
+            return self.secure_dialed(slot, how, &to, by);
         }
         let host = usize::from(self.table.at(slot).host);
         self.hosts[host].connected(&mut self.table, slot);

@@ -13,6 +13,7 @@ use crate::filter::Security;
 use crate::flags::Flag;
 use crate::outbox::Gather;
 use crate::system::System;
+use crate::time::Tick;
 
 /// Handshakes that begin in one turn. Each costs up to a millisecond, and others wait meanwhile.
 const BEGIN_MAX: usize = 4;
@@ -29,12 +30,16 @@ impl<S: System> Loop<S> {
 
     /// A caller has come who is to be secured. He costs nothing until he says a word.
     pub(super) fn meet_later(&mut self, slot: u32, how: Security) {
-        let now = self.table.now;
+        let by = self.table.handshake_ends(slot);
+        self.meet_by(slot, how, by);
+    }
+
+    fn meet_by(&mut self, slot: u32, how: Security, by: Option<Tick>) {
         let connection = self.table.at_mut(slot);
         for flag in [Flag::Sealed, Flag::Securing, Flag::Unmet] {
             connection.flags.raise(flag);
         }
-        connection.extra().seal = Some(Box::new(Seal::new(how, now, 0)));
+        connection.extra().seal = Some(Box::new(Seal::new(how, by, 0)));
         self.table.rearm(slot);
     }
 
@@ -99,9 +104,10 @@ impl<S: System> Loop<S> {
         None
     }
 
-    /// We have called, and are to be secured before anybody hears of it.
-    pub(super) fn secure_dialed(&mut self, slot: u32, how: Security, to: &Address) {
-        self.meet_later(slot, how);
+    /// We have called, and are to be secured before anybody hears of it, within what time was given for the dial.
+    pub(super) fn secure_dialed(&mut self, slot: u32, how: Security, to: &Address, by: Option<Tick>) {
+        let usual = self.table.handshake_ends(slot);
+        self.meet_by(slot, how, by.or(usual));
         self.begin_handshake(slot, to);
     }
 
@@ -155,7 +161,9 @@ impl<S: System> Loop<S> {
         if let Some(seal) = &mut connection.extra().seal {
             seal.broken = Some(why.into());
         }
-        log::info!("{}: closed: {}: {why}", self.table.peer(slot), reason.word());
+        // Of one that we called, its service hears the reason, and says it where it belongs.
+        let level = if connection.flags.has(Flag::Dialed) { log::Level::Debug } else { log::Level::Info };
+        log::log!(level, "{}: closed: {}: {why}", self.table.peer(slot), reason.word());
         self.table.give_up_sealing(slot);
         self.table.close(slot, reason);
     }

@@ -613,7 +613,7 @@ fn misbehaving_world(seed: u64) {
         echo,
     );
     house.script.misbehave(seed);
-    let mut live: Vec<(Peer, Vec<u8>, Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut live = Vec::new();
     for _ in 0..8 {
         live.push((house.script.connect(), b"HELLO\nTHANKS\n".to_vec(), Vec::new(), Vec::new()));
     }

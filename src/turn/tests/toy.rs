@@ -129,9 +129,7 @@ impl Filter for Toy {
     }
 
     fn secured(&self) -> Secured {
-        let mut secured = Secured::default();
-        secured.server_name = Some(self.named.clone());
-        secured
+        Secured { server_name: Some(self.named.clone()), ..Secured::default() }
     }
 }
 
