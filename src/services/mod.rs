@@ -6,6 +6,7 @@ mod chat;
 mod echo;
 mod frames;
 mod proxy;
+mod record;
 #[cfg(test)]
 mod trial;
 mod turned_away;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use super::record::{Dialing, Record, failure};
 use super::turned_away::TurnedAway;
 use crate::address::Address;
 use crate::closed::Closed;
@@ -85,32 +86,6 @@ pub enum Leg {
     Upstream(ConnId),
     /// A check of an upstream.
     Check,
-}
-
-/// What will stand in the log.
-#[derive(Debug)]
-struct Record {
-    client: Address,
-    began: Instant,
-    upstream: usize,
-    /// Until it is connected.
-    dialing: Option<Box<Dialing>>,
-    connected: Option<Duration>,
-    /// How each end has ended, what it had moved, and how long the client was here. In a box, because most of its
-    /// time a pair has none.
-    client_end: Option<Box<(Closed, Departed, Duration)>>,
-    upstream_end: Option<Box<(Closed, Departed)>>,
-    /// The one that is being dialed or connected.
-    leg: Option<ConnId>,
-}
-
-/// What is known of a connection while an upstream is dialed.
-#[derive(Debug)]
-struct Dialing {
-    /// What the client called.
-    called: Option<Address>,
-    /// Upstreams that have not been tried, in order.
-    untried: Vec<usize>,
 }
 
 /// How long an upstream that could not be connected is passed over.
@@ -345,7 +320,7 @@ impl Service for Proxy {
         let Some(record) = self.open.get_mut(&client) else { return socket.close() };
         if let Some(version) = self.header_out {
             let mut header = Vec::new();
-            header_for(record).encode(version, &mut header);
+            record.header().encode(version, &mut header);
             socket.send(&header);
             if let Some(how) = &self.secures_upstreams {
                 return socket.secure(how.known_as(self.upstreams[record.upstream].to.clone()));
@@ -459,46 +434,6 @@ impl Service for Proxy {
                     self.tell(id);
                 }
             }
-        }
-    }
-}
-
-/// Why an upstream that was not connected has ended, unless we wanted that.
-fn failure(why: Closed, departed: &Departed) -> Option<String> {
-    match (&departed.failure, &departed.broken) {
-        _ if matches!(why, Closed::Local | Closed::Shutdown) => None,
-        (Some(failure), _) => Some(failure.to_string()),
-        (None, Some(broken)) => Some(broken.to_string()),
-        (None, None) => Some(why.to_string()),
-    }
-}
-
-/// For whom an upstream is to be told that a connection stands.
-fn header_for(record: &Record) -> ProxyHeader {
-    let called = record.dialing.as_ref().and_then(|dialing| dialing.called.as_ref());
-    let ends = record.client.inet().zip(called.and_then(Address::inet));
-    ends.map_or(ProxyHeader::Unknown, |(source, destination)| ProxyHeader::For { source, destination })
-}
-
-impl fmt::Display for Record {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((client, departed, lived)) = self.client_end.as_deref() else { return Ok(()) };
-        // Nobody needs the nanoseconds.
-        let micros = |span: Duration| Duration::from_micros(span.as_micros() as u64);
-        write!(f, "in={} out={} lived={:?}", departed.bytes_in, departed.bytes_out, micros(*lived))?;
-        if let Some(connected) = self.connected {
-            write!(f, " connected={:?}", micros(connected))?;
-        }
-        write!(f, " client={}", client.word())?;
-        match self.upstream_end.as_deref() {
-            None => Ok(()),
-            Some((upstream, Departed { failure: Some(failure), .. })) => {
-                write!(f, " upstream={} ({failure})", upstream.word())
-            }
-            Some((upstream, Departed { broken: Some(broken), .. })) => {
-                write!(f, " upstream={} ({broken})", upstream.word())
-            }
-            Some((upstream, _)) => write!(f, " upstream={}", upstream.word()),
         }
     }
 }
