@@ -22,7 +22,7 @@
 //! let mut reactor = Reactor::new(Limits::default())?;
 //! let echo = reactor.add(Echo);
 //! let options = ListenOptions { secure: Some(server.security()), ..ListenOptions::default() };
-//! reactor.listen_with("127.0.0.1:9443", echo, options)?;
+//! reactor.listen_with("127.0.0.1:9443", echo, &options)?;
 //! reactor.run()?;
 //! # Ok::<(), std::io::Error>(())
 //! ```

@@ -172,7 +172,7 @@ impl<C: Side> Filter for Session<C> {
     }
 
     fn seal_end(&mut self, out: &mut Vec<u8>) {
-        if self.broken.is_some() || self.connection.common().is_handshaking() {
+        if self.broken.is_some() || self.said_end || self.connection.common().is_handshaking() {
             return;
         }
         self.said_end = true;
