@@ -30,13 +30,19 @@
 //! # A client
 //!
 //! ```ignore
+//! use tidemill::services::Echo;
 //! use tidemill::tls::{Authorities, Client, ClientOptions, Trust};
-//! use tidemill::{DialOptions, Reactor};
+//! use tidemill::{DialOptions, Limits, Reactor};
 //!
 //! // Without options it trusts whom the system trusts.
 //! let trust = Trust::Only(Authorities::from_pem_file("ca.pem")?);
 //! let client = Client::new(ClientOptions { trust, ..ClientOptions::default() })?;
+//!
+//! let mut reactor = Reactor::new(Limits::default())?;
+//! let service = reactor.add(Echo::default());
 //! let options = DialOptions { secure: Some(client.security()), ..DialOptions::default() };
+//! reactor.dial_with("a.example:9443", service, options)?;
+//! reactor.run()?;
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
