@@ -22,7 +22,7 @@
 //! let mut reactor = Reactor::new(Limits::default())?;
 //! let echo = reactor.add(Echo);
 //! let options = ListenOptions { secure: Some(server.security()), ..ListenOptions::default() };
-//! reactor.listen_with("127.0.0.1:9443", echo, options)?;
+//! reactor.listen_with("127.0.0.1:9443", echo, &options)?;
 //! reactor.run()?;
 //! # Ok::<(), std::io::Error>(())
 //! ```
@@ -30,13 +30,19 @@
 //! # A client
 //!
 //! ```ignore
+//! use tidemill::services::Echo;
 //! use tidemill::tls::{Authorities, Client, ClientOptions, Trust};
-//! use tidemill::{DialOptions, Reactor};
+//! use tidemill::{DialOptions, Limits, Reactor};
 //!
 //! // Without options it trusts whom the system trusts.
 //! let trust = Trust::Only(Authorities::from_pem_file("ca.pem")?);
 //! let client = Client::new(ClientOptions { trust, ..ClientOptions::default() })?;
+//!
+//! let mut reactor = Reactor::new(Limits::default())?;
+//! let service = reactor.add(Echo::default());
 //! let options = DialOptions { secure: Some(client.security()), ..DialOptions::default() };
+//! reactor.dial_with("a.example:9443", service, options)?;
+//! reactor.run()?;
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!

@@ -38,6 +38,7 @@ pub struct Server {
 ///     clients: Clients::Required(Authorities::from_pem_file("clients.pem")?),
 ///     ..ServerOptions::default()
 /// })?;
+/// # let _ = server;
 /// # Ok::<(), tidemill::tls::TlsError>(())
 /// ```
 #[derive(Clone, Debug, Default)]
@@ -192,9 +193,9 @@ thread_local! {
 
 /// The name in the hello that was read last on this thread, once.
 ///
-/// An unbuffered connection of rustls does not tell the name. It asks for the certificate in every handshake, also in a
-/// resumed one, but does not tell on whose behalf. So the name is left here, and the session looks right after each call
-/// that can have read a hello.
+/// An unbuffered connection of rustls does not tell the name. It asks for the certificate in every handshake, also in
+/// a resumed one, but does not tell on whose behalf. So the name is left here, and the session looks right after each
+/// call that can have read a hello.
 pub(super) fn asked_for() -> Option<Box<str>> {
     ASKED_FOR.take()
 }

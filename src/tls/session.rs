@@ -1,6 +1,7 @@
 //! One connection's TLS.
 
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
@@ -32,6 +33,8 @@ pub(super) struct Session<C> {
     heard: bool,
     /// Whether the peer has said that it will send nothing more.
     ended: bool,
+    /// Whether the peer was told so.
+    said_end: bool,
     /// Why it cannot go on.
     broken: Option<Box<str>>,
 }
@@ -112,7 +115,15 @@ impl Session<UnbufferedClientConnection> {
 
 impl<C: Side> Session<C> {
     fn new(connection: C, server_name: Option<Box<str>>) -> Session<C> {
-        Session { connection, kept: Vec::new(), server_name, heard: false, ended: false, broken: None }
+        Session {
+            connection,
+            kept: Vec::new(),
+            server_name,
+            heard: false,
+            ended: false,
+            said_end: false,
+            broken: None,
+        }
     }
 }
 
@@ -128,7 +139,7 @@ impl<C: Side> Filter for Session<C> {
         drop(kept);
         let mut plain = 0;
         if self.broken.is_none() {
-            match self.advance(wire, &mut plain, out) {
+            match self.advance_guarded(wire, &mut plain, out) {
                 // Bytes behind the peer's last word could be anyone's.
                 Ok(_) if self.ended => {}
                 Ok(used) if wire.len() - used > KEPT_MAX => {
@@ -161,9 +172,10 @@ impl<C: Side> Filter for Session<C> {
     }
 
     fn seal_end(&mut self, out: &mut Vec<u8>) {
-        if self.broken.is_some() || self.connection.common().is_handshaking() {
+        if self.broken.is_some() || self.said_end || self.connection.common().is_handshaking() {
             return;
         }
+        self.said_end = true;
         let ended = self.speak(out, |traffic, out| {
             append(out, ROOM, |room| traffic.queue_close_notify(room)).map_err(|error| error.to_string())
         });
@@ -187,6 +199,22 @@ impl<C: Side> Filter for Session<C> {
 }
 
 impl<C: Side> Session<C> {
+    /// [Advances](Session::advance). Built with debug assertions, rustls asserts that it sends no alert behind its end,
+    /// and does send one when what still arrives is wrong: no peer shall end the process by that.
+    fn advance_guarded(
+        &mut self,
+        wire: &mut [u8],
+        plain: &mut usize,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, String> {
+        if !self.said_end {
+            return self.advance(wire, plain, out);
+        }
+        // Whatever was left half done is not used again: the session is broken by it.
+        catch_unwind(AssertUnwindSafe(|| self.advance(wire, plain, out)))
+            .unwrap_or_else(|_| Err("what the peer sent after it was told the end was wrong".into()))
+    }
+
     /// Goes through what has arrived until more is needed, and says how much of it was used up.
     ///
     /// It ends: each round uses up a record, or takes one of the messages that rustls has queued, or lowers a flag.

@@ -1,1 +1,235 @@
+//! A client and a server in memory, and what is said of them.
 
+mod bytes;
+mod floods;
+mod trust;
+
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::pki_types::ServerName;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, SupportedProtocolVersion};
+
+use super::session::Session;
+use super::{Authorities, Client, ClientOptions, Identity, Server, ServerOptions, Trust, client};
+use crate::address::Address;
+use crate::filter::{Filter, Opened, Security};
+
+const BOTH: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
+
+/// An authority, and what it signs.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        // Two of the same name would be told apart by their signatures only, and in other words.
+        params.distinguished_name.push(DnType::CommonName, format!("{:?}", key.public_key_raw()));
+        Authority(CertifiedIssuer::self_signed(params, key).unwrap())
+    }
+
+    fn authorities(&self) -> Authorities {
+        Authorities::from_pem(self.0.pem().as_bytes()).unwrap()
+    }
+
+    fn identity(&self, names: &[&str]) -> Identity {
+        self.identity_but(names, |_| {})
+    }
+
+    fn identity_but(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Identity {
+        let (certificate, key) = self.pem_but(names, change);
+        Identity::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()
+    }
+
+    fn pem(&self, names: &[&str]) -> (String, String) {
+        self.pem_but(names, |_| {})
+    }
+
+    fn pem_but(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
+        let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// A server for `a.example`.
+    fn server(&self) -> Server {
+        Server::new(self.serving()).unwrap()
+    }
+
+    fn serving(&self) -> ServerOptions {
+        ServerOptions { identities: vec![self.identity(&["a.example"])], ..ServerOptions::default() }
+    }
+
+    fn trusting(&self) -> ClientOptions {
+        ClientOptions { trust: Trust::Only(self.authorities()), ..ClientOptions::default() }
+    }
+
+    /// A client's configuration, for one version.
+    fn config(&self, version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
+        config(self.trusting(), version)
+    }
+}
+
+fn config(options: ClientOptions, version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
+    Arc::new(client::config(options, &[version]).unwrap())
+}
+
+fn address(text: &str) -> Address {
+    text.parse().unwrap()
+}
+
+/// One side, and what has come of it.
+struct End {
+    session: Box<dyn Filter>,
+    plain: Vec<u8>,
+    last: Opened,
+    most_kept: usize,
+}
+
+impl End {
+    fn new(session: Box<dyn Filter>) -> End {
+        End { session, plain: Vec::new(), last: Opened::default(), most_kept: 0 }
+    }
+
+    fn of(security: &Security, peer: &str) -> End {
+        End::new(security.filter(&address(peer)).unwrap())
+    }
+
+    fn server(server: &Server) -> End {
+        End::of(&server.security(), "192.0.2.7:4444")
+    }
+
+    fn client(client: &Client, to: &str) -> End {
+        End::of(&client.security(), to)
+    }
+
+    fn caller(config: &Arc<ClientConfig>, name: &'static str) -> End {
+        let name = ServerName::try_from(name).unwrap();
+        End::new(Box::new(Session::client(config.clone(), name).unwrap()))
+    }
+
+    /// What it answers to these bytes.
+    fn hear(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let kept = self.session.kept();
+        let mut wire = vec![0xee; kept];
+        wire.extend_from_slice(bytes);
+        let mut out = Vec::new();
+        self.last = self.session.open(&mut wire, &mut out);
+        self.plain.extend_from_slice(&wire[..self.last.plain]);
+        self.most_kept = self.most_kept.max(self.session.kept());
+        out
+    }
+
+    fn say(&mut self, plain: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.session.seal(plain, &mut out).unwrap();
+        out
+    }
+
+    fn say_end(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.session.seal_end(&mut out);
+        out
+    }
+
+    fn broken(&self) -> &str {
+        self.last.broken.as_deref().unwrap_or("not broken")
+    }
+}
+
+/// How bytes are cut on their way.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    Every(usize),
+    /// Once, behind so many bytes of each direction.
+    Once(usize),
+}
+
+/// Both sides, and what is under way between them.
+struct Pair {
+    client: End,
+    server: End,
+    to_client: Vec<u8>,
+    to_server: Vec<u8>,
+    delivered: [usize; 2],
+    cut: Cut,
+}
+
+impl Pair {
+    fn new(client: End, server: End, cut: Cut) -> Pair {
+        let (to_client, to_server) = (Vec::new(), Vec::new());
+        Pair { client, server, to_client, to_server, delivered: [0; 2], cut }
+    }
+
+    /// A pair whose handshake is over, in whichever way it ended.
+    fn shaken(client: End, server: End, cut: Cut) -> Pair {
+        let mut pair = Pair::new(client, server, cut);
+        pair.to_server = pair.client.hear(&[]);
+        pair.to_client = pair.server.hear(&[]);
+        pair.settle();
+        pair
+    }
+
+    /// A pair that is ready.
+    fn ready(authority: &Authority, version: &'static SupportedProtocolVersion) -> Pair {
+        let (client, server) = (authority.config(version), authority.server());
+        let pair =
+            Pair::shaken(End::caller(&client, "a.example"), End::server(&server), Cut::Every(usize::MAX));
+        assert!(pair.is_ready(), "{} / {}", pair.client.broken(), pair.server.broken());
+        pair
+    }
+
+    fn is_ready(&self) -> bool {
+        let ends = [&self.client, &self.server];
+        ends.iter().all(|end| end.last.ready && end.last.broken.is_none())
+    }
+
+    /// Delivers until nobody has anything to say.
+    fn settle(&mut self) {
+        while !self.to_client.is_empty() || !self.to_server.is_empty() {
+            let (to_server, to_client) =
+                (std::mem::take(&mut self.to_server), std::mem::take(&mut self.to_client));
+            for piece in cut(&to_server, self.cut, &mut self.delivered[0]) {
+                self.to_client.extend(self.server.hear(piece));
+            }
+            for piece in cut(&to_client, self.cut, &mut self.delivered[1]) {
+                self.to_server.extend(self.client.hear(piece));
+            }
+        }
+    }
+
+    /// Says it on one side and delivers it; what the server heard.
+    fn ask(&mut self, plain: &[u8]) -> Vec<u8> {
+        self.server.plain.clear();
+        self.to_server = self.client.say(plain);
+        self.settle();
+        std::mem::take(&mut self.server.plain)
+    }
+
+    fn answer(&mut self, plain: &[u8]) -> Vec<u8> {
+        self.client.plain.clear();
+        self.to_client = self.server.say(plain);
+        self.settle();
+        std::mem::take(&mut self.client.plain)
+    }
+}
+
+fn cut<'a>(bytes: &'a [u8], how: Cut, delivered: &mut usize) -> Vec<&'a [u8]> {
+    let from = *delivered;
+    *delivered += bytes.len();
+    match how {
+        Cut::Every(size) => bytes.chunks(size).collect(),
+        Cut::Once(at) if from < at && at < *delivered => {
+            let (one, other) = bytes.split_at(at - from);
+            vec![one, other]
+        }
+        Cut::Once(_) if bytes.is_empty() => Vec::new(),
+        Cut::Once(_) => vec![bytes],
+    }
+}

@@ -1,0 +1,210 @@
+//! Peers that know the keys, and do what no client does.
+
+use std::io::{Read, Write};
+
+use rustls::ClientConnection;
+use rustls::crypto::cipher::{MessageEncrypter, OutboundChunks, OutboundPlainMessage};
+use rustls::{ConnectionTrafficSecrets, ContentType, ProtocolVersion, SupportedCipherSuite};
+
+use super::*;
+
+/// A client that seals what it likes.
+struct Forger {
+    encrypter: Box<dyn MessageEncrypter>,
+    sequence: u64,
+}
+
+impl Forger {
+    /// One whose handshake with `server` is over.
+    fn shaken(authority: &Authority, version: &'static SupportedProtocolVersion, server: &mut End) -> Forger {
+        let mut config = client::config(authority.trusting(), &[version]).unwrap();
+        config.enable_secret_extraction = true;
+        let connection = connected(Arc::new(config), server);
+        let suite = connection.negotiated_cipher_suite().unwrap();
+        #[allow(deprecated)]
+        let (sequence, secrets) = connection.dangerous_extract_secrets().unwrap().tx;
+        let ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else { panic!("another suite") };
+        let encrypter = match suite {
+            SupportedCipherSuite::Tls13(suite) => suite.aead_alg.encrypter(key, iv),
+            SupportedCipherSuite::Tls12(suite) => {
+                let (implicit, explicit) = iv.as_ref().split_at(4);
+                suite.aead_alg.encrypter(key, implicit, explicit)
+            }
+        };
+        Forger { encrypter, sequence }
+    }
+
+    fn record(&mut self, typ: ContentType, payload: &[u8]) -> Vec<u8> {
+        let payload = OutboundChunks::Single(payload);
+        let plain = OutboundPlainMessage { typ, version: ProtocolVersion::TLSv1_2, payload };
+        let sealed = self.encrypter.encrypt(plain, self.sequence).unwrap();
+        self.sequence += 1;
+        sealed.encode()
+    }
+}
+
+/// rustls's own client, connected with one of our servers.
+fn connected(config: Arc<ClientConfig>, server: &mut End) -> ClientConnection {
+    let mut client = ClientConnection::new(config, ServerName::try_from("a.example").unwrap()).unwrap();
+    loop {
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        let answer = server.hear(&wire);
+        if answer.is_empty() {
+            break;
+        }
+        let mut rest = &answer[..];
+        while !rest.is_empty() {
+            client.read_tls(&mut rest).unwrap();
+            client.process_new_packets().unwrap();
+        }
+    }
+    assert!(server.last.ready && !client.is_handshaking());
+    client
+}
+
+const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
+
+#[test]
+fn a_fragment_of_a_message_does_not_hurt_those_who_speak_meanwhile() {
+    let authority = Authority::new();
+    let mut server = End::server(&authority.server());
+    let mut forger = Forger::shaken(&authority, &TLS13, &mut server);
+    let fragment = forger.record(ContentType::Handshake, &KEY_UPDATE[..3]);
+    server.hear(&fragment);
+    assert_eq!(server.last.broken, None);
+    assert!(server.session.kept() >= fragment.len());
+    // rustls indexes into what it was given before, whatever it is called for.
+    assert!(!server.say(b"meanwhile").is_empty());
+    server.hear(&[]);
+    assert!(!server.say(b"and again").is_empty());
+    assert!(!server.say_end().is_empty());
+    let rest = forger.record(ContentType::Handshake, &KEY_UPDATE[3..]);
+    server.hear(&rest);
+    assert_eq!(server.last.broken, None);
+    assert_eq!(server.session.kept(), 0, "the message is complete");
+}
+
+#[test]
+fn the_end_in_the_middle_of_a_hello_does_not_panic() {
+    let authority = Authority::new();
+    let hello = End::caller(&authority.config(&TLS13), "a.example").hear(&[]);
+    let mut server = End::server(&authority.server());
+    // The first bytes of the message, as a record of their own.
+    let mut record = vec![22, 3, 1, 0, 20];
+    record.extend_from_slice(&hello[5..25]);
+    server.hear(&record);
+    assert_eq!((server.say_end(), server.session.kept()), (Vec::new(), record.len()));
+    assert!(server.session.seal(b"early", &mut Vec::new()).is_err());
+}
+
+#[test]
+fn a_message_in_a_thousand_records_is_not_kept_for_ever() {
+    let authority = Authority::new();
+    let mut server = End::server(&authority.server());
+    // A hello of 65,535 bytes, a byte in each record.
+    let mut sent = 0;
+    for byte in [1, 0, 0xff, 0xff].into_iter().chain(std::iter::repeat_n(0, 0xffff)) {
+        sent += 1;
+        server.hear(&[22, 3, 1, 0, 1, byte]);
+        if server.last.broken.is_some() {
+            break;
+        }
+    }
+    assert_eq!(server.broken(), "the peer has begun a message that is too long");
+    assert!((10_000..12_000).contains(&sent), "after {sent} records");
+    assert!(server.most_kept <= (64 << 10) + 8 * (5 + 256), "{} were kept", server.most_kept);
+    assert_eq!(server.session.kept(), 0);
+}
+
+#[test]
+fn a_flood_of_empty_records_is_ended() {
+    let authority = Authority::new();
+    for version in BOTH {
+        let mut server = End::server(&authority.server());
+        let mut forger = Forger::shaken(&authority, version, &mut server);
+        let mut said = 0;
+        for _ in 0..2000 {
+            said += server.hear(&forger.record(ContentType::ApplicationData, &[])).len();
+        }
+        assert_eq!(server.broken(), "the peer broke TLS's rules: too many empty fragments");
+        assert!(said < 100, "{said} bytes were answered");
+    }
+}
+
+#[test]
+fn a_flood_of_warnings_is_ended() {
+    let authority = Authority::new();
+    for version in BOTH {
+        let mut server = End::server(&authority.server());
+        let mut forger = Forger::shaken(&authority, version, &mut server);
+        let mut wire = Vec::new();
+        for _ in 0..2000 {
+            // A warning: user_canceled, the only one that TLS 1.3 still knows.
+            wire.extend(forger.record(ContentType::Alert, &[1, 90]));
+        }
+        let said = server.hear(&wire);
+        assert_eq!(server.broken(), "the peer broke TLS's rules: too many warning alerts received");
+        assert!(said.len() < 100, "{} bytes were answered", said.len());
+    }
+}
+
+#[test]
+fn a_flood_of_new_hellos_is_ended() {
+    let authority = Authority::new();
+    let mut server = End::server(&authority.server());
+    let mut forger = Forger::shaken(&authority, &TLS12, &mut server);
+    let hello = End::caller(&authority.config(&TLS12), "a.example").hear(&[]);
+    let mut said = 0;
+    for _ in 0..1000 {
+        said += server.hear(&forger.record(ContentType::Handshake, &hello[5..])).len();
+    }
+    assert_eq!(server.broken(), "the peer broke TLS's rules: too many renegotiation requests");
+    assert!(said < 200, "{said} bytes were answered");
+}
+
+#[test]
+fn a_flood_of_new_keys_is_ended_or_answered_once() {
+    let authority = Authority::new();
+    let mut server = End::server(&authority.server());
+    let mut client = connected(authority.config(&TLS13), &mut server);
+    let mut said = 0;
+    for round in 0..1000 {
+        client.refresh_traffic_keys().unwrap();
+        let mut wire = Vec::new();
+        client.write_tls(&mut wire).unwrap();
+        said += server.hear(&wire).len();
+        if server.last.broken.is_some() {
+            assert!(round > 8, "a few are allowed");
+            break;
+        }
+    }
+    assert_eq!(server.broken(), "the peer broke TLS's rules: too many key update requests");
+    assert!(said < 100, "{said} bytes were answered");
+}
+
+#[test]
+fn new_keys_are_answered_with_the_next_data_and_all_of_it_can_be_read() {
+    let authority = Authority::new();
+    let mut server = End::server(&authority.server());
+    let mut client = connected(authority.config(&TLS13), &mut server);
+    for round in 0..1000 {
+        client.refresh_traffic_keys().unwrap();
+        client.writer().write_all(b"question").unwrap();
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        server.plain.clear();
+        assert_eq!(server.hear(&wire), b"", "round {round}");
+        assert_eq!((&server.plain[..], server.broken()), (&b"question"[..], "not broken"));
+        let answer = server.say(b"answer");
+        client.read_tls(&mut &answer[..]).unwrap();
+        client.process_new_packets().unwrap();
+        let mut heard = [0; 6];
+        client.reader().read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"answer");
+    }
+}
