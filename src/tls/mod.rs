@@ -2,7 +2,7 @@
 //!
 //! # An echo server
 //!
-//! ```ignore
+//! ```no_run
 //! use tidemill::tls::{Identity, Server, ServerOptions};
 //! use tidemill::{Input, Limits, ListenOptions, Reactor, Service, Socket};
 //!
@@ -29,7 +29,7 @@
 //!
 //! # A client
 //!
-//! ```ignore
+//! ```no_run
 //! use tidemill::services::Echo;
 //! use tidemill::tls::{Authorities, Client, ClientOptions, Trust};
 //! use tidemill::{DialOptions, Limits, Reactor};
