@@ -9,8 +9,12 @@ use crate::servers::Kind;
 pub enum Shape {
     /// Each connection sends messages and waits for them to come back.
     Echo,
+    /// The same, over TLS.
+    TlsEcho,
     /// A connection for each message.
     Churn,
+    /// The same, over TLS: what a whole handshake costs.
+    TlsChurn,
     /// One connection sends lines, all others get them.
     FanOut,
     /// Echo, through a proxy to the driver's own process.
@@ -62,6 +66,11 @@ pub const CASES: &[Case] = &[
     case("fan-out to 100, 16 lines", Shape::FanOut, 100, 64, 16, 100),
     case("fan-out to 1000, 1 line", Shape::FanOut, 1_000, 64, 1, 400),
     case("fan-out to 1000, 16 lines", Shape::FanOut, 1_000, 64, 16, 400),
+    case("TLS, 64 B x 1", Shape::TlsEcho, 1, 64, 1, 100),
+    case("TLS, 64 B x 50", Shape::TlsEcho, 50, 64, 1, 100),
+    case("TLS, 16 KiB x 50", Shape::TlsEcho, 50, 16 << 10, 1, 100),
+    case("TLS, 1 MiB x 4", Shape::TlsEcho, 4, 1 << 20, 1, 200),
+    case("TLS, churn x 50", Shape::TlsChurn, 50, 64, 1, 200),
     case("proxy, 64 B x 1", Shape::Proxy, 1, 64, 1, 100),
     case("proxy, 64 B x 50", Shape::Proxy, 50, 64, 1, 100),
     case("proxy, churn x 50", Shape::ProxyChurn, 50, 64, 1, 100),
@@ -72,8 +81,8 @@ impl Case {
     /// What is counted.
     pub fn unit(&self) -> &'static str {
         match self.shape {
-            Shape::Echo | Shape::Proxy => "messages",
-            Shape::Churn | Shape::ProxyChurn => "connections",
+            Shape::Echo | Shape::TlsEcho | Shape::Proxy => "messages",
+            Shape::Churn | Shape::TlsChurn | Shape::ProxyChurn => "connections",
             Shape::FanOut => "deliveries",
             Shape::Bulk => "KiB",
         }
@@ -81,7 +90,11 @@ impl Case {
 
     /// Whether each message has a connection of its own.
     pub fn churns(&self) -> bool {
-        matches!(self.shape, Shape::Churn | Shape::ProxyChurn)
+        matches!(self.shape, Shape::Churn | Shape::TlsChurn | Shape::ProxyChurn)
+    }
+
+    pub fn is_secured(&self) -> bool {
+        matches!(self.shape, Shape::TlsEcho | Shape::TlsChurn)
     }
 
     /// Whether the driver's process has to carry what is behind a proxy.
@@ -107,6 +120,7 @@ impl Case {
             Shape::Echo | Shape::Churn => {
                 vec![Kind::Tidemill, Kind::Tokio4, Kind::Tokio64, Kind::TokioThreads]
             }
+            Shape::TlsEcho | Shape::TlsChurn => vec![Kind::Tidemill, Kind::Tokio4, Kind::Tokio64],
             Shape::FanOut => vec![Kind::Tidemill, Kind::TokioMpsc, Kind::TokioBroadcast],
             Shape::Proxy | Shape::ProxyChurn | Shape::Bulk => vec![Kind::Tidemill, Kind::TokioCopy],
         };

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use tidemill::services::Echo;
 use tidemill::{
-    Closed, ConnId, DialOptions, Input, Limits, Reactor, Service, ServiceId, Socket, SocketLimits, Sockets,
+    Closed, ConnId, DialOptions, Input, Limits, Reactor, Security, Service, ServiceId, Socket, SocketLimits,
+    Sockets,
 };
 
 use crate::case::{Case, Shape};
+use crate::tls;
 
 /// What one turn of one server came to.
 #[derive(Clone, Copy, Default)]
@@ -37,7 +39,7 @@ struct State {
 pub struct Driver {
     reactor: Reactor,
     backend: Option<SocketAddr>,
-    targets: Vec<(SocketAddr, ServiceId)>,
+    targets: Vec<(SocketAddr, ServiceId, Option<Security>)>,
     state: Rc<RefCell<State>>,
 }
 
@@ -87,8 +89,11 @@ impl Driver {
     /// Connects to all servers, as often as the case says; for a churn, not at all yet.
     pub fn connect(&mut self, targets: &[SocketAddr]) {
         for (target, &address) in targets.iter().enumerate() {
-            let own = self.reactor.add(Caller { state: self.state.clone(), target, address, own: None });
-            self.targets.push((address, own));
+            // Each server has a key of its own, and knows only the sessions that it has begun.
+            let secure = self.state.borrow().case.is_secured().then(tls::client);
+            let state = self.state.clone();
+            let own = self.reactor.add(Caller { state, target, address, own: None, secure: secure.clone() });
+            self.targets.push((address, own, secure));
             self.state.borrow_mut().open.push(Vec::new());
         }
         let case = self.state.borrow().case;
@@ -98,11 +103,11 @@ impl Driver {
             _ => case.connections,
         };
         for n in 0..each * targets.len() {
-            let (address, own) = self.targets[n % targets.len()];
+            let (address, own, secure) = self.targets[n % targets.len()].clone();
             // No more under way than a backlog holds; and the last one of each after all the others.
             let ahead = if n / targets.len() + 1 == each { 0 } else { 256 };
             self.until(|state| state.up + ahead >= n);
-            dial(&self.state, &mut self.reactor.sockets(), own, address);
+            dial(&self.state, &mut self.reactor.sockets(), own, address, secure);
         }
         self.until(|state| state.up == each * targets.len());
     }
@@ -126,8 +131,10 @@ impl Driver {
             (state.active, state.messages) = (true, 0);
         }
         if case.churns() {
-            let (address, own) = self.targets[target];
-            (0..case.connections).for_each(|_| dial(&self.state, &mut sockets, own, address));
+            let (address, own, secure) = &self.targets[target];
+            for _ in 0..case.connections {
+                dial(&self.state, &mut sockets, *own, *address, secure.clone());
+            }
         } else {
             let state = &mut *self.state.borrow_mut();
             let speakers = match case.shape {
@@ -161,11 +168,17 @@ impl Case {
 }
 
 /// From one of several addresses of the loopback network: each has its own ports.
-fn dial(state: &Rc<RefCell<State>>, sockets: &mut Sockets<'_>, own: ServiceId, to: SocketAddr) {
+fn dial(
+    state: &Rc<RefCell<State>>,
+    sockets: &mut Sockets<'_>,
+    own: ServiceId,
+    to: SocketAddr,
+    secure: Option<Security>,
+) {
     let mut state = state.borrow_mut();
     let host = state.dials / 200 % 200;
     let local = SocketAddr::from(([127, 0, 2, 1 + host as u8], 0));
-    let options = DialOptions { local: Some(local), ..DialOptions::default() };
+    let options = DialOptions { local: Some(local), secure, ..DialOptions::default() };
     sockets.dial_with(to, own, options).expect("a slot");
     state.dials += 1;
     state.under_way += usize::from(state.case.churns());
@@ -176,6 +189,7 @@ struct Caller {
     target: usize,
     address: SocketAddr,
     own: Option<ServiceId>,
+    secure: Option<Security>,
 }
 
 impl Service for Caller {
@@ -234,7 +248,7 @@ impl Service for Caller {
         let active = state.active;
         drop(state);
         if let (true, Some(own)) = (active, self.own) {
-            dial(&self.state, rest, own, self.address);
+            dial(&self.state, rest, own, self.address, self.secure.clone());
         }
     }
 }

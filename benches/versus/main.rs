@@ -1,10 +1,10 @@
 //! tidemill beside tokio and others, the same service on each.
 //!
 //! ```sh
-//! cargo bench --bench versus                            # all cases, some minutes
-//! cargo bench --bench versus -- --case "64 B x 50"      # the cases whose name holds this
-//! cargo bench --bench versus -- --with haproxy,nginx    # beside others that are installed, too
-//! cargo bench --bench versus -- --docs                  # writes docs/benchmarks.md with its pictures
+//! cargo bench --features tls --bench versus             # all cases, some minutes
+//! cargo bench --features tls --bench versus -- --case "64 B x 50"      # the cases whose name holds this
+//! cargo bench --features tls --bench versus -- --with haproxy,nginx    # beside others that are installed, too
+//! cargo bench --features tls --bench versus -- --docs                  # writes docs/benchmarks.md with its pictures
 //! ```
 //!
 //! How it is kept fair is told in `page.md`, the beginning of that document.
@@ -18,6 +18,7 @@ mod peers;
 mod report;
 mod run;
 mod servers;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,7 +29,7 @@ use run::Effort;
 use servers::Kind;
 
 const HELP: &str = "\
-cargo bench --bench versus -- [OPTIONS]
+cargo bench --features tls --bench versus -- [OPTIONS]
   --case TEXT     only the cases whose name holds TEXT; none for only the other figures
   --with LIST     also these, where they are installed: epoll, libuv, node, haproxy, haproxy-splice, nginx
   --json FILE     the figures for programs
@@ -127,7 +128,7 @@ fn compare(options: &Options) -> Result<(), String> {
     }
     if options.docs {
         let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-        let command = format!("cargo bench --bench versus -- {}", words.join(" "));
+        let command = format!("cargo bench --features tls --bench versus -- {}", words.join(" "));
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
         report::write_docs(&folder, &told, &figures, &command)?;
     }

@@ -45,6 +45,7 @@ impl Server {
         let own = std::env::current_exe().expect("this program");
         let shape = match shape {
             Shape::Echo | Shape::Churn => "echo",
+            Shape::TlsEcho | Shape::TlsChurn => "tls",
             Shape::FanOut => "fan-out",
             Shape::Proxy | Shape::ProxyChurn | Shape::Bulk => "proxy",
         };

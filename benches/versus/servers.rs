@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tidemill::services::{Echo, Proxy};
-use tidemill::{Limits, ListenOptions, Reactor, Service};
+use tidemill::{Limits, ListenOptions, Reactor, Security, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::case::Shape;
 use crate::fan_out;
+use crate::tls;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
@@ -137,13 +138,16 @@ pub fn serve(name: &str, shape: &str, behind: Option<&str>) {
         behind.and_then(|address| address.parse().ok()).expect("an address behind the proxy")
     };
     match (Kind::named(name).expect("a server's name"), shape) {
-        (Kind::Tidemill, "fan-out") => tidemill(fan_out::Lines::default(), None, false),
+        (Kind::Tidemill, "tls") => tidemill(Echo::raw(), None, false, Some(tls::server())),
+        (Kind::Tokio64, "tls") => one().block_on(tls::echo::<65_536>(listener())),
+        (_, "tls") => one().block_on(tls::echo::<4_096>(listener())),
+        (Kind::Tidemill, "fan-out") => tidemill(fan_out::Lines::default(), None, false, None),
         (Kind::Tidemill, "proxy") => {
             let proxy = Proxy::to(vec![behind().into()]);
-            tidemill(proxy, None, true);
+            tidemill(proxy, None, true, None);
         }
-        (Kind::Tidemill, _) => tidemill(Echo::raw(), None, false),
-        (Kind::TidemillSpin, _) => tidemill(Echo::raw(), Some(Duration::from_micros(50)), false),
+        (Kind::Tidemill, _) => tidemill(Echo::raw(), None, false, None),
+        (Kind::TidemillSpin, _) => tidemill(Echo::raw(), Some(Duration::from_micros(50)), false, None),
         (Kind::Tokio64, _) => echo::<65_536>(&one()),
         (Kind::TokioThreads, _) => {
             echo::<4_096>(
@@ -162,11 +166,11 @@ pub fn announce(address: SocketAddr) {
     std::io::stdout().flush().expect("somebody waits for it");
 }
 
-fn tidemill<S: Service>(service: S, spin: Option<Duration>, dials: bool) {
+fn tidemill<S: Service>(service: S, spin: Option<Duration>, dials: bool, secure: Option<Security>) {
     let limits = Limits { connections: 21_000, spin, ..Limits::default() };
     let mut reactor = Reactor::new(limits).expect("a reactor");
     let service = reactor.add(service);
-    let options = ListenOptions { dials, ..ListenOptions::default() };
+    let options = ListenOptions { dials, secure, ..ListenOptions::default() };
     let listener = reactor.listen_with("127.0.0.1:0", service, &options).expect("a listener");
     announce(reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address"));
     reactor.run().expect("it runs until it is ended");

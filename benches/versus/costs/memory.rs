@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use super::{Measured, Peer, Process, Server, figure, raise_descriptors, until};
 use crate::servers::Kind;
+use crate::tls;
 
 /// Connections that have come and gone before anything is counted: what the first ones bring along is not the price of
 /// one.
@@ -16,7 +17,13 @@ pub(super) fn measure(smoke: bool) -> Measured {
     let (single, pairs) = (single.min(allowed), pairs.min(allowed / 2));
     let echoes = [Kind::Tidemill, Kind::Tokio4, Kind::Tokio64];
     let proxies = [Kind::Tidemill, Kind::TokioCopy];
+    let secured = single / 4;
     Ok(vec![
+        figure(format!("memory of an idle connection over TLS, of {secured}"), "bytes", &echoes, |kind| {
+            let server = Server::start(&["--serve", kind.name(), "tls"])?;
+            let config = tls::config_of_a_client();
+            Ok(each(&server.process, secured, || tls::Peer::connect(server.address, &config)))
+        })?,
         figure(format!("memory of an idle connection, of {single}"), "bytes", &echoes, |kind| {
             let server = Server::start(&["--serve", kind.name(), "echo"])?;
             Ok(each(&server.process, single, || {

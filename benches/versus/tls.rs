@@ -1,0 +1,138 @@
+//! The same over TLS: both sides by rustls with ring, a certificate for P-256, what is negotiated left to them.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+
+use tidemill::Security;
+use tidemill::tls::{Client, ClientOptions, Identity, Server, ServerOptions, Trust};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, ServerConfig, SignatureScheme, StreamOwned,
+};
+
+use crate::servers::announce;
+
+/// A certificate of one's own, and its key.
+fn certified() -> rcgen::CertifiedKey<rcgen::KeyPair> {
+    rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate")
+}
+
+/// tidemill's.
+pub fn server() -> Security {
+    let made = certified();
+    let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let identity = Identity::from_pem(chain.as_bytes(), key.as_bytes()).expect("an identity");
+    let options = ServerOptions { identities: vec![identity], ..ServerOptions::default() };
+    Server::new(options).expect("a server").security()
+}
+
+/// Whoever answers is believed: it is a child of ours.
+pub fn client() -> Security {
+    let options = ClientOptions { trust: Trust::AnyoneInsecurely, ..ClientOptions::default() };
+    Client::new(options).expect("a client").security()
+}
+
+/// An echo by tokio-rustls, as in its examples, with the same tickets as tidemill's.
+pub async fn echo<const BUFFER: usize>(listener: TcpListener) {
+    let made = certified();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
+    let mut config = builder.with_single_cert(vec![made.cert.der().clone()], key).expect("a configuration");
+    config.ticketer = ring::Ticketer::new().expect("a ticketer");
+    config.send_tls13_tickets = 1;
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    announce(listener.local_addr().expect("its address"));
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            let _ = stream.set_nodelay(true);
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            let mut buffer = vec![0; BUFFER];
+            loop {
+                match stream.read(&mut buffer).await {
+                    // Sealed is not sent: without the flush, what the kernel did not take would wait for more.
+                    Ok(n @ 1..) => {
+                        if stream.write_all(&buffer[..n]).await.is_err() || stream.flush().await.is_err() {
+                            return;
+                        }
+                    }
+                    _ => return,
+                }
+            }
+        });
+    }
+}
+
+/// A client that waits for each answer.
+pub struct Peer {
+    _stream: StreamOwned<ClientConnection, TcpStream>,
+}
+
+impl Peer {
+    /// Connected, greeted, and once echoed.
+    pub fn connect(to: SocketAddr, config: &Arc<ClientConfig>) -> Peer {
+        let name = ServerName::try_from("localhost").expect("a name");
+        let session = ClientConnection::new(config.clone(), name).expect("a session");
+        let mut stream = StreamOwned::new(session, TcpStream::connect(to).expect("a server"));
+        let mut heard = [0; 64];
+        stream.write_all(&[b'x'; 64]).expect("it reads");
+        stream.read_exact(&mut heard).expect("it answers");
+        Peer { _stream: stream }
+    }
+}
+
+pub fn config_of_a_client() -> Arc<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let believes = Arc::new(Believes(provider.clone()));
+    let builder = ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().expect("versions");
+    let config = builder.dangerous().with_custom_certificate_verifier(believes).with_no_client_auth();
+    Arc::new(config)
+}
+
+/// Whatever a child of ours shows.
+#[derive(Debug)]
+struct Believes(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Believes {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
