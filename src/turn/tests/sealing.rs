@@ -466,6 +466,36 @@ fn a_dial_that_cannot_be_secured_ends_with_the_reason() {
     assert_eq!(house.departed.borrow()[0].broken.as_deref(), Some("nobody has no name to check"));
 }
 
+#[test]
+fn what_waits_for_a_handshake_is_bounded_and_not_blamed_on_its_reader() {
+    let mut house = socket_limits(SocketLimits { handshake: None, ..no_idle() }).build(swallow);
+    let id = secured_dial(&mut house, "10.0.0.9:443", DialOptions::default());
+    house.script.answer(house.script.dialed()[0], Ok(()));
+    house.settle();
+    house.sockets().get(id).unwrap().send(&[b'x'; 500_000]);
+    house.pass(30 * SECOND);
+    assert_eq!(house.farewell(id), None, "it cannot read what cannot be sealed");
+    house.sockets().get(id).unwrap().send(&[b'x'; 600_000]);
+    house.settle();
+    assert_eq!(house.farewell(id), Some(Closed::SlowReader));
+    assert_eq!(house.turns.table.memory, 0);
+}
+
+#[test]
+fn the_time_for_a_dial_includes_its_handshake() {
+    let options = DialOptions { timeout: Some(3 * SECOND), ..DialOptions::default() };
+    let mut house = Plan::default().build(swallow);
+    let id = secured_dial(&mut house, "10.0.0.9:443", options);
+    house.pass(2 * SECOND);
+    let peer = house.script.dialed()[0];
+    house.script.answer(peer, Ok(()));
+    house.pass(SECOND + 40 * MS);
+    assert!(house.script.heard_end(peer), "one second was left for it");
+    house.script.end(peer);
+    house.settle();
+    assert_eq!(house.farewell(id), Some(Closed::HandshakeTimeout));
+}
+
 // -- a connection that runs already --------------------------------------------------------------
 
 #[test]
