@@ -144,3 +144,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/from-node.md")]
 struct FromNode;
+
+/// The programs of the page on TLS, compiled.
+#[cfg(all(doctest, feature = "tls"))]
+#[doc = include_str!("../docs/tls.md")]
+struct Tls;

@@ -3,6 +3,7 @@
 mod bytes;
 mod floods;
 mod trust;
+mod world;
 
 use std::sync::Arc;
 

@@ -16,8 +16,6 @@ mod readiness;
 mod sealing;
 mod splice;
 mod timers;
-#[cfg(feature = "tls")]
-mod tls;
 mod toy;
 
 use std::cell::RefCell;
