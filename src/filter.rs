@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::address::Address;
 
-/// A transform of one connection's bytes. It does no I/O and reads no clock; the loop moves the bytes.
+/// A transform of one connection's bytes. It does no I/O; the loop moves the bytes.
 ///
 /// ```text
 ///                    ┌──────── open ────────▶ data

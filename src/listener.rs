@@ -26,7 +26,8 @@ pub struct ListenOptions {
     pub backlog: u32,
     /// What happens to a peer who comes when the house is full. Default: refuse.
     pub overflow: Overflow,
-    /// What a refused peer is told. Default `server busy\n`; when empty, it only sees the end.
+    /// What a refused peer is told. Default `server busy\n`; when empty, or where those who come are
+    /// [secured](ListenOptions::secure), it only sees the end.
     pub busy_reply: Vec<u8>,
     /// Let the kernel probe a silent peer. Off by default.
     pub keep_alive: Option<KeepAlive>,
@@ -115,7 +116,11 @@ impl<L> Door<L> {
             refuses: options.overflow == Overflow::Refuse,
             dials: options.dials,
             secure: options.secure.clone(),
-            busy_reply: Shared::from(options.busy_reply.as_slice()),
+            // Words in the clear would be a broken handshake to a caller who expects TLS; an end is an end.
+            busy_reply: match options.secure {
+                Some(_) => Shared::from([].as_slice()),
+                None => Shared::from(options.busy_reply.as_slice()),
+            },
             acceptable: false,
             starved: None,
         }

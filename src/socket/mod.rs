@@ -315,12 +315,12 @@ impl<'a> Socket<'a> {
         self.table.set_group(self.slot, group.map(|GroupId(index)| index));
     }
 
-    /// Bytes received so far.
+    /// Bytes received so far; of a secured connection, as they came over the wire.
     pub fn bytes_in(&self) -> u64 {
         self.table.at(self.slot).bytes_in
     }
 
-    /// Bytes that the kernel has taken so far.
+    /// Bytes that the kernel has taken so far; of a secured connection, as they went over the wire.
     pub fn bytes_out(&self) -> u64 {
         self.table.at(self.slot).bytes_out
     }

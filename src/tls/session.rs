@@ -199,20 +199,19 @@ impl<C: Side> Filter for Session<C> {
 }
 
 impl<C: Side> Session<C> {
-    /// [Advances](Session::advance). Built with debug assertions, rustls asserts that it sends no alert behind its end,
-    /// and does send one when what still arrives is wrong: no peer shall end the process by that.
+    /// [Advances](Session::advance). What arrives is parsed by much code that is not ours, and panics that a peer could
+    /// reach have been found in it before (RUSTSEC-2024-0399): they end his session and not the process. Built with
+    /// debug assertions rustls has one still: it asserts that it sends no alert behind its end, and does send one when
+    /// what arrives then is wrong.
     fn advance_guarded(
         &mut self,
         wire: &mut [u8],
         plain: &mut usize,
         out: &mut Vec<u8>,
     ) -> Result<usize, String> {
-        if !self.said_end {
-            return self.advance(wire, plain, out);
-        }
         // Whatever was left half done is not used again: the session is broken by it.
         catch_unwind(AssertUnwindSafe(|| self.advance(wire, plain, out)))
-            .unwrap_or_else(|_| Err("what the peer sent after it was told the end was wrong".into()))
+            .unwrap_or_else(|_| Err("what the peer sent cannot be dealt with (a bug in the TLS library)".into()))
     }
 
     /// Goes through what has arrived until more is needed, and says how much of it was used up.

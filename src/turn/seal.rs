@@ -161,8 +161,10 @@ impl<S: System> Loop<S> {
         if let Some(seal) = &mut connection.extra().seal {
             seal.broken = Some(why.into());
         }
-        // Of one that we called, its service hears the reason, and says it where it belongs.
-        let level = if connection.flags.has(Flag::Dialed) { log::Level::Debug } else { log::Level::Info };
+        // Of one that we called, its service hears the reason, and says it where it belongs; and who comes and goes
+        // without a word wants to know whether somebody listens.
+        let quiet = connection.flags.has(Flag::Dialed) || connection.bytes_in == 0;
+        let level = if quiet { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "{}: closed: {}: {why}", self.table.peer(slot), reason.word());
         self.table.give_up_sealing(slot);
         self.table.close(slot, reason);

@@ -206,6 +206,17 @@ fn at_most_four_begin_in_one_turn() {
     assert_eq!(begun, 16);
 }
 
+#[test]
+fn who_is_refused_is_told_nothing_that_is_not_sealed() {
+    let mut plan = sealed(no_idle());
+    plan.limits.connections = 1;
+    let mut house = plan.build(echo);
+    greeted(&mut house);
+    let refused = house.script.connect();
+    house.settle();
+    assert_eq!((house.heard(refused).as_str(), house.script.heard_end(refused)), ("", true));
+}
+
 // -- in and out ----------------------------------------------------------------------------------
 
 #[test]
