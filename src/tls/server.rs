@@ -145,6 +145,8 @@ fn config(options: ServerOptions) -> Result<ServerConfig, TlsError> {
         .with_client_cert_verifier(verifier(options.clients)?)
         .with_cert_resolver(Arc::new(ByName(options.identities)));
     config.alpn_protocols = options.protocols;
+    // The strongest that both have, whatever a client would like best.
+    config.ignore_client_order = true;
     config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(cannot)?;
     // The client keeps it, here it costs nothing but the bytes: a second one would only serve those who resume two
     // connections before either has brought them a new one.

@@ -424,6 +424,20 @@ fn a_secured_dial_is_connected_when_the_handshake_is_done() {
 }
 
 #[test]
+fn who_finishes_at_once_still_shakes_hands_first() {
+    let mut house = Plan::default().build_with(|socket| socket.finish(), swallow);
+    let id = secured_dial(&mut house, "10.0.0.9:443", DialOptions::default());
+    let peer = house.script.dialed()[0];
+    house.script.answer(peer, Ok(()));
+    house.settle();
+    assert!(!house.script.heard_end(peer));
+    house.script.feed(peer, &[b"WELCOME\n", END].concat());
+    house.settle();
+    assert_eq!((house.heard(peer).as_str(), house.script.heard_end(peer)), ("HELLO\nTHANKS\nE\0\0", true));
+    assert_eq!(house.farewell(id), Some(Closed::Finished));
+}
+
+#[test]
 fn a_dial_knows_by_what_name_it_called() {
     let mut house = Plan::default().build(swallow);
     let id = secured_dial(&mut house, "db.example:443", DialOptions::default());
