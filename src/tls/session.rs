@@ -210,8 +210,9 @@ impl<C: Side> Session<C> {
         out: &mut Vec<u8>,
     ) -> Result<usize, String> {
         // Whatever was left half done is not used again: the session is broken by it.
-        catch_unwind(AssertUnwindSafe(|| self.advance(wire, plain, out)))
-            .unwrap_or_else(|_| Err("what the peer sent cannot be dealt with (a bug in the TLS library)".into()))
+        catch_unwind(AssertUnwindSafe(|| self.advance(wire, plain, out))).unwrap_or_else(|_| {
+            Err("what the peer sent cannot be dealt with (a bug in the TLS library)".into())
+        })
     }
 
     /// Goes through what has arrived until more is needed, and says how much of it was used up.

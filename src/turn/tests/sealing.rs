@@ -191,6 +191,21 @@ fn who_stalls_a_second_makes_room_for_those_who_wait() {
 }
 
 #[test]
+fn the_loop_wakes_up_to_let_somebody_in_the_place_of_who_stalls() {
+    let mut plan = sealed(no_idle());
+    plan.limits.handshakes = 1;
+    let mut house = plan.build(echo);
+    for _ in 0..2 {
+        let peer = house.script.connect();
+        house.script.feed(peer, b"HELLO\n");
+        house.settle();
+    }
+    let now = house.turns.table.instant();
+    let wakes = house.turns.next_deadline().expect("a deadline") - now;
+    assert!(SECOND <= wakes && wakes < SECOND + 50 * MS, "{wakes:?}");
+}
+
+#[test]
 fn at_most_four_begin_in_one_turn() {
     let mut house = sealed(no_idle()).build(echo);
     let peers: Vec<Peer> = (0..16).map(|_| house.script.connect()).collect();
@@ -581,23 +596,26 @@ fn a_dialed_connection_can_be_secured_later() {
 
 #[test]
 fn one_that_is_closed_before_it_is_secured_says_what_it_had_said_before() {
-    let mut house = Plan::default().build(|socket, input| {
-        input.take_all();
-        socket.send(b"goodbye");
-        socket.secure(server());
-        socket.send(b"never");
-        socket.close();
-    });
-    let (peer, id) = house.guest();
-    house.script.window(peer, 4);
-    house.script.feed(peer, b"x");
-    house.settle();
-    house.script.window(peer, 100);
-    house.settle();
-    assert_eq!((house.heard(peer).as_str(), house.script.heard_end(peer)), ("goodbye", true));
-    house.script.end(peer);
-    house.settle();
-    assert_eq!((house.farewell(id), house.turns.table.memory), (Some(Closed::Local), 0));
+    for write_budget in [3, 64 * 1024] {
+        let limits = Limits { write_budget, ..Limits::default() };
+        let mut house = Plan { limits, ..Plan::default() }.build(|socket, input| {
+            input.take_all();
+            socket.send(b"goodbye");
+            socket.secure(server());
+            socket.send(b"never");
+            socket.close();
+        });
+        let (peer, id) = house.guest();
+        house.script.window(peer, 4);
+        house.script.feed(peer, b"x");
+        house.settle();
+        house.script.window(peer, 100);
+        house.settle();
+        assert_eq!((house.heard(peer).as_str(), house.script.heard_end(peer)), ("goodbye", true));
+        house.script.end(peer);
+        house.settle();
+        assert_eq!((house.farewell(id), house.turns.table.memory), (Some(Closed::Local), 0));
+    }
 }
 
 // -- pipes ---------------------------------------------------------------------------------------
@@ -628,6 +646,21 @@ fn a_pipe_seals_and_opens_on_its_way_and_is_not_spliced() {
     house.settle();
     assert!(house.script.heard_end(b));
     assert_eq!((house.turns.table.connections(), house.turns.table.memory), (0, 0));
+}
+
+#[test]
+fn a_record_that_has_begun_is_counted_when_its_connection_is_piped_and_is_relayed_whole() {
+    let mut house = sealed(no_idle()).build(swallow);
+    let (a, id_a) = greeted(&mut house);
+    let (b, id_b) = greeted(&mut house);
+    let sealed = record(&[b'r'; 5_000]);
+    house.script.feed(a, &sealed[..4_000]);
+    house.settle();
+    assert!(house.sockets().get(id_a).unwrap().pipe(id_b));
+    assert!(house.turns.table.memory >= 4_000, "{} bytes", house.turns.table.memory);
+    house.script.feed(a, &sealed[4_000..]);
+    house.settle();
+    assert_eq!((unrecord(&house.script.heard(b)).0, house.turns.table.memory), (vec![b'r'; 5_000], 0));
 }
 
 #[test]
