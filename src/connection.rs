@@ -167,17 +167,23 @@ impl Connection {
     }
 
     /// Whether a turn should look at it at all.
+    #[inline]
     pub(crate) fn wants_serving(&self) -> bool {
         match self.stage {
             Stage::Connecting => self.flags.has(Flag::Writable),
             Stage::Open => {
-                self.wants_read()
-                    || (self.flags.has(Flag::Redeliver) && self.is_willing())
-                    || self.may_begin_handshake()
+                let more = || self.flags.any(&[Flag::Redeliver, Flag::Securing]) && self.wants_more();
+                self.wants_read() || more()
             }
             Stage::Closing | Stage::Lingering => self.wants_read(),
             Stage::Doomed => false,
         }
+    }
+
+    /// Whether it has something to do without a read: deliver again, or begin a handshake.
+    #[inline(never)]
+    fn wants_more(&self) -> bool {
+        (self.flags.has(Flag::Redeliver) && self.is_willing()) || self.may_begin_handshake()
     }
 
     /// Whether there is something to begin a handshake with: what arrived before it was asked for, or, on our side, no
@@ -230,12 +236,6 @@ impl Connection {
     pub(crate) fn bare(&self) -> usize {
         let extra = self.extra.as_ref();
         extra.and_then(|extra| extra.seal.as_ref()).map_or(0, |seal| seal.bare)
-    }
-
-    pub(crate) fn sent_bare(&mut self, n: usize) {
-        if let Some(seal) = &mut self.extra().seal {
-            seal.bare -= n;
-        }
     }
 
     /// Whether what is queued has a way out: not before it is connected, nor, secured, before the handshake is done.

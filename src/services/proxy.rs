@@ -79,7 +79,7 @@ pub enum Leg {
     /// A client that has to say first for whom it stands.
     Announcing,
     /// A client in its handshake, and what it called.
-    Securing(Option<Address>),
+    Securing(Option<Box<Address>>),
     /// A client.
     Client,
     /// The upstream of this client.
@@ -169,7 +169,7 @@ impl Proxy {
         match &self.secures_callers {
             Some(how) => {
                 client.secure(how.clone());
-                Leg::Securing(called)
+                Leg::Securing(called.map(Box::new))
             }
             None => {
                 self.admit(client, called);
@@ -333,7 +333,7 @@ impl Service for Proxy {
     fn secured(&mut self, leg: &mut Leg, socket: &mut Socket<'_>) {
         match leg {
             Leg::Securing(called) => {
-                let called = called.take();
+                let called = called.take().map(|called| *called);
                 *leg = Leg::Client;
                 self.admit(socket, called);
             }

@@ -76,6 +76,18 @@ impl Table {
         }
     }
 
+    /// So many bytes of what is queued are on their way: first those of earlier turns, then those of this one.
+    pub(crate) fn take_from_queue(&mut self, slot: u32, chain: &mut Chain, n: usize) {
+        let mut fresh = n;
+        if let Some(outbox) = &mut self.slots[slot as usize].outbox {
+            let old = n.min(outbox.unsealed());
+            outbox.span.moved += old;
+            self.memory -= outbox.advance(old);
+            fresh -= old;
+        }
+        self.arena.advance(chain, fresh);
+    }
+
     /// A filter keeps so many bytes of the wire. They are a message in the making: they have their memory and their
     /// clocks, as any other.
     pub(crate) fn note_behind(&mut self, slot: u32, behind: usize, arrived: usize) {

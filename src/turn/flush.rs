@@ -92,9 +92,8 @@ impl<S: System> Loop<S> {
         if nothing || !connection.flags.has(Flag::Writable) || !connection.has_stream() {
             return 0;
         }
-        let bare = if connection.flags.has(Flag::Sealed) { connection.bare() } else { 0 };
-        if bare == 0 && connection.flags.has(Flag::Sealed) {
-            return self.write_sealed(slot, chain, budget);
+        if connection.flags.has(Flag::Sealed) {
+            return self.write_filtered(slot, chain, budget);
         }
         let Some(stream) = &self.streams[slot as usize] else { return 0 };
         // What is held here goes first, and what was sent in this turn last.
@@ -104,25 +103,18 @@ impl<S: System> Loop<S> {
             .filter(|outbox| outbox.unsealed() == 0)
             .map_or(0, |outbox| outbox.beyond);
         let conduit = if beyond > 0 { self.conduits.leading_to(slot) } else { None };
-        let only = table.arena.only(chain).filter(|bytes| bare == 0 || bytes.len() <= bare);
-        let result = match (conduit, &connection.outbox, only) {
+        let result = match (conduit, &connection.outbox, table.arena.only(chain)) {
             (Some(conduit), ..) => self.system.drain(conduit, stream, beyond),
             (None, None, Some(bytes)) => self.system.write(stream, &[IoSlice::new(bytes)]),
-            (None, outbox, _) => {
-                let most = if bare > 0 { Gather::exactly(bare) } else { Gather::new(budget) };
-                gather(outbox.as_deref(), &table.arena, chain, most, |slices| {
-                    self.system.write(stream, slices)
-                })
-            }
+            (None, outbox, _) => gather(outbox.as_deref(), &table.arena, chain, budget, |slices| {
+                self.system.write(stream, slices)
+            }),
         };
         table.stats.writes += 1;
         match result {
             Ok(n) => {
                 table.stats.bytes_out += n as u64;
                 connection.wrote(n, table.now);
-                if bare > 0 {
-                    connection.sent_bare(n);
-                }
                 let mut fresh = n;
                 if let Some(outbox) = &mut connection.outbox {
                     let old = n.min(outbox.unsealed() + outbox.beyond);
@@ -234,13 +226,14 @@ impl<S: System> Loop<S> {
 
 /// Writes more than one run of bytes with one call. Apart from the rest, because the slices take a kilobyte of stack.
 #[inline(never)]
-fn gather<'a>(
-    outbox: Option<&'a Outbox>,
-    arena: &'a Arena,
+fn gather(
+    outbox: Option<&Outbox>,
+    arena: &Arena,
     chain: &Chain,
-    mut slices: Gather<'a>,
+    budget: usize,
     write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
 ) -> io::Result<usize> {
+    let mut slices = Gather::new(budget);
     if let Some(outbox) = outbox {
         outbox.gather(&mut slices);
     }

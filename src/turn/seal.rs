@@ -245,8 +245,39 @@ impl<S: System> Loop<S> {
 
     // -- out -----------------------------------------------------------------------------------------
 
-    /// As `write_once`: seals what is queued and writes it with one call; says how many bytes it has written.
-    pub(super) fn write_sealed(&mut self, slot: u32, chain: &mut Chain, budget: usize) -> usize {
+    /// As `write_once`, for one that is secured. Apart from that, because most are not.
+    #[inline(never)]
+    pub(super) fn write_filtered(&mut self, slot: u32, chain: &mut Chain, budget: usize) -> usize {
+        match self.table.at(slot).bare() {
+            0 => self.write_sealed(slot, chain, budget),
+            bare => self.write_bare(slot, chain, bare),
+        }
+    }
+
+    /// What was sent before it was secured goes as it is. That is a line or two, so it is copied together.
+    fn write_bare(&mut self, slot: u32, chain: &mut Chain, bare: usize) -> usize {
+        self.scoop(slot);
+        let mut run = mem::take(&mut self.run);
+        run.clear();
+        let mut slices = Gather::exactly(bare);
+        if let Some(outbox) = &self.table.at(slot).outbox {
+            outbox.gather(&mut slices);
+        }
+        if slices.has_room() {
+            self.table.arena.gather(chain, &mut slices);
+        }
+        slices.slices().iter().for_each(|slice| run.extend_from_slice(slice));
+        let written = self.write_out(slot, &run);
+        self.table.take_from_queue(slot, chain, written);
+        if let Some(seal) = &mut self.table.at_mut(slot).extra().seal {
+            seal.bare -= written;
+        }
+        self.run = run;
+        written
+    }
+
+    /// Seals what is queued and writes it with one call.
+    fn write_sealed(&mut self, slot: u32, chain: &mut Chain, budget: usize) -> usize {
         if self.table.at(slot).flags.has(Flag::SealedEnd) {
             *chain = Chain::EMPTY;
             self.table.give_up_sealing(slot);
@@ -277,13 +308,14 @@ impl<S: System> Loop<S> {
 
     /// Seals about a budget of what is queued. It leaves the queue for good: a filter seals nothing twice.
     fn seal(&mut self, slot: u32, chain: &mut Chain, out: &mut Vec<u8>, budget: usize) -> Result<(), String> {
-        let table = &mut self.table;
-        let Connection { flags, outbox, extra, .. } = &mut table.slots[slot as usize];
-        let filter = extra.as_mut().and_then(|extra| extra.seal.as_mut()?.filter.as_mut());
-        let Some(filter) = filter.filter(|_| !flags.any(&[Flag::Securing, Flag::SealedEnd])) else {
+        if self.table.at(slot).flags.any(&[Flag::Securing, Flag::SealedEnd]) {
             return Ok(());
-        };
+        }
         while out.len() < budget {
+            let table = &mut self.table;
+            let Connection { outbox, extra, .. } = &mut table.slots[slot as usize];
+            let filter = extra.as_mut().and_then(|extra| extra.seal.as_mut()?.filter.as_mut());
+            let Some(filter) = filter else { return Ok(()) };
             let mut slices = Gather::exactly(RUN);
             if let Some(outbox) = outbox {
                 outbox.gather(&mut slices);
@@ -291,6 +323,7 @@ impl<S: System> Loop<S> {
             if slices.has_room() {
                 table.arena.gather(chain, &mut slices);
             }
+            let length = slices.len();
             let sealed = match slices.slices() {
                 [] => return Ok(()),
                 [one] => filter.seal(one, out),
@@ -300,14 +333,7 @@ impl<S: System> Loop<S> {
                     filter.seal(&self.run, out)
                 }
             };
-            let (length, mut fresh) = (slices.len(), slices.len());
-            if let Some(outbox) = outbox {
-                let old = length.min(outbox.unsealed());
-                outbox.span.moved += old;
-                table.memory -= outbox.advance(old);
-                fresh -= old;
-            }
-            table.arena.advance(chain, fresh);
+            self.table.take_from_queue(slot, chain, length);
             sealed?;
         }
         Ok(())

@@ -143,8 +143,8 @@ impl<S: System> Loop<S> {
     }
 
     /// Delivers `n` bytes behind room for what is kept; or, where there is no such room, behind what is kept where it
-    /// is.
-    #[inline]
+    /// is. In place at both its calls: for a small message the call would be a thirtieth of the whole way.
+    #[inline(always)]
     pub(super) fn deliver_arrived(&mut self, slot: u32, bytes: &mut [u8], prefix: usize, n: usize) {
         let arrived = ..prefix + n;
         match &self.table.at(slot).inbox {
