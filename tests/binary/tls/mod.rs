@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::server::{Outcome, complete};
+use crate::server::{Outcome, Server, complete, until};
 
 mod attacks;
 mod callers;
@@ -206,6 +206,12 @@ fn s_client(papers: &Papers, to: SocketAddr, words: &str, says: &[u8]) -> Outcom
     command.args(["s_client", "-connect", &to.to_string(), "-CAfile", &papers.path("ca.pem")]);
     command.args(["-verify_return_error", "-ign_eof"]).args(words.split_whitespace());
     complete(command, says)
+}
+
+/// What is said comes a moment after it has happened.
+#[track_caller]
+fn logs(server: &Server, words: &str) {
+    until(&format!("{words:?} in the log"), PATIENCE, || server.log().contains(words));
 }
 
 impl Outcome {

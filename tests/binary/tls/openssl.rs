@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-use super::{Papers, s_client};
+use super::{Papers, logs, s_client};
 use crate::interop::has;
 use crate::server::{Process, Server, among_others};
 
@@ -112,7 +112,7 @@ fn older_versions_than_are_spoken_here_are_refused_and_the_log_says_so() {
     for (server, refused, why) in [(&newest, "-tls1_2", unspoken), (&usual, old, "handshake: the peer ")] {
         let outcome = s_client(&papers, server.address, refused, b"quit\n");
         assert_eq!(outcome.code, Some(1), "{refused}: {}", outcome.text());
-        assert!(server.log().contains(why), "{refused}: {}", server.log());
+        logs(server, why);
         let outcome = s_client(&papers, server.address, "-tls1_3", b"quit\n");
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     }

@@ -84,7 +84,18 @@ fn each_shape_of_load_is_carried_over_tls_and_nothing_fails() {
     let echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
     let (to, ca) = (echo.address.to_string(), papers.path("ca.pem"));
     for words in ["", "--pipeline 16", "--size 1MiB --connections 4", "--connections 300", "--shape churn"] {
-        let mut all = vec!["load", "--tls", "--tls-ca", &ca, "--json", "--duration", "500ms", &to];
+        let mut all = vec![
+            "load",
+            "--tls",
+            "--tls-ca",
+            &ca,
+            "--json",
+            "--duration",
+            "500ms",
+            "--warm-up",
+            "100ms",
+            &to,
+        ];
         all.extend(words.split_whitespace());
         let outcome = run(&all, b"");
         assert_eq!(outcome.code, Some(0), "{words}: {}", outcome.stderr);

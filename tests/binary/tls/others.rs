@@ -3,9 +3,9 @@
 use std::process::Command;
 use std::time::Duration;
 
-use super::Papers;
+use super::{Papers, logs};
 use crate::interop::{has, node_server};
-use crate::server::{Server, among_others, complete, complete_within, until};
+use crate::server::{Server, among_others, complete, complete_within};
 
 /// Runs a Python program that speaks to this port; what it prints is its verdict.
 #[track_caller]
@@ -84,7 +84,7 @@ fn an_end_that_is_not_announced_is_called_truncated() {
     for to in [echo.address, proxy.address] {
         assert_eq!(python(&papers, to.port(), &format!("{ECHOES}\ntls.close()")), "hello\n");
     }
-    until("the proxy's line", Duration::from_secs(10), || proxy.log().contains("client=truncated upstream="));
+    logs(&proxy, "client=truncated upstream=");
     let log = echo.end();
     assert!(log.contains(" truncated=1"), "{log}");
 }
@@ -141,7 +141,7 @@ fn testssl_finds_no_version_no_cipher_and_no_hole_that_should_not_be_there() {
     let papers = Papers::of("testssl");
     let (_http, address) = node_server(HTTP);
     // It opens connections as fast as it can, and some of them it leaves standing.
-    let words = format!("proxy --to {address} --max-per-ip 0 {}", papers.shows("server"));
+    let words = format!("proxy --to {address} --max-per-ip 0 --drain 0 {}", papers.shows("server"));
     let mut proxy = Server::start(&words);
     let mut command = Command::new("testssl");
     command.args(["--quiet", "--color", "0", "--warnings", "off", "--ip", "one", "--openssl-timeout", "10"]);

@@ -58,6 +58,7 @@ fn new_certificates_are_shown_to_whoever_comes_next_and_nobody_is_dropped() {
             seen.push(caller.certificate());
         }
     });
+    drop(held);
     seen.dedup();
     assert_eq!(seen.len(), 5, "each is another one");
     println!("{came:?} came and went, {rounds:?} rounds of those who stayed");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::node::{BULK, TLS};
-use super::{Caller, Papers, ring};
+use super::{Caller, Papers, logs, ring};
 use crate::interop::{has, node, node_server_with};
 use crate::peer::Peer;
 use crate::server::{Server, among_others, until};
@@ -48,9 +48,8 @@ fn ten_megabytes_pass_with_tls_on_the_far_side_and_on_both() {
         });
         assert!(plain.hear_all() == sent, "{version}: it comes back as it was sent");
         writes.join().expect("all is sent");
-        let line = "in=10485760 out=10485760";
-        until("the line of the log", SOON, || far.log().contains(line));
-        assert!(far.log().contains("client=finished upstream=finished"), "{}", far.log());
+        logs(&far, "client=finished upstream=finished");
+        assert!(far.log().contains(" in=10485760 out=10485760 "), "{}", far.log());
         let both = Server::start(&format!("proxy {to} --tls-alpn tide {}", papers.shows("server")));
         let words = [&both.address.port().to_string(), &folder, version];
         let told = node(&format!("{TLS}{BULK}"), &words);
@@ -80,14 +79,13 @@ fn an_upstream_whose_certificate_is_wrong_is_down_and_the_log_says_why() {
         for _ in 0..4 {
             assert!(Peer::connect(proxy.address).echoes("passed on"), "{name}: {}", proxy.log());
         }
-        let down = format!("upstream {wrong} is down: {why}");
-        assert!(proxy.log().contains(&down), "{name}: {}", proxy.log());
+        logs(&proxy, &format!("upstream {wrong} is down: {why}"));
         // When it is the only one, its clients see a clean end, and the log says why.
         let only = Server::start(&format!("proxy --to {wrong} {trusts}"));
         let mut client = Peer::connect(only.address);
         client.say("is anybody there?");
         assert_eq!(client.hear_all(), b"", "{name}");
-        until("its line", SOON, || only.log().contains(&format!("upstream=handshake ({why}")));
+        logs(&only, &format!("upstream=handshake ({why}"));
     }
 }
 
@@ -107,9 +105,7 @@ fn upstreams_are_checked_by_a_handshake_and_come_back_with_a_certificate_that_is
     other.end();
     let listen = format!("--drain 0 --listen {}", other.address);
     let _again = Server::start(&format!("echo --raw {listen} {}", papers.shows("server")));
-    until("it is up again", SOON, || {
-        proxy.log().contains(&format!("upstream {} is up again", other.address))
-    });
+    logs(&proxy, &format!("upstream {} is up again", other.address));
     assert!((0..4).all(|_| Peer::connect(proxy.address).echoes("passed on")), "{}", proxy.log());
 }
 
@@ -191,7 +187,7 @@ fn a_header_is_read_before_the_handshake_of_a_trusted_sender_and_others_begin_wi
     let mut lies = Peer::connect(proxy.address);
     lies.say(header);
     assert!(lies.hear_all().len() <= 7, "an alert at most");
-    assert!(proxy.log().contains("the peer does not speak TLS (it sent \"PROXY TC\")"), "{}", proxy.log());
+    logs(&proxy, "the peer does not speak TLS (it sent \"PROXY TC\")");
     // Also behind a header, a handshake must be done in time.
     let mut silent = Peer::connect_from(2, proxy.address);
     silent.say(header);
@@ -235,8 +231,6 @@ fn an_upstream_that_asks_for_a_certificate_gets_the_proxys() {
     let mut client = Peer::connect(mute.address);
     assert_eq!(client.hear_all(), b"");
     drop(client);
-    until("the refusal is in the log", SOON, || {
-        mute.log().contains("(the peer refused: certificate required)")
-    });
-    assert!(echo.log().contains("the peer has shown no certificate, and must"), "{}", echo.log());
+    logs(&mute, "(the peer refused: certificate required)");
+    logs(&echo, "the peer has shown no certificate, and must");
 }
