@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::server::{Process, Server, alone, among_others, run, until};
 
 /// Whether a program is there. It must be, where the environment says so.
-fn has(program: &str) -> bool {
+pub fn has(program: &str) -> bool {
     let found =
         Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
     let there = found.is_ok_and(|status| status.success());
@@ -25,7 +25,7 @@ fn has(program: &str) -> bool {
 
 /// Runs a Node program to its end; what it prints is its verdict.
 #[track_caller]
-fn node(script: &str, words: &[&str]) -> String {
+pub fn node(script: &str, words: &[&str]) -> String {
     let mut command = Command::new("node");
     command.arg("-e").arg(format!("{PRELUDE}{script}")).args(words);
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -39,9 +39,14 @@ fn node(script: &str, words: &[&str]) -> String {
 }
 
 /// A Node server: its process, and where it listens.
-fn node_server(script: &str) -> (Process, SocketAddr) {
+pub fn node_server(script: &str) -> (Process, SocketAddr) {
+    node_server_with(script, &[])
+}
+
+/// The same with words of its own.
+pub fn node_server_with(script: &str, words: &[&str]) -> (Process, SocketAddr) {
     let mut command = Command::new("node");
-    command.arg("-e").arg(format!("{PRELUDE}{script}"));
+    command.arg("-e").arg(format!("{PRELUDE}{script}")).args(words);
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
     let mut process = Process(child.expect("node"));
     let mut line = String::new();

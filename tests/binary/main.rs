@@ -16,4 +16,5 @@ mod peer;
 mod proxy;
 mod server;
 mod signals;
+mod tls;
 mod traffic;

@@ -238,7 +238,20 @@ pub struct Outcome {
 /// Runs `tidemill` with these words to its end, with this on stdin.
 pub fn run(words: &[&str], stdin: &[u8]) -> Outcome {
     let mut command = Command::new(TIDEMILL);
-    command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(words);
+    complete(command, stdin)
+}
+
+/// Runs a command to its end, with this on stdin.
+#[track_caller]
+pub fn complete(command: Command, stdin: &[u8]) -> Outcome {
+    complete_within(Duration::from_secs(60), command, stdin)
+}
+
+/// The same with more patience.
+#[track_caller]
+pub fn complete_within(most: Duration, mut command: Command, stdin: &[u8]) -> Outcome {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process(command.spawn().expect("it"));
     let (mut input, stdin) = (process.0.stdin.take().expect("its stdin"), stdin.to_vec());
     // It may end without having read all of it.
@@ -248,7 +261,7 @@ pub fn run(words: &[&str], stdin: &[u8]) -> Outcome {
         let mut bytes = Vec::new();
         output.read_to_end(&mut bytes).map(|_| bytes)
     });
-    let status = process.ended(Duration::from_secs(60));
+    let status = process.ended(most);
     let _ = writer.join().expect("the writer");
     let stdout = reader.join().expect("the reader").expect("its stdout");
     let mut stderr = String::new();

@@ -1,0 +1,185 @@
+//! Those who do not come to talk, and those who talk very slowly.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Caller, Papers, client_hello, s_client};
+use crate::interop::has;
+use crate::peer::{Numbers, Peer, seed};
+use crate::server::{Server, alone, among_others, until};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[track_caller]
+fn still_serves(server: &Server, papers: &Papers) {
+    let mut caller = Caller::connect(&papers.trusting(), server.address).expect("a connection");
+    assert!(caller.echoes(b"still here"), "{}", server.log());
+}
+
+/// How long it takes until the server ends this connection, on which we say a byte of this now and then.
+fn lasts(server: &Server, says: &[u8]) -> Duration {
+    let mut peer = Peer::connect(server.address);
+    peer.0.set_read_timeout(Some(Duration::from_millis(20))).expect("an option");
+    let (begun, mut says) = (Instant::now(), says.iter());
+    while begun.elapsed() < 20 * SECOND {
+        match peer.0.read(&mut [0; 1000]) {
+            Ok(0) => return begun.elapsed(),
+            // What it has to say about this.
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                if let Some(byte) = says.next() {
+                    // It may have ended just now; then the next read says so.
+                    let _ = peer.0.write_all(&[*byte]);
+                }
+            }
+            // It has ended and did not hear our last byte.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return begun.elapsed(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("it lasts for ever: {}", server.log());
+}
+
+#[test]
+fn silent_and_dribbling_callers_are_closed_when_the_handshake_should_be_over_and_not_before() {
+    let _quiet = alone();
+    let papers = Papers::of("silent");
+    let words = papers.shows("server");
+    let mut echo = Server::start(&format!("echo --raw --handshake-timeout 1s {words}"));
+    let plain = Server::start("echo --raw");
+    let proxy = Server::start(&format!("proxy --to {} --handshake-timeout 1s {words}", plain.address));
+    let hello = client_hello(&papers);
+    for server in [&echo, &proxy] {
+        for (who, says) in [("silent", &b""[..]), ("dribbling", &hello[..])] {
+            let lasted = lasts(server, says);
+            println!("{who}: {lasted:?}");
+            assert!(lasted > SECOND * 9 / 10 && lasted < 3 * SECOND, "{who}: {lasted:?}");
+        }
+        still_serves(server, &papers);
+    }
+    assert!(echo.end().contains(" handshake-timeout=2"), "{}", echo.log());
+}
+
+#[test]
+fn what_is_no_tls_is_ended_with_a_word_in_the_log_and_the_server_serves_on() {
+    let _others = among_others();
+    let papers = Papers::of("no-tls");
+    let mut echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
+    let garbage = Numbers(seed()).bytes(5000);
+    // A record that claims to be a hello, and is not.
+    let mut wrong_hello = client_hello(&papers);
+    wrong_hello[5] = 99;
+    let long = [&[22, 3, 1, 0xff, 0xff][..], &[1; 3000]].concat();
+    for (says, why) in [
+        (
+            &b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"[..],
+            "the peer does not speak TLS (it sent \"GET / HT\")",
+        ),
+        (b"\x80\x2e\x01\x03\x01\x00\x15\x00\x00", "the peer does not speak TLS (it sent \"\\x80.\\x01"),
+        (&[0; 4096], "the peer does not speak TLS (it sent \"\\x00\\x00"),
+        (&garbage, "handshake: the peer "),
+        (&wrong_hello, "unexpected handshake message"),
+        (&long, "handshake: the peer sent a malformed message"),
+        (&[0x17, 3, 3, 0, 1, 0], "unexpected message"),
+        (&[0x15, 3, 3, 0, 2, 2, 40], "handshake: the peer refused: handshake failure"),
+    ] {
+        let mut peer = Peer::connect(echo.address);
+        let from = peer.0.local_addr().expect("an address");
+        peer.say(says);
+        // Whatever it answers, there is a proper end behind it.
+        let heard = peer.hear_all();
+        assert!(heard.len() <= 7, "an alert at most: {heard:?}");
+        let begins = format!("{from}: closed: handshake: ");
+        until("a word in the log", 10 * SECOND, || echo.log().contains(&begins));
+        let log = echo.log();
+        let line = log.lines().find(|line| line.contains(&begins)).expect("it is there");
+        assert!(line.contains(why), "{why}: {line}");
+    }
+    still_serves(&echo, &papers);
+    assert!(echo.end().contains(" handshake=8"), "{}", echo.log());
+}
+
+/// Passes connections on: what clients say one byte at a time, each in a packet of its own.
+fn byte_by_byte(to: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let passes = move |mut client: TcpStream| -> std::io::Result<()> {
+        let mut server = TcpStream::connect(to)?;
+        server.set_nodelay(true)?;
+        let (mut back, mut answers) = (client.try_clone()?, server.try_clone()?);
+        thread::spawn(move || {
+            let copied = std::io::copy(&mut answers, &mut back);
+            let _ = back.shutdown(Shutdown::Write);
+            copied
+        });
+        let mut byte = [0];
+        while client.read(&mut byte)? > 0 {
+            server.write_all(&byte)?;
+        }
+        server.shutdown(Shutdown::Write)
+    };
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || passes(client));
+        }
+    });
+    address
+}
+
+#[test]
+fn a_handshake_that_comes_byte_by_byte_is_as_good_as_any() {
+    let _others = among_others();
+    if !has("openssl") {
+        return;
+    }
+    let papers = Papers::of("bytes");
+    let (cert, ca) = (papers.shows("server"), papers.path("ca.pem"));
+    let echo = Server::start(&format!("echo {cert} --tls-client-ca {ca} --tls-client-optional"));
+    let relay = byte_by_byte(echo.address);
+    let shown = format!("-cert {} -key {}", papers.path("client.pem"), papers.path("client.key"));
+    for version in ["-tls1_2", "-tls1_3"] {
+        for shown in ["", &shown] {
+            let outcome = s_client(&papers, relay, &format!("{version} {shown}"), b"hello\nquit\n");
+            assert!(outcome.text().contains("\nhello\n"), "{version}: {}{}", outcome.text(), outcome.stderr);
+            assert_eq!(outcome.code, Some(0), "{version}: {}", outcome.stderr);
+        }
+    }
+}
+
+#[test]
+fn whoever_leaves_in_the_middle_of_a_hello_gets_a_clean_end_wherever_that_is() {
+    let _others = among_others();
+    let papers = Papers::of("prefixes");
+    let mut echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
+    let hello = client_hello(&papers);
+    for length in 0..=hello.len() {
+        let mut peer = Peer::connect(echo.address);
+        peer.say(&hello[..length]);
+        peer.finish();
+        let heard = peer.hear_all();
+        assert!(length == hello.len() || heard.len() <= 7, "{length} bytes: {heard:?}");
+    }
+    let descriptors = echo.descriptors();
+    still_serves(&echo, &papers);
+    until("nothing stays behind", 10 * SECOND, || echo.descriptors() <= descriptors);
+    let log = echo.end();
+    assert!(log.contains("handshake: the peer left during the handshake"), "{log}");
+    assert!(log.contains(&format!(" handshake={}", hello.len() + 1)), "{log}");
+}
+
+#[test]
+fn a_session_that_is_damaged_on_its_way_is_ended_as_such() {
+    let _others = among_others();
+    let papers = Papers::of("damaged");
+    let mut echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
+    let mut caller = Caller::connect(&papers.trusting(), echo.address).expect("a connection");
+    assert!(caller.echoes(b"in order"));
+    // A record that nobody has sealed.
+    caller.0.sock.write_all(&[&[0x17, 3, 3, 0, 40][..], &[7; 40]].concat()).expect("it takes it");
+    let said = caller.0.read(&mut [0; 10]).expect_err("an alert").to_string();
+    assert!(said.contains("BadRecordMac"), "{said}");
+    let log = echo.end();
+    assert!(log.contains("closed: tls: a record was damaged on its way") && log.contains(" tls=1"), "{log}");
+}

@@ -1,0 +1,221 @@
+//! TLS in every command. On the other side are openssl, curl, Python, Node and rustls.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use crate::server::{Outcome, Server, complete, until};
+
+mod attacks;
+mod callers;
+mod mutual;
+mod node;
+mod openssl;
+mod options;
+mod others;
+mod reload;
+mod storm;
+mod upstreams;
+
+/// The certificates of one test, in a folder that goes when they go. `name.pem` is a certificate, `name.key` its key.
+///
+/// - `ca` has signed `server` (for localhost and 127.0.0.1), `other` (for other.example and *.wild.example), `client`
+///   and `expired` (for localhost, until 2020).
+/// - `stranger-ca` has signed `stranger` (for localhost).
+struct Papers {
+    folder: PathBuf,
+    authority: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Papers {
+    fn of(test: &str) -> Papers {
+        let folder = std::env::temp_dir().join(format!("tidemill-tls-{}-{test}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let papers = Papers { folder, authority: authority("tidemill's tests") };
+        papers.write("ca.pem", papers.authority.pem());
+        let local = ["localhost", "127.0.0.1"];
+        papers.issue("server", "server", &local);
+        papers.issue("other", "other", &["other.example", "*.wild.example"]);
+        papers.issue("client", "client", &["client.example"]);
+        let mut expired = params("expired", &local);
+        expired.not_before = date_time_ymd(2019, 1, 1);
+        expired.not_after = date_time_ymd(2020, 1, 1);
+        papers.sign("expired", &expired, &papers.authority);
+        let strangers = authority("somebody else's");
+        papers.write("stranger-ca.pem", strangers.pem());
+        papers.sign("stranger", &params("stranger", &local), &strangers);
+        papers
+    }
+
+    /// Has the authority sign a certificate for these names, and writes it and its key to these files, which may be
+    /// there already.
+    fn issue(&self, file: &str, common_name: &str, names: &[&str]) {
+        self.sign(file, &params(common_name, names), &self.authority);
+    }
+
+    fn sign(&self, file: &str, params: &CertificateParams, by: &CertifiedIssuer<'static, KeyPair>) {
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, by).expect("a certificate");
+        self.write(&format!("{file}.pem"), certificate.pem());
+        self.write(&format!("{file}.key"), key.serialize_pem());
+    }
+
+    fn write(&self, file: &str, text: impl AsRef<[u8]>) {
+        fs::write(self.folder.join(file), text).expect("a file");
+    }
+
+    fn text(&self, file: &str) -> String {
+        fs::read_to_string(self.folder.join(file)).expect("a file of ours")
+    }
+
+    fn remove(&self, file: &str) {
+        fs::remove_file(self.folder.join(file)).expect("a file of ours");
+    }
+
+    fn path(&self, file: &str) -> String {
+        self.folder.join(file).display().to_string()
+    }
+
+    /// The words that have a server show this certificate.
+    fn shows(&self, name: &str) -> String {
+        let (cert, key) = (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")));
+        format!("--tls-cert {cert} --tls-key {key}")
+    }
+
+    fn certificate(&self, name: &str) -> CertificateDer<'static> {
+        CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).expect("a certificate of ours")
+    }
+
+    fn key(&self, name: &str) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).expect("a key of ours")
+    }
+
+    /// What a client of rustls needs to trust our authority. Its connections resume each other's sessions.
+    fn trusting(&self) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate("ca")).expect("our authority");
+        let config = ClientConfig::builder_with_provider(ring())
+            .with_safe_default_protocol_versions()
+            .expect("both versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Arc::new(config)
+    }
+}
+
+impl Drop for Papers {
+    fn drop(&mut self) {
+        // What cannot be removed is left to the system.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn ring() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn params(common_name: &str, names: &[&str]) -> CertificateParams {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    let mut params = CertificateParams::new(names).expect("names");
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params
+}
+
+fn authority(common_name: &str) -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = params(common_name, &[]);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A caller by rustls.
+struct Caller(StreamOwned<ClientConnection, TcpStream>);
+
+impl Caller {
+    /// Calls localhost; its handshake is done.
+    fn connect(config: &Arc<ClientConfig>, to: SocketAddr) -> std::io::Result<Caller> {
+        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        Caller::over(config, stream)
+    }
+
+    /// The same on a connection that is there already.
+    fn over(config: &Arc<ClientConfig>, stream: TcpStream) -> std::io::Result<Caller> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut caller = Caller(StreamOwned::new(conversation(config), stream));
+        caller.0.conn.complete_io(&mut caller.0.sock)?;
+        Ok(caller)
+    }
+
+    /// Whether what is said comes back.
+    fn echoes(&mut self, word: &[u8]) -> bool {
+        let mut heard = vec![0; word.len()];
+        self.0.write_all(word).and_then(|()| self.0.read_exact(&mut heard)).is_ok() && heard == word
+    }
+
+    fn finish(&mut self) {
+        self.0.conn.send_close_notify();
+        self.0.conn.complete_io(&mut self.0.sock).expect("it takes our end");
+    }
+
+    /// Everything to the end, which must be announced.
+    fn hear_all(&mut self) -> Vec<u8> {
+        let mut heard = Vec::new();
+        self.0.read_to_end(&mut heard).expect("an end");
+        heard
+    }
+
+    fn certificate(&self) -> CertificateDer<'static> {
+        let shown = self.0.conn.peer_certificates().expect("the server has shown some");
+        shown.first().expect("its own").clone().into_owned()
+    }
+}
+
+fn conversation(config: &Arc<ClientConfig>) -> ClientConnection {
+    let name = ServerName::try_from("localhost").expect("a name");
+    ClientConnection::new(config.clone(), name).expect("a client")
+}
+
+/// The first thing that a client says.
+fn client_hello(papers: &Papers) -> Vec<u8> {
+    let mut hello = Vec::new();
+    conversation(&papers.trusting()).write_tls(&mut hello).expect("memory");
+    hello
+}
+
+/// `openssl s_client` with these words, which says this and then listens until the server ends.
+fn s_client(papers: &Papers, to: SocketAddr, words: &str, says: &[u8]) -> Outcome {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-connect", &to.to_string(), "-CAfile", &papers.path("ca.pem")]);
+    command.args(["-verify_return_error", "-ign_eof"]).args(words.split_whitespace());
+    complete(command, says)
+}
+
+/// What is said comes a moment after it has happened.
+#[track_caller]
+fn logs(server: &Server, words: &str) {
+    until(&format!("{words:?} in the log"), PATIENCE, || server.log().contains(words));
+}
+
+impl Outcome {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}

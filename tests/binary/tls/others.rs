@@ -1,0 +1,171 @@
+//! Python, curl and testssl.sh on the other side.
+
+use std::process::Command;
+use std::time::Duration;
+
+use super::{Papers, logs};
+use crate::interop::{has, node_server};
+use crate::server::{Server, among_others, complete, complete_within};
+
+/// Runs a Python program that speaks to this port; what it prints is its verdict.
+#[track_caller]
+fn python(papers: &Papers, port: u16, script: &str) -> String {
+    let prelude = "
+import socket, ssl, sys
+context = ssl.create_default_context(cafile=sys.argv[2])
+raw = socket.create_connection(('127.0.0.1', int(sys.argv[1])), timeout=30)
+tls = context.wrap_socket(raw, server_hostname='localhost', suppress_ragged_eofs=False)
+";
+    let mut command = Command::new("python3");
+    command.args(["-c", &format!("{prelude}{script}"), &port.to_string(), &papers.path("ca.pem")]);
+    let outcome = complete(command, b"");
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    outcome.text()
+}
+
+const ECHOES: &str = "
+tls.sendall(b'hello')
+print(tls.recv(5).decode())
+";
+
+#[test]
+fn python_unwraps_and_gets_our_end_announced() {
+    let _others = among_others();
+    if !has("python3") {
+        return;
+    }
+    let papers = Papers::of("python");
+    let mut echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
+    // It raises an error where the announcement is missing, and gives back the bare connection where it is not.
+    let unwraps = "
+rest = tls.unwrap()
+print(rest.recv(1))
+";
+    let told = python(&papers, echo.address.port(), &format!("{ECHOES}{unwraps}"));
+    assert_eq!(told, "hello\nb''\n");
+    let log = echo.end();
+    assert!(log.contains(" finished=1") && !log.contains("truncated"), "{log}");
+}
+
+#[test]
+fn python_gets_our_end_announced_also_when_we_end_first() {
+    let _others = among_others();
+    if !has("python3") {
+        return;
+    }
+    let papers = Papers::of("python-quit");
+    let echo = Server::start(&format!("echo {}", papers.shows("server")));
+    // An end that is not announced is an error here.
+    let quits = "
+tls.sendall(b'quit\\n')
+heard = b''
+while more := tls.recv(100):
+    heard += more
+print(heard.decode(), end='')
+";
+    assert_eq!(
+        python(&papers, echo.address.port(), quits),
+        "echo server ready (type quit to exit)\n",
+        "{}",
+        echo.log()
+    );
+}
+
+#[test]
+fn an_end_that_is_not_announced_is_called_truncated() {
+    let _others = among_others();
+    if !has("python3") {
+        return;
+    }
+    let papers = Papers::of("truncated");
+    let mut echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
+    let plain = Server::start("echo --raw");
+    let proxy = Server::start(&format!("proxy --to {} {}", plain.address, papers.shows("server")));
+    for to in [echo.address, proxy.address] {
+        assert_eq!(python(&papers, to.port(), &format!("{ECHOES}\ntls.close()")), "hello\n");
+    }
+    logs(&proxy, "client=truncated upstream=");
+    let log = echo.end();
+    assert!(log.contains(" truncated=1"), "{log}");
+}
+
+const HTTP: &str = r"
+const page = (request) => `${request.method} ${request.url} ` + 'x'.repeat(200000);
+const server = require('http').createServer((request, answer) => answer.end(page(request)));
+server.listen(0, '127.0.0.1', () => told(String(server.address().port)));
+";
+
+#[test]
+fn curl_gets_a_page_over_https_from_a_server_that_has_only_http() {
+    let _others = among_others();
+    if !has("curl") || !has("node") {
+        return;
+    }
+    let papers = Papers::of("curl");
+    let (_http, address) = node_server(HTTP);
+    let words = format!("proxy --to {address} --tls-alpn http/1.1 {}", papers.shows("server"));
+    let proxy = Server::start(&words);
+    let curl = |words: &str| {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "30"]);
+        command.args(words.split_whitespace());
+        complete(command, b"")
+    };
+    let (trust, port) = (format!("--cacert {}", papers.path("ca.pem")), proxy.address.port());
+    for version in ["--tls-max 1.2", "--tlsv1.3"] {
+        for host in ["127.0.0.1", "localhost"] {
+            let told = curl(&format!("{version} {trust} https://{host}:{port}/page"));
+            assert_eq!(told.code, Some(0), "{version} {host}: {}", told.stderr);
+            assert_eq!(told.text(), format!("GET /page {}", "x".repeat(200_000)));
+        }
+    }
+    // Two pages over one connection.
+    let two = format!("{trust} https://127.0.0.1:{port}/1 https://127.0.0.1:{port}/2");
+    let told = curl(&format!("--verbose {two}"));
+    assert_eq!(told.stdout.len(), 2 * (200_000 + "GET /1 ".len()), "{}", told.stderr);
+    assert!(told.stderr.contains("Re-using existing connection"), "{}", told.stderr);
+    assert!(told.stderr.contains("ALPN: server accepted http/1.1"), "{}", told.stderr);
+    // It does check.
+    let told = curl(&format!("--cacert {} https://127.0.0.1:{port}/", papers.path("stranger-ca.pem")));
+    assert_eq!(told.code, Some(60), "{}", told.stderr);
+}
+
+/// The versions, the kinds of ciphers, forward secrecy, and every attack that it knows. What it would say about the
+/// certificate is about our certificates, and simulating clients takes long.
+#[test]
+fn testssl_finds_no_version_no_cipher_and_no_hole_that_should_not_be_there() {
+    let _others = among_others();
+    if !has("testssl") || !has("node") {
+        return;
+    }
+    let papers = Papers::of("testssl");
+    let (_http, address) = node_server(HTTP);
+    // It opens connections as fast as it can, and some of them it leaves standing.
+    let words = format!("proxy --to {address} --max-per-ip 0 --drain 0 {}", papers.shows("server"));
+    let mut proxy = Server::start(&words);
+    let mut command = Command::new("testssl");
+    command.args(["--quiet", "--color", "0", "--warnings", "off", "--ip", "one", "--openssl-timeout", "10"]);
+    command.args(["-p", "-s", "-f", "-U", &format!("https://localhost:{}/", proxy.address.port())]);
+    let outcome = complete_within(Duration::from_secs(300), command, b"");
+    let text = outcome.text();
+    for line in text.lines() {
+        assert!(!line.contains("NOT ok") && !line.contains("VULNERABLE"), "{line}\n{text}");
+    }
+    for (what, found) in [
+        (" SSLv3 ", "not offered (OK)"),
+        (" TLS 1.1 ", "not offered"),
+        (" TLS 1.2 ", "offered (OK)"),
+        (" TLS 1.3 ", "offered (OK): final"),
+        (" NULL ciphers", "not offered (OK)"),
+        (" Heartbleed", "not vulnerable (OK)"),
+        (" Ticketbleed", "not vulnerable (OK)"),
+        (" Secure Client-Initiated Renegotiation", "not vulnerable (OK)"),
+        (" LUCKY13", "not vulnerable (OK)"),
+    ] {
+        let line = text.lines().find(|line| line.starts_with(what));
+        let line = line.unwrap_or_else(|| panic!("nothing of {what} in {text}{}", outcome.stderr));
+        assert!(line[what.len()..].contains(found), "{line}");
+    }
+    let log = proxy.end();
+    assert!(!log.contains("ERROR") && !log.contains("bug"), "{log}");
+}

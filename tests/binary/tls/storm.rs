@@ -1,0 +1,145 @@
+//! Many handshakes at once, and those who are inside already.
+
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustls::StreamOwned;
+use rustls::client::Resumption;
+
+use super::{Caller, Papers, client_hello, conversation};
+use crate::server::{Server, alone, meanwhile, raise_descriptors, until, within_one_of_three};
+
+const MANY: usize = 1000;
+const INSIDE: usize = 20;
+const MOST: Duration = Duration::from_millis(50);
+
+/// The times of a word and its echo, on each of these in turn, until it is over.
+fn pings(inside: &mut [Caller], over: &AtomicBool) -> Vec<Duration> {
+    let mut times = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        for caller in inside.iter_mut() {
+            let begun = Instant::now();
+            assert!(caller.echoes(b"are you still there?"), "one that was inside was dropped");
+            times.push(begun.elapsed());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    times
+}
+
+/// The 99th percentile of pings while something goes on, which has to be enough of them to have one.
+fn p99_while(inside: &mut [Caller], goes_on: impl FnOnce()) -> Duration {
+    let mut times = Vec::new();
+    meanwhile(|over| times = pings(inside, over), goes_on);
+    assert!(times.len() >= 400, "only {} pings", times.len());
+    times.sort_unstable();
+    println!("{} pings, p50 {:?}, max {:?}", times.len(), times[times.len() / 2], times[times.len() - 1]);
+    times[times.len() * 99 / 100]
+}
+
+fn insiders(server: &Server, papers: &Papers) -> Vec<Caller> {
+    let config = papers.trusting();
+    (0..INSIDE).map(|_| Caller::connect(&config, server.address).expect("a connection")).collect()
+}
+
+#[test]
+fn a_thousand_callers_who_stall_in_their_handshake_disturb_nobody_and_an_honest_one_still_comes_in() {
+    let _quiet = alone();
+    raise_descriptors();
+    let papers = Papers::of("stall");
+    let mut echo = Server::start(&format!("echo --raw --handshake-timeout 3s {}", papers.shows("server")));
+    let mut inside = insiders(&echo, &papers);
+    let (hello, config) = (client_hello(&papers), papers.trusting());
+    within_one_of_three("the p99 of a ping among a thousand who stall", MOST, || {
+        p99_while(&mut inside, || {
+            let mut stalls = Vec::new();
+            for _ in 0..MANY {
+                let mut stream = TcpStream::connect(echo.address).expect("a connection");
+                stream.write_all(&hello).expect("it takes it");
+                stalls.push(stream);
+            }
+            let begun = Instant::now();
+            let mut honest = Caller::connect(&config, echo.address).expect("it comes in");
+            assert!(honest.echoes(b"at last"), "{}", echo.log());
+            println!("an honest caller is served after {:?}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+            // All of them have to go, without a word of theirs.
+            until("the stalling ones are closed", Duration::from_secs(20), || {
+                echo.descriptors() < 2 * INSIDE + 50
+            });
+        })
+    });
+    drop(inside);
+    let log = echo.end();
+    assert!(log.contains(" handshakes-delayed=") && log.contains(" handshake-timeout="), "{log}");
+}
+
+#[test]
+fn a_thousand_real_handshakes_are_done_and_those_inside_are_served_meanwhile() {
+    let _quiet = alone();
+    let papers = Papers::of("storm");
+    let echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
+    let mut inside = insiders(&echo, &papers);
+    // Each of them pays the whole price.
+    let mut config = (*papers.trusting()).clone();
+    config.resumption = Resumption::disabled();
+    let config = std::sync::Arc::new(config);
+    within_one_of_three("the p99 of a ping in a storm of handshakes", MOST, || {
+        p99_while(&mut inside, || {
+            let (done, begun) = (AtomicUsize::new(0), Instant::now());
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for _ in 0..MANY / 4 {
+                            let mut caller = Caller::connect(&config, echo.address).expect("a connection");
+                            done.fetch_add(usize::from(caller.echoes(b"x")), Ordering::Relaxed);
+                        }
+                    });
+                }
+            });
+            let rate = MANY as f64 / begun.elapsed().as_secs_f64();
+            println!("{MANY} handshakes, {rate:.0} a second");
+            assert_eq!(done.load(Ordering::Relaxed), MANY, "{}", echo.log());
+        })
+    });
+}
+
+#[test]
+fn a_thousand_callers_at_once_all_come_in_eight_at_a_time() {
+    let _quiet = alone();
+    raise_descriptors();
+    let papers = Papers::of("at-once");
+    let mut echo = Server::start(&format!("echo --raw --max-handshakes 8 {}", papers.shows("server")));
+    let (config, begun) = (papers.trusting(), Instant::now());
+    // All have said their first word before any of them hears an answer.
+    let call = |_| {
+        let mut stream = TcpStream::connect(echo.address).expect("a connection");
+        let mut conversation = conversation(&config);
+        conversation.write_tls(&mut stream).expect("it takes it");
+        stream.set_nonblocking(true).expect("an option");
+        (conversation, stream)
+    };
+    let mut waiting: Vec<_> = (0..MANY).map(call).collect();
+    let mut inside = Vec::new();
+    while !waiting.is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{} still wait: {}", waiting.len(), echo.log());
+        for (mut conversation, mut stream) in std::mem::take(&mut waiting) {
+            match conversation.complete_io(&mut stream) {
+                Ok(_) => inside.push(Caller(StreamOwned::new(conversation, stream))),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => waiting.push((conversation, stream)),
+                Err(error) => panic!("one is turned away: {error}: {}", echo.log()),
+            }
+        }
+    }
+    println!("{MANY} are inside after {:?}", begun.elapsed());
+    for caller in &mut inside {
+        caller.0.sock.set_nonblocking(false).expect("an option");
+        assert!(caller.echoes(b"x"), "{}", echo.log());
+    }
+    drop(inside);
+    let log = echo.end();
+    assert!(log.contains(&format!(" handshakes={MANY} handshakes-delayed=")), "{log}");
+}
