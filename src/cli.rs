@@ -124,7 +124,7 @@ pub struct Load {
     #[arg(long, value_name = "FILE")]
     pub plot: Option<std::path::PathBuf>,
     #[command(flatten)]
-    tls: Trusted,
+    pub tls: Trusted,
 }
 
 #[derive(Args)]
@@ -312,7 +312,7 @@ impl Load {
             warm_up: self.warm_up.0.unwrap_or(Duration::ZERO),
             duration,
             framing: self.framing.clone(),
-            secure: self.tls.client()?,
+            secure: None,
         })
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tidemill::{Closed, ConnId, Input, Reactor, Service, ServiceId, Socket, Sockets};
 
 use super::tally::Tally;
-use crate::plan::{Pattern, Plan, Shape};
+use crate::plan::{Pattern, Plan, Shape, failure};
 
 /// What the service and the loop around it both look at.
 pub struct Callers {
@@ -159,58 +159,66 @@ pub fn begin(shared: &Rc<RefCell<Callers>>, sockets: &mut Sockets<'_>) {
     }
 }
 
+/// One connection of a caller.
+pub struct Call {
+    number: usize,
+    began: Instant,
+    connected: bool,
+}
+
 impl Service for Load {
-    type Session = (usize, Instant);
+    type Session = Call;
 
     fn start(&mut self, own: ServiceId, _: &mut Sockets<'_>) {
         self.own = Some(own);
     }
 
-    fn open(&mut self, socket: &mut Socket<'_>) -> (usize, Instant) {
+    fn open(&mut self, socket: &mut Socket<'_>) -> Call {
         let number = self.shared.borrow().numbers.get(&socket.id()).copied();
-        (number.unwrap_or(0), socket.now())
+        Call { number: number.unwrap_or(0), began: socket.now(), connected: false }
     }
 
-    fn connected(&mut self, (number, began): &mut (usize, Instant), socket: &mut Socket<'_>) {
+    fn connected(&mut self, call: &mut Call, socket: &mut Socket<'_>) {
         let mut callers = self.shared.borrow_mut();
+        call.connected = true;
         callers.up += 1;
         callers.connecting -= 1;
         match callers.plan.shape {
-            Shape::Idle => callers.tally.record(socket.now() - *began),
+            Shape::Idle => callers.tally.record(socket.now() - call.began),
             // The whole of a churn's latency counts, the connecting too.
-            Shape::Churn => callers.send(*number, socket, *began),
+            Shape::Churn => callers.send(call.number, socket, call.began),
             Shape::Echo | Shape::FanOut => {}
         }
     }
 
-    fn data(&mut self, (number, _): &mut (usize, Instant), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+    fn data(&mut self, &mut Call { number, .. }: &mut Call, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         let mut callers = self.shared.borrow_mut();
         let now = socket.now();
-        match callers.hear(*number, input.take_all(), now) {
+        match callers.hear(number, input.take_all(), now) {
             Err(why) => {
                 callers.tally.fail(why);
-                callers.callers[*number].done = true;
+                callers.callers[number].done = true;
                 socket.abort();
             }
             Ok(0) => {}
             Ok(_) if callers.plan.shape == Shape::Churn => {
-                callers.callers[*number].done = true;
+                callers.callers[number].done = true;
                 socket.close();
             }
             Ok(answered) if callers.plan.rate.is_none() && !callers.over => {
-                (0..answered).for_each(|_| callers.send(*number, socket, now));
+                (0..answered).for_each(|_| callers.send(number, socket, now));
             }
             Ok(_) => {}
         }
     }
 
-    fn closed(&mut self, (number, _): (usize, Instant), id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
+    fn closed(&mut self, call: Call, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
         let mut callers = self.shared.borrow_mut();
         callers.numbers.remove(&id);
-        let failure = rest.departed().and_then(|departed| departed.failure.as_ref().map(ToString::to_string));
-        match failure {
-            Some(_) => callers.connecting -= 1,
-            None => callers.up -= 1,
+        let (number, failure) = (call.number, failure(rest.departed()));
+        match call.connected {
+            false => callers.connecting -= 1,
+            true => callers.up -= 1,
         }
         let (over, done, churns) =
             (callers.over, callers.callers[number].done, callers.plan.shape == Shape::Churn);

@@ -8,7 +8,7 @@ use std::time::Instant;
 use tidemill::{Closed, ConnId, Input, Service, Socket, Sockets};
 
 use super::tally::Tally;
-use crate::plan::Plan;
+use crate::plan::{Plan, failure};
 
 /// What the service and the loop around it both look at.
 pub struct Room {
@@ -111,11 +111,15 @@ pub struct FanOut {
 }
 
 impl Service for FanOut {
-    type Session = ();
+    /// Whether it is connected.
+    type Session = bool;
 
-    fn open(&mut self, _: &mut Socket<'_>) {}
+    fn open(&mut self, _: &mut Socket<'_>) -> bool {
+        false
+    }
 
-    fn connected(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+    fn connected(&mut self, connected: &mut bool, socket: &mut Socket<'_>) {
+        *connected = true;
         let mut room = self.shared.borrow_mut();
         room.up += 1;
         room.connecting -= 1;
@@ -125,7 +129,7 @@ impl Service for FanOut {
         }
     }
 
-    fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+    fn data(&mut self, _: &mut bool, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         let mut room = self.shared.borrow_mut();
         let now = socket.now();
         room.heard_at = Some(now);
@@ -145,12 +149,12 @@ impl Service for FanOut {
         (0..completed).for_each(|_| room.send(&mut sender));
     }
 
-    fn closed(&mut self, _: (), id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
+    fn closed(&mut self, connected: bool, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
         let mut room = self.shared.borrow_mut();
-        let failure = rest.departed().and_then(|departed| departed.failure.as_ref().map(ToString::to_string));
-        match failure {
-            Some(_) => room.connecting -= 1,
-            None => room.up -= 1,
+        let failure = failure(rest.departed());
+        match connected {
+            false => room.connecting -= 1,
+            true => room.up -= 1,
         }
         if !room.over {
             room.tally.fail(failure.unwrap_or_else(|| format!("{id}: {why}")));

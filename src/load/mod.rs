@@ -33,7 +33,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_millis(300);
 
 pub fn load(options: &Options) -> Result<(), Failure> {
-    let plan = options.plan().map_err(Failure::Usage)?;
+    let secure = options.tls.client().map_err(Failure::Run)?;
+    let plan = Plan { secure, ..options.plan().map_err(Failure::Usage)? };
     let ceiling = match plan.shape {
         Shape::Idle => None,
         // A server of our own would need a certificate that the options trust.

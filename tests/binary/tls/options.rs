@@ -106,7 +106,6 @@ fn each_shape_of_load_is_carried_over_tls_and_nothing_fails() {
 }
 
 #[test]
-#[ignore = "load counts a connection as lost that never was, and takes a wrong file for a wrong option"]
 fn a_server_that_is_not_trusted_is_not_loaded_and_the_reason_is_told() {
     let _others = among_others();
     let papers = Papers::of("load-distrust");
