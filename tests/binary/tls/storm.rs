@@ -1,6 +1,7 @@
 //! Many handshakes at once, and those who are inside already.
 
-use std::io::{ErrorKind, Write};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -55,12 +56,7 @@ fn a_thousand_callers_who_stall_in_their_handshake_disturb_nobody_and_an_honest_
     let (hello, config) = (client_hello(&papers), papers.trusting());
     within_one_of_three("the p99 of a ping among a thousand who stall", MOST, || {
         p99_while(&mut inside, || {
-            let mut stalls = Vec::new();
-            for _ in 0..MANY {
-                let mut stream = TcpStream::connect(echo.address).expect("a connection");
-                stream.write_all(&hello).expect("it takes it");
-                stalls.push(stream);
-            }
+            let _stalls: Vec<TcpStream> = (0..MANY).map(|_| stalls(&echo, &hello)).collect();
             let begun = Instant::now();
             let mut honest = Caller::connect(&config, echo.address).expect("it comes in");
             assert!(honest.echoes(b"at last"), "{}", echo.log());
@@ -75,6 +71,57 @@ fn a_thousand_callers_who_stall_in_their_handshake_disturb_nobody_and_an_honest_
     drop(inside);
     let log = echo.end();
     assert!(log.contains(" handshakes-delayed=") && log.contains(" handshake-timeout="), "{log}");
+}
+
+/// Calls, says the first word of a handshake, and says no more.
+fn stalls(server: &Server, hello: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address).expect("a connection");
+    stream.write_all(hello).expect("it takes it");
+    stream
+}
+
+#[test]
+fn a_flood_of_callers_who_stall_and_leave_disturbs_nobody_inside() {
+    let _quiet = alone();
+    raise_descriptors();
+    let papers = Papers::of("flood");
+    let echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
+    let mut inside = insiders(&echo, &papers);
+    let (hello, config) = (client_hello(&papers), papers.trusting());
+    within_one_of_three("the p99 of a ping in a flood of callers who stall", MOST, || {
+        let p99 = p99_while(&mut inside, || {
+            let (mut here, mut came, begun) = (VecDeque::new(), 0, Instant::now());
+            while begun.elapsed() < Duration::from_secs(2) {
+                here.push_back(stalls(&echo, &hello));
+                here.drain(..here.len().saturating_sub(MANY));
+                came += 1;
+            }
+            println!("{came} callers in {:?}", begun.elapsed());
+        });
+        // Many of them are still there for the server, until it has looked.
+        let begun = Instant::now();
+        until("an honest caller comes in behind them", Duration::from_secs(10), || {
+            Caller::connect(&config, echo.address).is_ok_and(|mut honest| honest.echoes(b"at last"))
+        });
+        println!("an honest caller is served after {:?}", begun.elapsed());
+        p99
+    });
+}
+
+#[test]
+#[ignore = "who waits for a handshake and leaves keeps his place in the house until it is his turn or too late"]
+fn callers_who_leave_while_they_wait_for_their_handshake_leave_nothing_behind() {
+    let _quiet = alone();
+    let papers = Papers::of("leavers");
+    let echo = Server::start(&format!("echo --raw --max-handshakes 1 {}", papers.shows("server")));
+    let (hello, before) = (client_hello(&papers), echo.descriptors());
+    // He has been answered: now for a second nobody else has a turn.
+    let mut first = stalls(&echo, &hello);
+    first.read_exact(&mut [0]).expect("an answer");
+    let leave: Vec<TcpStream> = (0..300).map(|_| stalls(&echo, &hello)).collect();
+    until("all are there", Duration::from_millis(500), || echo.descriptors() > before + 300);
+    drop(leave);
+    until("they have gone", Duration::from_millis(400), || echo.descriptors() <= before + 1);
 }
 
 #[test]
