@@ -158,9 +158,9 @@ impl Connection {
     /// Whether a turn should spend a read on it.
     pub(crate) fn wants_read(&self) -> bool {
         self.flags.has(Flag::Readable)
-            && !self.flags.any(&[Flag::Ended, Flag::Waiting])
+            && !self.flags.has(Flag::Ended)
             && match self.stage {
-                Stage::Open => self.is_willing(),
+                Stage::Open => self.is_willing() && !self.flags.has(Flag::Waiting),
                 Stage::Closing | Stage::Lingering => true,
                 Stage::Connecting | Stage::Doomed => false,
             }

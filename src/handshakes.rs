@@ -27,6 +27,9 @@ pub(crate) struct Handshakes {
 /// Whoever has been at it for so long makes room for others, when all places are taken: three round trips around the
 /// world.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The same while more wait than there are places: one round trip. In a flood of callers who begin and stall, the
+/// places that become free in a second are all that others get.
+const PATIENCE_IN_A_FLOOD: Duration = Duration::from_millis(200);
 
 impl Handshakes {
     pub(crate) fn wait(&mut self, id: ConnId) {
@@ -58,23 +61,27 @@ impl Handshakes {
 
     /// Whether one more may begin now.
     pub(crate) fn may_begin(&self, most: usize, now: Tick) -> bool {
-        !self.waiting.is_empty() && (self.under_way.len() < most.max(1) || self.slowest(now).is_some())
+        !self.waiting.is_empty() && (self.under_way.len() < most.max(1) || self.slowest(most, now).is_some())
     }
 
     /// Who has to make room, when there is none.
     pub(crate) fn makes_room(&self, most: usize, now: Tick) -> Option<ConnId> {
-        if self.under_way.len() < most.max(1) { None } else { self.slowest(now) }
+        if self.under_way.len() < most.max(1) { None } else { self.slowest(most, now) }
     }
 
-    fn slowest(&self, now: Tick) -> Option<ConnId> {
+    fn slowest(&self, most: usize, now: Tick) -> Option<ConnId> {
         let &(id, since) = self.under_way.front()?;
-        (since.after(PATIENCE) <= now).then_some(id)
+        (since.after(self.patience(most)) <= now).then_some(id)
+    }
+
+    fn patience(&self, most: usize) -> Duration {
+        if self.waiting.len() > most { PATIENCE_IN_A_FLOOD } else { PATIENCE }
     }
 
     /// When the eldest will have to make room for those who wait.
-    pub(crate) fn looks_again(&self) -> Option<Tick> {
+    pub(crate) fn looks_again(&self, most: usize) -> Option<Tick> {
         let &(_, since) = self.under_way.front().filter(|_| !self.waiting.is_empty())?;
-        Some(since.after(PATIENCE))
+        Some(since.after(self.patience(most)))
     }
 }
 
@@ -109,13 +116,25 @@ mod tests {
         let mut line = Handshakes::default();
         line.begun(id(0), Tick(0));
         line.begun(id(1), Tick(50));
-        assert_eq!(line.looks_again(), None, "nobody waits");
+        assert_eq!(line.looks_again(2), None, "nobody waits");
         line.wait(id(2));
-        let when = line.looks_again().unwrap();
+        let when = line.looks_again(2).unwrap();
         assert!(!line.may_begin(2, Tick(when.0 - 1)));
         assert!(line.may_begin(2, when));
         assert_eq!(line.makes_room(2, when), Some(id(0)));
         assert_eq!(line.makes_room(3, when), None, "there is room anyway");
+    }
+
+    #[test]
+    fn in_a_flood_the_eldest_makes_room_sooner() {
+        let mut line = Handshakes::default();
+        line.begun(id(0), Tick(0));
+        line.begun(id(1), Tick(0));
+        (2..5).for_each(|slot| line.wait(id(slot)));
+        let when = line.looks_again(2).unwrap();
+        assert!(when < Tick(0).after(PATIENCE) && line.may_begin(2, when));
+        line.next();
+        assert!(!line.may_begin(2, when), "two wait for two places");
     }
 
     #[test]

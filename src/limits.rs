@@ -50,7 +50,7 @@ pub struct Limits {
     /// A handshake costs as much of the processor as some hundred messages. Further callers wait, unread, and the
     /// newest of them begins first: who has waited long has often given up. At most four begin in one turn, so that
     /// those who are connected are served in between. When all places are taken and somebody waits, whoever has had
-    /// his for a second at least loses it, the eldest first.
+    /// his for a second at least loses it, the eldest first; or for 200 ms, when more wait than there are places.
     pub handshakes: usize,
     /// Timers at once that belong to no connection. Default 1,024.
     pub timers: usize,

@@ -165,17 +165,16 @@ impl Trusted {
 
 impl Upstream {
     pub fn client(&self) -> Result<Option<Security>, String> {
-        if !self.to_tls {
-            return Ok(None);
-        }
-        let options = ClientOptions {
-            trust: trust(self.to_tls_ca.as_ref(), self.insecure)?,
-            identity: identity(self.to_tls_cert.as_ref(), self.to_tls_key.as_ref())?,
-            protocols: names(&self.to_tls_alpn),
-            name: self.to_tls_name.clone(),
-            ..ClientOptions::default()
+        let trusted = Trusted {
+            tls: self.to_tls,
+            tls_ca: self.to_tls_ca.clone(),
+            tls_name: self.to_tls_name.clone(),
+            tls_cert: self.to_tls_cert.clone(),
+            tls_key: self.to_tls_key.clone(),
+            tls_alpn: self.to_tls_alpn.clone(),
+            insecure: self.insecure,
         };
-        Ok(Some(Client::new(options).map_err(told)?.security()))
+        trusted.client()
     }
 }
 

@@ -24,6 +24,7 @@ pub(super) fn of(error: &Error) -> String {
         Error::PeerIncompatible(
             PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled,
@@ -34,6 +35,9 @@ pub(super) fn of(error: &Error) -> String {
         Error::PeerMisbehaved(why) => format!("the peer broke TLS's rules: {}", spaced(&format!("{why:?}"))),
         Error::InvalidMessage(why) => {
             format!("the peer sent a malformed message: {}", spaced(&format!("{why:?}")))
+        }
+        Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => {
+            "the peer sent a message that has no place there".into()
         }
         Error::DecryptError => "a record was damaged on its way".into(),
         error => Escaped(error.to_string().as_bytes()).to_string(),

@@ -272,7 +272,8 @@ impl<S: System> Loop<S> {
 
     fn next_tick(&self) -> Option<Tick> {
         let doors = self.doors().filter_map(Door::looks_again);
-        let (table, handshakes) = (&self.table, self.table.handshakes.looks_again());
+        let table = &self.table;
+        let handshakes = table.handshakes.looks_again(table.limits.handshakes);
         doors
             .chain(table.wheel.next())
             .chain(table.timers.next())

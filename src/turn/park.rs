@@ -95,6 +95,10 @@ impl<S: System> Loop<S> {
         // An end or an error shows itself to whoever reads or writes next, and to nobody else.
         flags.raise_if(Flag::Readable, ready.readable || ready.end);
         flags.raise_if(Flag::Writable, ready.writable);
+        if ready.end && flags.has(Flag::Waiting) && connection.stage == Stage::Open {
+            // No handshake can come of it, and until its turn came it would be in the way.
+            return self.break_seal(slot, "the peer left while its handshake waited");
+        }
         let connected = connection.stage != Stage::Connecting;
         if ready.writable && connected && (connection.outbox.is_some() || connection.owes_end()) {
             self.table.push_dirty(slot);

@@ -155,7 +155,7 @@ impl<S: System> Loop<S> {
     }
 
     /// It cannot go on. What the filter says about that is still sent.
-    fn break_seal(&mut self, slot: u32, why: &str) {
+    pub(super) fn break_seal(&mut self, slot: u32, why: &str) {
         let connection = self.table.at_mut(slot);
         let reason = if connection.flags.has(Flag::Securing) { Closed::Handshake } else { Closed::Tls };
         if let Some(seal) = &mut connection.extra().seal {

@@ -206,6 +206,25 @@ fn the_loop_wakes_up_to_let_somebody_in_the_place_of_who_stalls() {
 }
 
 #[test]
+fn who_leaves_while_his_handshake_waits_is_not_in_the_way() {
+    let mut plan = sealed(no_idle());
+    plan.limits.handshakes = 1;
+    let mut house = plan.build(echo);
+    let peers: Vec<Peer> = (0..5).map(|_| house.script.connect()).collect();
+    for &peer in &peers {
+        house.script.feed(peer, b"HELLO\n");
+        house.settle();
+    }
+    peers[1..].iter().for_each(|&peer| house.script.end(peer));
+    house.settle();
+    assert!(peers[1..].iter().all(|&peer| house.script.gone(peer) == Some(Gone::Closed)));
+    assert_eq!((house.turns.table.connections(), house.turns.table.memory), (1, 0));
+    house.script.feed(peers[0], b"THANKS\n");
+    house.settle();
+    assert_eq!((house.heard(peers[0]).as_str(), house.sockets().stats().handshakes), ("WELCOME\n", 1));
+}
+
+#[test]
 fn at_most_four_begin_in_one_turn() {
     let mut house = sealed(no_idle()).build(echo);
     let peers: Vec<Peer> = (0..16).map(|_| house.script.connect()).collect();

@@ -20,6 +20,7 @@ use crate::server::{Outcome, Server, complete, until};
 
 mod attacks;
 mod callers;
+mod memory;
 mod mutual;
 mod node;
 mod openssl;

@@ -109,7 +109,6 @@ fn a_flood_of_callers_who_stall_and_leave_disturbs_nobody_inside() {
 }
 
 #[test]
-#[ignore = "who waits for a handshake and leaves keeps his place in the house until it is his turn or too late"]
 fn callers_who_leave_while_they_wait_for_their_handshake_leave_nothing_behind() {
     let _quiet = alone();
     let papers = Papers::of("leavers");
