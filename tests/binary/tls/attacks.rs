@@ -80,9 +80,9 @@ fn what_is_no_tls_is_ended_with_a_word_in_the_log_and_the_server_serves_on() {
         (b"\x80\x2e\x01\x03\x01\x00\x15\x00\x00", "the peer does not speak TLS (it sent \"\\x80.\\x01"),
         (&[0; 4096], "the peer does not speak TLS (it sent \"\\x00\\x00"),
         (&garbage, "handshake: the peer "),
-        (&wrong_hello, "unexpected handshake message"),
+        (&wrong_hello, "the peer sent a message that has no place there"),
         (&long, "handshake: the peer sent a malformed message"),
-        (&[0x17, 3, 3, 0, 1, 0], "unexpected message"),
+        (&[0x17, 3, 3, 0, 1, 0], "the peer sent a message that has no place there"),
         (&[0x15, 3, 3, 0, 2, 2, 40], "handshake: the peer refused: handshake failure"),
     ] {
         let mut peer = Peer::connect(echo.address);
