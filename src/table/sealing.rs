@@ -13,6 +13,10 @@ impl Table {
     pub(crate) fn secure(&mut self, slot: u32, how: Security) {
         let (bare, by) = (self.queued(slot), self.handshake_ends(slot));
         let connection = self.at_mut(slot);
+        if connection.stage == Stage::Connecting {
+            connection.dial_mut().options.secure.get_or_insert(how);
+            return;
+        }
         let is_open = connection.stage == Stage::Open && !connection.flags.has(Flag::Finishing);
         if !is_open || connection.flags.has(Flag::Sealed) {
             return;

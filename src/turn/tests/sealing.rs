@@ -614,6 +614,29 @@ fn a_dialed_connection_can_be_secured_later() {
 }
 
 #[test]
+fn one_that_is_secured_before_it_is_connected_says_nothing_in_the_clear() {
+    let mut house = Plan::default().build_with(
+        |socket| {
+            socket.send(b"secret");
+            socket.secure(client());
+        },
+        swallow,
+    );
+    let id =
+        house.turns.table.dial(1, "10.0.0.9:443".parse().unwrap(), DialOptions::default(), None).unwrap();
+    house.settle();
+    let peer = house.script.dialed()[0];
+    house.script.answer(peer, Ok(()));
+    house.settle();
+    assert_eq!(house.heard(peer), "HELLO\n");
+    house.script.feed(peer, b"WELCOME\n");
+    house.settle();
+    let heard = house.script.heard(peer);
+    assert_eq!(unrecord(heard.strip_prefix(b"THANKS\n").unwrap()).0, b"secret");
+    assert_eq!(house.told(), [Told::Open(id), Told::Connected(id)]);
+}
+
+#[test]
 fn one_that_is_closed_before_it_is_secured_says_what_it_had_said_before() {
     for write_budget in [3, 64 * 1024] {
         let limits = Limits { write_budget, ..Limits::default() };
