@@ -193,8 +193,8 @@ impl<'a> Socket<'a> {
     ///
     /// Whoever called begins, so give a connection that was dialed the security of a client, and say
     /// [by what name](Security::known_as) the server is known: the connection has only the address that the dial came
-    /// to. One that is still being dialed is secured as by [`DialOptions::secure`](crate::DialOptions::secure), with all
-    /// that was sent to it. One that is secured already, or that we have finished, stays as it is.
+    /// to. One that is still being dialed is secured as by [`DialOptions::secure`](crate::DialOptions::secure), with
+    /// all that was sent to it. One that is secured already, or that we have finished, stays as it is.
     pub fn secure(&mut self, how: Security) {
         self.table.secure(self.slot, how);
     }
