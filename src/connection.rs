@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::address::Peer;
 use crate::closed::Closed;
-use crate::extra::{Clocks, Dial, Extra};
+use crate::extra::{Clocks, Dial, Extra, Seal};
 use crate::flags::{Flag, Flags};
 use crate::inbox::Inbox;
 use crate::limits::{Pace, SocketLimits};
@@ -121,6 +121,14 @@ impl Connection {
         self.extra.as_ref()?.clocks.as_deref()
     }
 
+    pub(crate) fn seal(&self) -> Option<&Seal> {
+        self.extra.as_ref()?.seal.as_deref()
+    }
+
+    pub(crate) fn seal_mut(&mut self) -> Option<&mut Seal> {
+        self.extra.as_mut()?.seal.as_deref_mut()
+    }
+
     pub(crate) fn clocks_mut(&mut self) -> Option<&mut Clocks> {
         self.extra.as_mut()?.clocks.as_deref_mut()
     }
@@ -192,11 +200,7 @@ impl Connection {
         let flags = &self.flags;
         flags.has(Flag::Securing)
             && !flags.has(Flag::Waiting)
-            && self
-                .extra
-                .as_ref()
-                .and_then(|extra| extra.seal.as_ref())
-                .is_some_and(|seal| seal.how.is_some())
+            && self.seal().is_some_and(|seal| seal.how.is_some())
             && (flags.has(Flag::Dialed) || self.inbox.is_some())
     }
 
@@ -234,8 +238,7 @@ impl Connection {
 
     /// Queued bytes that go as they are, although it is secured: they were sent before.
     pub(crate) fn bare(&self) -> usize {
-        let extra = self.extra.as_ref();
-        extra.and_then(|extra| extra.seal.as_ref()).map_or(0, |seal| seal.bare)
+        self.seal().map_or(0, |seal| seal.bare)
     }
 
     /// Whether what is queued has a way out: not before it is connected, nor, secured, before the handshake is done.
@@ -288,8 +291,7 @@ impl Connection {
             None => limits.idle,
         };
         if self.flags.has(Flag::Securing) {
-            let seal = self.extra.as_ref().and_then(|extra| extra.seal.as_ref());
-            return earliest.at(seal.and_then(|seal| seal.by), Due::Handshake);
+            return earliest.at(self.seal().and_then(|seal| seal.by), Due::Handshake);
         }
         if self.flags.any(&[Flag::Ended, Flag::Finished]) {
             earliest.consider(self.touched, limits.half_closed, Due::HalfClosed);

@@ -28,3 +28,13 @@ pub struct Departed {
     /// [`Closed::Tls`](crate::Closed::Tls).
     pub broken: Option<Box<str>>,
 }
+
+impl Departed {
+    /// What went wrong, in words, if it is known: why it was never connected, else what was wrong with TLS.
+    pub fn trouble(&self) -> Option<String> {
+        self.failure
+            .as_ref()
+            .map(ToString::to_string)
+            .or_else(|| self.broken.as_ref().map(ToString::to_string))
+    }
+}

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tidemill::framing::Framing;
-use tidemill::{Address, Departed, DialOptions, Security};
+use tidemill::{Address, DialOptions, Security};
 
 /// What a load consists of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,12 +113,6 @@ impl Plan {
         });
         DialOptions { local, secure: self.secure.clone(), ..DialOptions::default() }
     }
-}
-
-/// What went wrong with a connection that has ended, if it is known in words.
-pub fn failure(departed: Option<&Departed>) -> Option<String> {
-    let Departed { failure, broken, .. } = departed?;
-    failure.as_ref().map(ToString::to_string).or_else(|| broken.as_ref().map(ToString::to_string))
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@ use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
-use tidemill::{Closed, ConnId, Input, Reactor, Service, ServiceId, Socket, Sockets};
+use tidemill::{Closed, ConnId, Departed, Input, Reactor, Service, ServiceId, Socket, Sockets};
 
 use super::tally::Tally;
-use crate::plan::{Pattern, Plan, Shape, failure};
+use crate::plan::{Pattern, Plan, Shape};
 
 /// What the service and the loop around it both look at.
 pub struct Callers {
@@ -215,7 +215,7 @@ impl Service for Load {
     fn closed(&mut self, call: Call, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
         let mut callers = self.shared.borrow_mut();
         callers.numbers.remove(&id);
-        let (number, failure) = (call.number, failure(rest.departed()));
+        let (number, failure) = (call.number, rest.departed().and_then(Departed::trouble));
         match call.connected {
             false => callers.connecting -= 1,
             true => callers.up -= 1,

@@ -5,10 +5,10 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use tidemill::{Closed, ConnId, Input, Service, Socket, Sockets};
+use tidemill::{Closed, ConnId, Departed, Input, Service, Socket, Sockets};
 
 use super::tally::Tally;
-use crate::plan::{Plan, failure};
+use crate::plan::Plan;
 
 /// What the service and the loop around it both look at.
 pub struct Room {
@@ -151,7 +151,7 @@ impl Service for FanOut {
 
     fn closed(&mut self, connected: bool, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
         let mut room = self.shared.borrow_mut();
-        let failure = failure(rest.departed());
+        let failure = rest.departed().and_then(Departed::trouble);
         match connected {
             false => room.connecting -= 1,
             true => room.up -= 1,

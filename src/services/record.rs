@@ -56,23 +56,16 @@ impl fmt::Display for Record {
         write!(f, " client={}", client.word())?;
         match self.upstream_end.as_deref() {
             None => Ok(()),
-            Some((upstream, Departed { failure: Some(failure), .. })) => {
-                write!(f, " upstream={} ({failure})", upstream.word())
-            }
-            Some((upstream, Departed { broken: Some(broken), .. })) => {
-                write!(f, " upstream={} ({broken})", upstream.word())
-            }
-            Some((upstream, _)) => write!(f, " upstream={}", upstream.word()),
+            Some((upstream, departed)) => match departed.trouble() {
+                Some(trouble) => write!(f, " upstream={} ({trouble})", upstream.word()),
+                None => write!(f, " upstream={}", upstream.word()),
+            },
         }
     }
 }
 
 /// Why an upstream that was not connected has ended, unless we wanted that.
 pub(super) fn failure(why: Closed, departed: &Departed) -> Option<String> {
-    match (&departed.failure, &departed.broken) {
-        _ if matches!(why, Closed::Local | Closed::Shutdown) => None,
-        (Some(failure), _) => Some(failure.to_string()),
-        (None, Some(broken)) => Some(broken.to_string()),
-        (None, None) => Some(why.to_string()),
-    }
+    let wanted = matches!(why, Closed::Local | Closed::Shutdown);
+    (!wanted).then(|| departed.trouble().unwrap_or_else(|| why.to_string()))
 }

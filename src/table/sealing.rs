@@ -34,8 +34,7 @@ impl Table {
     }
 
     pub(crate) fn filter(&mut self, slot: u32) -> Option<&mut dyn Filter> {
-        let seal = self.at_mut(slot).extra.as_mut()?.seal.as_mut()?;
-        match &mut seal.filter {
+        match &mut self.at_mut(slot).seal_mut()?.filter {
             Some(filter) => Some(&mut **filter),
             None => None,
         }
@@ -44,7 +43,7 @@ impl Table {
     /// What has been agreed on, when the handshake is done.
     pub(crate) fn secured(&self, slot: u32) -> Option<Secured> {
         let connection = self.at(slot);
-        let seal = connection.extra.as_ref()?.seal.as_ref()?;
+        let seal = connection.seal()?;
         if connection.flags.has(Flag::Securing) { None } else { seal.filter.as_ref().map(|it| it.secured()) }
     }
 

@@ -128,9 +128,7 @@ impl<S: System> Loop<S> {
                 }
                 return n.max(1);
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => connection.flags.lower(Flag::Writable),
-            Err(error) => table.doom(slot, Closed::from_io(&error)),
+            Err(error) => self.not_written(slot, &error),
         }
         0
     }
@@ -148,11 +146,18 @@ impl<S: System> Loop<S> {
                 connection.wrote(n, table.now);
                 return n;
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => connection.flags.lower(Flag::Writable),
-            Err(error) => table.doom(slot, Closed::from_io(&error)),
+            Err(error) => self.not_written(slot, &error),
         }
         0
+    }
+
+    /// A signal came first, the kernel has no room, or there is nobody to write to.
+    fn not_written(&mut self, slot: u32, error: &io::Error) {
+        match error.kind() {
+            io::ErrorKind::Interrupted => {}
+            io::ErrorKind::WouldBlock => self.table.at_mut(slot).flags.lower(Flag::Writable),
+            _ => self.table.doom(slot, Closed::from_io(error)),
+        }
     }
 
     /// Compares what the kernel did not take with the marks: full, full no more, or too much.

@@ -56,7 +56,7 @@ impl<S: System> Loop<S> {
         log::debug!("{id} {peer} closed: {}", why.word());
         let (bytes_in, bytes_out) = (connection.bytes_in, connection.bytes_out);
         let lived = self.table.now.since_start() - connection.born.since_start();
-        let broken = connection.extra.as_mut().and_then(|extra| extra.seal.as_mut()?.broken.take());
+        let broken = connection.seal_mut().and_then(|seal| seal.broken.take());
         self.table.departed = Some(Departed { id, peer, local, bytes_in, bytes_out, lived, failure, broken });
         self.hosts[usize::from(connection.host)].closed(&mut self.table, id, why);
         self.table.departed = None;

@@ -47,8 +47,7 @@ impl<S: System> Loop<S> {
     /// their turn.
     pub(super) fn begins_handshake(&mut self, slot: u32) -> bool {
         let connection = self.table.at_mut(slot);
-        let seal = connection.extra.as_ref().and_then(|extra| extra.seal.as_ref());
-        if seal.is_none_or(|seal| seal.how.is_none()) {
+        if connection.seal().is_none_or(|seal| seal.how.is_none()) {
             return false;
         }
         if connection.flags.has(Flag::Dialed) {
@@ -112,7 +111,7 @@ impl<S: System> Loop<S> {
     }
 
     fn begin_handshake(&mut self, slot: u32, peer: &Address) {
-        let Some(seal) = self.table.at_mut(slot).extra().seal.as_mut() else { return };
+        let Some(seal) = self.table.at_mut(slot).seal_mut() else { return };
         let Some(how) = seal.how.take() else { return };
         match how.filter(peer) {
             Ok(filter) => seal.filter = Some(filter),
@@ -158,7 +157,7 @@ impl<S: System> Loop<S> {
     pub(super) fn break_seal(&mut self, slot: u32, why: &str) {
         let connection = self.table.at_mut(slot);
         let reason = if connection.flags.has(Flag::Securing) { Closed::Handshake } else { Closed::Tls };
-        if let Some(seal) = &mut connection.extra().seal {
+        if let Some(seal) = connection.seal_mut() {
             seal.broken = Some(why.into());
         }
         // Of one that we called, its service hears the reason, and says it where it belongs; and who comes and goes
@@ -269,7 +268,7 @@ impl<S: System> Loop<S> {
         slices.slices().iter().for_each(|slice| run.extend_from_slice(slice));
         let written = self.write_out(slot, &run);
         self.table.take_from_queue(slot, chain, written);
-        if let Some(seal) = &mut self.table.at_mut(slot).extra().seal {
+        if let Some(seal) = self.table.at_mut(slot).seal_mut() {
             seal.bare -= written;
         }
         self.run = run;
