@@ -5,8 +5,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::socket::Sockets;
-use crate::system::Waker;
+use crate::connection::sockets::Sockets;
+use crate::sys::Waker;
 
 /// A way for other threads to have something done on the loop. Cheap to clone.
 ///

@@ -31,7 +31,7 @@
 //!   bounds it, and [`Closed`] says how it ended. [`framing`] cuts bytes into messages; [`services`] are worked
 //!   examples.
 //! - To **embed** it in a loop of your own: "In a loop of your own" at [`Reactor`], and [`Handle`] for other threads.
-//! - To **study** it: `docs/one-turn.md`, then `src/turn/mod.rs`.
+//! - To **study** it: `docs/one-turn.md`, then `src/event_loop/mod.rs`.
 //!
 //! # What it does for you
 //!
@@ -54,86 +54,45 @@
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub, rust_2018_idioms)]
 #![doc(test(attr(deny(warnings), allow(dead_code))))]
 
-// By layer: a file imports from the layers above its own, never from those below. `tests/tidy.rs` has the exact order.
-
-// Nouns.
-mod address;
-mod closed;
-mod departed;
-mod id;
-mod limits;
-mod options;
-mod rules;
-mod shared;
-mod stats;
-mod time;
-
-// Parts: pure, without I/O and without a clock.
-mod arena;
-mod bucket;
-mod eager;
-mod eyeballs;
-mod filter;
-mod guard;
-mod handshakes;
-mod inbox;
-mod lookups;
-mod outbox;
-mod timers;
-mod wheel;
-
-// One connection, and all of them.
+// By layer: a file imports from the layers above its own, never from those below. `tests/tidy.rs` checks it.
+mod base;
+mod config;
 mod connection;
-mod extra;
-mod flags;
-mod table;
-
-// What a user holds.
-mod service;
-mod socket;
-
-// The world: the door and its errors, the seam, and mio behind it.
-mod kernel;
-mod listener;
-mod resolver;
-#[cfg(test)]
-mod sim;
-mod system;
-
-// The loop.
-mod handle;
-mod reactor;
-mod turn;
-
-// The shelf.
+mod event_loop;
 pub mod framing;
-pub mod proxy_header;
+mod parts;
 pub mod services;
-pub mod text;
+mod sys;
 #[cfg(feature = "tls")]
 pub mod tls;
 
-pub use address::{Address, AddressError};
-pub use closed::{Closed, OsError};
-pub use departed::Departed;
-pub use extra::Silent;
-pub use filter::{Filter, Opened, Secure, Secured, Security};
-pub use guard::{Guard, Refusal, Refused};
+// The public face. The loop calls a service and takes posts from a handle; a reactor is a loop on the real kernel.
+mod handle;
+mod reactor;
+mod service;
+
+pub use base::address::{Address, AddressError};
+pub use base::filter::{Filter, Opened, Secure, Secured, Security};
+pub use base::id::{ConnId, GroupId, ListenerId, ServiceId};
+pub use base::reason::{Attempt, Closed, Departed, DialError, OsError, Refusal, Refused};
+pub use base::shared::Shared;
+pub use base::stats::Stats;
+pub use base::text;
+pub use config::access::Guard;
+pub use config::dial::{Backoff, DialOptions, Family, KeepAlive};
+pub use config::limits::{Limits, Pace, SocketLimits};
+pub use config::listen::{ListenOptions, Overflow};
+pub use config::rules::{IpRange, RangeError, Refuse, Rule, Rules, Verdict};
+pub use connection::optional::Silent;
+pub use connection::socket::{Origin, Socket, State};
+pub use connection::sockets::Sockets;
+pub use event_loop::Turn;
 pub use handle::Handle;
-pub use id::{ConnId, GroupId, ListenerId, ServiceId};
-pub use inbox::Input;
-pub use kernel::Adopted;
-pub use limits::{Limits, Pace, SocketLimits};
-pub use listener::{ListenOptions, Overflow};
-pub use options::{Attempt, Backoff, DialError, DialOptions, Family, KeepAlive};
+pub use parts::inbox::Input;
+pub use parts::timers::TimerId;
 pub use reactor::Reactor;
-pub use rules::{IpRange, RangeError, Refuse, Rule, Rules, Verdict};
 pub use service::Service;
-pub use shared::Shared;
-pub use socket::{Origin, Socket, Sockets, State};
-pub use stats::Stats;
-pub use timers::TimerId;
-pub use turn::Turn;
+pub use sys::mio::Adopted;
 
 /// The README's example, compiled.
 #[cfg(doctest)]

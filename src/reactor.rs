@@ -7,19 +7,20 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::address::{Address, given};
-use crate::guard::Guard;
+use crate::base::address::{Address, given};
+use crate::base::id::{ConnId, ListenerId, ServiceId};
+use crate::base::reason::plain;
+use crate::base::stats::Stats;
+use crate::config::access::Guard;
+use crate::config::dial::DialOptions;
+use crate::config::limits::{Limits, SocketLimits};
+use crate::config::listen::ListenOptions;
+use crate::config::rules::Rules;
+use crate::connection::sockets::Sockets;
+use crate::event_loop::{Loop, Turn};
 use crate::handle::Handle;
-use crate::id::{ConnId, ListenerId, ServiceId};
-use crate::kernel::{Adopted, Kernel};
-use crate::limits::{Limits, SocketLimits};
-use crate::listener::ListenOptions;
-use crate::options::{DialOptions, plain};
-use crate::rules::Rules;
 use crate::service::Service;
-use crate::socket::Sockets;
-use crate::stats::Stats;
-use crate::turn::{Loop, Turn};
+use crate::sys::mio::{Adopted, Kernel};
 
 /// A single-threaded TCP reactor.
 ///

@@ -1,12 +1,12 @@
 //! What you write: a service, and the one erasure that lets a reactor hold many kinds of them.
 
-use crate::closed::Closed;
-use crate::guard::Refused;
-use crate::id::{ConnId, ServiceId};
-use crate::inbox::Input;
-use crate::socket::{Socket, Sockets};
-use crate::table::Table;
-use crate::timers::TimerId;
+use crate::base::id::{ConnId, ServiceId};
+use crate::base::reason::{Closed, Refused};
+use crate::connection::socket::Socket;
+use crate::connection::sockets::Sockets;
+use crate::connection::table::Table;
+use crate::parts::inbox::Input;
+use crate::parts::timers::TimerId;
 
 /// What is done with connections. You implement it; the reactor calls it.
 ///

@@ -3,61 +3,27 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The order of the book: a file imports from files that stand before it. See docs/architecture.md.
-const ORDER: &[&str] = &[
-    // nouns
-    "id",
-    "address",
-    "closed",
-    "limits",
-    "time",
-    "rules",
-    "filter",
-    "options",
-    "departed",
-    "shared", //
-    // parts
-    "inbox",
-    "outbox",
-    "arena",
-    "wheel",
-    "timers",
-    "bucket",
-    "guard",
-    "stats",
-    "eyeballs",
-    "lookups",
-    "handshakes",
-    "eager", //
-    // one connection; all of them
-    "flags",
-    "extra",
+/// The layers of the library from the ground up: a folder each, and the files of the public face. A file imports from
+/// its own layer and from those before it. The face is last, but for what the loop itself needs of it: the trait of the
+/// services that it calls, and the posts that it runs.
+const LIBRARY: &[&str] = &[
+    "base",
+    "config",
+    "parts",
     "connection",
-    "table", //
-    // what a user holds
-    "socket",
-    "service", //
-    // the world
-    "listener",
-    "system",
-    "resolver",
-    "kernel",
-    "sim", //
-    // the loop
+    "sys",
+    "service",
     "handle",
-    "turn",
-    "reactor", //
-    // the shelf
-    "text",
+    "event_loop",
     "framing",
-    "proxy_header",
     "tls",
     "services",
+    "reactor",
+    "lib",
 ];
 
-/// Files of the binary, in the same order. They see the crate as everyone does, from outside.
-const BINARY: &[&str] =
-    &["plan", "values", "who", "secure", "cli", "serve", "wire", "connect", "load", "main"];
+/// The layers of the binary, in the same order. They see the library as everyone does, from outside.
+const BINARY: &[&str] = &["args", "serve", "client", "load", "main"];
 
 const LINES_OF_A_FUNCTION: usize = 70;
 const LINES_OF_TURN: usize = 30;
@@ -90,67 +56,105 @@ fn code(path: &Path) -> String {
     text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_string()
 }
 
-/// The module of the crate that a file belongs to: `turn` for everything in `src/turn/`.
-fn module(path: &Path) -> String {
-    let inside = path.strip_prefix(root().join("src")).expect("a file of src");
+/// The order that a file of `src` is held to, and its layer in it: `event_loop` for everything in `src/event_loop/`.
+fn layer(path: &Path) -> (&'static [&'static str], String) {
+    let source = root().join("src");
+    let (order, inside) = match path.strip_prefix(source.join("bin/tidemill")) {
+        Ok(inside) => (BINARY, inside),
+        Err(_) => (LIBRARY, path.strip_prefix(&source).expect("a file of src")),
+    };
     let first = inside.components().next().expect("a name").as_os_str().to_string_lossy().into_owned();
-    first.trim_end_matches(".rs").to_string()
+    (order, first.trim_end_matches(".rs").to_string())
 }
 
 fn is_test(path: &Path) -> bool {
     let inside = path.strip_prefix(root()).expect("a file of the crate");
     inside.components().any(|part| part.as_os_str() == "tests")
-        || ["src/services/trial.rs", "src/sim.rs"].iter().any(|file| inside == Path::new(file))
+        || ["src/services/testing.rs", "src/sys/sim.rs"].iter().any(|file| inside == Path::new(file))
 }
 
-fn place(module: &str, order: &[&str]) -> Option<usize> {
-    order.iter().position(|name| *name == module)
+/// What a file imports by `crate::`, prose and visibilities aside: the first name of each path.
+fn imports(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        let from = line.split_once("crate::")?.1;
+        let is_prose = line.trim_start().starts_with("//");
+        (!is_prose && !line.contains("pub(crate::"))
+            .then(|| from.split([':', ';', '(', '{', '!']).next().unwrap_or(""))
+    })
 }
 
 #[test]
-fn every_file_imports_only_from_what_stands_before_it() {
+fn a_file_imports_only_from_its_own_layer_and_those_below() {
+    let mut seen = 0;
     for path in rust_files(&root().join("src")) {
-        let name = module(&path);
-        if name == "lib" {
-            continue;
+        let (order, name) = layer(&path);
+        let place = |layer: &str| order.iter().position(|name| *name == layer);
+        let here =
+            place(&name).unwrap_or_else(|| panic!("{}: {name} has no place in the order", path.display()));
+        for import in imports(&code(&path)) {
+            seen += 1;
+            let there =
+                place(import).unwrap_or_else(|| panic!("{}: crate::{import} has no place", path.display()));
+            assert!(there <= here, "{}: {name} imports {import}, which stands above it", path.display());
         }
-        let text = code(&path);
-        let imports = text.lines().filter_map(|line| {
-            let from = line.split_once("crate::")?.1;
-            let is_prose = line.trim_start().starts_with("//");
-            (!is_prose && !line.contains("pub(crate::"))
-                .then(|| from.split([':', ';', '(', '{', '!']).next().unwrap_or(""))
+    }
+    assert!(seen > 300, "only {seen} imports were recognised");
+}
+
+#[test]
+fn every_layer_in_the_order_exists() {
+    for layer in LIBRARY.iter().chain(BINARY) {
+        let found = ["src", "src/bin/tidemill"].iter().any(|folder| {
+            let at = root().join(folder).join(layer);
+            at.is_dir() || at.with_extension("rs").is_file()
         });
-        for import in imports {
-            let order = if BINARY.contains(&name.as_str()) { BINARY } else { ORDER };
-            let (here, there) = (place(&name, order), place(import, order));
-            let here = here.unwrap_or_else(|| panic!("{}: give it a place in ORDER", path.display()));
-            let there = there.unwrap_or_else(|| panic!("{}: crate::{import} has no place", path.display()));
-            assert!(there <= here, "{}: {name} imports {import}, which stands below it", path.display());
-        }
+        assert!(found, "{layer} is in the order and not in src");
     }
 }
 
+/// The files that one file of a bench names by `crate::`, as file names.
+fn bench_imports(path: &Path, folder: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(path).expect("a source file");
+    let mut names: Vec<String> = imports(&text).map(str::to_string).collect();
+    // `use crate::{fan_out, tls};` names several.
+    for list in text.split("use crate::{").skip(1).filter_map(|rest| rest.split('}').next()) {
+        names.extend(list.split(',').map(|name| name.split("::").next().unwrap_or("").trim().to_string()));
+    }
+    let files = names.iter().flat_map(|name| {
+        [folder.join(name).with_extension("rs"), folder.join(name).join("mod.rs")]
+            .into_iter()
+            .filter(|at| at.is_file())
+    });
+    files.filter(|found| found != path).collect()
+}
+
 #[test]
-fn every_file_has_its_place() {
-    for path in rust_files(&root().join("src")) {
-        let name = module(&path);
-        let known = name == "lib" || ORDER.contains(&name.as_str()) || BINARY.contains(&name.as_str());
-        assert!(known, "{}: neither in ORDER nor in BINARY", path.display());
+fn no_two_files_of_a_bench_import_each_other_in_a_circle() {
+    let folder = root().join("benches/versus");
+    let mut left: Vec<PathBuf> = rust_files(&folder);
+    left.retain(|path| !path.starts_with(folder.join("small")));
+    loop {
+        let before = left.len();
+        let still = left.clone();
+        left.retain(|path| bench_imports(path, &folder).iter().any(|import| still.contains(import)));
+        if left.is_empty() {
+            return;
+        }
+        assert!(left.len() < before, "these import each other: {left:#?}");
     }
 }
 
 #[test]
 fn only_the_kernel_knows_mio_and_reads_the_clock() {
     for path in rust_files(&root().join("src")).iter().filter(|path| !is_test(path)) {
-        let (name, text) = (module(path), code(path));
+        let ((order, name), text) = (layer(path), code(path));
         for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
-            let names_mio = line.contains("mio::") && name != "kernel";
-            assert!(!names_mio, "{}: mio belongs into kernel.rs: {line}", path.display());
+            let names_mio = line.contains("mio::") && !line.contains("sys::mio::") && name != "sys";
+            assert!(!names_mio, "{}: mio belongs into sys: {line}", path.display());
             let reads_clock =
                 ["Instant::now", "SystemTime", ".elapsed()"].iter().any(|call| line.contains(call));
-            let may_read = name == "kernel" || BINARY.contains(&name.as_str());
-            assert!(!reads_clock || may_read, "{}: the clock is read in kernel.rs: {line}", path.display());
+            let may_read = name == "sys" || order == BINARY;
+            assert!(!reads_clock || may_read, "{}: the clock is read in sys: {line}", path.display());
             let prints = ["println!", "eprintln!", "dbg!"].iter().any(|call| line.contains(call));
             assert!(!prints, "{}: a library does not print, and a print can panic: {line}", path.display());
         }
@@ -199,7 +203,7 @@ fn files_can_be_read_in_one_sitting() {
 
 #[test]
 fn lines_fit_the_page() {
-    let folders = ["src", "tests", "docs", "benches", "examples"].map(|folder| root().join(folder));
+    let folders = ["src", "tests", "docs", "benches"].map(|folder| root().join(folder));
     for folder in folders.iter().filter(|folder| folder.is_dir()) {
         // Pictures and data are not for reading.
         let is_page =
@@ -234,12 +238,9 @@ fn pages_link_to_what_is_there() {
 }
 
 #[test]
-fn the_code_map_names_every_file() {
+fn the_code_map_names_every_layer() {
     let map = fs::read_to_string(root().join("docs/architecture.md")).expect("the page");
-    for name in ORDER {
-        assert!(
-            map.contains(&format!("`{name}`")) || map.contains(&format!("`{name}/*`")),
-            "{name} is not on the map"
-        );
+    for layer in LIBRARY.iter().chain(BINARY) {
+        assert!(map.contains(&format!("`{layer}`")), "{layer} is not on the map");
     }
 }

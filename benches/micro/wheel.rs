@@ -30,8 +30,8 @@ use tokio::time::Instant;
 use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue::Key;
 
+use crate::base::tick::Tick;
 use crate::parts::wheel::Wheel;
-use crate::time::Tick;
 use crate::{Contest, Operation, Random, nanoseconds_each};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -154,7 +154,7 @@ fn round<T: Timers>(plan: &Plan, mut timers: T) -> Vec<f64> {
     vec![insert, cancel, refresh, all_told, shift, expire]
 }
 
-/// As long as the crate's own: see `src/connection.rs`.
+/// As long as the crate's own: see `src/connection/mod.rs`.
 struct Connection {
     touched: Tick,
     _rest: [u64; 14],

@@ -2,7 +2,109 @@
 
 use std::time::Duration;
 
-use crate::servers::Kind;
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    Tidemill,
+    /// It looks for events for a moment before it sleeps.
+    TidemillSpin,
+    /// As in tokio's own examples: one thread, a task for each connection with a buffer of four kilobytes.
+    Tokio4,
+    /// The same with a buffer of sixty-four.
+    Tokio64,
+    /// Tokio's runtime of many threads, two of them, on the same one processor.
+    TokioThreads,
+    /// A fan-out with a channel for each receiver.
+    TokioMpsc,
+    /// A fan-out with one channel for all.
+    TokioBroadcast,
+    /// A proxy by `copy_bidirectional`.
+    TokioCopy,
+    /// An echo on bare epoll in C, edge-triggered: what the kernel itself costs.
+    Epoll,
+    Libuv,
+    Node,
+    HaProxy,
+    HaProxySplice,
+    Nginx,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 14] = [
+        Kind::Tidemill,
+        Kind::TidemillSpin,
+        Kind::Tokio4,
+        Kind::Tokio64,
+        Kind::TokioThreads,
+        Kind::TokioMpsc,
+        Kind::TokioBroadcast,
+        Kind::TokioCopy,
+        Kind::Epoll,
+        Kind::Libuv,
+        Kind::Node,
+        Kind::HaProxy,
+        Kind::HaProxySplice,
+        Kind::Nginx,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Tidemill => "tidemill",
+            Kind::TidemillSpin => "tidemill-spin",
+            Kind::Tokio4 => "tokio-4k",
+            Kind::Tokio64 => "tokio-64k",
+            Kind::TokioThreads => "tokio-threads",
+            Kind::TokioMpsc => "tokio-mpsc",
+            Kind::TokioBroadcast => "tokio-broadcast",
+            Kind::TokioCopy => "tokio-copy",
+            Kind::Epoll => "epoll",
+            Kind::Libuv => "libuv",
+            Kind::Node => "node",
+            Kind::HaProxy => "haproxy",
+            Kind::HaProxySplice => "haproxy-splice",
+            Kind::Nginx => "nginx",
+        }
+    }
+
+    pub fn title(self) -> &'static str {
+        match self {
+            Kind::Tidemill => "tidemill",
+            Kind::TidemillSpin => "tidemill, spin 50 µs",
+            Kind::Tokio4 => "tokio current_thread",
+            Kind::Tokio64 => "tokio current_thread, 64 KiB",
+            Kind::TokioThreads => "tokio multi_thread",
+            Kind::TokioMpsc => "tokio, a channel each",
+            Kind::TokioBroadcast => "tokio, broadcast",
+            Kind::TokioCopy => "tokio copy_bidirectional",
+            Kind::Epoll => "bare epoll in C",
+            Kind::Libuv => "libuv",
+            Kind::Node => "Node",
+            Kind::HaProxy => "HAProxy",
+            Kind::HaProxySplice => "HAProxy, splice-auto",
+            Kind::Nginx => "nginx stream",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether it is another program, measured on request and where it is installed.
+    pub fn is_peer(self) -> bool {
+        self >= Kind::Epoll
+    }
+
+    /// What a peer is good for.
+    pub fn does(self, shape: Shape) -> bool {
+        match self {
+            Kind::Epoll | Kind::Libuv | Kind::Node => matches!(shape, Shape::Echo | Shape::Churn),
+            Kind::HaProxySplice => shape == Shape::Bulk,
+            Kind::HaProxy | Kind::Nginx => {
+                matches!(shape, Shape::Proxy | Shape::ProxyChurn | Shape::Bulk)
+            }
+            _ => false,
+        }
+    }
+}
 
 /// What passes between the driver and a server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc};
 
-use crate::servers::announce;
+use crate::process::announce;
 
 /// Members, who hear what the others say.
 #[derive(Default)]

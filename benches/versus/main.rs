@@ -14,7 +14,9 @@ mod case;
 mod costs;
 mod driver;
 mod fan_out;
+mod figure;
 mod peers;
+mod process;
 mod report;
 mod run;
 mod servers;
@@ -23,10 +25,10 @@ mod tls;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use case::{CASES, Case};
-use report::{Figure, Told};
+use case::{CASES, Case, Kind};
+use figure::Figure;
+use report::Told;
 use run::Effort;
-use servers::Kind;
 
 const HELP: &str = "\
 cargo bench --features tls --bench versus -- [OPTIONS]
@@ -103,7 +105,7 @@ fn compare(options: &Options) -> Result<(), String> {
         true => Effort { rounds: 1, turns: 1, shorter: 8 },
         false => Effort { rounds: 5, turns: 10, shorter: 1 },
     };
-    servers::pin(1);
+    process::pin(1);
     let wanted = |name: &str| options.case.as_ref().is_none_or(|case| name.contains(case.as_str()));
     let mut told = Vec::new();
     let compared = |case: &&Case| wanted(case.name) && !case.kinds(&options.with).is_empty();

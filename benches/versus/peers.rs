@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::servers::Kind;
+use crate::case::Kind;
 
 /// What a peer is started with; gone with this value.
 pub struct Files(PathBuf);

@@ -8,17 +8,8 @@ use std::process::Command;
 use plotters::prelude::*;
 use serde_json::{Value, json};
 
-use crate::case::Case;
-use crate::run::{Round, Rounds};
-use crate::servers::Kind;
-
-/// A figure that is no race: so much memory, so many calls. tidemill comes first.
-#[derive(Debug)]
-pub struct Figure {
-    pub name: String,
-    pub unit: &'static str,
-    pub values: Vec<(String, f64)>,
-}
+use crate::case::{Case, Kind};
+use crate::figure::{Figure, Round, Rounds};
 
 /// The median of several ratios, with the least and the most of them.
 #[derive(Clone, Copy)]
@@ -138,35 +129,6 @@ impl Ratio {
 impl std::fmt::Display for Ratio {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:.2} [{:.2}-{:.2}]", self.median, self.least, self.most)
-    }
-}
-
-impl Figure {
-    pub fn table(&self) -> String {
-        let mut text = format!("\n{}, {}\n", self.name, self.unit);
-        for (server, value, ratio) in self.lines() {
-            let _ = writeln!(text, "  {server:<32}{value:>12}   {ratio}");
-        }
-        text
-    }
-
-    fn markdown(&self) -> String {
-        let mut text = String::new();
-        for (place, (server, value, ratio)) in self.lines().into_iter().enumerate() {
-            let name = if place == 0 { format!("{}, {}", self.name, self.unit) } else { String::new() };
-            let _ = writeln!(text, "| {name} | {server} | {value} | {ratio} |");
-        }
-        text
-    }
-
-    fn lines(&self) -> Vec<(&str, String, String)> {
-        let own = self.values.first().map_or(0.0, |(_, value)| *value);
-        let lines = self.values.iter().enumerate().map(|(place, (server, value))| {
-            let ratio = if place > 0 && *value > 0.0 { format!("{:.2}", own / value) } else { String::new() };
-            let digits = if *value < 100.0 { 2 } else { 0 };
-            (server.as_str(), format!("{value:.digits$}"), ratio)
-        });
-        lines.collect()
     }
 }
 

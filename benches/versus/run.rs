@@ -1,6 +1,5 @@
 //! Servers, rounds and turns.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,14 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
 use crate::bulk::Bulk;
-use crate::case::{Case, Shape};
+use crate::case::{Case, Kind, Shape};
 use crate::driver::{Driver, Turned};
+use crate::figure::{Figure, Rounds};
 use crate::peers;
-use crate::report::Figure;
-use crate::servers::Kind;
+use crate::process::raise_descriptors;
 
 /// How much is measured.
 pub struct Effort {
@@ -23,11 +20,6 @@ pub struct Effort {
     pub turns: usize,
     pub shorter: u32,
 }
-
-/// Things a second, and nanoseconds of processor time for each, of one round.
-pub type Round = (f64, f64);
-/// For each server and each round.
-pub type Rounds = BTreeMap<Kind, Vec<Round>>;
 
 /// A server in a process of its own, which ends with this value.
 pub struct Server {
@@ -80,13 +72,6 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// As many descriptors as the process may ever have.
-pub fn raise_descriptors() -> usize {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |most| most as usize)
 }
 
 /// Either of the two drivers.

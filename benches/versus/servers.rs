@@ -1,138 +1,21 @@
 //! The servers, each in a process of its own on one processor, with the same backlog and TCP_NODELAY.
 
-use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use rustix::thread::{CpuSet, sched_setaffinity};
 use tidemill::services::{Echo, Proxy};
 use tidemill::{Limits, ListenOptions, Reactor, Security, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::case::Shape;
-use crate::fan_out;
-use crate::tls;
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Kind {
-    Tidemill,
-    /// It looks for events for a moment before it sleeps.
-    TidemillSpin,
-    /// As in tokio's own examples: one thread, a task for each connection with a buffer of four kilobytes.
-    Tokio4,
-    /// The same with a buffer of sixty-four.
-    Tokio64,
-    /// Tokio's runtime of many threads, two of them, on the same one processor.
-    TokioThreads,
-    /// A fan-out with a channel for each receiver.
-    TokioMpsc,
-    /// A fan-out with one channel for all.
-    TokioBroadcast,
-    /// A proxy by `copy_bidirectional`.
-    TokioCopy,
-    /// An echo on bare epoll in C, edge-triggered: what the kernel itself costs.
-    Epoll,
-    Libuv,
-    Node,
-    HaProxy,
-    HaProxySplice,
-    Nginx,
-}
-
-impl Kind {
-    pub const ALL: [Kind; 14] = [
-        Kind::Tidemill,
-        Kind::TidemillSpin,
-        Kind::Tokio4,
-        Kind::Tokio64,
-        Kind::TokioThreads,
-        Kind::TokioMpsc,
-        Kind::TokioBroadcast,
-        Kind::TokioCopy,
-        Kind::Epoll,
-        Kind::Libuv,
-        Kind::Node,
-        Kind::HaProxy,
-        Kind::HaProxySplice,
-        Kind::Nginx,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Tidemill => "tidemill",
-            Kind::TidemillSpin => "tidemill-spin",
-            Kind::Tokio4 => "tokio-4k",
-            Kind::Tokio64 => "tokio-64k",
-            Kind::TokioThreads => "tokio-threads",
-            Kind::TokioMpsc => "tokio-mpsc",
-            Kind::TokioBroadcast => "tokio-broadcast",
-            Kind::TokioCopy => "tokio-copy",
-            Kind::Epoll => "epoll",
-            Kind::Libuv => "libuv",
-            Kind::Node => "node",
-            Kind::HaProxy => "haproxy",
-            Kind::HaProxySplice => "haproxy-splice",
-            Kind::Nginx => "nginx",
-        }
-    }
-
-    pub fn title(self) -> &'static str {
-        match self {
-            Kind::Tidemill => "tidemill",
-            Kind::TidemillSpin => "tidemill, spin 50 µs",
-            Kind::Tokio4 => "tokio current_thread",
-            Kind::Tokio64 => "tokio current_thread, 64 KiB",
-            Kind::TokioThreads => "tokio multi_thread",
-            Kind::TokioMpsc => "tokio, a channel each",
-            Kind::TokioBroadcast => "tokio, broadcast",
-            Kind::TokioCopy => "tokio copy_bidirectional",
-            Kind::Epoll => "bare epoll in C",
-            Kind::Libuv => "libuv",
-            Kind::Node => "Node",
-            Kind::HaProxy => "HAProxy",
-            Kind::HaProxySplice => "HAProxy, splice-auto",
-            Kind::Nginx => "nginx stream",
-        }
-    }
-
-    pub fn named(name: &str) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-
-    /// Whether it is another program, measured on request and where it is installed.
-    pub fn is_peer(self) -> bool {
-        self >= Kind::Epoll
-    }
-
-    /// What a peer is good for.
-    pub fn does(self, shape: Shape) -> bool {
-        match self {
-            Kind::Epoll | Kind::Libuv | Kind::Node => matches!(shape, Shape::Echo | Shape::Churn),
-            Kind::HaProxySplice => shape == Shape::Bulk,
-            Kind::HaProxy | Kind::Nginx => {
-                matches!(shape, Shape::Proxy | Shape::ProxyChurn | Shape::Bulk)
-            }
-            _ => false,
-        }
-    }
-}
-
-/// Keeps this process on one processor, where there are two or more.
-pub fn pin(processor: usize) {
-    let count = std::thread::available_parallelism().map_or(1, usize::from);
-    if count > processor {
-        let mut set = CpuSet::new();
-        set.set(processor);
-        // Where it is not allowed, figures are wider apart, and still fair.
-        let _ = sched_setaffinity(None, &set);
-    }
-}
+use crate::case::Kind;
+use crate::process::{announce, pin, raise_descriptors};
+use crate::{fan_out, tls};
 
 /// What the process of one server does, until it is ended. A proxy is told what is behind it.
 pub fn serve(name: &str, shape: &str, behind: Option<&str>) {
     pin(0);
-    crate::run::raise_descriptors();
+    raise_descriptors();
     let one = || Builder::new_current_thread().enable_io().build().expect("a runtime");
     let behind = || -> SocketAddr {
         behind.and_then(|address| address.parse().ok()).expect("an address behind the proxy")
@@ -159,11 +42,6 @@ pub fn serve(name: &str, shape: &str, behind: Option<&str>) {
         (Kind::TokioCopy, _) => one().block_on(copy(behind())),
         _ => echo::<4_096>(&one()),
     }
-}
-
-pub fn announce(address: SocketAddr) {
-    println!("{address}");
-    std::io::stdout().flush().expect("somebody waits for it");
 }
 
 fn tidemill<S: Service>(service: S, spin: Option<Duration>, dials: bool, secure: Option<Security>) {

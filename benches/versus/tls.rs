@@ -15,7 +15,7 @@ use tokio_rustls::rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, Error, ServerConfig, SignatureScheme, StreamOwned,
 };
 
-use crate::servers::announce;
+use crate::process::announce;
 
 /// A certificate of one's own, and its key.
 fn certified() -> rcgen::CertifiedKey<rcgen::KeyPair> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 
 use super::{FrameError, Wrapping, refuse_longer};
-use crate::inbox::Input;
+use crate::parts::inbox::Input;
 
 /// A body when nobody says otherwise: one peer with an unfinished frame holds a 64th of the default
 /// [`Limits::memory`](crate::Limits::memory).

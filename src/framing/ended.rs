@@ -5,7 +5,7 @@ use std::fmt;
 use memchr::{memchr, memchr2, memmem};
 
 use super::{FrameError, Wrapping, refuse_longer};
-use crate::inbox::Input;
+use crate::parts::inbox::Input;
 
 /// A body when nobody says otherwise. It is what web servers take for a line: 8 KiB in nginx
 /// (`large_client_header_buffers`), 8,190 bytes in Apache (`LimitRequestLine`).
@@ -30,7 +30,7 @@ const LONGEST: usize = 8 * 1024;
 ///
 /// Lenient lines lose one `\r`, so of `hello\r\r\n` the body is `hello\r`. Sent on as a line it would lose
 /// the other one too, and is refused. A service that relays lines to others must not blame them: drop
-/// controls first ([`printable`](crate::text::printable)), or the line.
+/// controls first ([`printable`](crate::base::text::printable)), or the line.
 ///
 /// ```
 /// use tidemill::{Input, framing::{FrameError, Lines}};
@@ -205,7 +205,7 @@ impl fmt::Display for Delimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inbox::Inbox;
+    use crate::parts::inbox::Inbox;
 
     fn line<'a>(framing: &Lines, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, FrameError> {
         framing.next(&mut Input::new(bytes))

@@ -75,12 +75,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::closed::Closed;
-use crate::inbox::Input;
-use crate::socket::Socket;
+use crate::base::reason::Closed;
+use crate::connection::socket::Socket;
+use crate::parts::inbox::Input;
 
 mod counted;
 mod ended;
+pub mod proxy_header;
 
 pub use counted::{Fixed, LengthPrefix};
 pub use ended::{Delimiter, Lines};
@@ -361,7 +362,7 @@ sending!(Framing, LengthPrefix, Lines, Delimiter, Fixed);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inbox::Inbox;
+    use crate::parts::inbox::Inbox;
     use proptest::prelude::*;
 
     const NAMES: [&str; 10] =

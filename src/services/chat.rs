@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use crate::address::Address;
-use crate::closed::Closed;
+use crate::base::address::Address;
+use crate::base::id::ConnId;
+use crate::base::reason::Closed;
+use crate::base::shared::Shared;
+use crate::base::text::printable;
+use crate::config::limits::SocketLimits;
+use crate::connection::socket::Socket;
+use crate::connection::sockets::Sockets;
 use crate::framing::Lines;
-use crate::id::ConnId;
-use crate::inbox::Input;
-use crate::limits::SocketLimits;
+use crate::parts::inbox::Input;
 use crate::service::Service;
-use crate::shared::Shared;
-use crate::socket::{Socket, Sockets};
-use crate::text::printable;
 
 /// A room. What one member says, all members hear, in one order for all.
 ///
@@ -208,8 +209,8 @@ impl Service for Chat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::services::trial::Trial;
-    use crate::sim::Peer;
+    use crate::services::testing::Trial;
+    use crate::sys::sim::Peer;
 
     type Room = Trial;
 

@@ -1,9 +1,9 @@
 //! Sends back what it is sent.
 
-use crate::inbox::Input;
-use crate::limits::SocketLimits;
+use crate::config::limits::SocketLimits;
+use crate::connection::socket::Socket;
+use crate::parts::inbox::Input;
 use crate::service::Service;
-use crate::socket::Socket;
 
 /// Greets, sends back every byte, and leaves on a line `quit`; or, [raw](Echo::raw), does nothing but send back.
 ///
@@ -111,8 +111,8 @@ fn compare(line: &[u8]) -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::closed::Closed;
-    use crate::services::trial::Trial;
+    use crate::base::reason::Closed;
+    use crate::services::testing::Trial;
 
     const GREETED: &str = "echo server ready (type quit to exit)\n";
 

@@ -1,10 +1,10 @@
 //! Sends back each message it is sent, framed.
 
+use crate::config::limits::SocketLimits;
+use crate::connection::socket::Socket;
 use crate::framing::Framing;
-use crate::inbox::Input;
-use crate::limits::SocketLimits;
+use crate::parts::inbox::Input;
 use crate::service::Service;
-use crate::socket::Socket;
 
 /// Answers each message with its echo in a frame of the same kind. A frame that is too long, or no frame at all,
 /// closes the connection; the answers given before still arrive.
@@ -72,8 +72,8 @@ impl Service for Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::closed::Closed;
-    use crate::services::trial::Trial;
+    use crate::base::reason::Closed;
+    use crate::services::testing::Trial;
 
     fn frames(name: &str) -> Trial {
         let framing: Framing = name.parse().expect("a framing's name");

@@ -6,10 +6,8 @@ mod chat;
 mod echo;
 mod frames;
 mod proxy;
-mod record;
 #[cfg(test)]
-mod trial;
-mod turned_away;
+mod testing;
 
 pub use chat::Chat;
 pub use echo::Echo;

@@ -14,8 +14,8 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProt
 use super::identity::{Authorities, Identity};
 use super::session::Session;
 use super::{TlsError, Version, check_protocols, provider, versions};
-use crate::address::Address;
-use crate::filter::{Filter, Secure, Security};
+use crate::base::address::Address;
+use crate::base::filter::{Filter, Secure, Security};
 
 /// The side that calls. Cheap to clone; all clones are one, and its connections resume each other's sessions.
 #[derive(Clone)]

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::{TlsError, provider};
-use crate::options::plain;
+use crate::base::reason::plain;
 
 /// A certificate with those that vouch for it, and the private key that belongs to it. Cheap to clone.
 #[derive(Clone)]

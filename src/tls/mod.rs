@@ -69,12 +69,13 @@ use rustls::SupportedProtocolVersion;
 use rustls::crypto::CryptoProvider;
 
 mod client;
+mod errors;
 mod identity;
 mod server;
 mod session;
+mod sni;
 #[cfg(test)]
 mod tests;
-mod wording;
 
 pub use client::{Client, ClientOptions, Trust};
 pub use identity::{Authorities, Identity};

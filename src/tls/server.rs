@@ -1,6 +1,5 @@
 //! What a server shows, and to whom.
 
-use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,9 +15,9 @@ use rustls::sign::CertifiedKey;
 
 use super::identity::{Authorities, Identity};
 use super::session::Session;
-use super::{TlsError, Version, check_protocols, provider, versions};
-use crate::address::Address;
-use crate::filter::{Filter, Secure, Security};
+use super::{TlsError, Version, check_protocols, provider, sni, versions};
+use crate::base::address::Address;
+use crate::base::filter::{Filter, Secure, Security};
 
 /// The side that is called. Cheap to clone; all clones are one, and what it shows can be
 /// [replaced](Server::replace) while it is in use, from any thread.
@@ -172,7 +171,7 @@ struct ByName(Vec<Identity>);
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name();
-        ASKED_FOR.set(name.map(Into::into));
+        sni::note(name);
         let first = self.0.first()?;
         let named = name.filter(|_| self.0.len() > 1).and_then(|name| self.of(name));
         Some(named.unwrap_or(first).certified_key().clone())
@@ -187,17 +186,4 @@ impl ByName {
             parsed.is_ok_and(|certificate| verify_server_name(&certificate, &name).is_ok())
         })
     }
-}
-
-thread_local! {
-    static ASKED_FOR: Cell<Option<Box<str>>> = const { Cell::new(None) };
-}
-
-/// The name in the hello that was read last on this thread, once.
-///
-/// An unbuffered connection of rustls does not tell the name. It asks for the certificate in every handshake, also in
-/// a resumed one, but does not tell on whose behalf. So the name is left here, and the session looks right after each
-/// call that can have read a hello.
-pub(super) fn asked_for() -> Option<Box<str>> {
-    ASKED_FOR.take()
 }

@@ -12,8 +12,8 @@ use rustls::unbuffered::{
 };
 use rustls::{ClientConfig, CommonState, HandshakeKind, ServerConfig};
 
-use super::{server, wording};
-use crate::filter::{Filter, Opened, Secured};
+use super::{errors, sni};
+use crate::base::filter::{Filter, Opened, Secured};
 
 /// A session of either side.
 ///
@@ -74,7 +74,7 @@ impl Side for UnbufferedServerConnection {
     }
 
     fn asked_for() -> Option<Box<str>> {
-        server::asked_for()
+        sni::asked_for()
     }
 }
 
@@ -188,8 +188,8 @@ impl<C: Side> Filter for Session<C> {
         let common = self.connection.common();
         let certificates = common.peer_certificates().unwrap_or_default();
         Secured {
-            version: wording::version(common.protocol_version()),
-            cipher: wording::cipher(common.negotiated_cipher_suite()),
+            version: errors::version(common.protocol_version()),
+            cipher: errors::cipher(common.negotiated_cipher_suite()),
             server_name: self.server_name.as_deref().map(Into::into),
             protocol: common.alpn_protocol().map(Into::into),
             peer_certificates: certificates.iter().map(|der| der.to_vec()).collect(),
@@ -232,7 +232,7 @@ impl<C: Side> Session<C> {
             match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(next) = traffic.next_record() {
-                        let next = next.map_err(|error| wording::of(&error))?;
+                        let next = next.map_err(|error| errors::of(&error))?;
                         record.extend_from_slice(next.payload);
                         used += next.discard;
                     }
@@ -242,8 +242,8 @@ impl<C: Side> Session<C> {
                 Ok(ConnectionState::TransmitTlsData(sent)) => sent.done(),
                 Ok(ConnectionState::PeerClosed) => self.ended = true,
                 Ok(_) => return Ok(used),
-                Err(error) if self.heard => return Err(wording::of(&error)),
-                Err(error) => return Err(wording::of_first(&error, &first[..wire.len().min(8)])),
+                Err(error) if self.heard => return Err(errors::of(&error)),
+                Err(error) => return Err(errors::of_first(&error, &first[..wire.len().min(8)])),
             }
             // rustls lends the record together with the wire: it cannot be put there before both are given back.
             let end = *plain + record.len();
@@ -273,7 +273,7 @@ impl<C: Side> Session<C> {
                     None
                 }
                 Ok(_) => Some(Err("nothing can be sent now".into())),
-                Err(error) => Some(Err(wording::of(&error))),
+                Err(error) => Some(Err(errors::of(&error))),
             };
             self.kept.drain(..discard);
             if let Some(said) = said {

@@ -12,9 +12,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::{Figure, Measured, Process, Server};
-use crate::case::CASES;
+use crate::case::{CASES, Kind};
 use crate::driver::Driver;
-use crate::servers::{Kind, pin};
+use crate::process::pin;
 
 const CASE: &str = "64 B x 50";
 

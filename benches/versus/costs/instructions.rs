@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 
 use super::{Measured, Peer, Server, figure, until};
-use crate::servers::Kind;
+use crate::case::Kind;
 
 pub(super) fn measure(smoke: bool) -> Measured {
     let found = Command::new("valgrind").arg("--version").stdout(Stdio::null()).status();

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 
 use super::{Measured, Peer, Process, Server, figure, raise_descriptors, until};
-use crate::servers::Kind;
+use crate::case::Kind;
 use crate::tls;
 
 /// Connections that have come and gone before anything is counted: what the first ones bring along is not the price of

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::report::Figure;
-use crate::run::raise_descriptors;
-use crate::servers::Kind;
+use crate::case::Kind;
+use crate::figure::Figure;
+use crate::process::raise_descriptors;
 
 /// A part of the figures, or why there is none.
 type Measured = Result<Vec<Figure>, String>;

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Figure, Measured, PATIENCE, Peer, Process};
-use crate::servers::pin;
+use crate::process::pin;
 
 /// So often each of them is started.
 const STARTS: usize = 21;

@@ -14,8 +14,8 @@ use rustls::{ClientConfig, SupportedProtocolVersion};
 
 use super::session::Session;
 use super::{Authorities, Client, ClientOptions, Identity, Server, ServerOptions, Trust, client};
-use crate::address::Address;
-use crate::filter::{Filter, Opened, Security};
+use crate::base::address::Address;
+use crate::base::filter::{Filter, Opened, Security};
 
 const BOTH: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use crate::address::Address;
-use crate::closed::Closed;
-use crate::filter::Filter;
-use crate::inbox::Input;
-use crate::limits::{Limits, SocketLimits};
-use crate::listener::ListenOptions;
+use crate::base::address::Address;
+use crate::base::filter::Filter;
+use crate::base::reason::Closed;
+use crate::config::limits::{Limits, SocketLimits};
+use crate::config::listen::ListenOptions;
+use crate::connection::socket::Socket;
+use crate::connection::sockets::Sockets;
+use crate::event_loop::Loop;
+use crate::parts::inbox::Input;
 use crate::service::Service;
-use crate::sim::{Peer, Rng, Script, Sim, address};
-use crate::socket::{Socket, Sockets};
+use crate::sys::sim::{Peer, Rng, Script, Sim, address};
 use crate::tls::{Client, ClientOptions, Identity, Server, ServerOptions, Trust};
-use crate::turn::Loop;
 
 struct Echo;
 

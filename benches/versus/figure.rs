@@ -1,0 +1,48 @@
+//! What a measurement comes to.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use crate::case::Kind;
+
+/// Things a second, and nanoseconds of processor time for each, of one round.
+pub type Round = (f64, f64);
+/// For each server and each round.
+pub type Rounds = BTreeMap<Kind, Vec<Round>>;
+
+/// A figure that is no race: so much memory, so many calls. tidemill comes first.
+#[derive(Debug)]
+pub struct Figure {
+    pub name: String,
+    pub unit: &'static str,
+    pub values: Vec<(String, f64)>,
+}
+
+impl Figure {
+    pub fn table(&self) -> String {
+        let mut text = format!("\n{}, {}\n", self.name, self.unit);
+        for (server, value, ratio) in self.lines() {
+            let _ = writeln!(text, "  {server:<32}{value:>12}   {ratio}");
+        }
+        text
+    }
+
+    pub fn markdown(&self) -> String {
+        let mut text = String::new();
+        for (place, (server, value, ratio)) in self.lines().into_iter().enumerate() {
+            let name = if place == 0 { format!("{}, {}", self.name, self.unit) } else { String::new() };
+            let _ = writeln!(text, "| {name} | {server} | {value} | {ratio} |");
+        }
+        text
+    }
+
+    fn lines(&self) -> Vec<(&str, String, String)> {
+        let own = self.values.first().map_or(0.0, |(_, value)| *value);
+        let lines = self.values.iter().enumerate().map(|(place, (server, value))| {
+            let ratio = if place > 0 && *value > 0.0 { format!("{:.2}", own / value) } else { String::new() };
+            let digits = if *value < 100.0 { 2 } else { 0 };
+            (server.as_str(), format!("{value:.digits$}"), ratio)
+        });
+        lines.collect()
+    }
+}

@@ -1,0 +1,396 @@
+//! The arguments, and the limits they make.
+
+mod access;
+pub mod tls;
+pub mod values;
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+use tidemill::framing::Framing;
+use tidemill::framing::proxy_header::Version;
+use tidemill::{Address, Guard, IpRange, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
+
+use access::{WHO, Who};
+use tls::{Shown, Trusted, Upstream};
+use values::{Rate, Shape, Size, Span, address, overflow, range, shape, version};
+
+#[derive(Parser)]
+#[command(
+    name = "tidemill",
+    version,
+    about = "TCP services on one small event loop. All of them take the same limits.",
+    after_help = "Example: tidemill chat, and in other terminals: tidemill connect 127.0.0.1:9001\n\
+                  The log goes to stderr; RUST_LOG=debug shows more of it.",
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Greet, send back every byte, leave on a line 'quit'
+    #[command(after_help = "Example: tidemill echo --raw --listen 127.0.0.1:7000 --max-connections 500")]
+    Echo {
+        /// No greeting, no 'quit': bytes only
+        #[arg(long, help_heading = "Echo")]
+        raw: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// A room: every line goes to everyone; /nick NAME, /who, /help, /quit
+    #[command(
+        after_help = "Example: tidemill chat --listen [::]:9001 --max-connections 1000 --idle-timeout 2h"
+    )]
+    Chat {
+        #[command(flatten)]
+        server: Server,
+        #[command(flatten)]
+        messages: Messages,
+    },
+    /// Answer each message with its echo, in a frame of the same kind
+    #[command(after_help = "Example: tidemill frames --framing u16be --max-message 4KiB --min-rate 4KiB/5s")]
+    Frames {
+        /// u8, u16be, u16le, u32be, u32le, u64be, u64le, line, crlf, fixed:N or raw
+        #[arg(long, value_name = "KIND", default_value = "u32be", help_heading = "Frames")]
+        framing: Framing,
+        #[command(flatten)]
+        server: Server,
+        #[command(flatten)]
+        messages: Messages,
+    },
+    /// Guard another service: pass connections on, within limits
+    #[command(
+        after_help = "Each connection is two of --max-connections. One line in the log tells how it ended.\n\
+                      Example: tidemill proxy --listen 0.0.0.0:5432 --to db1:5432 --to db2:5432 --allow 10.0.0.0/8"
+    )]
+    Proxy {
+        #[command(flatten)]
+        upstreams: Upstreams,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Send stdin to a server, write what it answers to stdout
+    #[command(after_help = "The end of stdin is sent as an end; what the server still says is waited for.\n\
+                      Exit code: 0 when it came to a proper end, 1 when not or never connected, 2 for wrong options.\n\
+                      Example: printf 'hello\\n' | tidemill connect localhost:9001")]
+    Connect(Connect),
+    /// Measure how fast a server is
+    #[command(after_help = "Every byte of an answer is checked.\n\
+                      With --rate, a latency counts from when a message was to be sent.\n\
+                      It keeps a processor busy all the time, so that its own waking up is no part of the figures.\n\
+                      Example: tidemill load 127.0.0.1:9001 --connections 50 --size 64 --plot latency.svg")]
+    Load(Load),
+}
+
+#[derive(Args)]
+pub struct Load {
+    /// The server, as HOST:PORT or unix:/path
+    #[arg(value_name = "ADDR", value_parser = address)]
+    pub to: Address,
+    /// echo: messages and their echoes; churn: connect, one message, close; idle: connections that are held;
+    /// fan-out: one sends lines to all (for chat)
+    #[arg(long, value_name = "SHAPE", default_value = "echo", hide_possible_values = true, value_parser = shape())]
+    pub shape: Shape,
+    /// Connections at once; of a fan-out, the receivers
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub connections: u32,
+    /// Bytes of a message
+    #[arg(long, value_name = "SIZE", default_value = "64B")]
+    pub size: Size,
+    /// Messages under way at once on each connection; of a fan-out, lines
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub pipeline: u32,
+    /// Messages a second, all connections together; else the next is sent when an answer has come
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    pub rate: Option<u32>,
+    /// How long to measure
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub duration: Span,
+    /// How long not to count at first
+    #[arg(long, value_name = "TIME", default_value = "500ms")]
+    pub warm_up: Span,
+    /// Send each message as a frame: u32be, line, ... (for frames)
+    #[arg(long, value_name = "KIND")]
+    pub framing: Option<Framing>,
+    /// Do not measure first how fast the generator itself is; with --tls it never does
+    #[arg(long)]
+    pub no_ceiling: bool,
+    /// Tell the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Draw the latencies as an SVG picture
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    pub tls: Trusted,
+}
+
+#[derive(Args)]
+pub struct Upstreams {
+    /// Where to connect clients to; repeatable: they take turns, and one that is down is passed over
+    #[arg(long, value_name = "ADDR", required = true, value_parser = address, help_heading = PROXY)]
+    pub to: Vec<Address>,
+    /// How long connecting may take, all attempts together
+    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = PROXY)]
+    pub connect_timeout: Span,
+    /// Connect to each of several upstreams this often, to see whether it is up; 0: never
+    #[arg(long, value_name = "TIME", default_value = "5s", help_heading = PROXY)]
+    pub check_every: Span,
+    /// Callers from here say in a PROXY header for whom they stand, and must; repeatable
+    #[arg(long, value_name = "RANGE", value_parser = range, help_heading = PROXY)]
+    pub proxy_protocol_in: Vec<IpRange>,
+    /// Say in a PROXY header for whom a connection stands: v1 or v2
+    #[arg(long, value_name = "VERSION", hide_possible_values = true, value_parser = version(), help_heading = PROXY)]
+    pub proxy_protocol_out: Option<Version>,
+    #[command(flatten)]
+    pub tls: Upstream,
+}
+
+/// Why a command did not do what it was asked to.
+pub enum Failure {
+    /// The options contradict each other: exit code 2.
+    Usage(String),
+    /// The world did not play along: exit code 1.
+    Run(String),
+}
+
+#[derive(Args)]
+pub struct Connect {
+    /// Where to, as HOST:PORT or unix:/path
+    #[arg(value_name = "ADDR", value_parser = address)]
+    pub to: Address,
+    /// How long looking up the name and connecting may take; 0: as long as the system tries
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub timeout: Span,
+    /// End when no byte has moved either way for so long; 0: never
+    #[arg(long, value_name = "TIME", default_value = "0")]
+    pub wait: Span,
+    /// Only connect: exit code 0 if somebody is there, 1 if not
+    #[arg(short = 'z', long = "only-connect")]
+    pub only_connect: bool,
+    /// Each line of stdin is sent as a frame, each frame is written as a line: u16be, u32be, line, ...
+    #[arg(long, value_name = "KIND")]
+    pub framing: Option<Framing>,
+    /// Send line ends as \r\n
+    #[arg(long, conflicts_with = "framing")]
+    pub crlf: bool,
+    /// Write what arrives in hexadecimal
+    #[arg(long)]
+    pub hex: bool,
+    /// Write what arrives as it is, even to a terminal
+    #[arg(long)]
+    pub raw: bool,
+    #[command(flatten)]
+    pub tls: Trusted,
+}
+
+// Options stand under these headings.
+const PROXY: &str = "Proxy";
+const WHERE: &str = "Where";
+const MANY: &str = "How many";
+const LONG: &str = "How long (0: no limit)";
+const END: &str = "At the end (0: at once)";
+const MUCH: &str = "How much";
+const SPEED: &str = "Speed";
+
+/// What every server command takes.
+#[derive(Args)]
+pub struct Server {
+    /// Where to listen, as HOST:PORT or unix:/path; repeatable. Port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001", value_parser = address,
+          help_heading = WHERE)]
+    pub listen: Vec<Address>,
+    /// Callers that the kernel queues for us
+    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = WHERE,
+          value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    backlog: u32,
+
+    /// Connections at once [default: 10000, or what the descriptors allow]
+    #[arg(long, value_name = "N", help_heading = MANY, value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: Option<u32>,
+    /// Connections at once from one address, IPv6 by /64; 0: no limit [default: 0, proxy: 100]
+    #[arg(long, value_name = "N", help_heading = MANY)]
+    max_per_ip: Option<u32>,
+    /// Connects a second from one address; those beyond are reset
+    #[arg(long, value_name = "N", help_heading = MANY, value_parser = clap::value_parser!(u32).range(1..))]
+    accept_rate: Option<u32>,
+    /// Those beyond: told so and let go (refuse), or left in the backlog (wait)
+    #[arg(long, value_name = "HOW", default_value = "refuse", hide_possible_values = true, help_heading = MANY,
+          value_parser = overflow())]
+    overflow: Overflow,
+    /// What they are told, followed by a line end; may be empty
+    #[arg(long, value_name = "TEXT", default_value = "server busy", help_heading = MANY)]
+    busy_reply: String,
+
+    #[command(flatten)]
+    who: Who,
+    /// Refuse nobody for --allow, --deny, --max-per-ip, --accept-rate and --rate: count and log only
+    #[arg(long, help_heading = WHO)]
+    dry_run: bool,
+
+    /// Close when no byte has moved either way for so long [default: 60s, chat: 30min, proxy: 1h]
+    #[arg(long, value_name = "TIME", help_heading = LONG)]
+    idle_timeout: Option<Span>,
+    /// The first byte must come within this
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
+    first_byte_timeout: Span,
+    /// So much must move while a message or a queue is pending; of typed lines only the queue counts
+    #[arg(long, value_name = "SIZE/TIME", default_value = "1KiB/10s", help_heading = LONG)]
+    min_rate: Rate,
+    /// Close when one side has ended and no byte has moved for so long
+    #[arg(long, value_name = "TIME", default_value = "60s", help_heading = LONG)]
+    half_closed_timeout: Span,
+    /// The longest a connection may live
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
+    max_lifetime: Span,
+    /// Let the kernel probe a silent peer after so long
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
+    keep_alive: Span,
+    /// After SIGTERM or SIGINT, let connections end by themselves for so long; a second signal ends at once
+    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = END)]
+    drain: Span,
+
+    /// Bytes a second that are read from each connection
+    #[arg(long, value_name = "SIZE", help_heading = MUCH)]
+    rate: Option<Size>,
+    /// Bytes a second that are read from all connections together
+    #[arg(long, value_name = "SIZE", help_heading = MUCH)]
+    total_rate: Option<Size>,
+    /// Queued bytes from which a peer is not read until it reads
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", help_heading = MUCH)]
+    high_water: Size,
+    /// Queued bytes at which a peer that does not read is closed [default: 1MiB, chat: 256KiB]
+    #[arg(long, value_name = "SIZE", help_heading = MUCH)]
+    max_queued: Option<Size>,
+    /// Bytes in all buffers together; beyond it, whoever holds most is closed
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = MUCH)]
+    memory: Size,
+
+    #[command(flatten)]
+    pub tls: Shown,
+
+    /// Look for events for so long before sleeping, while they come as soon as that: 50us halves a lone caller's
+    /// latency and keeps a processor busy meanwhile; 0: never
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = SPEED)]
+    spin: Span,
+    /// Proxied connections at once whose bulk goes through the kernel without being copied, where it can; 0: none
+    /// [default: 64, or as many as the descriptors allow]
+    #[arg(long, value_name = "N", help_heading = SPEED)]
+    splices: Option<u32>,
+}
+
+/// What the commands take that speak in messages.
+#[derive(Args)]
+pub struct Messages {
+    /// The longest message; longer ones close the connection [default: 1MiB, lines: 8KiB]
+    #[arg(long, value_name = "SIZE", help_heading = MUCH)]
+    max_message: Option<Size>,
+}
+
+impl Messages {
+    pub fn longest(&self) -> Option<usize> {
+        self.max_message.map(|Size(bytes)| bytes)
+    }
+}
+
+impl Server {
+    /// How long connections may go on after a first signal.
+    pub fn drain(&self) -> Duration {
+        self.drain.0.unwrap_or(Duration::ZERO)
+    }
+
+    /// The limits of one connection: what the service brings along, changed by what was asked for.
+    /// A service for people who type has no read pace, and then none is asked for.
+    pub fn socket_limits(&self, base: SocketLimits) -> Result<SocketLimits, String> {
+        let queue = self.max_queued.map_or(base.queue, |Size(bytes)| bytes);
+        let (high, memory) = (self.high_water.0, self.memory.0);
+        let size = |bytes: usize| ByteSize(bytes as u64);
+        if high > queue {
+            let (high, queue) = (size(high), size(queue));
+            return Err(format!(
+                "--high-water of {high} is more than --max-queued of {queue}: a queue would be closed before it is full"
+            ));
+        }
+        if queue > memory {
+            let (queue, memory) = (size(queue), size(memory));
+            return Err(format!(
+                "--max-queued of {queue} is more than --memory of {memory}: not even one such queue would fit into it"
+            ));
+        }
+        if base.message > memory {
+            let (message, memory) = (size(base.message), size(memory));
+            return Err(format!(
+                "a message may be {message}, which does not fit into --memory of {memory}; lower --max-message"
+            ));
+        }
+        Ok(SocketLimits {
+            idle: self.idle_timeout.map_or(base.idle, |span| span.0),
+            first_byte: self.first_byte_timeout.0,
+            half_closed: self.half_closed_timeout.0,
+            handshake: self.tls.handshake(),
+            lifetime: self.max_lifetime.0,
+            read_pace: base.read_pace.and(self.min_rate.0),
+            write_pace: self.min_rate.0,
+            high_water: high,
+            low_water: high / 4,
+            queue,
+            rate: self.rate.map(|Size(bytes)| bytes).or(base.rate),
+            ..base
+        })
+    }
+
+    /// The limits of the house. `descriptors` is how many the process may open.
+    pub fn limits(&self, descriptors: usize) -> Limits {
+        let allowed = Limits::for_descriptors(descriptors);
+        let most = Limits::connections_within(descriptors);
+        let connections = match self.max_connections {
+            None => allowed.connections,
+            Some(asked) if asked as usize <= most => asked as usize,
+            Some(asked) => {
+                log::warn!(
+                    "--max-connections {asked} is cut to {most}: the process may open {descriptors} descriptors"
+                );
+                most
+            }
+        };
+        let splices = self.splices.map_or(allowed.splices, |most| most as usize);
+        let handshakes = self.tls.most_handshakes();
+        Limits { connections, memory: self.memory.0, spin: self.spin.0, splices, handshakes, ..allowed }
+    }
+
+    pub fn listen_options(&self) -> ListenOptions {
+        let mut busy_reply = self.busy_reply.clone().into_bytes();
+        if !busy_reply.is_empty() {
+            busy_reply.push(b'\n');
+        }
+        ListenOptions {
+            backlog: self.backlog,
+            overflow: self.overflow,
+            busy_reply,
+            keep_alive: self.keep_alive.0.map(KeepAlive::after),
+            ..ListenOptions::default()
+        }
+    }
+
+    /// Who may come in; `usual` is what the service brings along.
+    pub fn guard(&self, usual: Guard) -> Guard {
+        let per_address = self.max_per_ip.map_or(usual.per_address, |most| Some(most as usize));
+        Guard {
+            rules: self.who.rules.clone(),
+            per_address: per_address.filter(|&most| most > 0),
+            accept_rate: self.accept_rate.map(|most| most as usize),
+            dry_run: self.dry_run,
+            ..usual
+        }
+    }
+
+    /// Bytes a second that all connections may send together.
+    pub fn total_rate(&self) -> Option<usize> {
+        self.total_rate.map(|Size(bytes)| bytes)
+    }
+}

@@ -1,0 +1,199 @@
+//! The options of TLS: what is shown, who is trusted.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use tidemill::Security;
+use tidemill::tls::{
+    Authorities, Client, ClientOptions, Clients, Identity, Server, ServerOptions, TlsError, Trust, Version,
+};
+
+use super::values::Span;
+
+const TLS: &str = "TLS";
+
+/// Of those who listen.
+#[derive(Args, Clone)]
+pub struct Shown {
+    /// Serve TLS with this certificate and those that lead from it to a root, in PEM; repeatable: a caller gets the
+    /// first that is for the name it asks for, else the first. SIGHUP reads all files again
+    #[arg(long, value_name = "FILE", help_heading = TLS, requires = "tls_key")]
+    tls_cert: Vec<PathBuf>,
+    /// The key of the certificate, in PEM; as often as --tls-cert, in the same order
+    #[arg(long, value_name = "FILE", help_heading = TLS, requires = "tls_cert")]
+    tls_key: Vec<PathBuf>,
+    /// Callers must show a certificate that one of these has signed
+    #[arg(long, value_name = "FILE", help_heading = TLS, requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+    /// Callers may also show none
+    #[arg(long, help_heading = TLS, requires = "tls_client_ca")]
+    tls_client_optional: bool,
+    /// A protocol that is spoken here (ALPN); repeatable, the best first
+    #[arg(long, value_name = "NAME", help_heading = TLS, requires = "tls_cert")]
+    tls_alpn: Vec<String>,
+    /// The oldest version that is spoken: 1.2 or 1.3
+    #[arg(long, value_name = "VERSION", default_value = "1.2", hide_possible_values = true, help_heading = TLS,
+          value_parser = version())]
+    tls_min: Version,
+    /// A handshake must be done within this; 0: whenever
+    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = TLS)]
+    handshake_timeout: Span,
+    /// Handshakes under way at once; further callers wait, and the newest of them goes first
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = TLS,
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_handshakes: u32,
+}
+
+/// Of those who call.
+#[derive(Args, Clone)]
+pub struct Trusted {
+    /// Speak TLS, and trust whom the system trusts
+    #[arg(long, help_heading = TLS)]
+    tls: bool,
+    /// Trust only whom these certificates have signed, in PEM
+    #[arg(long, value_name = "FILE", help_heading = TLS, requires = "tls", conflicts_with = "insecure")]
+    tls_ca: Option<PathBuf>,
+    /// The name that the server's certificate must be for, instead of the host's
+    #[arg(long, value_name = "NAME", help_heading = TLS, requires = "tls")]
+    tls_name: Option<String>,
+    /// Show this certificate if the server asks for one, in PEM
+    #[arg(long, value_name = "FILE", help_heading = TLS, requires_all = ["tls", "tls_key"])]
+    tls_cert: Option<PathBuf>,
+    /// The key of that certificate, in PEM
+    #[arg(long, value_name = "FILE", help_heading = TLS, requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Offer this protocol (ALPN); repeatable, the best first
+    #[arg(long, value_name = "NAME", help_heading = TLS, requires = "tls")]
+    tls_alpn: Vec<String>,
+    /// Trust whoever answers: anybody on the way can then read and change everything
+    #[arg(long, help_heading = TLS, requires = "tls")]
+    insecure: bool,
+}
+
+/// Of a proxy that calls.
+#[derive(Args, Clone)]
+pub struct Upstream {
+    /// Speak TLS to upstreams, and trust whom the system trusts
+    #[arg(long, help_heading = TLS)]
+    to_tls: bool,
+    /// Trust only upstreams whom these certificates have signed, in PEM
+    #[arg(long, value_name = "FILE", help_heading = TLS, requires = "to_tls", conflicts_with = "insecure")]
+    to_tls_ca: Option<PathBuf>,
+    /// The name that an upstream's certificate must be for, instead of the host's
+    #[arg(long, value_name = "NAME", help_heading = TLS, requires = "to_tls")]
+    to_tls_name: Option<String>,
+    /// Show this certificate to upstreams that ask for one, in PEM
+    #[arg(long, value_name = "FILE", help_heading = TLS, requires_all = ["to_tls", "to_tls_key"])]
+    to_tls_cert: Option<PathBuf>,
+    /// The key of that certificate, in PEM
+    #[arg(long, value_name = "FILE", help_heading = TLS, requires = "to_tls_cert")]
+    to_tls_key: Option<PathBuf>,
+    /// Offer this protocol to upstreams (ALPN); repeatable, the best first
+    #[arg(long, value_name = "NAME", help_heading = TLS, requires = "to_tls")]
+    to_tls_alpn: Vec<String>,
+    /// Trust whatever upstream answers: anybody on the way can then read and change everything
+    #[arg(long, help_heading = TLS, requires = "to_tls")]
+    insecure: bool,
+}
+
+fn version() -> impl TypedValueParser<Value = Version> {
+    PossibleValuesParser::new(["1.2", "1.3"]).map(|name| match name.as_str() {
+        "1.3" => Version::V13,
+        _ => Version::V12,
+    })
+}
+
+impl Shown {
+    /// The server side of TLS, if any of it was asked for.
+    pub fn server(&self) -> Result<Option<Server>, String> {
+        if self.tls_cert.is_empty() {
+            return Ok(None);
+        }
+        let server = self.read().and_then(|options| Server::new(options).map_err(told))?;
+        Ok(Some(server))
+    }
+
+    /// Reads the files, which may have changed.
+    pub fn read(&self) -> Result<ServerOptions, String> {
+        if self.tls_cert.len() != self.tls_key.len() {
+            let (certs, keys) = (self.tls_cert.len(), self.tls_key.len());
+            return Err(format!(
+                "--tls-cert is given {certs} times and --tls-key {keys} times: they go in pairs"
+            ));
+        }
+        let pairs = self.tls_cert.iter().zip(&self.tls_key);
+        let identities = pairs.map(|(cert, key)| Identity::from_pem_files(cert, key).map_err(told));
+        let clients = match (&self.tls_client_ca, self.tls_client_optional) {
+            (None, _) => Clients::Any,
+            (Some(ca), true) => Clients::Optional(Authorities::from_pem_file(ca).map_err(told)?),
+            (Some(ca), false) => Clients::Required(Authorities::from_pem_file(ca).map_err(told)?),
+        };
+        Ok(ServerOptions {
+            identities: identities.collect::<Result<_, _>>()?,
+            clients,
+            protocols: names(&self.tls_alpn),
+            oldest: self.tls_min,
+        })
+    }
+
+    pub fn handshake(&self) -> Option<Duration> {
+        self.handshake_timeout.0
+    }
+
+    pub fn most_handshakes(&self) -> usize {
+        self.max_handshakes as usize
+    }
+}
+
+impl Trusted {
+    pub fn client(&self) -> Result<Option<Security>, String> {
+        if !self.tls {
+            return Ok(None);
+        }
+        let options = ClientOptions {
+            trust: trust(self.tls_ca.as_ref(), self.insecure)?,
+            identity: identity(self.tls_cert.as_ref(), self.tls_key.as_ref())?,
+            protocols: names(&self.tls_alpn),
+            name: self.tls_name.clone(),
+            ..ClientOptions::default()
+        };
+        Ok(Some(Client::new(options).map_err(told)?.security()))
+    }
+}
+
+impl Upstream {
+    pub fn client(&self) -> Result<Option<Security>, String> {
+        let trusted = Trusted {
+            tls: self.to_tls,
+            tls_ca: self.to_tls_ca.clone(),
+            tls_name: self.to_tls_name.clone(),
+            tls_cert: self.to_tls_cert.clone(),
+            tls_key: self.to_tls_key.clone(),
+            tls_alpn: self.to_tls_alpn.clone(),
+            insecure: self.insecure,
+        };
+        trusted.client()
+    }
+}
+
+fn told(error: TlsError) -> String {
+    error.to_string()
+}
+
+fn trust(ca: Option<&PathBuf>, insecure: bool) -> Result<Trust, String> {
+    match ca {
+        _ if insecure => Ok(Trust::AnyoneInsecurely),
+        Some(ca) => Ok(Trust::Only(Authorities::from_pem_file(ca).map_err(told)?)),
+        None => Ok(Trust::System),
+    }
+}
+
+fn identity(cert: Option<&PathBuf>, key: Option<&PathBuf>) -> Result<Option<Identity>, String> {
+    cert.zip(key).map(|(cert, key)| Identity::from_pem_files(cert, key).map_err(told)).transpose()
+}
+
+fn names(given: &[String]) -> Vec<Vec<u8>> {
+    given.iter().map(|name| name.clone().into_bytes()).collect()
+}

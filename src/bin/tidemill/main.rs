@@ -1,0 +1,125 @@
+//! The `tidemill` command: arguments become limits and a service. It uses nothing but the crate's public API.
+
+mod args;
+mod client;
+mod load;
+mod serve;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use tidemill::Guard;
+use tidemill::framing::Framing;
+use tidemill::services::{Chat, Echo, Frames, Proxy};
+
+use args::{Cli, Command, Failure};
+
+/// What the shell is told when options are wrong, as most commands do.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
+        complain(&format!("this is a bug in tidemill, please report it{}", place.unwrap_or_default()));
+    }));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return told(&error),
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(text)) => {
+            complain(&text);
+            ExitCode::from(USAGE)
+        }
+        Err(Failure::Run(text)) => {
+            complain(&text);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Echo { raw, server } => {
+            let echo = if raw { Echo::raw() } else { Echo::new() };
+            serve::serve(echo, echo.limits(), &server)
+        }
+        Command::Chat { server, messages } => {
+            let chat = match messages.longest() {
+                Some(bytes) => Chat::new().max_line(bytes),
+                None => Chat::new(),
+            };
+            let limits = chat.limits();
+            serve::serve(chat, limits, &server)
+        }
+        Command::Frames { framing, server, messages } => {
+            let framing = match (messages.longest(), framing) {
+                (None, framing) => framing,
+                (Some(_), Framing::Fixed(_) | Framing::Raw) => {
+                    let why = "--max-message is for framings whose messages differ in length, not for fixed:N and raw";
+                    return Err(Failure::Usage(why.to_string()));
+                }
+                (Some(bytes), framing) => framing.max(bytes),
+            };
+            let frames = Frames::new(framing);
+            let limits = frames.limits();
+            serve::serve(frames, limits, &server)
+        }
+        Command::Proxy { upstreams: options, server } => proxy(&options, &server),
+        Command::Load(options) => load::load(&options),
+        Command::Connect(options) => client::connect(&options).map_err(Failure::Run),
+    }
+}
+
+fn proxy(options: &args::Upstreams, server: &args::Server) -> Result<(), Failure> {
+    let Some(within) = options.connect_timeout.0 else {
+        return Err(Failure::Usage(
+            "--connect-timeout cannot be 0: a client would wait for ever".to_string(),
+        ));
+    };
+    let secures_upstreams = options.tls.client().map_err(Failure::Run)?;
+    let shown = server.tls.server().map_err(Failure::Run)?;
+    // A PROXY header comes before the handshake, so where one is expected the proxy itself has to see to both.
+    let behind_header = !options.proxy_protocol_in.is_empty();
+    let secures_callers = shown.as_ref().filter(|_| behind_header).map(|shown| shown.security());
+    let proxy = Proxy::to(options.to.clone())
+        .securing_callers(secures_callers)
+        .securing_upstreams(secures_upstreams)
+        .trusting(options.proxy_protocol_in.clone())
+        .announcing(options.proxy_protocol_out)
+        .within(within)
+        .checking(options.check_every.0);
+    let exempt = options.proxy_protocol_in.clone();
+    let guard = Guard { per_address: Some(100), exempt, ..Guard::default() };
+    let limits = proxy.limits();
+    let house = serve::House { guard, dials_to: options.to.clone(), shown, secures_door: !behind_header };
+    serve::serve_as(proxy, limits, house, server)
+}
+
+/// What clap has to say: help as it is, an error as one line.
+fn told(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A closed pipe is the reader's decision, not an error.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(USAGE);
+    }
+    let text = error.to_string();
+    let lines = text.trim_start_matches("error: ").lines().map(str::trim);
+    let sentence: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
+    let asked = std::env::args().nth(1).filter(|word| Cli::command().find_subcommand(word).is_some());
+    let help = asked.map_or("tidemill --help".to_string(), |command| format!("tidemill {command} --help"));
+    complain(&format!("{}; see '{help}'", sentence.join(" ")));
+    ExitCode::from(USAGE)
+}
+
+/// One line on stderr. Nothing can be done about a stderr that is closed.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "tidemill: {text}");
+}

@@ -1,0 +1,444 @@
+//! What a callback may do with a connection, and with all the others.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::base::address::{Address, given};
+use crate::base::filter::{Secured, Security};
+use crate::base::id::{ConnId, GroupId};
+use crate::base::reason::{Closed, Refusal};
+use crate::base::shared::Shared;
+use crate::config::dial::{DialOptions, KeepAlive, SocketOption};
+use crate::connection::optional::Silent;
+use crate::connection::sockets::Sockets;
+use crate::connection::table::Table;
+use crate::connection::{Flag, Stage};
+
+/// One connection, for the length of one callback.
+///
+/// Nothing here fails and nothing here calls back: methods queue, and the turn carries out. What goes wrong
+/// arrives once, in [`Service::closed`](crate::Service::closed).
+///
+/// # After `close`
+///
+/// A socket that was closed, aborted, or finished takes no more bytes: what is sent to it is dropped and counted in
+/// [`Stats::sent_too_late`](crate::Stats::sent_too_late). [`other`](Socket::other) no longer finds it.
+///
+/// # Others
+///
+/// [`other`](Socket::other) gives the socket of any connection of the reactor, so that broadcasting and closing a
+/// neighbour need no `Rc` and no lock:
+///
+/// ```
+/// use tidemill::{ConnId, Input, Service, Socket};
+///
+/// struct Room { members: Vec<ConnId> }
+///
+/// impl Service for Room {
+///     type Session = ();
+///     fn open(&mut self, socket: &mut Socket<'_>) { self.members.push(socket.id()) }
+///     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+///         let said = input.take_all();
+///         for &id in &self.members {
+///             let Some(mut member) = socket.other(id) else { continue };
+///             member.send(said);
+///         }
+///     }
+/// }
+/// ```
+pub struct Socket<'a> {
+    table: &'a mut Table,
+    slot: u32,
+}
+
+/// How far a connection has come, and which ways it is open.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum State {
+    /// Its name is being looked up.
+    Resolving,
+    /// It is being connected.
+    Connecting,
+    /// Open both ways.
+    Open,
+    /// We have finished; the peer may still send.
+    ReadOnly,
+    /// The peer has ended; we may still send.
+    WriteOnly,
+    /// It is closed, or both ends have finished: what is queued is still sent, nothing more is delivered.
+    Closing,
+}
+
+/// Where a connection came from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Origin {
+    /// The peer called.
+    Accepted,
+    /// We called.
+    Dialed {
+        /// The connection whose callback dialed; none when it was dialed from outside.
+        by: Option<ConnId>,
+    },
+}
+
+impl<'a> Socket<'a> {
+    pub(crate) fn new(table: &'a mut Table, slot: u32) -> Socket<'a> {
+        Socket { table, slot }
+    }
+
+    /// Its name, to keep and to look it up with.
+    pub fn id(&self) -> ConnId {
+        self.table.id(self.slot)
+    }
+
+    /// The address of the remote end; of a dialed one, what was dialed until it is connected. A caller on a
+    /// Unix-domain socket is [`Address::Unnamed`].
+    pub fn peer_addr(&self) -> Address {
+        self.table.peer(self.slot)
+    }
+
+    /// The address of our end. None until a dialed one is connected, and for Unix-domain sockets.
+    pub fn local_addr(&self) -> Option<Address> {
+        self.table.local(self.slot)
+    }
+
+    /// Puts another address in the place of the peer's, because somebody who is trusted has said for whom the
+    /// connection stands (a PROXY header, for example). From now on it counts for that address at the service's
+    /// [`Guard`](crate::Guard).
+    ///
+    /// # Errors
+    ///
+    /// When that guard would not have let it in. Nothing has changed then; close it.
+    pub fn set_peer_addr(&mut self, peer: SocketAddr) -> Result<(), Refusal> {
+        self.table.set_peer(self.slot, peer)
+    }
+
+    /// How far it has come, and which ways it is open.
+    pub fn state(&self) -> State {
+        let connection = self.table.at(self.slot);
+        let flags = &connection.flags;
+        let resolving = connection.dial().is_some_and(|dial| dial.lookup.is_some());
+        match (
+            connection.stage,
+            flags.has(Flag::Ended),
+            flags.has(Flag::Finishing) || flags.has(Flag::Finished),
+        ) {
+            (Stage::Connecting, ..) if resolving => State::Resolving,
+            (Stage::Connecting, ..) => State::Connecting,
+            (Stage::Open, ..) if flags.has(Flag::Unmet) => State::Connecting,
+            (Stage::Open, false, false) => State::Open,
+            (Stage::Open, false, true) => State::ReadOnly,
+            (Stage::Open, true, false) => State::WriteOnly,
+            _ => State::Closing,
+        }
+    }
+
+    /// Whether the peer called or we did.
+    pub fn origin(&self) -> Origin {
+        let connection = self.table.at(self.slot);
+        let by = || connection.extra.as_ref().and_then(|extra| extra.by);
+        if connection.flags.has(Flag::Dialed) { Origin::Dialed { by: by() } } else { Origin::Accepted }
+    }
+
+    /// The instant at which this turn happens. The clock is read once per turn.
+    pub fn now(&self) -> Instant {
+        self.table.instant()
+    }
+
+    /// Queues bytes. They leave at the end of the turn, with everything else sent to this socket.
+    ///
+    /// A service that sends more than the peer reads should look at [`is_full`](Socket::is_full): past
+    /// [`SocketLimits::queue`](crate::SocketLimits::queue) a peer is closed as a slow reader.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.table.send(self.slot, bytes);
+    }
+
+    /// Queues bytes without copying them, however many sockets they are sent to.
+    pub fn send_shared(&mut self, shared: &Shared) {
+        self.table.send_shared(self.slot, shared);
+    }
+
+    /// Bytes sent that the kernel has not taken yet.
+    pub fn queued(&self) -> usize {
+        self.table.queued(self.slot)
+    }
+
+    /// Whether the queue has reached [`SocketLimits::high_water`](crate::SocketLimits::high_water) and not come down to
+    /// the low mark since. While it is, [`SocketLimits::read_when_full`](crate::SocketLimits::read_when_full) says
+    /// whether the peer is read. Whenever it has been, [`Service::drained`](crate::Service::drained) comes, at the end
+    /// of this turn if the kernel takes everything at once.
+    pub fn is_full(&self) -> bool {
+        self.table.at(self.slot).flags.has(Flag::Full)
+    }
+
+    /// Whether it was dialed and is not connected yet. What is sent meanwhile waits.
+    pub fn is_connecting(&self) -> bool {
+        matches!(self.state(), State::Resolving | State::Connecting)
+    }
+
+    /// Secures a connection that runs already, as STARTTLS does. What was sent before goes as it is. What is sent from
+    /// now on waits for the handshake, and so does whatever has arrived behind what was taken: it is part of the
+    /// handshake, or it is wrong. Then [`secured`](crate::Service::secured) comes, or
+    /// [`closed`](crate::Service::closed).
+    ///
+    /// Whoever called begins, so give a connection that was dialed the security of a client, and say
+    /// [by what name](Security::known_as) the server is known: the connection has only the address that the dial came
+    /// to. One that is still being dialed is secured as by [`DialOptions::secure`](crate::DialOptions::secure), with
+    /// all that was sent to it. One that is secured already, or that we have finished, stays as it is.
+    pub fn secure(&mut self, how: Security) {
+        self.table.secure(self.slot, how);
+    }
+
+    /// What has been agreed on with the peer. None if it is not secured, and before the handshake is done.
+    pub fn secured(&self) -> Option<Secured> {
+        self.table.secured(self.slot)
+    }
+
+    /// Delivers nothing from the next call on, until [`resume`](Socket::resume). Costs no system call. The peer
+    /// feels it when the kernel's buffer is full.
+    ///
+    /// A paused socket is not read, so it does not notice the peer's end either; its idle limit still applies.
+    pub fn pause(&mut self) {
+        self.table.pause(self.slot);
+    }
+
+    /// Delivers again, beginning with what was left untaken.
+    pub fn resume(&mut self) {
+        self.table.resume(self.slot);
+    }
+
+    /// Whether it is paused.
+    pub fn is_paused(&self) -> bool {
+        self.table.at(self.slot).flags.has(Flag::Paused)
+    }
+
+    /// Whether the peer has sent its end.
+    pub fn has_ended(&self) -> bool {
+        self.table.at(self.slot).flags.has(Flag::Ended)
+    }
+
+    /// Sends our end after everything queued. The peer can go on sending (a half-close).
+    pub fn finish(&mut self) {
+        self.table.finish(self.slot);
+    }
+
+    /// Sends everything queued, then our end, and is done. Nothing is delivered any more; what the peer
+    /// still sends is thrown away for a moment, so that its last reply reaches it.
+    pub fn close(&mut self) {
+        self.close_as(Closed::Local);
+    }
+
+    /// As [`close`](Socket::close), with a reason of your choice for the log and the counters.
+    pub fn close_as(&mut self, why: Closed) {
+        self.table.close(self.slot, why);
+    }
+
+    /// Ends at once, with a reset: what is queued is dropped, and the peer sees an error.
+    pub fn abort(&mut self) {
+        self.table.doom(self.slot, Closed::Aborted);
+    }
+
+    /// What arrived and was not taken. In [`Service::end`](crate::Service::end) this is the message that the peer
+    /// began and did not complete.
+    pub fn untaken(&self) -> &[u8] {
+        self.table.at(self.slot).inbox.as_ref().map_or(&[], |inbox| inbox.kept())
+    }
+
+    /// Joins it with another connection, both ways: what arrives at the one is sent to the other, and neither's
+    /// [`data`](crate::Service::data), [`end`](crate::Service::end) and [`drained`](crate::Service::drained) are called
+    /// any more. Says whether the other is there to be joined.
+    ///
+    /// - An end that is full makes the other one wait: it is not read until the full one has drained. So a pipe holds
+    ///   at most [`high_water`](crate::SocketLimits::high_water) and one read each way.
+    /// - An end of stream is passed on behind everything that came before it. The other direction goes on.
+    /// - The directions do not wait for each other, and all clocks go on: two peers of whom neither reads are closed by
+    ///   the [write pace](crate::SocketLimits::write_pace).
+    /// - When one of them is closed for any reason but [`Finished`](Closed::Finished), what it has sent so far is still
+    ///   delivered, and then the other is closed too, as [`Leg`](Closed::Leg).
+    ///
+    /// What either had left untaken goes to the other first. A connection has one pipe: an earlier one is undone. It
+    /// may be a connection that is still being dialed. Joined with itself, it is an echo.
+    ///
+    /// ```
+    /// use tidemill::{Address, Input, Origin, Service, Socket};
+    ///
+    /// /// The smallest proxy; [`services::Proxy`](crate::services::Proxy) is a grown one.
+    /// struct Relay { to: Address }
+    ///
+    /// impl Service for Relay {
+    ///     type Session = ();
+    ///     fn open(&mut self, socket: &mut Socket<'_>) {
+    ///         if socket.origin() == Origin::Accepted {
+    ///             match socket.dial(&self.to) {
+    ///                 Ok(upstream) => drop(socket.pipe(upstream)),
+    ///                 Err(_) => socket.close(),
+    ///             }
+    ///         }
+    ///     }
+    ///     fn data(&mut self, _: &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
+    /// }
+    /// ```
+    pub fn pipe(&mut self, other: ConnId) -> bool {
+        let Some(other) = self.table.live(other).filter(|_| self.table.at(self.slot).is_live()) else {
+            return false;
+        };
+        self.table.pipe(self.slot, other);
+        true
+    }
+
+    /// Undoes [`pipe`](Socket::pipe): each one's service gets what arrives from now on. Says with whom it was joined.
+    pub fn unpipe(&mut self) -> Option<ConnId> {
+        self.table.unpipe(self.slot)
+    }
+
+    /// The other end of its pipe.
+    pub fn piped_to(&self) -> Option<ConnId> {
+        self.table.at(self.slot).extra.as_ref()?.leg
+    }
+
+    /// Bytes a second that are read from it from now on, in place of [`SocketLimits::rate`](crate::SocketLimits::rate).
+    pub fn set_rate(&mut self, bytes: Option<usize>) {
+        self.table.set_rate(self.slot, bytes);
+    }
+
+    /// Lets it share the rate of a group, beside its own, or of none.
+    pub fn join(&mut self, group: Option<GroupId>) {
+        self.table.set_group(self.slot, group.map(|GroupId(index)| index));
+    }
+
+    /// Bytes received so far; of a secured connection, as they came over the wire.
+    pub fn bytes_in(&self) -> u64 {
+        self.table.at(self.slot).bytes_in
+    }
+
+    /// Bytes that the kernel has taken so far; of a secured connection, as they went over the wire.
+    pub fn bytes_out(&self) -> u64 {
+        self.table.at(self.slot).bytes_out
+    }
+
+    /// Another connection of this reactor, of whichever service; none if it is gone or closing.
+    pub fn other(&mut self, id: ConnId) -> Option<Socket<'_>> {
+        let slot = self.table.live(id)?;
+        Some(Socket { table: self.table, slot })
+    }
+
+    /// Connects out. The new connection belongs to the same service and lives the same life as an accepted one:
+    /// [`open`](crate::Service::open) comes at the end of this turn, bytes can be sent to it from now on, and
+    /// [`connected`](crate::Service::connected) says that it is. If connecting fails,
+    /// [`closed`](crate::Service::closed) says why.
+    ///
+    /// A name is looked up by the system's resolver on a thread of its own. Where it stands for several addresses, they
+    /// are tried in the way of RFC 8305, and the first that connects wins.
+    ///
+    /// # Errors
+    ///
+    /// When the reactor holds as many connections as it may, and when `to` is no [`Address`].
+    pub fn dial<A>(&mut self, to: A) -> io::Result<ConnId>
+    where
+        A: TryInto<Address, Error: fmt::Display>,
+    {
+        self.dial_with(to, DialOptions::default())
+    }
+
+    /// Connects out with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`dial`](Socket::dial).
+    pub fn dial_with<A>(&mut self, to: A, options: DialOptions) -> io::Result<ConnId>
+    where
+        A: TryInto<Address, Error: fmt::Display>,
+    {
+        let (host, by) = (self.table.at(self.slot).host, self.id());
+        self.table.dial(host, given("dial", to)?, options, Some(by))
+    }
+
+    /// All connections, seen from here.
+    pub fn all(&mut self) -> Sockets<'_> {
+        Sockets::new(self.table)
+    }
+}
+
+impl fmt::Debug for Socket<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socket").field("id", &self.id()).field("peer", &self.peer_addr()).finish()
+    }
+}
+
+/// Clocks.
+impl Socket<'_> {
+    /// Its idle limit from now on, in place of [`SocketLimits::idle`](crate::SocketLimits::idle); none switches it off.
+    /// The span begins now.
+    pub fn set_idle(&mut self, limit: Option<Duration>) {
+        self.table.set_idle(self.slot, limit);
+    }
+
+    /// Calls [`idle`](crate::Service::idle) when no byte has arrived for so long, whatever is sent meanwhile. Off by
+    /// default.
+    pub fn set_read_idle(&mut self, limit: Option<Duration>) {
+        self.table.set_read_idle(self.slot, limit);
+    }
+
+    /// Calls [`idle`](crate::Service::idle) when the kernel has taken no byte for so long, whatever arrives meanwhile:
+    /// time to send a sign of life, for example. Off by default.
+    pub fn set_write_idle(&mut self, limit: Option<Duration>) {
+        self.table.set_write_idle(self.slot, limit);
+    }
+
+    /// In [`idle`](crate::Service::idle): which clock has run out.
+    pub fn silent(&self) -> Silent {
+        self.table.at(self.slot).clocks().map_or(Silent::Both, |clocks| clocks.silent)
+    }
+
+    /// Calls [`alarm`](crate::Service::alarm) once, after so long, whatever the connection does meanwhile. It has one
+    /// alarm: an earlier one is replaced, and none takes it away.
+    pub fn set_alarm(&mut self, after: Option<Duration>) {
+        self.table.set_alarm(self.slot, after, None);
+    }
+
+    /// Calls [`alarm`](crate::Service::alarm) again and again, each time so long after the last.
+    pub fn set_alarm_every(&mut self, span: Duration) {
+        self.table.set_alarm(self.slot, Some(span), Some(span));
+    }
+}
+
+/// What the system does with it.
+///
+/// These are carried out at the end of the turn, before anything is written; on a socket that is being dialed, before
+/// it connects. One that the system refuses is logged and counted in
+/// [`Stats::options_refused`](crate::Stats::options_refused). Unix-domain sockets have only buffers.
+impl Socket<'_> {
+    /// Whether small segments are sent at once (TCP_NODELAY). They are, unless the listener or the dial said otherwise.
+    pub fn set_nodelay(&mut self, on: bool) {
+        self.table.ask(self.slot, SocketOption::NoDelay(on));
+    }
+
+    /// Whether and how the kernel probes a silent peer (SO_KEEPALIVE).
+    pub fn set_keep_alive(&mut self, probes: Option<KeepAlive>) {
+        self.table.ask(self.slot, SocketOption::KeepAlive(probes));
+    }
+
+    /// How long sent bytes may stay unacknowledged before the kernel ends the connection (TCP_USER_TIMEOUT, Linux
+    /// only). None is the system's way: some fifteen minutes of retries.
+    pub fn set_user_timeout(&mut self, limit: Option<Duration>) {
+        self.table.ask(self.slot, SocketOption::UserTimeout(limit));
+    }
+
+    /// The type-of-service byte of its packets (IP_TOS, IPV6_TCLASS): the upper six bits are the DSCP of RFC 2474.
+    pub fn set_tos(&mut self, tos: u8) {
+        self.table.ask(self.slot, SocketOption::Tos(tos));
+    }
+
+    /// The size of the kernel's send buffer, in bytes (SO_SNDBUF). Linux doubles it for its own book-keeping, and stops
+    /// adjusting it.
+    pub fn set_send_buffer(&mut self, bytes: usize) {
+        self.table.ask(self.slot, SocketOption::SendBuffer(bytes));
+    }
+
+    /// The size of the kernel's receive buffer, in bytes (SO_RCVBUF). As [`set_send_buffer`](Socket::set_send_buffer).
+    pub fn set_recv_buffer(&mut self, bytes: usize) {
+        self.table.ask(self.slot, SocketOption::RecvBuffer(bytes));
+    }
+}

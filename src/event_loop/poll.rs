@@ -1,0 +1,234 @@
+//! Phases 1 and 2: sleep, and learn who is ready.
+
+use std::io;
+use std::mem;
+use std::time::Duration;
+
+use super::Loop;
+use crate::base::id::Named;
+use crate::base::tick::Tick;
+use crate::connection::{Flag, Stage};
+use crate::sys::{Ready, System};
+
+impl<S: System> Loop<S> {
+    /// Phase 1. How long it sleeps is a list of rules:
+    ///
+    /// - not at all while work is carried over, because no event will announce it;
+    /// - else until the nearest deadline (of the wheel, of a starved listener, of the drain), if there is one;
+    /// - and never longer than the caller said.
+    ///
+    /// Before it sleeps it may look for a moment, if [`Limits::spin`](crate::Limits::spin) says so: see `eager`.
+    ///
+    /// Deadlines are measured from this turn's clock, so one that passed during a long turn is found by the next.
+    pub(super) fn park(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        let (wait, until) = match self.has_work() {
+            true if self.spin.broken => (Some(Duration::from_millis(1)), None),
+            true => (Some(Duration::ZERO), None),
+            false => (wait, self.next_tick().map(Tick::since_start)),
+        };
+        self.events.clear();
+        let before = self.table.elapsed;
+        if wait != Some(Duration::ZERO) {
+            self.look(wait, until)?;
+        }
+        if self.events.is_empty() {
+            self.system.poll(&mut self.events, wait, until)?;
+        }
+        self.read_clock();
+        if !self.events.is_empty() {
+            self.eager.woken_after(self.table.elapsed - before);
+        }
+        Ok(())
+    }
+
+    /// Looks for events without sleeping, for as long as it lately would have paid, and not beyond a deadline.
+    fn look(&mut self, wait: Option<Duration>, until: Option<Duration>) -> io::Result<()> {
+        let Some(window) = self.eager.looks_for() else { return Ok(()) };
+        let end = self.system.now() + wait.map_or(window, |wait| wait.min(window));
+        let end = until.map_or(end, |until| until.min(end));
+        while self.events.is_empty() && self.system.now() < end {
+            self.system.poll(&mut self.events, Some(Duration::ZERO), None)?;
+        }
+        Ok(())
+    }
+
+    /// Once in each turn; and between turns, when something is asked from outside: a span that begins then must not
+    /// begin at the time of a turn long past.
+    pub(crate) fn read_clock(&mut self) {
+        let now = self.system.now();
+        // A clock that went back would fire nothing twice, but it would break the promise of never.
+        self.table.now = self.table.now.max(Tick::at(now));
+        self.table.elapsed = now;
+    }
+
+    /// Phase 2. Events become flags; whoever can do something with them is put in line. No user code runs, so
+    /// nothing an event is about can have ended since the kernel reported it; what ended before has another generation.
+    pub(super) fn sort(&mut self) -> usize {
+        self.carried = self.table.ready.len();
+        let events = std::mem::take(&mut self.events);
+        self.table.stats.events += events.len() as u64;
+        for &ready in &events {
+            match ready.token.read() {
+                Some(Named::Connection(id)) => match self.table.find(id) {
+                    Some(slot) => self.note(slot, ready),
+                    None => self.table.stats.stale_events += 1,
+                },
+                Some(Named::Listener(index)) => {
+                    if let Some(Some(door)) = self.doors.get_mut(index) {
+                        door.acceptable = true;
+                    }
+                }
+                // The wake-up has done its work by ending the sleep.
+                Some(Named::Wake) => {}
+                None => self.table.stats.stale_events += 1,
+            }
+        }
+        let count = events.len();
+        self.events = events;
+        count
+    }
+
+    fn note(&mut self, slot: u32, ready: Ready) {
+        let connection = self.table.at_mut(slot);
+        let flags = &mut connection.flags;
+        flags.raise_if(Flag::EndAnnounced, ready.end);
+        // An end or an error shows itself to whoever reads or writes next, and to nobody else.
+        flags.raise_if(Flag::Readable, ready.readable || ready.end);
+        flags.raise_if(Flag::Writable, ready.writable);
+        if ready.end && flags.has(Flag::Waiting) && connection.stage == Stage::Open {
+            // No handshake can come of it, and until its turn came it would be in the way.
+            return self.break_seal(slot, "the peer left while its handshake waited");
+        }
+        let connected = connection.stage != Stage::Connecting;
+        if ready.writable && connected && (connection.outbox.is_some() || connection.owes_end()) {
+            self.table.push_dirty(slot);
+        }
+        self.table.push_ready(slot);
+    }
+}
+
+/// Decides, from how soon wake-ups have come of late, whether the loop should look for events for a moment before it
+/// sleeps.
+///
+/// Waking a sleeping thread costs more than a whole small answer: the processor has to leave its idle state, and on
+/// virtual machines the host has a say in it. A loop that is still looking when the next event comes saves that. One
+/// that looks in vain has burnt the time. So it looks only while it would have paid: each wake-up is a vote, for
+/// looking if it came within the window, against if it came later. Votes against count double, and a loop that sleeps
+/// goes on voting; so at a thousand events a second and a window of fifty microseconds it does not look at all.
+///
+/// ```text
+///     score   0 ──── 1 ──── 2 ── … ── 8      sleeps at 0 ┃ looks first from 1 on
+///             ◀──── 2 a late wake-up ────
+///                ──── 1 an early one ────▶
+/// ```
+#[derive(Debug)]
+pub(crate) struct Eager {
+    /// How long to look; none: never.
+    window: Option<Duration>,
+    score: u8,
+}
+
+/// So many early wake-ups are remembered: a pause in a lively conversation does not end it.
+const SCORE_MAX: u8 = 8;
+
+impl Eager {
+    pub(crate) fn new(window: Option<Duration>) -> Eager {
+        Eager { window: window.filter(|window| !window.is_zero()), score: 0 }
+    }
+
+    /// How long to look before sleeping, if at all.
+    pub(crate) fn looks_for(&self) -> Option<Duration> {
+        self.window.filter(|_| self.score > 0)
+    }
+
+    /// Something came, so long after the loop had last looked at the clock.
+    pub(crate) fn woken_after(&mut self, gap: Duration) {
+        let Some(window) = self.window else { return };
+        self.score =
+            if gap <= window { (self.score + 1).min(SCORE_MAX) } else { self.score.saturating_sub(2) };
+    }
+}
+
+/// The guard against a loop that turns without sleeping and without getting anything done.
+///
+/// No path to that is known. It is the failure that event loops have all the same (a socket that is said to be
+/// ready and is not), and it should cost a line in the log and a millisecond a turn, not a core.
+#[derive(Default)]
+pub(super) struct Spin {
+    progress: u64,
+    turns: u32,
+    pub(super) broken: bool,
+}
+
+const SPIN_TURNS: u32 = 1_000;
+
+impl Spin {
+    pub(super) fn watch(&mut self, carried_over: bool, stats: &mut crate::base::stats::Stats) {
+        if !carried_over {
+            // A number that no sum reaches: the next turn counts as progress.
+            *self = Spin { progress: u64::MAX, ..Spin::default() };
+            return;
+        }
+        let progress = stats.bytes_in
+            + stats.bytes_out
+            + stats.accepted
+            + stats.dialed
+            + stats.refused
+            + stats.shed
+            + stats.posts
+            + stats.ended_in_all()
+            + stats.accept_aborted;
+        let stuck = progress == mem::replace(&mut self.progress, progress);
+        self.turns = if stuck { self.turns + 1 } else { 0 };
+        self.broken = self.turns >= SPIN_TURNS;
+        if self.broken {
+            if self.turns == SPIN_TURNS {
+                log::error!(
+                    "{SPIN_TURNS} turns without progress and without sleep: sleeping for a millisecond a turn"
+                );
+            }
+            self.turns = self.turns.min(SPIN_TURNS + 1);
+            stats.spins_broken += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_micros(50);
+
+    /// The share of wake-ups before which it looked.
+    fn looks(gaps: impl Iterator<Item = u64>) -> f64 {
+        let mut eager = Eager::new(Some(WINDOW));
+        let (mut looked, mut all) = (0, 0);
+        for gap in gaps {
+            looked += u32::from(eager.looks_for().is_some());
+            all += 1;
+            eager.woken_after(Duration::from_micros(gap));
+        }
+        f64::from(looked) / f64::from(all)
+    }
+
+    #[test]
+    fn it_looks_while_wake_ups_come_soon_and_not_while_they_come_late() {
+        assert!(looks((0..1_000).map(|_| 20)) > 0.99);
+        assert_eq!(looks((0..1_000).map(|_| 1_000)), 0.0);
+    }
+
+    #[test]
+    fn a_pause_in_a_lively_conversation_does_not_end_it_and_a_word_in_a_quiet_one_does_not_begin_one() {
+        assert!(looks((0..1_000).map(|n| if n % 20 == 0 { 5_000 } else { 20 })) > 0.9);
+        assert!(looks((0..1_000).map(|n| if n % 20 == 0 { 20 } else { 5_000 })) < 0.1);
+    }
+
+    #[test]
+    fn switched_off_it_never_looks() {
+        for off in [None, Some(Duration::ZERO)] {
+            let mut eager = Eager::new(off);
+            (0..20).for_each(|_| eager.woken_after(Duration::ZERO));
+            assert_eq!(eager.looks_for(), None);
+        }
+    }
+}

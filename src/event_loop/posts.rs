@@ -1,0 +1,20 @@
+//! Phase 3: what other threads asked for.
+
+use super::Loop;
+use crate::connection::sockets::Sockets;
+use crate::sys::System;
+
+impl<S: System> Loop<S> {
+    /// Phase 3: at most a budget of posts; the others wait for the next turn.
+    pub(super) fn run_posted(&mut self) {
+        self.handle.mailbox().collect(&mut self.posts);
+        if self.posts.is_empty() {
+            return;
+        }
+        let count = self.posts.len().min(self.table.limits.posts_per_turn);
+        self.table.stats.posts += count as u64;
+        for post in self.posts.drain(..count) {
+            post(&mut Sockets::new(&mut self.table));
+        }
+    }
+}

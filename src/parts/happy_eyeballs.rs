@@ -1,0 +1,201 @@
+//! Which address of a name to try next, and when: Happy Eyeballs (RFC 8305), without any I/O.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::base::tick::Tick;
+
+/// The order and the times of attempts to connect.
+///
+/// ```text
+///     v6 a   ├──────────────── connecting … ───────────────── ✗ dropped
+///     v4 b        ├──────── connecting … ──── ✓ connected
+///     v6 c             ├─ ✗ refused
+///     v4 d               ├──── connecting … ─ ✗ dropped
+///            │◀ 250 ms ▶│  ▲
+///            │  stagger │  └ a failure starts the next one at once
+/// ```
+///
+/// Attempts overlap: a slow address goes on while the next is tried, and whichever connects first wins. A design in
+/// which the next attempt ends the one before it cannot use a route that is slower than the stagger.
+///
+/// The families take turns, beginning with the one that the system's resolver put first (section 4). The resolver
+/// answers for both families at once, so the waiting for a late AAAA answer (section 3) has nothing to wait for.
+#[derive(Debug)]
+pub(crate) struct Eyeballs {
+    waiting: VecDeque<SocketAddr>,
+    stagger: Duration,
+    last: Option<Tick>,
+}
+
+/// What to do now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Step {
+    Try(SocketAddr),
+    /// Nothing before this tick, unless an attempt fails.
+    Wait(Tick),
+    /// All have been begun, and some are under way.
+    Hope,
+    GiveUp,
+}
+
+/// No two attempts are begun within less (RFC 8305, section 8: "MUST NOT be less than 10 milliseconds").
+const STAGGER_MIN: Duration = Duration::from_millis(10);
+
+/// A name may stand for any number of addresses; beyond these, more of them will not help.
+const ADDRESSES_MAX: usize = 32;
+
+impl Eyeballs {
+    /// For the addresses of a name, in the resolver's order; doubles are tried once.
+    pub(crate) fn new(addresses: impl IntoIterator<Item = SocketAddr>, stagger: Duration) -> Eyeballs {
+        let mut distinct: Vec<SocketAddr> = Vec::new();
+        for address in addresses {
+            if distinct.len() < ADDRESSES_MAX && !distinct.contains(&address) {
+                distinct.push(address);
+            }
+        }
+        let first_is_v6 = distinct.first().is_some_and(SocketAddr::is_ipv6);
+        let (first, second): (Vec<_>, Vec<_>) =
+            distinct.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
+        let (mut first, mut second) = (first.into_iter(), second.into_iter());
+        let mut waiting = VecDeque::new();
+        loop {
+            match (first.next(), second.next()) {
+                (None, None) => break,
+                pair => waiting.extend([pair.0, pair.1].into_iter().flatten()),
+            }
+        }
+        Eyeballs { waiting, stagger: stagger.max(STAGGER_MIN), last: None }
+    }
+
+    /// For what has no addresses to choose from.
+    pub(crate) fn none() -> Eyeballs {
+        Eyeballs::new([], STAGGER_MIN)
+    }
+
+    /// What to do now that so many attempts are under way.
+    pub(crate) fn step(&self, under_way: usize, now: Tick) -> Step {
+        let Some(&next) = self.waiting.front() else {
+            return if under_way == 0 { Step::GiveUp } else { Step::Hope };
+        };
+        match self.last.map(|last| last.after(self.stagger)) {
+            Some(due) if under_way > 0 && due > now => Step::Wait(due),
+            _ => Step::Try(next),
+        }
+    }
+
+    /// The attempt that [`Step::Try`] named has begun.
+    pub(crate) fn begun(&mut self, now: Tick) {
+        self.waiting.pop_front();
+        self.last = Some(now);
+    }
+
+    /// An attempt that had begun has failed: the next one need not wait for the rest of the stagger.
+    pub(crate) fn failed(&mut self) {
+        self.last = None;
+    }
+
+    /// Looks again after a stagger: there is no descriptor for an attempt beside those under way.
+    pub(crate) fn postpone(&mut self, now: Tick) {
+        self.last = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    const STAGGER: Duration = Duration::from_millis(250);
+
+    #[test]
+    fn families_take_turns_beginning_with_the_resolvers_first() {
+        let given = addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "[::1]:1", "2.2.2.2:1"]);
+        let plan = Eyeballs::new(given, STAGGER);
+        assert_eq!(plan.waiting, addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"]));
+        let plan = Eyeballs::new(addresses(&["1.1.1.1:1", "[::1]:1"]), STAGGER);
+        assert_eq!(plan.waiting, addresses(&["1.1.1.1:1", "[::1]:1"]));
+    }
+
+    #[test]
+    fn a_slow_one_is_overtaken_and_not_given_up() {
+        let given = addresses(&["[::1]:1", "1.1.1.1:1"]);
+        let mut plan = Eyeballs::new(given.clone(), STAGGER);
+        assert_eq!(plan.step(0, Tick(0)), Step::Try(given[0]));
+        plan.begun(Tick(0));
+        let due = Tick(0).after(STAGGER);
+        assert_eq!(plan.step(1, Tick(due.0 - 1)), Step::Wait(due));
+        assert_eq!(plan.step(1, due), Step::Try(given[1]));
+        plan.begun(due);
+        assert_eq!(plan.step(2, due), Step::Hope);
+        plan.failed();
+        assert_eq!(plan.step(1, due), Step::Hope, "the slow one may still win");
+        plan.failed();
+        assert_eq!(plan.step(0, due), Step::GiveUp);
+    }
+
+    #[test]
+    fn a_failure_starts_the_next_one_at_once() {
+        let given = addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1"]);
+        let mut plan = Eyeballs::new(given.clone(), STAGGER);
+        plan.begun(Tick(0));
+        plan.failed();
+        assert_eq!(plan.step(0, Tick(0)), Step::Try(given[1]));
+        assert_eq!(plan.step(1, Tick(0)), Step::Try(given[1]), "also beside one that is still under way");
+        plan.begun(Tick(0));
+        assert_eq!(plan.step(1, Tick(0)), Step::Wait(Tick(0).after(STAGGER)));
+        plan.postpone(Tick(20));
+        assert_eq!(plan.step(1, Tick(20)), Step::Wait(Tick(20).after(STAGGER)));
+    }
+
+    #[test]
+    fn the_stagger_has_a_floor() {
+        let mut plan = Eyeballs::new(addresses(&["[::1]:1", "1.1.1.1:1"]), Duration::ZERO);
+        plan.begun(Tick(0));
+        assert_eq!(plan.step(1, Tick(0)), Step::Wait(Tick(0).after(STAGGER_MIN)));
+    }
+
+    #[test]
+    fn no_address_at_all_is_a_failure() {
+        assert_eq!(Eyeballs::new([], STAGGER).step(0, Tick(0)), Step::GiveUp);
+        let many = (0..1_000_u16).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        assert_eq!(Eyeballs::new(many, STAGGER).waiting.len(), ADDRESSES_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn every_address_is_tried_once_and_the_end_is_reached_whatever_happens(
+            families in prop::collection::vec(any::<bool>(), 0..20),
+            fates in prop::collection::vec(0..4_u8, 200),
+        ) {
+            let ip = |v6: bool, n: usize| -> SocketAddr {
+                if v6 { format!("[::{n:x}]:1") } else { format!("10.0.0.{n}:1") }.parse().unwrap()
+            };
+            let given: Vec<SocketAddr> = families.iter().enumerate().map(|(n, &v6)| ip(v6, n)).collect();
+            let mut plan = Eyeballs::new(given.clone(), STAGGER);
+            let (mut now, mut tried, mut under_way) = (Tick(0), Vec::new(), 0);
+            let mut fates = fates.into_iter().chain(std::iter::repeat(0));
+            loop {
+                let fate = fates.next().unwrap();
+                match plan.step(under_way, now) {
+                    Step::Try(address) if fate == 1 => { tried.push(address); plan.begun(now); plan.failed(); }
+                    Step::Try(address) => { tried.push(address); plan.begun(now); under_way += 1; }
+                    Step::Wait(due) if fate < 2 => { prop_assert!(due > now); now = due; }
+                    Step::Wait(_) | Step::Hope => { plan.failed(); under_way -= 1; }
+                    Step::GiveUp => break,
+                }
+            }
+            prop_assert_eq!(under_way, 0);
+            tried.sort();
+            let mut given = given;
+            given.sort();
+            prop_assert_eq!(tried, given);
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The parts of the loop: no I/O and no clock, each tested beside a plain model of itself.
+
+pub(crate) mod admission;
+pub(crate) mod arena;
+pub(crate) mod handshake_queue;
+pub(crate) mod happy_eyeballs;
+pub(crate) mod inbox;
+pub(crate) mod listener;
+pub(crate) mod lookups;
+pub(crate) mod outbox;
+pub(crate) mod timers;
+pub(crate) mod token_bucket;
+pub(crate) mod wheel;

@@ -1,0 +1,168 @@
+//! Timers that belong to no connection.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use slab::Slab;
+
+use crate::base::address::Address;
+use crate::base::id::{Births, ConnId};
+use crate::base::tick::Tick;
+use crate::config::dial::DialOptions;
+use crate::parts::wheel::Wheel;
+
+/// The name of a timer, good for as long as you care to keep it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct TimerId {
+    index: u32,
+    generation: NonZeroU32,
+}
+
+/// All timers that belong to no connection, on a wheel of their own: its slots are theirs.
+pub(crate) struct Timers {
+    all: Slab<Timer>,
+    wheel: Wheel,
+    births: Births,
+}
+
+struct Timer {
+    generation: NonZeroU32,
+    due: Tick,
+    every: Option<Duration>,
+    what: What,
+}
+
+/// What is to be done when a timer goes off.
+pub(crate) enum What {
+    /// Tell this service.
+    Tell(u16),
+    /// Dial again what was dialed before.
+    Redial(Box<Redial>),
+}
+
+/// A dial that is to be repeated.
+#[derive(Debug)]
+pub(crate) struct Redial {
+    pub(crate) host: u16,
+    pub(crate) to: Address,
+    pub(crate) options: DialOptions,
+    pub(crate) failures: u32,
+    /// The connection that has ended.
+    pub(crate) last: ConnId,
+}
+
+/// A timer that has gone off.
+pub(crate) enum Fired {
+    Tell(u16, TimerId),
+    Redial(Box<Redial>),
+}
+
+impl Timers {
+    pub(crate) fn new() -> Timers {
+        Timers { all: Slab::new(), wheel: Wheel::new(), births: Births::starting_at(NonZeroU32::MIN) }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(crate) fn set(&mut self, what: What, due: Tick, every: Option<Duration>) -> TimerId {
+        let generation = self.births.next();
+        let index = self.all.insert(Timer { generation, due, every, what }) as u32;
+        self.wheel.arm(index, due);
+        TimerId { index, generation }
+    }
+
+    /// Takes one out; says whether it was there.
+    pub(crate) fn cancel(&mut self, id: TimerId) -> bool {
+        let there = self.all.get(id.index as usize).is_some_and(|timer| timer.generation == id.generation);
+        if there {
+            self.wheel.cancel(id.index);
+            self.all.remove(id.index as usize);
+        }
+        there
+    }
+
+    /// Calls off the dial that was to replace a connection; says whether there was one.
+    pub(crate) fn cancel_redial(&mut self, of: ConnId) -> bool {
+        let found = self.all.iter().find(|(_, timer)| match &timer.what {
+            What::Redial(again) => again.last == of,
+            What::Tell(_) => false,
+        });
+        let id = found.map(|(index, timer)| TimerId { index: index as u32, generation: timer.generation });
+        id.is_some_and(|id| self.cancel(id))
+    }
+
+    pub(crate) fn clear(&mut self) {
+        for (index, _) in &self.all {
+            self.wheel.cancel(index as u32);
+        }
+        self.all.clear();
+    }
+
+    /// One that is due. A repeating one is set again, for a whole number of its spans after the time it was due: it
+    /// does not drift, and what a late turn has missed is not made up for.
+    pub(crate) fn pop_due(&mut self, now: Tick) -> Option<Fired> {
+        let index = self.wheel.pop_due(now)?;
+        let timer = &mut self.all[index as usize];
+        let id = TimerId { index, generation: timer.generation };
+        if let (What::Tell(host), Some(every)) = (&timer.what, timer.every) {
+            let host = *host;
+            let span = Tick(0).after(every).0.saturating_sub(1).max(1);
+            let missed = (now.0 - timer.due.0) / span;
+            timer.due = Tick(timer.due.0.saturating_add(span.saturating_mul(missed + 1)));
+            self.wheel.arm(index, timer.due);
+            return Some(Fired::Tell(host, id));
+        }
+        Some(match self.all.remove(index as usize).what {
+            What::Tell(host) => Fired::Tell(host, id),
+            What::Redial(again) => Fired::Redial(again),
+        })
+    }
+
+    pub(crate) fn is_due(&self, now: Tick) -> bool {
+        self.wheel.is_due(now)
+    }
+
+    pub(crate) fn next(&self) -> Option<Tick> {
+        if self.all.is_empty() { None } else { self.wheel.next() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(timers: &mut Timers, now: u64) -> Vec<TimerId> {
+        let mut told = Vec::new();
+        while let Some(Fired::Tell(_, id)) = timers.pop_due(Tick(now)) {
+            told.push(id);
+        }
+        told
+    }
+
+    #[test]
+    fn a_repeating_timer_does_not_drift_and_makes_up_for_nothing() {
+        let mut timers = Timers::new();
+        let id = timers.set(What::Tell(1), Tick(10), Some(Duration::from_millis(100)));
+        assert_eq!(told(&mut timers, 9), []);
+        assert_eq!(told(&mut timers, 13), [id]);
+        assert_eq!(told(&mut timers, 19), []);
+        assert_eq!(told(&mut timers, 20), [id]);
+        assert_eq!(told(&mut timers, 1_005), [id], "a hundred were missed");
+        assert_eq!(told(&mut timers, 1_009), []);
+        assert_eq!(told(&mut timers, 1_010), [id]);
+    }
+
+    #[test]
+    fn a_cancelled_timer_stays_silent_and_its_name_means_nobody_else() {
+        let mut timers = Timers::new();
+        let first = timers.set(What::Tell(1), Tick(10), None);
+        assert!(timers.cancel(first) && !timers.cancel(first));
+        let second = timers.set(What::Tell(1), Tick(10), None);
+        assert!(!timers.cancel(first), "the place is another's now");
+        assert_eq!(told(&mut timers, 10), [second]);
+        assert_eq!((timers.len(), timers.next()), (0, None));
+        assert!(!timers.cancel(second), "it has gone off");
+    }
+}

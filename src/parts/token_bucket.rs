@@ -1,0 +1,123 @@
+//! The token bucket: how much may pass now, and when there will be more.
+
+use crate::base::tick::Tick;
+
+/// A bucket into which `rate` tokens fall each second, evenly, and which holds at most `most`.
+///
+/// ```text
+///         rate a second
+///              ▼
+///     │                 │ ◀── most: what may pass at once after a silence
+///     │░░░░░░░░░░░░░░░░░│ ◀── level, as of `at`
+///     └────────┬────────┘
+///              ▼ take
+/// ```
+///
+/// Nothing drips: what fell since the last look is added at the next. Levels are held in tokens times ticks a second,
+/// so that a rate of one a second loses nothing to rounding. A taking may go below zero once, so that a read whose size
+/// only the peer knows need not be foreseen; the debt is paid before anything else passes.
+#[derive(Clone, Debug)]
+pub(crate) struct Bucket {
+    rate: u64,
+    most: u64,
+    /// In tokens times [`SCALE`].
+    level: i64,
+    at: Tick,
+}
+
+/// Ticks a second.
+const SCALE: u64 = 100;
+
+impl Bucket {
+    /// A full one. Rates and sizes beyond 2^48 are cut to that.
+    pub(crate) fn new(rate: usize, most: usize, now: Tick) -> Bucket {
+        let bound = |n: usize| (n as u64).clamp(1, 1 << 48);
+        let (rate, most) = (bound(rate), bound(most));
+        Bucket { rate, most, level: (most * SCALE) as i64, at: now }
+    }
+
+    fn refill(&mut self, now: Tick) {
+        let passed = now.0.saturating_sub(self.at.0);
+        let full = (self.most * SCALE) as i64;
+        let fell = i64::try_from(self.rate.saturating_mul(passed)).unwrap_or(i64::MAX);
+        self.level = self.level.saturating_add(fell).min(full);
+        self.at = self.at.max(now);
+    }
+
+    /// Whole tokens that are there.
+    pub(crate) fn level(&mut self, now: Tick) -> usize {
+        self.refill(now);
+        usize::try_from(self.level / SCALE as i64).unwrap_or(0)
+    }
+
+    pub(crate) fn take(&mut self, tokens: usize, now: Tick) {
+        self.refill(now);
+        self.level = self.level.saturating_sub((tokens as u64).saturating_mul(SCALE) as i64);
+    }
+
+    /// Whether nothing has been taken that has not come back.
+    pub(crate) fn is_full(&mut self, now: Tick) -> bool {
+        self.refill(now);
+        self.level == (self.most * SCALE) as i64
+    }
+
+    /// When so many tokens will be there; of more than the bucket holds, when it is full.
+    pub(crate) fn holds_at(&mut self, tokens: usize, now: Tick) -> Tick {
+        self.refill(now);
+        let wanted = ((tokens as u64).min(self.most) * SCALE) as i64;
+        let missing = wanted.saturating_sub(self.level).max(0) as u64;
+        Tick(now.0 + missing.div_ceil(self.rate))
+    }
+}
+
+/// How much may pass at once after a silence, by the rate: an eighth of a second's worth, which over ten seconds is an
+/// error of little more than a hundredth; and never so little that every packet is cut.
+pub(crate) fn burst(rate: usize) -> usize {
+    (rate / 8).max(SHARE_MIN)
+}
+
+/// The least that is worth a read: the payload of an Ethernet frame.
+pub(crate) const SHARE_MIN: usize = 1_448;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_passes_in_any_span_than_the_rate_and_one_burst() {
+        let (rate, most) = (1_000, 100);
+        let mut bucket = Bucket::new(rate, most, Tick(0));
+        let mut passed = 0;
+        for tick in 0..1_000 {
+            let level = bucket.level(Tick(tick));
+            bucket.take(level, Tick(tick));
+            passed += level;
+        }
+        assert_eq!(passed, most + rate * 999 / 100);
+    }
+
+    #[test]
+    fn a_slow_rate_loses_nothing_to_rounding() {
+        let mut bucket = Bucket::new(1, 5, Tick(0));
+        bucket.take(5, Tick(0));
+        assert_eq!((bucket.level(Tick(99)), bucket.level(Tick(100))), (0, 1));
+        assert_eq!(bucket.holds_at(5, Tick(100)), Tick(500));
+        assert!(!bucket.is_full(Tick(499)) && bucket.is_full(Tick(500)));
+    }
+
+    #[test]
+    fn a_debt_is_paid_first() {
+        let mut bucket = Bucket::new(100, 10, Tick(0));
+        bucket.take(30, Tick(0));
+        assert_eq!(bucket.level(Tick(20)), 0);
+        assert_eq!(bucket.holds_at(1, Tick(20)), Tick(21));
+        assert_eq!(bucket.level(Tick(21)), 1);
+    }
+
+    #[test]
+    fn a_clock_that_stands_or_jumps_far_does_no_harm() {
+        let mut bucket = Bucket::new(usize::MAX, usize::MAX, Tick(5));
+        bucket.take(usize::MAX, Tick(3));
+        assert_eq!(bucket.level(Tick(u64::MAX)), 1 << 48);
+    }
+}

@@ -1,0 +1,756 @@
+//! The timer wheel: one deadline per slot, armed, moved and cancelled in constant time.
+//!
+//! It is the hierarchical wheel of Varghese and Lauck ("Hashed and Hierarchical Timing Wheels", SOSP 1987), with the
+//! occupancy bitmaps of tokio's timer and its way to choose a level. A deadline stands in a coarse bucket while it is
+//! far away and comes down to finer ones as it gets nearer, at most once per level. Nothing here steps from tick to
+//! tick: a clock that jumps by hours costs what the entries cost that became due.
+//!
+//! # Activity is one store
+//!
+//! Nearly every deadline of a server is a timeout that starts anew with each byte. The wheel is not told: the byte
+//! stores the turn's tick in its connection (`touched`) and the entry stays where it is. When the *old* deadline
+//! fires, the loop asks the connection what holds now and arms the slot again for what is left of the timeout. So
+//!
+//! - the common operation, a refresh, is one store of a nanosecond or two into a cache line that the read has just
+//!   used. Moving the entry would write to five links, each in a cache line of its own;
+//! - an entry moves about once per timeout, however busy its connection is. Ten thousand connections with a timeout
+//!   of a minute are 170 looks a second;
+//! - only a deadline *earlier* than the armed one must be armed as soon as it is known.
+//!
+//! The simpler way is wrong: pushing `(id, tick)` at every accept, and letting the entries of those who left expire.
+//! Such a queue grows with the rate of accepts times the timeout, not with the number of connections: fifty thousand
+//! short connections a second and a timeout of a minute are three million entries, of which a few hundred are alive.
+//! Here a slot has one entry, and a connection that leaves takes it along.
+//!
+//! # Far deadlines
+//!
+//! A wheel that keeps only a *distance* fires too early, or never, when the distance exceeds its span. Each entry
+//! keeps its absolute tick, so it can wait in any bucket: it is placed again by that tick when the bucket's time comes.
+
+use std::fmt;
+
+use crate::base::tick::Tick;
+
+/// Who is due, and when.
+///
+/// Ticks are numbers in base 64, and each level stands for one digit. An entry lies in the level of the highest digit
+/// in which its tick differs from `elapsed`, the tick up to which the wheel has turned, and in the bucket of its own
+/// digit there. So all digits above are those of `elapsed`, every entry lies to the right of it, and the first
+/// occupied bucket of the lowest occupied level is the nearest one. Drawn for `elapsed` = 67, which is 1·64 + 3:
+///
+/// ```text
+///     bucket               0   1   2   3   4   5   6       63
+///                        ┌───┬───┬───┬───┬───┬───┬───┬─ … ┬───┐
+///     level 0  10 ms     │   │   │   │ ▲ │   │ b │   │    │   │   640 ms together   b: tick 69
+///     level 1  640 ms    │   │ ▲ │   │   │ a │   │   │    │   │   41 s              a: ticks 256 to 319
+///     level 2  41 s      │ ▲ │   │   │   │   │   │   │    │   │   44 min
+///     level 3  44 min    │ ▲ │   │   │   │   │   │   │    │   │   47 hours
+///     level 4  47 hours  │ ▲ │   │   │   │   │   │   │    │   │   124 days
+///     level 5  124 days  │ ▲ │   │   │   │   │   │   │    │   │   22 years
+///                        └───┴───┴───┴───┴───┴───┴───┴─ … ┴───┘
+///     far                every tick with other digits above these six
+///     due                every entry that `elapsed` has reached, in line to be popped
+/// ```
+///
+/// A bucket is a ring of links. They are named by their index, so there is no pointer to go stale and nothing to
+/// allocate but one vector: first a link for each bucket, then one for each slot. Bucket `a`, which is 1·64 + 4,
+/// with the slots 1 and 3 in it:
+///
+/// ```text
+///     links   0 …      68                   385   386      387            388      389
+///           ┌─────┬──────────┬───────────┬───────┬────────┬──────────────┬────────┬──────────────┐
+///           │     │ bucket a │           │  due  │ slot 0 │ slot 1       │ slot 2 │ slot 3       │
+///           │     │          │           │       │        │ when 300     │        │ when 310     │
+///           └─────┴──────────┴───────────┴───────┴────────┴──────────────┴────────┴──────────────┘
+///     next  ┌─────▶ 68 ─────────────────────────────────▶ 387 ──────────────────▶ 389 ───────────┐
+///           └────────────────────────────────────────────────────────────────────────────────────┘
+///     prev  ┌────── 68 ◀───────────────────────────────── 387 ◀────────────────── 389 ◀──────────┐
+///           └────────────────────────────────────────────────────────────────────────────────────┘
+/// ```
+///
+/// The first one's `prev` is the number of its bucket. That is why leaving needs no search: when both neighbours are
+/// the same link, it is a bucket and empty now, and its number says which bit of which level to clear.
+///
+/// A slot costs 16 bytes, and they stay allocated up to the highest slot that was ever armed; so do the slots
+/// themselves. The buckets cost 6 KiB.
+pub(crate) struct Wheel {
+    /// The wheel has turned up to here: what was due by then has been popped or stands in [`DUE`].
+    elapsed: u64,
+    /// One bit for each bucket of a level that holds somebody.
+    occupied: [u64; LEVELS as usize],
+    links: Vec<Link>,
+}
+
+/// How many bits of a tick a level stands for. Six make 64 buckets, and their bitmap is one machine word.
+const DIGIT: u32 = 6;
+const PER_LEVEL: u32 = 1 << DIGIT;
+/// Six levels span 22 years. What lies beyond is rare, most often a timeout that means "never": one bucket will do.
+const LEVELS: u32 = 6;
+const SPAN: u32 = LEVELS * DIGIT;
+
+/// The bucket of what lies beyond the span.
+const FAR: u32 = LEVELS * PER_LEVEL;
+/// The bucket of what can be popped.
+const DUE: u32 = FAR + 1;
+const BUCKETS: u32 = DUE + 1;
+
+#[derive(Clone, Copy)]
+struct Link {
+    next: u32,
+    prev: u32,
+    /// The absolute tick; of no meaning in a bucket.
+    when: u64,
+}
+
+/// A million slots are 16 MB, and four links share a cache line.
+const _: () = assert!(size_of::<Link>() == 16);
+
+/// In no ring. A link cannot have this number: the vector up to it would take 64 GiB.
+const NOWHERE: u32 = u32::MAX;
+const UNARMED: Link = Link { next: NOWHERE, prev: NOWHERE, when: 0 };
+
+impl Link {
+    fn empty_bucket(number: u32) -> Link {
+        Link { next: number, prev: number, when: 0 }
+    }
+
+    fn is_armed(&self) -> bool {
+        self.next != NOWHERE
+    }
+}
+
+impl Wheel {
+    /// An empty wheel at tick 0.
+    pub(crate) fn new() -> Wheel {
+        let links = (0..BUCKETS).map(Link::empty_bucket).collect();
+        Wheel { elapsed: 0, occupied: [0; LEVELS as usize], links }
+    }
+
+    /// An empty one with room for so many slots, and for more when they come.
+    pub(crate) fn for_slots(slots: usize) -> Wheel {
+        let mut wheel = Wheel::new();
+        wheel.links.reserve(slots);
+        wheel
+    }
+
+    /// Lets a slot become due at a tick, in place of the one it was armed for, if any.
+    ///
+    /// A tick that has passed is due at once, behind everything that stands in line already: a slot that is armed for
+    /// the past again and again cannot keep others that are due from being popped.
+    pub(crate) fn arm(&mut self, slot: u32, when: Tick) {
+        let entry = entry_of(slot);
+        if entry as usize >= self.links.len() {
+            self.links.resize(entry as usize + 1, UNARMED);
+        }
+        let old = self.links[entry as usize];
+        if old.is_armed() {
+            if old.when == when.0 {
+                return;
+            }
+            self.unlink(entry);
+        }
+        self.place(entry, when.0);
+    }
+
+    /// Forgets the deadline of a slot. A slot without one is no error.
+    pub(crate) fn cancel(&mut self, slot: u32) {
+        if self.when(slot).is_some() {
+            self.release(entry_of(slot));
+        }
+    }
+
+    /// The tick for which a slot is armed, as it was said, even if it has passed.
+    pub(crate) fn when(&self, slot: u32) -> Option<Tick> {
+        let link = self.links.get(entry_of(slot) as usize)?;
+        link.is_armed().then_some(Tick(link.when))
+    }
+
+    /// Takes out one slot whose tick is `now` or before; `None` when there is no more. Never early.
+    ///
+    /// Earlier ticks come before later ones; within a tick there is no order. The wheel turns only as far as it must
+    /// to find the next slot, so a caller may stop at any time, arm and cancel, and come back.
+    ///
+    /// Constant time for each entry in the long run, but not for each call: the call that opens a bucket of a higher
+    /// level moves all that is in it, at some ten nanoseconds each.
+    pub(crate) fn pop_due(&mut self, now: Tick) -> Option<u32> {
+        if now.0 < self.elapsed {
+            // The clock went back. What stands in line may have its tick between the two.
+            return None;
+        }
+        loop {
+            let first = self.links[DUE as usize].next;
+            if first != DUE {
+                self.release(first);
+                return Some(first - BUCKETS);
+            }
+            if now.0 == self.elapsed {
+                return None; // Whatever stands in a bucket comes later.
+            }
+            match self.nearest() {
+                Some((bucket, start)) if start <= now.0 => self.open(bucket, start, now.0),
+                _ => {
+                    self.elapsed = now.0;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Whether [`Wheel::pop_due`] would do anything at a tick. Nearly free until the next tick begins.
+    pub(crate) fn is_due(&self, now: Tick) -> bool {
+        let waits = self.links[DUE as usize].next != DUE;
+        waits || (now.0 > self.elapsed && self.nearest().is_some_and(|(_, start)| start <= now.0))
+    }
+
+    /// A tick at which to call [`Wheel::pop_due`] at the latest; `None` when nothing is armed.
+    ///
+    /// It is never after the earliest deadline. It is before it when the entry lies in a coarse bucket: then it is
+    /// when that bucket opens, and nothing may be popped yet. A sleeper wakes once per level for that, five times in
+    /// 22 years. While something that is due waits to be popped, it is a tick that has passed, not the earliest one.
+    ///
+    /// Once `pop_due` found nothing more at a tick, `next` is after that tick: a loop that sleeps until then does not
+    /// spin.
+    pub(crate) fn next(&self) -> Option<Tick> {
+        if self.links[DUE as usize].next != DUE {
+            return Some(Tick(self.elapsed));
+        }
+        self.nearest().map(|(_, start)| Tick(start))
+    }
+
+    /// The bucket to open next, and its first tick.
+    fn nearest(&self) -> Option<(u32, u64)> {
+        for (level, &occupied) in (0..).zip(&self.occupied) {
+            if occupied != 0 {
+                let digit = occupied.trailing_zeros();
+                let shift = level * DIGIT;
+                let digits_above = self.elapsed >> (shift + DIGIT) << DIGIT;
+                return Some((level * PER_LEVEL + digit, (digits_above | u64::from(digit)) << shift));
+            }
+        }
+        // Does not overflow: a tick in `FAR` has greater digits above the span, so theirs are not the greatest.
+        let anyone = self.links[FAR as usize].next != FAR;
+        anyone.then(|| (FAR, ((self.elapsed >> SPAN) + 1) << SPAN))
+    }
+
+    /// Turns the wheel to the start of the nearest bucket, and brings down what is in it.
+    fn open(&mut self, bucket: u32, start: u64, now: u64) {
+        let Link { next: first, prev: last, .. } = self.links[bucket as usize];
+        // Between here and the first far deadline may be millions of spans with nobody in them, so they are skipped.
+        self.elapsed = if bucket == FAR { self.earliest_far().min(now) } else { start };
+        self.links[bucket as usize] = Link::empty_bucket(bucket);
+        self.mark_empty(bucket);
+        if bucket < PER_LEVEL {
+            // All of one tick, and nobody else is due: the ring changes hands as a whole.
+            self.links[first as usize].prev = DUE;
+            self.links[last as usize].next = DUE;
+            self.links[DUE as usize] = Link { next: first, prev: last, when: 0 };
+            return;
+        }
+        let mut entry = first;
+        while entry != bucket {
+            let Link { next, when, .. } = self.links[entry as usize];
+            self.place(entry, when);
+            entry = next;
+        }
+    }
+
+    fn earliest_far(&self) -> u64 {
+        let mut earliest = u64::MAX;
+        let mut entry = self.links[FAR as usize].next;
+        while entry != FAR {
+            let link = self.links[entry as usize];
+            earliest = earliest.min(link.when);
+            entry = link.next;
+        }
+        earliest
+    }
+
+    /// Puts an entry that is in no ring at the end of the one where it belongs.
+    fn place(&mut self, entry: u32, when: u64) {
+        let bucket = self.bucket_of(when);
+        let last = self.links[bucket as usize].prev;
+        self.links[entry as usize] = Link { next: bucket, prev: last, when };
+        self.links[last as usize].next = entry;
+        self.links[bucket as usize].prev = entry;
+        if let Some(level) = self.occupied.get_mut((bucket / PER_LEVEL) as usize) {
+            *level |= 1 << (bucket % PER_LEVEL);
+        }
+    }
+
+    fn bucket_of(&self, when: u64) -> u32 {
+        if when <= self.elapsed {
+            return DUE;
+        }
+        let level = (when ^ self.elapsed).ilog2() / DIGIT;
+        if level >= LEVELS {
+            return FAR;
+        }
+        let digit = (when >> (level * DIGIT)) as u32 % PER_LEVEL;
+        level * PER_LEVEL + digit
+    }
+
+    fn release(&mut self, entry: u32) {
+        self.unlink(entry);
+        self.links[entry as usize] = UNARMED;
+    }
+
+    fn unlink(&mut self, entry: u32) {
+        let Link { next, prev, .. } = self.links[entry as usize];
+        self.links[prev as usize].next = next;
+        self.links[next as usize].prev = prev;
+        if prev == next {
+            self.mark_empty(prev);
+        }
+    }
+
+    /// `FAR` and `DUE` are in no level and have no bit.
+    fn mark_empty(&mut self, bucket: u32) {
+        if let Some(level) = self.occupied.get_mut((bucket / PER_LEVEL) as usize) {
+            *level &= !(1 << (bucket % PER_LEVEL));
+        }
+    }
+}
+
+impl Default for Wheel {
+    fn default() -> Wheel {
+        Wheel::new()
+    }
+}
+
+impl fmt::Debug for Wheel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let armed = self.links[BUCKETS as usize..].iter().filter(|link| link.is_armed()).count();
+        let mut wheel = f.debug_struct("Wheel");
+        wheel.field("elapsed", &self.elapsed).field("armed", &armed).field("next", &self.next());
+        wheel.field("occupied", &format_args!("{:x?}", self.occupied)).finish()
+    }
+}
+
+fn entry_of(slot: u32) -> u32 {
+    debug_assert!(slot < NOWHERE - BUCKETS, "no slab has a slot {slot}");
+    slot + BUCKETS
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    impl Wheel {
+        /// Walks every ring both ways and compares it with what the bitmaps and the ticks say.
+        fn check_invariants(&self) {
+            let mut linked = 0;
+            for bucket in 0..BUCKETS {
+                let (mut before, mut entry) = (bucket, self.links[bucket as usize].next);
+                while entry != bucket {
+                    assert!(entry >= BUCKETS, "the ring of {bucket} runs into bucket {entry}: {self:?}");
+                    let link = self.links[entry as usize];
+                    assert_eq!(
+                        link.prev, before,
+                        "entry {entry} of bucket {bucket} does not know who is before it"
+                    );
+                    assert_eq!(
+                        self.bucket_of(link.when),
+                        bucket,
+                        "{} is in the wrong bucket: {self:?}",
+                        link.when
+                    );
+                    linked += 1;
+                    (before, entry) = (entry, link.next);
+                }
+                assert_eq!(
+                    self.links[bucket as usize].prev, before,
+                    "bucket {bucket} does not know who is last"
+                );
+                if let Some(level) = self.occupied.get((bucket / PER_LEVEL) as usize) {
+                    let bit = level >> (bucket % PER_LEVEL) & 1 == 1;
+                    assert_eq!(bit, before != bucket, "the bit of bucket {bucket} is wrong: {self:?}");
+                }
+            }
+            let armed = self.links[BUCKETS as usize..].iter().filter(|link| link.is_armed()).count();
+            assert_eq!(armed, linked, "an armed entry is in no ring, or in two");
+        }
+
+        fn at(start: u64) -> Wheel {
+            let mut wheel = Wheel::new();
+            assert_eq!(wheel.pop_due(Tick(start)), None);
+            wheel
+        }
+
+        fn pop_all(&mut self, now: u64) -> Vec<u32> {
+            let popped = std::iter::from_fn(|| self.pop_due(Tick(now))).collect();
+            self.check_invariants();
+            popped
+        }
+    }
+
+    /// Both sides of each border between levels, and of borders between the buckets of a level, in order.
+    fn delays() -> BTreeSet<u64> {
+        let borders = (0..=10).map(|level| 1u64 << (level * DIGIT));
+        borders.flat_map(|it| [it - 1, it, it + 1, 2 * it - 1, 2 * it, it.saturating_mul(63)]).collect()
+    }
+
+    /// Moments just before, at and after a change of one or many digits.
+    const STARTS: [u64; 11] =
+        [0, 1, 62, 63, 64, 67, 4_095, 262_143, (1 << 36) - 1, (5 << 36) + 123_456_789, u64::MAX / 2];
+
+    // -- never early, never lost -------------------------------------------------------------------
+
+    #[test]
+    fn a_deadline_fires_on_its_tick_whatever_levels_lie_between() {
+        for start in STARTS {
+            for when in
+                delays().into_iter().map(|delay| start.saturating_add(delay)).filter(|&when| when > start)
+            {
+                let mut wheel = Wheel::at(start);
+                wheel.arm(7, Tick(when));
+                assert_eq!(wheel.when(7), Some(Tick(when)));
+                assert_eq!(wheel.pop_all(when - 1), [], "{when} fired early, armed at {start}");
+                assert_eq!(wheel.pop_all(when), [7], "{when} did not fire, armed at {start}");
+                assert_eq!((wheel.when(7), wheel.next()), (None, None));
+            }
+        }
+    }
+
+    #[test]
+    fn a_loop_that_sleeps_until_next_is_on_time_and_seldom_woken() {
+        for start in STARTS {
+            // Further away it is woken once in 22 years, which is seldom but too often for a test.
+            let whens = delays().into_iter().filter(|&delay| delay <= 1 << SPAN).map(|delay| start + delay);
+            for when in whens {
+                let mut wheel = Wheel::at(start);
+                wheel.arm(0, Tick(when));
+                let mut wakes = Vec::new();
+                while let Some(now) = wheel.next() {
+                    assert!(
+                        wakes.last().is_none_or(|&last| now > last),
+                        "spins at {now:?}, armed at {start}"
+                    );
+                    wakes.push(now);
+                    let popped = wheel.pop_due(now);
+                    assert_eq!(
+                        popped.is_some(),
+                        now == Tick(when),
+                        "at {now:?} for {when}, armed at {start}"
+                    );
+                }
+                assert!(wakes.len() <= 7, "{} wakes from {start} to {when}", wakes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_deadline_beyond_the_span_waits_its_time() {
+        let span = 1u64 << SPAN;
+        let mut wheel = Wheel::at(span - 5);
+        let ticks =
+            [span - 1, span, span + 1, 2 * span - 5, 7 * span + 1, 1_000_000 * span, u64::MAX - 1, u64::MAX];
+        for (slot, when) in (0..8).zip(ticks).rev() {
+            wheel.arm(slot, Tick(when));
+        }
+        for (slot, when) in (0..).zip(ticks) {
+            assert_eq!(wheel.pop_all(when - 1), [], "{when} fired early");
+            assert!(wheel.next().is_some_and(|next| next <= Tick(when)), "{when} is slept through");
+            assert_eq!(wheel.pop_all(when), [slot], "{when} was lost");
+        }
+        assert_eq!(wheel.next(), None);
+    }
+
+    #[test]
+    fn a_jump_of_the_clock_over_all_levels_pops_everything_in_order() {
+        for start in STARTS {
+            let ticks: BTreeSet<u64> =
+                delays().into_iter().map(|delay| start.saturating_add(delay)).collect();
+            let all: Vec<u32> = (0..ticks.len() as u32).collect();
+            let mut wheel = Wheel::at(start);
+            for (&slot, &when) in all.iter().zip(&ticks).rev() {
+                wheel.arm(slot, Tick(when));
+            }
+            assert_eq!(wheel.pop_all(u64::MAX), all, "armed at {start}");
+        }
+    }
+
+    #[test]
+    fn a_jump_into_the_middle_leaves_the_rest_on_time() {
+        let ticks = delays();
+        for &jump in &ticks {
+            let mut wheel = Wheel::new();
+            for (slot, &when) in (0..).zip(&ticks) {
+                wheel.arm(slot, Tick(when));
+            }
+            let passed = ticks.range(..=jump).count();
+            assert_eq!(wheel.pop_all(jump).len(), passed);
+            for (slot, &when) in (0..).zip(&ticks).skip(passed) {
+                assert_eq!(wheel.pop_all(when - 1), [], "{when} fired early after a jump to {jump}");
+                assert_eq!(wheel.pop_all(when), [slot], "{when} was lost in a jump to {jump}");
+            }
+            assert_eq!(wheel.next(), None);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_fires_nothing_early() {
+        let mut wheel = Wheel::at(100);
+        wheel.arm(0, Tick(110));
+        wheel.arm(1, Tick(110));
+        assert!(wheel.pop_due(Tick(110)).is_some());
+        assert_eq!(wheel.pop_due(Tick(109)), None);
+        assert!(wheel.pop_due(Tick(110)).is_some());
+    }
+
+    // -- moving and leaving --------------------------------------------------------------------------
+
+    #[test]
+    fn whoever_leaves_a_bucket_leaves_the_others_in_it() {
+        for when in [1, 63, 64, 5_000, 1 << 20, 1 << 40, 0] {
+            for leaver in 0..5 {
+                let mut wheel = Wheel::new();
+                (0..5).for_each(|slot| wheel.arm(slot, Tick(when)));
+                wheel.cancel(leaver);
+                wheel.check_invariants();
+                assert_eq!(wheel.when(leaver), None);
+                let rest: Vec<u32> = (0..5).filter(|&slot| slot != leaver).collect();
+                assert_eq!(wheel.pop_all(when), rest);
+            }
+        }
+    }
+
+    #[test]
+    fn cancelling_what_is_not_armed_does_nothing() {
+        let mut wheel = Wheel::new();
+        wheel.cancel(3);
+        wheel.arm(5, Tick(9));
+        wheel.cancel(4);
+        wheel.cancel(4_000_000);
+        assert_eq!(wheel.pop_all(9), [5]);
+        wheel.cancel(5);
+        assert_eq!(wheel.pop_all(10_000), []);
+    }
+
+    #[test]
+    fn arming_again_moves_a_deadline_both_ways() {
+        for &other in delays().range(2..) {
+            let mut wheel = Wheel::new();
+            wheel.arm(0, Tick(other));
+            wheel.arm(0, Tick(1));
+            assert_eq!(wheel.when(0), Some(Tick(1)));
+            wheel.arm(1, Tick(1));
+            wheel.arm(1, Tick(other));
+            assert_eq!(wheel.pop_all(other - 1), [0]);
+            assert_eq!(wheel.pop_all(other), [1]);
+        }
+    }
+
+    #[test]
+    fn arming_for_the_same_tick_keeps_the_place_in_line() {
+        let mut wheel = Wheel::at(50);
+        wheel.arm(0, Tick(50));
+        wheel.arm(1, Tick(40));
+        wheel.arm(0, Tick(50));
+        assert_eq!(wheel.pop_all(50), [0, 1]);
+    }
+
+    #[test]
+    fn thousands_of_one_tick_are_popped_in_portions_while_they_are_armed_again() {
+        const MANY: u32 = 5_000;
+        let mut wheel = Wheel::at(1_000);
+        (0..MANY).for_each(|slot| wheel.arm(slot, Tick(2_000)));
+        for round in 0..3 {
+            let mut popped = BTreeSet::new();
+            // A turn takes 256 and comes back a tick later; the clock does not wait for the rest.
+            for turn in 0..MANY.div_ceil(256) {
+                let now = Tick(2_000 + 6_000 * round + u64::from(turn));
+                for _ in 0..256 {
+                    let Some(slot) = wheel.pop_due(now) else { break };
+                    assert!(popped.insert(slot), "slot {slot} came twice in round {round}");
+                    wheel.arm(slot, Tick(2_000 + 6_000 * (round + 1)));
+                }
+            }
+            assert_eq!(popped.len(), MANY as usize);
+            wheel.check_invariants();
+        }
+    }
+
+    #[test]
+    fn what_is_armed_for_the_past_is_due_at_once_but_waits_in_line() {
+        let mut wheel = Wheel::at(500);
+        (0..3).for_each(|slot| wheel.arm(slot, Tick(510)));
+        assert_eq!(wheel.pop_due(Tick(600)), Some(0));
+        wheel.arm(0, Tick(3));
+        wheel.arm(3, Tick(510));
+        assert_eq!((wheel.when(0), wheel.when(3)), (Some(Tick(3)), Some(Tick(510))));
+        assert!(wheel.next().is_some_and(|next| next <= Tick(600)));
+        assert_eq!(wheel.pop_all(600), [1, 2, 0, 3]);
+        wheel.arm(4, Tick(600));
+        assert!(wheel.next().is_some_and(|next| next <= Tick(600)));
+        assert_eq!(wheel.pop_all(600), [4]);
+    }
+
+    // -- what it says about itself -------------------------------------------------------------------
+
+    #[test]
+    fn an_empty_wheel_lets_the_loop_sleep_for_ever() {
+        let mut wheel = Wheel::default();
+        assert_eq!(wheel.next(), None);
+        for when in delays() {
+            wheel.arm(1, Tick(when));
+            wheel.arm(2, Tick(when / 2));
+            let next = wheel.next();
+            assert!(next.is_some_and(|next| next <= Tick(when / 2)), "{next:?} is after {}", when / 2);
+            wheel.cancel(1);
+            wheel.cancel(2);
+            assert_eq!(wheel.next(), None, "{when} left something behind");
+        }
+    }
+
+    #[test]
+    fn memory_follows_the_highest_slot_and_not_the_traffic() {
+        let mut wheel = Wheel::new();
+        for tick in 0..100_000 {
+            wheel.arm(tick as u32 % 10, Tick(tick + 6_000));
+        }
+        assert_eq!(wheel.links.len(), BUCKETS as usize + 10);
+        assert!(format!("{wheel:?}").contains("armed: 10"), "{wheel:?}");
+    }
+
+    // -- against a model -----------------------------------------------------------------------------
+
+    const SLOTS: u32 = 24;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arm {
+            slot: u32,
+            ahead: u64,
+        },
+        ArmBehind {
+            slot: u32,
+            behind: u64,
+        },
+        Cancel {
+            slot: u32,
+        },
+        /// Lets time pass and pops, but not more than so many.
+        Advance {
+            by: u64,
+            pops: usize,
+        },
+        /// Sleeps for as long as the wheel allows, and perhaps a little longer.
+        Sleep {
+            over: u64,
+        },
+    }
+
+    /// Small, next to a border of any digit, or anything at all.
+    fn distance() -> impl Strategy<Value = u64> {
+        let near_a_border = (0..=10u32, 1..4u64, 0..5u64)
+            .prop_map(|(level, times, off)| ((times << (level * DIGIT)) + off).saturating_sub(2));
+        let any_size = (any::<u64>(), 0..64u32).prop_map(|(bits, shift)| bits >> shift);
+        prop_oneof![4 => 0..200u64, 3 => near_a_border, 2 => any_size]
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let budget = prop_oneof![Just(usize::MAX), 0..4usize];
+        prop_oneof![
+            8 => (0..SLOTS, distance()).prop_map(|(slot, ahead)| Step::Arm { slot, ahead }),
+            1 => (0..SLOTS, distance()).prop_map(|(slot, behind)| Step::ArmBehind { slot, behind }),
+            2 => (0..SLOTS).prop_map(|slot| Step::Cancel { slot }),
+            3 => (distance(), budget).prop_map(|(by, pops)| Step::Advance { by, pops }),
+            3 => prop_oneof![Just(0), 0..100u64].prop_map(|over| Step::Sleep { over }),
+        ]
+    }
+
+    /// A wheel and what it ought to do.
+    struct Pair {
+        wheel: Wheel,
+        now: u64,
+        /// The tick that counts for the order (of what was armed for the past: that of the wheel), the slot, and
+        /// the tick it was armed for.
+        model: BTreeMap<(u64, u32), u64>,
+    }
+
+    impl Pair {
+        fn armed(&self, slot: u32) -> Option<((u64, u32), u64)> {
+            self.model.iter().find(|((_, owner), _)| *owner == slot).map(|(&key, &when)| (key, when))
+        }
+
+        fn arm(&mut self, slot: u32, when: u64) {
+            let old = self.armed(slot);
+            if old.is_none_or(|(_, armed)| armed != when) {
+                old.map(|(key, _)| self.model.remove(&key));
+                self.model.insert((when.max(self.wheel.elapsed), slot), when);
+            }
+            self.wheel.arm(slot, Tick(when));
+        }
+
+        fn cancel(&mut self, slot: u32) {
+            self.armed(slot).map(|(key, _)| self.model.remove(&key));
+            self.wheel.cancel(slot);
+        }
+
+        fn advance(&mut self, to: u64, pops: usize) {
+            self.now = to;
+            for _ in 0..pops {
+                let earliest = self.model.keys().next().map(|&(tick, _)| tick).filter(|&tick| tick <= to);
+                let Some(slot) = self.wheel.pop_due(Tick(to)) else {
+                    assert_eq!(earliest, None, "due at {to}, but not popped: {:?}", self.wheel);
+                    let next = self.wheel.next();
+                    assert!(next.is_none_or(|next| next > Tick(to)), "{next:?} would spin at {to}");
+                    return;
+                };
+                let tick = earliest.unwrap_or_else(|| panic!("slot {slot} popped early at {to}"));
+                let when = self.model.remove(&(tick, slot));
+                assert!(when.is_some(), "slot {slot} popped at {to} before those of tick {tick}");
+            }
+        }
+
+        fn compare(&self) {
+            self.wheel.check_invariants();
+            for slot in 0..SLOTS {
+                assert_eq!(
+                    self.wheel.when(slot),
+                    self.armed(slot).map(|(_, when)| Tick(when)),
+                    "slot {slot}"
+                );
+            }
+            let earliest = self.model.keys().next().map(|&(tick, _)| Tick(tick));
+            match (self.wheel.next(), earliest) {
+                (Some(next), Some(earliest)) => {
+                    assert!(next <= earliest, "{earliest:?} is slept through to {next:?}")
+                }
+                (next, earliest) => assert_eq!(next, earliest),
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn a_wheel_does_what_a_sorted_map_does(
+            start in prop_oneof![Just(0), any::<u64>(), distance().prop_map(|before| u64::MAX - before)],
+            steps in prop::collection::vec(step(), 1..150),
+        ) {
+            let mut pair = Pair { wheel: Wheel::at(start), now: start, model: BTreeMap::new() };
+            for step in steps {
+                match step {
+                    Step::Arm { slot, ahead } => pair.arm(slot, pair.now.saturating_add(ahead)),
+                    Step::ArmBehind { slot, behind } => pair.arm(slot, pair.now.saturating_sub(behind)),
+                    Step::Cancel { slot } => pair.cancel(slot),
+                    Step::Advance { by, pops } => pair.advance(pair.now.saturating_add(by), pops),
+                    Step::Sleep { over } => {
+                        let next = pair.wheel.next().map_or(pair.now, |next| next.0.max(pair.now));
+                        pair.advance(next.saturating_add(over), usize::MAX);
+                    }
+                }
+                pair.compare();
+            }
+            pair.advance(u64::MAX, usize::MAX);
+            pair.compare();
+            prop_assert_eq!(pair.wheel.next(), None);
+        }
+    }
+}

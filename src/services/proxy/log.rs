@@ -1,0 +1,92 @@
+//! What a proxy knows of one connection, and the line in the log that comes of it.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::base::address::Address;
+use crate::base::id::ConnId;
+use crate::base::reason::{Closed, Departed};
+use crate::framing::proxy_header::ProxyHeader;
+
+/// What will stand in the log.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) client: Address,
+    pub(super) began: Instant,
+    pub(super) upstream: usize,
+    /// Until it is connected.
+    pub(super) dialing: Option<Box<Dialing>>,
+    pub(super) connected: Option<Duration>,
+    /// How each end has ended, what it had moved, and how long the client was here. In a box, because most of its
+    /// time a pair has none.
+    pub(super) client_end: Option<Box<(Closed, Departed, Duration)>>,
+    pub(super) upstream_end: Option<Box<(Closed, Departed)>>,
+    /// The one that is being dialed or connected.
+    pub(super) leg: Option<ConnId>,
+}
+
+/// What is known of a connection while an upstream is dialed.
+#[derive(Debug)]
+pub(super) struct Dialing {
+    /// What the client called.
+    pub(super) called: Option<Address>,
+    /// Upstreams that have not been tried, in order.
+    pub(super) untried: Vec<usize>,
+}
+
+impl Record {
+    /// For whom its upstream is to be told that it stands.
+    pub(super) fn header(&self) -> ProxyHeader {
+        let called = self.dialing.as_ref().and_then(|dialing| dialing.called.as_ref());
+        let ends = self.client.inet().zip(called.and_then(Address::inet));
+        ends.map_or(ProxyHeader::Unknown, |(source, destination)| ProxyHeader::For { source, destination })
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((client, departed, lived)) = self.client_end.as_deref() else { return Ok(()) };
+        // Nobody needs the nanoseconds.
+        let micros = |span: Duration| Duration::from_micros(span.as_micros() as u64);
+        write!(f, "in={} out={} lived={:?}", departed.bytes_in, departed.bytes_out, micros(*lived))?;
+        if let Some(connected) = self.connected {
+            write!(f, " connected={:?}", micros(connected))?;
+        }
+        write!(f, " client={}", client.word())?;
+        match self.upstream_end.as_deref() {
+            None => Ok(()),
+            Some((upstream, departed)) => match departed.trouble() {
+                Some(trouble) => write!(f, " upstream={} ({trouble})", upstream.word()),
+                None => write!(f, " upstream={}", upstream.word()),
+            },
+        }
+    }
+}
+
+/// Why an upstream that was not connected has ended, unless we wanted that.
+pub(super) fn failure(why: Closed, departed: &Departed) -> Option<String> {
+    let wanted = matches!(why, Closed::Local | Closed::Shutdown);
+    (!wanted).then(|| departed.trouble().unwrap_or_else(|| why.to_string()))
+}
+
+use crate::base::reason::{Refusal, Refused};
+use crate::parts::timers::TimerId;
+
+/// Who was turned away since the log last said so. A flood of callers must not become a flood of lines.
+#[derive(Debug, Default)]
+pub(super) struct TurnedAway {
+    pub(super) counts: [u64; Refusal::COUNT],
+    pub(super) last: Option<Refused>,
+    /// When it will say so.
+    pub(super) timer: Option<TimerId>,
+}
+
+impl fmt::Display for TurnedAway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "turned away {}:", self.counts.iter().sum::<u64>())?;
+        for (word, count) in Refusal::WORDS.iter().zip(self.counts).filter(|(_, count)| *count > 0) {
+            write!(f, " {word}={count}")?;
+        }
+        self.last.as_ref().map_or(Ok(()), |last| write!(f, ", lastly {}", last.peer))
+    }
+}

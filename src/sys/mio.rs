@@ -1,0 +1,316 @@
+//! The real world: [`System`] on mio, which is epoll on Linux and kqueue on the BSDs and macOS.
+
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, IoSlice};
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::net::{TcpListener, UnixListener};
+use mio::{Events, Interest, Poll};
+use socket2::SockRef;
+
+use super::splice::Conduit;
+use super::stream::{Listener, Stream, probes};
+use super::timerfd::Alarm;
+use crate::base::address::{Address, Peer};
+use crate::base::id::Token;
+use crate::config::dial::{DialOptions, SocketOption};
+use crate::config::listen::ListenOptions;
+use crate::sys::resolver::{LookUp, Resolver};
+use crate::sys::{Answer, Ready, System, Waker};
+
+/// The kernel, seen through mio.
+pub(crate) struct Kernel {
+    poll: Poll,
+    events: Events,
+    alarm: Option<Alarm>,
+    started: Instant,
+    reserve: Option<File>,
+    wake: Arc<mio::Waker>,
+    resolver: Resolver,
+}
+
+/// A listener made elsewhere: see [`Reactor::adopt`](crate::Reactor::adopt).
+#[derive(Debug)]
+pub struct Adopted(Listener);
+
+impl From<StdTcpListener> for Adopted {
+    fn from(listener: StdTcpListener) -> Adopted {
+        Adopted(Listener::Tcp(TcpListener::from_std(listener)))
+    }
+}
+
+impl From<StdUnixListener> for Adopted {
+    /// Whoever made its file removes it.
+    fn from(listener: StdUnixListener) -> Adopted {
+        Adopted(Listener::Unix(UnixListener::from_std(listener), None))
+    }
+}
+
+impl Kernel {
+    /// `events` is how many are taken from the kernel at once.
+    pub(crate) fn new(events: usize) -> io::Result<Kernel> {
+        let poll = Poll::new()?;
+        // A poll has one waker; posts and resolved names share it.
+        let wake = Arc::new(mio::Waker::new(poll.registry(), mio_token(Token::WAKE))?);
+        let alarm = Alarm::new(poll.registry(), mio_token(Token::ALARM));
+        let resolved = wake.clone();
+        Ok(Kernel {
+            poll,
+            events: Events::with_capacity(events.max(1)),
+            alarm,
+            started: Instant::now(),
+            reserve: None,
+            wake,
+            resolver: Resolver::new(Box::new(move || resolved.wake())),
+        })
+    }
+
+    /// Has names looked up by another function than the system's resolver.
+    pub(crate) fn look_up_with(&mut self, look_up: LookUp) {
+        self.resolver.replace(look_up);
+    }
+
+    /// Watches a listener that was made elsewhere, as if it had been made here.
+    pub(crate) fn adopt(
+        &mut self,
+        adopted: Adopted,
+        options: &ListenOptions,
+        token: Token,
+    ) -> io::Result<Listener> {
+        let Adopted(listener) = adopted;
+        match &listener {
+            Listener::Tcp(listener) => SockRef::from(listener).set_nonblocking(true)?,
+            Listener::Unix(listener, _) => SockRef::from(listener).set_nonblocking(true)?,
+        }
+        self.watch(listener, options, token)
+    }
+
+    fn watch(
+        &mut self,
+        mut listener: Listener,
+        options: &ListenOptions,
+        token: Token,
+    ) -> io::Result<Listener> {
+        listener.prepare(options)?;
+        self.poll.registry().register(listener.source(), mio_token(token), Interest::READABLE)?;
+        Ok(listener)
+    }
+}
+
+impl AsFd for Kernel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poll.registry().as_fd()
+    }
+}
+
+impl System for Kernel {
+    type Listener = Listener;
+    type Stream = Stream;
+    type Conduit = Conduit;
+
+    fn started(&self) -> Instant {
+        self.started
+    }
+
+    fn now(&mut self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn poll(
+        &mut self,
+        ready: &mut Vec<Ready>,
+        wait: Option<Duration>,
+        until: Option<Duration>,
+    ) -> io::Result<()> {
+        let started = self.started;
+        let now = || started.elapsed();
+        let wait = match (&mut self.alarm, until) {
+            (Some(alarm), Some(until)) if wait != Some(Duration::ZERO) => {
+                alarm.set(until, now)?;
+                wait
+            }
+            (None, Some(until)) => Some(wait.unwrap_or(Duration::MAX).min(until.saturating_sub(now()))),
+            _ => wait,
+        };
+        // mio rounds up to the next millisecond, so a deadline is never polled for in vain; an hour keeps the
+        // number of milliseconds far from where casts to int have overflowed.
+        let wait = wait.map(|wait| wait.min(Duration::from_secs(3_600)));
+        match self.poll.poll(&mut self.events, wait) {
+            Ok(()) => {}
+            // A signal was handled. An empty turn is the right answer to it.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        for event in &self.events {
+            let token = Token(event.token().0 as u64);
+            if let (Token::ALARM, Some(alarm)) = (token, &mut self.alarm) {
+                alarm.heard();
+                continue;
+            }
+            ready.push(Ready {
+                token,
+                readable: event.is_readable(),
+                writable: event.is_writable(),
+                end: event.is_read_closed() || event.is_write_closed() || event.is_error(),
+            });
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, at: &Address, options: &ListenOptions, token: Token) -> io::Result<Listener> {
+        self.watch(Listener::bind(at, options)?, options, token)
+    }
+
+    fn listening_at(&self, listener: &Listener) -> io::Result<Address> {
+        listener.address()
+    }
+
+    fn accept(&mut self, listener: &Listener) -> io::Result<(Stream, Peer)> {
+        listener.accept()
+    }
+
+    fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Stream> {
+        Stream::connect(to, options)
+    }
+
+    fn connected(&mut self, stream: &Stream) -> io::Result<bool> {
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+        let peer = match stream.peer() {
+            Ok(peer) => peer,
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        // Dialing a closed port of the ephemeral range can, by TCP's simultaneous open, connect a socket to itself.
+        if peer.is_some() && peer == stream.local()? {
+            return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));
+        }
+        Ok(true)
+    }
+
+    fn local(&self, stream: &Stream) -> Option<SocketAddr> {
+        stream.local().ok().flatten()
+    }
+
+    fn set(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()> {
+        let socket = SockRef::from(stream);
+        let Some(local) = stream.local()? else {
+            return match option {
+                SocketOption::SendBuffer(bytes) => socket.set_send_buffer_size(bytes),
+                SocketOption::RecvBuffer(bytes) => socket.set_recv_buffer_size(bytes),
+                // The others are about TCP, and a Unix-domain socket does without.
+                _ => Ok(()),
+            };
+        };
+        match option {
+            SocketOption::SendBuffer(bytes) => socket.set_send_buffer_size(bytes),
+            SocketOption::RecvBuffer(bytes) => socket.set_recv_buffer_size(bytes),
+            SocketOption::NoDelay(on) => socket.set_tcp_nodelay(on),
+            SocketOption::KeepAlive(Some(keep_alive)) => socket.set_tcp_keepalive(&probes(keep_alive)),
+            SocketOption::KeepAlive(None) => socket.set_keepalive(false),
+            SocketOption::UserTimeout(span) => set_user_timeout(&socket, span),
+            SocketOption::Tos(tos) if local.is_ipv4() => socket.set_tos_v4(u32::from(tos)),
+            SocketOption::Tos(tos) => socket.set_tclass_v6(u32::from(tos)),
+        }
+    }
+
+    fn register(&mut self, stream: &mut Stream, token: Token) -> io::Result<()> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(stream.source(), mio_token(token), both)
+    }
+
+    fn read(&mut self, stream: &Stream, into: &mut [u8]) -> io::Result<usize> {
+        stream.read(into)
+    }
+
+    fn write(&mut self, stream: &Stream, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        stream.write(from)
+    }
+
+    fn conduit(&mut self) -> io::Result<Conduit> {
+        Conduit::new()
+    }
+
+    fn fill(&mut self, from: &Stream, conduit: &Conduit, most: usize) -> io::Result<usize> {
+        conduit.fill(from, most)
+    }
+
+    fn drain(&mut self, conduit: &Conduit, to: &Stream, most: usize) -> io::Result<usize> {
+        conduit.drain(to, most)
+    }
+
+    fn scoop(&mut self, conduit: &Conduit, into: &mut [u8]) -> io::Result<usize> {
+        conduit.scoop(into)
+    }
+
+    fn finish(&mut self, stream: &Stream) -> io::Result<()> {
+        stream.finish()
+    }
+
+    fn reset(&mut self, stream: Stream) {
+        // The one use of SO_LINGER: zero means "reset at close". Any other value would block the loop in close(2).
+        if let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
+            log::debug!("cannot ask for a reset, closing instead: {error}");
+        }
+    }
+
+    fn hold_reserve(&mut self) -> bool {
+        if self.reserve.is_none() {
+            self.reserve = File::open("/").ok();
+        }
+        self.reserve.is_some()
+    }
+
+    fn release_reserve(&mut self) -> bool {
+        self.reserve.take().is_some()
+    }
+
+    fn look_up(&mut self, number: u64, host: &str, port: u16) {
+        self.resolver.ask(number, host, port);
+    }
+
+    fn forget(&mut self, number: u64) -> bool {
+        self.resolver.forget(number)
+    }
+
+    fn answer(&mut self) -> Option<Answer> {
+        self.resolver.answer()
+    }
+
+    fn seed(&mut self) -> u64 {
+        // The standard library's random keys are the one source of randomness that it shows.
+        RandomState::new().hash_one(0)
+    }
+
+    fn waker(&mut self) -> io::Result<Waker> {
+        let wake = self.wake.clone();
+        Ok(Box::new(move || wake.wake()))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn set_user_timeout(socket: &SockRef<'_>, span: Option<Duration>) -> io::Result<()> {
+    socket.set_tcp_user_timeout(span)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_user_timeout(_: &SockRef<'_>, _: Option<Duration>) -> io::Result<()> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "only Linux has TCP_USER_TIMEOUT"))
+}
+
+/// Tokens are 64 bits wide, as mio's are on the machines this crate is for.
+fn mio_token(token: Token) -> mio::Token {
+    const {
+        assert!(
+            size_of::<usize>() == 8,
+            "tidemill needs a 64-bit machine: a token holds a slot and a generation"
+        )
+    };
+    mio::Token(token.0 as usize)
+}

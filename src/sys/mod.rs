@@ -1,0 +1,126 @@
+//! The world, as far as the loop needs it: about a dozen calls.
+//!
+//! One small trait at the level of system calls, so that a simulated world with a clock of its own can stand in for the
+//! kernel. It is a type parameter of the loop and of nothing that a user sees.
+
+pub(crate) mod mio;
+mod resolver;
+#[cfg(test)]
+pub(crate) mod sim;
+mod splice;
+mod stream;
+mod timerfd;
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::base::address::{Address, Peer};
+use crate::base::id::Token;
+use crate::config::dial::{DialOptions, SocketOption};
+use crate::config::listen::ListenOptions;
+
+/// Everything the loop asks of the world. No call blocks but [`poll`](System::poll).
+pub(crate) trait System {
+    type Listener;
+    type Stream;
+    /// A pipe of the kernel's that bytes go through from one stream to another, without being copied.
+    type Conduit;
+
+    /// When it began.
+    fn started(&self) -> Instant;
+
+    /// Time since it began, by a clock that never goes back.
+    fn now(&mut self) -> Duration;
+
+    /// Sleeps until something is ready, or for `wait`, or `until` a moment since it began, and reports what is ready.
+    /// May come back early and empty-handed.
+    fn poll(
+        &mut self,
+        ready: &mut Vec<Ready>,
+        wait: Option<Duration>,
+        until: Option<Duration>,
+    ) -> io::Result<()>;
+
+    fn listen(&mut self, at: &Address, options: &ListenOptions, token: Token) -> io::Result<Self::Listener>;
+
+    fn listening_at(&self, listener: &Self::Listener) -> io::Result<Address>;
+
+    fn accept(&mut self, listener: &Self::Listener) -> io::Result<(Self::Stream, Peer)>;
+
+    /// Begins to connect; [`connected`](System::connected) says how it went, after the stream was writable.
+    fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Self::Stream>;
+
+    /// Whether it is connected; an error is why it never will be.
+    fn connected(&mut self, stream: &Self::Stream) -> io::Result<bool>;
+
+    /// Its own IP address and port, if it has one.
+    fn local(&self, stream: &Self::Stream) -> Option<SocketAddr>;
+
+    fn set(&mut self, stream: &Self::Stream, option: SocketOption) -> io::Result<()>;
+
+    /// Watches a stream, for reading and writing, edge-triggered, once and for all.
+    fn register(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
+
+    fn read(&mut self, stream: &Self::Stream, into: &mut [u8]) -> io::Result<usize>;
+
+    fn write(&mut self, stream: &Self::Stream, from: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Makes a conduit; not every system has them.
+    fn conduit(&mut self) -> io::Result<Self::Conduit>;
+
+    /// Moves at most so many bytes that have arrived into an empty conduit; none when the peer has ended.
+    fn fill(&mut self, from: &Self::Stream, conduit: &Self::Conduit, most: usize) -> io::Result<usize>;
+
+    /// Moves at most so many bytes out of a conduit that holds as many.
+    fn drain(&mut self, conduit: &Self::Conduit, to: &Self::Stream, most: usize) -> io::Result<usize>;
+
+    /// Copies bytes out of a conduit.
+    fn scoop(&mut self, conduit: &Self::Conduit, into: &mut [u8]) -> io::Result<usize>;
+
+    /// Sends our end (FIN).
+    fn finish(&mut self, stream: &Self::Stream) -> io::Result<()>;
+
+    /// Closes with a reset.
+    fn reset(&mut self, stream: Self::Stream);
+
+    /// Opens the descriptor that is held back for the moment when there is no other. Says whether it is held now.
+    fn hold_reserve(&mut self) -> bool;
+
+    /// Closes that descriptor; says whether there was one.
+    fn release_reserve(&mut self) -> bool;
+
+    /// Begins to look up a name. The answer wakes the poll, and [`answer`](System::answer) has it then.
+    fn look_up(&mut self, number: u64, host: &str, port: u16);
+
+    /// Takes back a lookup; says whether that was in time: whether it had not begun.
+    fn forget(&mut self, number: u64) -> bool;
+
+    /// A lookup that has been answered: any of them, those included that nobody waits for any more.
+    fn answer(&mut self) -> Option<Answer>;
+
+    /// A number that differs from one run to the next, where it should.
+    fn seed(&mut self) -> u64;
+
+    /// Something another thread can call to end a `poll`.
+    fn waker(&mut self) -> io::Result<Waker>;
+}
+
+/// Ends a [`poll`](System::poll) from another thread.
+pub(crate) type Waker = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
+
+/// The end of a lookup.
+pub(crate) struct Answer {
+    pub(crate) number: u64,
+    pub(crate) result: io::Result<Vec<SocketAddr>>,
+}
+
+/// One event: what a token's owner may now be able to do. All of it is a hint; only the call itself tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ready {
+    pub(crate) token: Token,
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
+    /// The peer's end or an error is on its way.
+    pub(crate) end: bool,
+}

@@ -1,0 +1,678 @@
+//! A world made of data, for tests: [`System`] with a clock that only moves when it is told to.
+//!
+//! Sockets are byte queues, readiness is edge-triggered as strictly as epoll may be: an edge for what arrives, one
+//! for space that comes after a refused write, one for an end, and none ever again for the same thing. Descriptors
+//! are counted, and accept(2) asks for one before it looks at its queue, as Linux does. With a seed, calls also come
+//! up short, answer `WouldBlock` ahead of a later edge, are interrupted, and events come late, split and without
+//! cause.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::base::address::{Address, Peer as PeerAddress};
+use crate::base::id::Token;
+use crate::config::dial::{DialOptions, SocketOption};
+use crate::config::listen::ListenOptions;
+use crate::sys::{Answer, Ready, System, Waker};
+
+/// The reactor's side.
+pub(crate) struct Sim(Rc<RefCell<World>>);
+
+/// The test's side: what the peers and the kernel do.
+#[derive(Clone)]
+pub(crate) struct Script(Rc<RefCell<World>>);
+
+/// One descriptor of the reactor.
+pub(crate) struct Fd {
+    key: usize,
+    world: Rc<RefCell<World>>,
+}
+
+/// A pipe of the kernel's.
+#[derive(Default)]
+pub(crate) struct SimConduit(RefCell<VecDeque<u8>>);
+
+struct World {
+    started: Instant,
+    now: Duration,
+    sockets: Vec<SimSocket>,
+    backlog: VecDeque<usize>,
+    door: Option<Token>,
+    door_edge: bool,
+    door_open: bool,
+    open: usize,
+    descriptors: usize,
+    reserve: bool,
+    no_splice: bool,
+    accept_errors: VecDeque<i32>,
+    register_errors: usize,
+    stale: Vec<Ready>,
+    /// How long the reactor last wanted to sleep; `None` outside: it has not polled yet.
+    asked_to_wait: Option<Option<Duration>>,
+    chaos: Option<Rng>,
+    calls: Calls,
+    /// Lookups that have been asked for, and those that have been answered and not been told.
+    questions: Vec<(u64, String)>,
+    answers: Vec<Answer>,
+    /// Where callers come from; the port tells them apart.
+    from: Option<IpAddr>,
+    door_address: Option<Address>,
+    /// How long a poll takes that finds nothing.
+    call_takes: Duration,
+}
+
+/// How often each call was made.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Calls {
+    pub(crate) polls: usize,
+    pub(crate) accepts: usize,
+    pub(crate) reads: usize,
+    pub(crate) writes: usize,
+    pub(crate) fills: usize,
+}
+
+/// A connection, from above: both its ends.
+#[derive(Default)]
+struct SimSocket {
+    token: Option<Token>,
+    inward: VecDeque<u8>,
+    inward_end: bool,
+    outward: Vec<u8>,
+    outward_end: bool,
+    /// Bytes that the kernel still takes.
+    window: usize,
+    reset: bool,
+    /// What a dial comes to; none while it is under way.
+    dialed: Option<Result<(), i32>>,
+    is_dial: bool,
+    to: Option<Address>,
+    options: Vec<SocketOption>,
+    gone: Option<Gone>,
+    edge: Edge,
+    hungry: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Edge {
+    readable: bool,
+    writable: bool,
+    end: bool,
+}
+
+/// How the reactor let go of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Gone {
+    /// Closed with nothing unread: an orderly end.
+    Closed,
+    /// Closed with unread input, which makes a kernel send a reset.
+    ClosedUnread,
+    /// Reset on purpose.
+    Reset,
+}
+
+/// A remote end.
+pub(crate) type Peer = usize;
+
+const PEER: &str = "10.0.0.1:4000";
+
+impl Sim {
+    pub(crate) fn new() -> (Sim, Script) {
+        let world = World {
+            started: Instant::now(),
+            now: Duration::ZERO,
+            sockets: Vec::new(),
+            backlog: VecDeque::new(),
+            door: None,
+            door_edge: false,
+            door_open: false,
+            open: 0,
+            descriptors: usize::MAX,
+            reserve: false,
+            no_splice: false,
+            accept_errors: VecDeque::new(),
+            register_errors: 0,
+            stale: Vec::new(),
+            asked_to_wait: None,
+            chaos: None,
+            calls: Calls::default(),
+            questions: Vec::new(),
+            answers: Vec::new(),
+            from: None,
+            door_address: None,
+            call_takes: Duration::ZERO,
+        };
+        let world = Rc::new(RefCell::new(world));
+        (Sim(world.clone()), Script(world))
+    }
+
+    fn fd(&self, key: usize) -> Fd {
+        self.0.borrow_mut().open += 1;
+        Fd { key, world: self.0.clone() }
+    }
+}
+
+impl Script {
+    /// From here on calls come up short, early, late and interrupted, as the seed says.
+    pub(crate) fn misbehave(&self, seed: u64) {
+        self.0.borrow_mut().chaos = Some(Rng(seed));
+    }
+
+    pub(crate) fn calm(&self) {
+        self.0.borrow_mut().chaos = None;
+    }
+
+    pub(crate) fn calls(&self) -> Calls {
+        self.0.borrow().calls
+    }
+
+    /// A peer connects; it stands in the backlog.
+    pub(crate) fn connect(&self) -> Peer {
+        let mut world = self.0.borrow_mut();
+        world.sockets.push(SimSocket { window: usize::MAX, ..SimSocket::default() });
+        let peer = world.sockets.len() - 1;
+        world.backlog.push_back(peer);
+        world.door_edge = true;
+        peer
+    }
+
+    pub(crate) fn feed(&self, peer: Peer, bytes: &[u8]) {
+        let mut world = self.0.borrow_mut();
+        let socket = &mut world.sockets[peer];
+        socket.inward.extend(bytes);
+        socket.edge.readable = true;
+    }
+
+    pub(crate) fn end(&self, peer: Peer) {
+        let mut world = self.0.borrow_mut();
+        let socket = &mut world.sockets[peer];
+        socket.inward_end = true;
+        socket.edge.readable = true;
+        socket.edge.end = true;
+    }
+
+    pub(crate) fn reset(&self, peer: Peer) {
+        let mut world = self.0.borrow_mut();
+        let socket = &mut world.sockets[peer];
+        socket.reset = true;
+        socket.edge = Edge { readable: true, writable: true, end: true };
+    }
+
+    /// The kernel takes so many more bytes for this peer, and an edge says so if a write had been refused.
+    pub(crate) fn window(&self, peer: Peer, bytes: usize) {
+        let mut world = self.0.borrow_mut();
+        let socket = &mut world.sockets[peer];
+        socket.window = bytes;
+        socket.edge.writable |= socket.hungry && bytes > 0;
+        socket.hungry &= bytes == 0;
+    }
+
+    /// What the reactor has written since the last look.
+    pub(crate) fn heard(&self, peer: Peer) -> Vec<u8> {
+        std::mem::take(&mut self.0.borrow_mut().sockets[peer].outward)
+    }
+
+    pub(crate) fn heard_end(&self, peer: Peer) -> bool {
+        self.0.borrow().sockets[peer].outward_end
+    }
+
+    pub(crate) fn gone(&self, peer: Peer) -> Option<Gone> {
+        self.0.borrow().sockets[peer].gone
+    }
+
+    pub(crate) fn unread(&self, peer: Peer) -> usize {
+        self.0.borrow().sockets[peer].inward.len()
+    }
+
+    /// How a dial ends.
+    pub(crate) fn answer(&self, peer: Peer, result: Result<(), i32>) {
+        let mut world = self.0.borrow_mut();
+        let socket = &mut world.sockets[peer];
+        socket.dialed = Some(result);
+        socket.edge.writable = true;
+    }
+
+    /// Every remote end that was dialed, in order.
+    pub(crate) fn dialed(&self) -> Vec<Peer> {
+        let world = self.0.borrow();
+        (0..world.sockets.len()).filter(|&peer| world.sockets[peer].is_dial).collect()
+    }
+
+    /// Whom a remote end was dialed as.
+    pub(crate) fn dialed_as(&self, peer: Peer) -> String {
+        self.0.borrow().sockets[peer].to.as_ref().map(Address::to_string).unwrap_or_default()
+    }
+
+    /// The options that were set on it, in order.
+    pub(crate) fn options(&self, peer: Peer) -> Vec<SocketOption> {
+        self.0.borrow().sockets[peer].options.clone()
+    }
+
+    /// The names that are being looked up, with the number of each lookup.
+    pub(crate) fn questions(&self) -> Vec<(u64, String)> {
+        self.0.borrow().questions.clone()
+    }
+
+    /// The resolver answers.
+    pub(crate) fn resolve(&self, number: u64, addresses: &[&str]) {
+        let result = Ok(addresses.iter().map(|text| text.parse().expect("an address")).collect());
+        let mut world = self.0.borrow_mut();
+        world.questions.retain(|(asked, _)| *asked != number);
+        world.answers.push(Answer { number, result });
+    }
+
+    /// The resolver knows no such name.
+    pub(crate) fn resolve_not(&self, number: u64) {
+        let result = Err(io::Error::other("No such name"));
+        let mut world = self.0.borrow_mut();
+        world.questions.retain(|(asked, _)| *asked != number);
+        world.answers.push(Answer { number, result });
+    }
+
+    /// Those who come from here on come from this address.
+    pub(crate) fn come_from(&self, ip: &str) {
+        self.0.borrow_mut().from = Some(ip.parse().expect("an address"));
+    }
+
+    /// From here on a poll that finds nothing takes so long.
+    pub(crate) fn polls_take(&self, span: Duration) {
+        self.0.borrow_mut().call_takes = span;
+    }
+
+    /// An event out of nowhere.
+    pub(crate) fn event(&self, token: Token) {
+        self.0.borrow_mut().stale.push(Ready { token, readable: true, writable: true, end: false });
+    }
+
+    pub(crate) fn token(&self, peer: Peer) -> Option<Token> {
+        self.0.borrow().sockets[peer].token
+    }
+
+    pub(crate) fn fail_accept(&self, errno: i32) {
+        let mut world = self.0.borrow_mut();
+        world.accept_errors.push_back(errno);
+    }
+
+    pub(crate) fn fail_register(&self, times: usize) {
+        self.0.borrow_mut().register_errors = times;
+    }
+
+    pub(crate) fn descriptors(&self, most: usize) {
+        self.0.borrow_mut().descriptors = most;
+    }
+
+    pub(crate) fn open_descriptors(&self) -> usize {
+        self.0.borrow().open
+    }
+
+    pub(crate) fn is_listening(&self) -> bool {
+        self.0.borrow().door_open
+    }
+
+    pub(crate) fn backlog(&self) -> usize {
+        self.0.borrow().backlog.len()
+    }
+
+    pub(crate) fn advance(&self, span: Duration) {
+        self.0.borrow_mut().now += span;
+    }
+
+    /// How long the reactor wanted to sleep when it last polled.
+    /// The kernel knows no splice.
+    pub(crate) fn no_splice(&self) {
+        self.0.borrow_mut().no_splice = true;
+    }
+
+    pub(crate) fn fills(&self) -> usize {
+        self.0.borrow().calls.fills
+    }
+
+    pub(crate) fn asked_to_wait(&self) -> Option<Option<Duration>> {
+        self.0.borrow().asked_to_wait
+    }
+
+    /// Whether the kernel has nothing more to say.
+    pub(crate) fn is_silent(&self) -> bool {
+        let world = self.0.borrow();
+        let edges = world.sockets.iter().any(|s| s.token.is_some() && s.gone.is_none() && s.edge.any());
+        !edges && !world.door_edge && world.stale.is_empty() && world.answers.is_empty()
+    }
+}
+
+impl World {
+    /// Draws one time in `n`, if this world misbehaves.
+    fn mishap(&mut self, n: u64) -> bool {
+        self.chaos.as_mut().is_some_and(|rng| rng.below(n) == 0)
+    }
+
+    fn shorten(&mut self, n: usize) -> usize {
+        if self.mishap(2) { self.chaos.as_mut().map_or(n, |rng| 1 + rng.below(n as u64) as usize) } else { n }
+    }
+
+    fn take_descriptor(&mut self) -> io::Result<()> {
+        if self.open >= self.descriptors { Err(errno(libc::EMFILE)) } else { Ok(()) }
+    }
+}
+
+impl Edge {
+    fn any(self) -> bool {
+        self.readable || self.writable || self.end
+    }
+}
+
+impl System for Sim {
+    type Listener = Fd;
+    type Stream = Fd;
+    type Conduit = SimConduit;
+
+    fn started(&self) -> Instant {
+        self.0.borrow().started
+    }
+
+    fn now(&mut self) -> Duration {
+        self.0.borrow().now
+    }
+
+    fn poll(
+        &mut self,
+        ready: &mut Vec<Ready>,
+        wait: Option<Duration>,
+        until: Option<Duration>,
+    ) -> io::Result<()> {
+        let mut world = self.0.borrow_mut();
+        let wait = until.map(|until| until.saturating_sub(world.now)).into_iter().chain(wait).min();
+        world.calls.polls += 1;
+        world.asked_to_wait = Some(wait);
+        ready.append(&mut world.stale);
+        if let (true, Some(token)) = (world.door_edge, world.door) {
+            world.door_edge = false;
+            ready.push(Ready { token, readable: true, writable: false, end: false });
+        }
+        for key in 0..world.sockets.len() {
+            let late = world.mishap(4);
+            let spurious = world.mishap(32);
+            let socket = &mut world.sockets[key];
+            let (Some(token), None) = (socket.token, socket.gone) else { continue };
+            if socket.edge.any() && !late {
+                let edge = std::mem::take(&mut socket.edge);
+                ready.push(Ready { token, readable: edge.readable, writable: edge.writable, end: edge.end });
+            } else if spurious {
+                ready.push(Ready { token, readable: true, writable: true, end: false });
+            }
+        }
+        if ready.is_empty() {
+            world.now += wait.unwrap_or(Duration::ZERO);
+            if wait == Some(Duration::ZERO) {
+                let takes = world.call_takes;
+                world.now += takes;
+            }
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, at: &Address, _: &ListenOptions, token: Token) -> io::Result<Fd> {
+        let mut world = self.0.borrow_mut();
+        world.door_address = Some(at.clone());
+        world.door = Some(token);
+        world.door_open = true;
+        drop(world);
+        Ok(self.fd(DOOR))
+    }
+
+    fn listening_at(&self, _: &Fd) -> io::Result<Address> {
+        Ok(self.0.borrow().door_address.clone().expect("a listener"))
+    }
+
+    fn accept(&mut self, _: &Fd) -> io::Result<(Fd, PeerAddress)> {
+        let mut world = self.0.borrow_mut();
+        world.calls.accepts += 1;
+        if let Some(injected) = world.accept_errors.pop_front() {
+            return Err(errno(injected));
+        }
+        world.take_descriptor()?;
+        let Some(key) = world.backlog.pop_front() else { return Err(io::ErrorKind::WouldBlock.into()) };
+        let from = world.from;
+        drop(world);
+        let mut peer = address();
+        peer.set_ip(from.unwrap_or(peer.ip()));
+        peer.set_port(peer.port() + key as u16);
+        Ok((self.fd(key), PeerAddress::from(peer)))
+    }
+
+    fn connect(&mut self, to: &Address, _: &DialOptions) -> io::Result<Fd> {
+        let mut world = self.0.borrow_mut();
+        world.take_descriptor()?;
+        if to.port() == Some(0) {
+            return Err(errno(libc::EADDRNOTAVAIL));
+        }
+        let to = Some(to.clone());
+        world.sockets.push(SimSocket { window: usize::MAX, is_dial: true, to, ..SimSocket::default() });
+        let key = world.sockets.len() - 1;
+        drop(world);
+        Ok(self.fd(key))
+    }
+
+    fn connected(&mut self, stream: &Fd) -> io::Result<bool> {
+        match self.0.borrow().sockets[stream.key].dialed {
+            None => Ok(false),
+            Some(Ok(())) => Ok(true),
+            Some(Err(number)) => Err(errno(number)),
+        }
+    }
+
+    fn local(&self, stream: &Fd) -> Option<SocketAddr> {
+        let inet = self.0.borrow().sockets[stream.key].to.as_ref().is_none_or(|to| !to.is_unix());
+        inet.then(|| SocketAddr::from(([10, 0, 0, 2], 5_000 + stream.key as u16)))
+    }
+
+    fn set(&mut self, stream: &Fd, option: SocketOption) -> io::Result<()> {
+        self.0.borrow_mut().sockets[stream.key].options.push(option);
+        Ok(())
+    }
+
+    fn look_up(&mut self, number: u64, host: &str, port: u16) {
+        self.0.borrow_mut().questions.push((number, format!("{host}:{port}")));
+    }
+
+    fn forget(&mut self, number: u64) -> bool {
+        let mut world = self.0.borrow_mut();
+        let before = world.questions.len();
+        world.questions.retain(|(asked, _)| *asked != number);
+        world.questions.len() < before
+    }
+
+    fn answer(&mut self) -> Option<Answer> {
+        let answers = &mut self.0.borrow_mut().answers;
+        (!answers.is_empty()).then(|| answers.remove(0))
+    }
+
+    fn seed(&mut self) -> u64 {
+        0
+    }
+
+    fn register(&mut self, stream: &mut Fd, token: Token) -> io::Result<()> {
+        let mut world = self.0.borrow_mut();
+        if world.register_errors > 0 {
+            world.register_errors -= 1;
+            return Err(errno(libc::ENOSPC));
+        }
+        let socket = &mut world.sockets[stream.key];
+        socket.token = Some(token);
+        // Registering reports what is true already.
+        socket.edge.writable |= socket.window > 0 && (!socket.is_dial || socket.dialed.is_some());
+        socket.edge.readable |= !socket.inward.is_empty();
+        Ok(())
+    }
+
+    fn read(&mut self, stream: &Fd, into: &mut [u8]) -> io::Result<usize> {
+        let mut world = self.0.borrow_mut();
+        world.calls.reads += 1;
+        if world.mishap(16) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        if world.mishap(8) {
+            let socket = &mut world.sockets[stream.key];
+            socket.edge.readable = true;
+            socket.edge.end |= socket.inward_end || socket.reset;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        // On Linux what was received before a reset can still be read.
+        let there = world.sockets[stream.key].inward.len().min(into.len());
+        // Between a short read and the next edge lies the promise that nothing more is there: no shortening here.
+        let n = there;
+        let socket = &mut world.sockets[stream.key];
+        if n > 0 {
+            for (place, byte) in into.iter_mut().zip(socket.inward.drain(..n)) {
+                *place = byte;
+            }
+            return Ok(n);
+        }
+        match (socket.reset, socket.inward_end) {
+            (true, _) => Err(errno(libc::ECONNRESET)),
+            (false, true) => Ok(0),
+            (false, false) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn write(&mut self, stream: &Fd, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut world = self.0.borrow_mut();
+        world.calls.writes += 1;
+        if world.mishap(16) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        if world.mishap(8) {
+            world.sockets[stream.key].edge.writable = true;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let all: Vec<u8> = from.iter().flat_map(|slice| slice.iter().copied()).collect();
+        assert!(!all.is_empty(), "a write of nothing is a wasted call");
+        let most = world.shorten(all.len());
+        let socket = &mut world.sockets[stream.key];
+        assert!(!socket.outward_end, "written after our end");
+        if socket.reset {
+            return Err(errno(libc::EPIPE));
+        }
+        let n = most.min(socket.window);
+        if n == 0 {
+            socket.hungry = true;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        socket.outward.extend_from_slice(&all[..n]);
+        socket.window = socket.window.saturating_sub(if socket.window == usize::MAX { 0 } else { n });
+        Ok(n)
+    }
+
+    fn conduit(&mut self) -> io::Result<SimConduit> {
+        Ok(SimConduit::default())
+    }
+
+    fn fill(&mut self, from: &Fd, conduit: &SimConduit, most: usize) -> io::Result<usize> {
+        let mut held = conduit.0.borrow_mut();
+        self.0.borrow_mut().calls.fills += 1;
+        if self.0.borrow().no_splice {
+            return Err(errno(libc::EINVAL));
+        }
+        assert!(held.is_empty(), "a conduit that holds bytes makes EAGAIN mean two things");
+        // It has slots, and what a slot holds is up to the peer's packets.
+        let most = match &mut self.0.borrow_mut().chaos {
+            Some(rng) => 1 + rng.below(most as u64) as usize,
+            None => most,
+        };
+        let mut bytes = vec![0; most];
+        let n = self.read(from, &mut bytes)?;
+        held.extend(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn drain(&mut self, conduit: &SimConduit, to: &Fd, most: usize) -> io::Result<usize> {
+        let mut held = conduit.0.borrow_mut();
+        assert!(most <= held.len(), "more is asked of a conduit than it holds");
+        let n = self.write(to, &[IoSlice::new(&held.make_contiguous()[..most])])?;
+        held.drain(..n);
+        Ok(n)
+    }
+
+    fn scoop(&mut self, conduit: &SimConduit, into: &mut [u8]) -> io::Result<usize> {
+        let mut held = conduit.0.borrow_mut();
+        let n = into.len().min(held.len());
+        into.iter_mut().zip(held.drain(..n)).for_each(|(place, byte)| *place = byte);
+        Ok(n)
+    }
+
+    fn finish(&mut self, stream: &Fd) -> io::Result<()> {
+        let mut world = self.0.borrow_mut();
+        let socket = &mut world.sockets[stream.key];
+        assert!(!socket.outward_end, "our end was sent twice");
+        socket.outward_end = true;
+        Ok(())
+    }
+
+    fn reset(&mut self, stream: Fd) {
+        self.0.borrow_mut().sockets[stream.key].gone = Some(Gone::Reset);
+    }
+
+    fn hold_reserve(&mut self) -> bool {
+        let mut world = self.0.borrow_mut();
+        if !world.reserve && world.take_descriptor().is_ok() {
+            world.open += 1;
+            world.reserve = true;
+        }
+        world.reserve
+    }
+
+    fn release_reserve(&mut self) -> bool {
+        let mut world = self.0.borrow_mut();
+        let held = std::mem::take(&mut world.reserve);
+        world.open -= usize::from(held);
+        held
+    }
+
+    fn waker(&mut self) -> io::Result<Waker> {
+        Ok(Box::new(|| Ok(())))
+    }
+}
+
+const DOOR: usize = usize::MAX;
+
+impl Drop for Fd {
+    fn drop(&mut self) {
+        let mut world = self.world.borrow_mut();
+        world.open -= 1;
+        if self.key == DOOR {
+            world.door_open = false;
+            world.door = None;
+        } else {
+            let socket = &mut world.sockets[self.key];
+            let unread = !socket.inward.is_empty();
+            socket.gone.get_or_insert(if unread { Gone::ClosedUnread } else { Gone::Closed });
+        }
+    }
+}
+
+fn errno(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
+
+pub(crate) fn address() -> SocketAddr {
+    PEER.parse().expect("a literal address")
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough to choose between mishaps.
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+}

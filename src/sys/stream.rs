@@ -1,0 +1,270 @@
+//! The two kinds of sockets, TCP and Unix-domain, under one name each.
+
+use std::fs;
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream as StdTcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mio::event::Source;
+use mio::net::{TcpListener, TcpStream, UnixListener};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::base::address::{Address, Peer};
+use crate::config::dial::{DialOptions, KeepAlive};
+use crate::config::listen::ListenOptions;
+
+/// A connection's stream, of either kind.
+///
+/// Reading, writing and shutting down are the same system calls for both, and so is a descriptor of four bytes; so one
+/// type holds both, and ten thousand idle connections need not say ten thousand times of which kind they are. Only
+/// addresses differ, and they are asked for by a function that knows both kinds.
+#[derive(Debug)]
+pub(crate) struct Stream(TcpStream);
+
+/// A listener's socket.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    /// With its file, if that is ours to remove.
+    Unix(UnixListener, #[expect(dead_code, reason = "it is there to be dropped")] Option<Place>),
+}
+
+impl Stream {
+    /// Begins to connect, without waiting.
+    pub(super) fn connect(to: &Address, options: &DialOptions) -> io::Result<Stream> {
+        let (address, domain, protocol) = target(to)?;
+        let socket = Socket::new(domain, Type::STREAM, protocol)?;
+        socket.set_nonblocking(true)?;
+        if protocol.is_some() {
+            socket.set_tcp_nodelay(options.nodelay)?;
+            if let Some(keep_alive) = options.keep_alive {
+                socket.set_tcp_keepalive(&probes(keep_alive))?;
+            }
+            if let Some(local) = options.local {
+                // Many may call from one address at once; without this, a port is held back for a minute after each.
+                socket.set_reuse_address(true)?;
+                socket.bind(&local.into())?;
+            }
+        }
+        match socket.connect(&address) {
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            done => done?,
+        }
+        Ok(Stream(TcpStream::from_std(socket.into())))
+    }
+
+    pub(super) fn take_error(&self) -> io::Result<Option<io::Error>> {
+        self.0.take_error()
+    }
+
+    /// The remote IP address; none of a Unix-domain socket. An error says that it is not connected.
+    pub(super) fn peer(&self) -> io::Result<Option<SocketAddr>> {
+        SockRef::from(self).peer_addr().map(|address| address.as_socket())
+    }
+
+    /// Its own IP address; none of a Unix-domain socket.
+    pub(super) fn local(&self) -> io::Result<Option<SocketAddr>> {
+        SockRef::from(self).local_addr().map(|address| address.as_socket())
+    }
+
+    pub(super) fn source(&mut self) -> &mut dyn Source {
+        &mut self.0
+    }
+
+    pub(super) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        (&self.0).read(into)
+    }
+
+    pub(super) fn write(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        match from {
+            // send(2) is a little cheaper than writev(2) with one slice.
+            [slice] => (&self.0).write(slice),
+            slices => (&self.0).write_vectored(slices),
+        }
+    }
+
+    pub(super) fn finish(&self) -> io::Result<()> {
+        self.0.shutdown(Shutdown::Write)
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Listener {
+    pub(super) fn bind(at: &Address, options: &ListenOptions) -> io::Result<Listener> {
+        let (address, domain, protocol) = target(at)?;
+        let socket = Socket::new(domain, Type::STREAM, protocol)?;
+        socket.set_nonblocking(true)?;
+        let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
+        if protocol.is_none() {
+            bind_unix(&socket, &address, at)?;
+            socket.listen(backlog)?;
+            let place = Place::of(at)?;
+            return Ok(Listener::Unix(UnixListener::from_std(socket.into()), place));
+        }
+        // On Unix this lets a restarted server have its port back while old connections are in TIME_WAIT, no more.
+        socket.set_reuse_address(true)?;
+        if options.reuse_port {
+            socket.set_reuse_port(true)?;
+        }
+        if let (Domain::IPV6, Some(only)) = (domain, options.ipv6_only) {
+            socket.set_only_v6(only)?;
+        }
+        socket.bind(&address)?;
+        // mio's own bind would set the backlog to 128.
+        socket.listen(backlog)?;
+        Ok(Listener::Tcp(TcpListener::from_std(socket.into())))
+    }
+
+    /// What accepted sockets are to inherit (they do on Linux and the BSDs), which saves two calls for each of them.
+    pub(super) fn prepare(&self, options: &ListenOptions) -> io::Result<()> {
+        if let Listener::Tcp(listener) = self {
+            let socket = SockRef::from(listener);
+            socket.set_tcp_nodelay(options.nodelay)?;
+            if let Some(keep_alive) = options.keep_alive {
+                socket.set_tcp_keepalive(&probes(keep_alive))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            Listener::Tcp(listener) => {
+                listener.accept().map(|(stream, peer)| (Stream(stream), Peer::from(peer)))
+            }
+            Listener::Unix(listener, _) => {
+                let (stream, _) = listener.accept()?;
+                let stream = StdTcpStream::from(OwnedFd::from(StdUnixStream::from(stream)));
+                Ok((Stream(TcpStream::from_std(stream)), Peer::UNIX))
+            }
+        }
+    }
+
+    pub(super) fn address(&self) -> io::Result<Address> {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr().map(Address::Inet),
+            Listener::Unix(listener, _) => {
+                let address = listener.local_addr()?;
+                Ok(address.as_pathname().map_or_else(|| abstract_name(&address), Address::from))
+            }
+        }
+    }
+
+    pub(super) fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Listener::Tcp(listener) => listener,
+            Listener::Unix(listener, _) => listener,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn abstract_name(address: &std::os::unix::net::SocketAddr) -> Address {
+    use std::os::linux::net::SocketAddrExt;
+    let name = address.as_abstract_name();
+    name.map_or(Address::Unnamed, |name| Address::Abstract(String::from_utf8_lossy(name).into()))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn abstract_name(_: &std::os::unix::net::SocketAddr) -> Address {
+    Address::Unnamed
+}
+
+/// An address as the system wants it, with what kind of socket it asks for.
+fn target(address: &Address) -> io::Result<(SockAddr, Domain, Option<Protocol>)> {
+    let unusable = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{address}: {why}"));
+    match address {
+        Address::Inet(inet) => Ok(((*inet).into(), Domain::for_address(*inet), Some(Protocol::TCP))),
+        Address::Unix(path) => {
+            let long = |_| unusable("the path is too long for a Unix-domain socket");
+            Ok((SockAddr::unix(path).map_err(long)?, Domain::UNIX, None))
+        }
+        Address::Abstract(name) if cfg!(target_os = "linux") => {
+            let long = |_| unusable("the name is too long");
+            Ok((SockAddr::unix(format!("\0{name}")).map_err(long)?, Domain::UNIX, None))
+        }
+        Address::Abstract(_) => Err(unusable("only Linux has abstract names")),
+        Address::Name { .. } => Err(unusable("the name has not been looked up")),
+        Address::Unnamed => Err(unusable("it has no name")),
+    }
+}
+
+/// The file of a Unix-domain socket that we listen on: removed when we no longer do, if it is still ours.
+#[derive(Debug)]
+pub(crate) struct Place {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Place {
+    fn of(at: &Address) -> io::Result<Option<Place>> {
+        let Address::Unix(path) = at else { return Ok(None) };
+        let file = fs::symlink_metadata(path)?;
+        // A relative path would mean another file after a change of directory.
+        let path = std::path::absolute(path)?;
+        Ok(Some(Place { path, device: file.dev(), inode: file.ino() }))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|file| file.dev() == self.device && file.ino() == self.inode);
+        if ours {
+            // Somebody who may do so has just removed it; then there is nothing left to do.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Binds; the file of a server that is gone is in the way and goes first.
+///
+/// Two servers that start at the same moment over one stale file can both find it so, and the later one wins. A
+/// supervisor that starts both would have to lock something.
+fn bind_unix(socket: &Socket, address: &SockAddr, at: &Address) -> io::Result<()> {
+    match (socket.bind(address), at) {
+        (Err(error), Address::Unix(path)) if error.kind() == io::ErrorKind::AddrInUse => {
+            if !is_stale(path, address)? {
+                return Err(error);
+            }
+            log::info!("{at}: nobody answers there any more, replacing it");
+            fs::remove_file(path)?;
+            socket.bind(address)
+        }
+        (bound, _) => bound,
+    }
+}
+
+/// Whether nobody listens on the socket at a path. What is no socket is none of our business.
+fn is_stale(path: &Path, address: &SockAddr) -> io::Result<bool> {
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in the way"));
+    }
+    let caller = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // A listener whose backlog is full answers "try again", which is an answer.
+    caller.set_nonblocking(true)?;
+    Ok(caller.connect(address).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+}
+
+pub(super) fn probes(keep_alive: KeepAlive) -> TcpKeepalive {
+    // The kernel counts in seconds and refuses zero.
+    let seconds = |span: Duration| Duration::from_secs(span.as_secs().max(1));
+    let mut probes = TcpKeepalive::new().with_time(seconds(keep_alive.idle));
+    if let Some(interval) = keep_alive.interval {
+        probes = probes.with_interval(seconds(interval));
+    }
+    match keep_alive.count {
+        Some(count) => probes.with_retries(count),
+        None => probes,
+    }
+}
