@@ -246,7 +246,7 @@ impl Reactor {
     /// When the loop must turn next even if its descriptor stays silent; in the past when work was carried over. None
     /// when only the descriptor can give it something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.turns.next_deadline()
+        self.turns.next_deadline().map(|at| self.turns.table.epoch.at(at))
     }
 
     /// A way in for other threads.

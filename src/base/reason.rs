@@ -82,6 +82,9 @@ pub enum Closed {
 pub struct OsError(u16);
 
 impl OsError {
+    /// Permission denied: 13 on every Unix (errno(3)). The number is written out so that this builds without a kernel.
+    const EACCES: OsError = OsError::of(13);
+
     pub(crate) const fn of(number: i32) -> OsError {
         OsError(if number < 0 || number > u16::MAX as i32 { 0 } else { number as u16 })
     }
@@ -257,7 +260,8 @@ impl Departed {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// All [`Limits::connections`](crate::Limits::connections) or [`Guard::connections`](crate::Guard::connections) are in use.
+    /// All [`Limits::connections`](crate::Limits::connections) or [`Guard::connections`](crate::Guard::connections) are
+    /// in use.
     Full,
     /// A rule denies its address.
     Denied,
@@ -351,7 +355,7 @@ impl DialError {
             Attempt::Failed(error) => Some(*error),
             _ => None,
         });
-        failed.unwrap_or(OsError::of(libc::EACCES))
+        failed.unwrap_or(OsError::EACCES)
     }
 
     /// What was dialed.

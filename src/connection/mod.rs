@@ -15,6 +15,7 @@ pub(crate) mod tls;
 use std::num::NonZeroU32;
 
 use crate::base::address::Peer;
+use crate::base::id::ConnId;
 use crate::base::reason::Closed;
 use crate::base::tick::Tick;
 use crate::connection::optional::{Clocks, Dial, Extra, Seal};
@@ -70,6 +71,36 @@ pub(crate) enum Stage {
     Closing,
     Lingering,
     Doomed,
+}
+
+/// How far a connection has come, and which ways it is open.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum State {
+    /// Its name is being looked up.
+    Resolving,
+    /// It is being connected.
+    Connecting,
+    /// Open both ways.
+    Open,
+    /// We have finished; the peer may still send.
+    ReadOnly,
+    /// The peer has ended; we may still send.
+    WriteOnly,
+    /// It is closed, or both ends have finished: what is queued is still sent, nothing more is delivered.
+    Closing,
+}
+
+/// Where a connection came from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Origin {
+    /// The peer called.
+    Accepted,
+    /// We called.
+    Dialed {
+        /// The connection whose callback dialed; none when it was dialed from outside.
+        by: Option<ConnId>,
+    },
 }
 
 impl Connection {

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(not(target_family = "wasm"))]
+use std::time::Instant;
 
 use crate::base::address::{Address, given};
 use crate::base::filter::{Secured, Security};
@@ -14,7 +16,7 @@ use crate::config::dial::{DialOptions, KeepAlive, SocketOption};
 use crate::connection::optional::Silent;
 use crate::connection::sockets::Sockets;
 use crate::connection::table::Table;
-use crate::connection::{Flag, Stage};
+use crate::connection::{Flag, Origin, Stage, State};
 
 /// One connection, for the length of one callback.
 ///
@@ -51,36 +53,6 @@ use crate::connection::{Flag, Stage};
 pub struct Socket<'a> {
     table: &'a mut Table,
     slot: u32,
-}
-
-/// How far a connection has come, and which ways it is open.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum State {
-    /// Its name is being looked up.
-    Resolving,
-    /// It is being connected.
-    Connecting,
-    /// Open both ways.
-    Open,
-    /// We have finished; the peer may still send.
-    ReadOnly,
-    /// The peer has ended; we may still send.
-    WriteOnly,
-    /// It is closed, or both ends have finished: what is queued is still sent, nothing more is delivered.
-    Closing,
-}
-
-/// Where a connection came from.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Origin {
-    /// The peer called.
-    Accepted,
-    /// We called.
-    Dialed {
-        /// The connection whose callback dialed; none when it was dialed from outside.
-        by: Option<ConnId>,
-    },
 }
 
 impl<'a> Socket<'a> {
@@ -143,8 +115,15 @@ impl<'a> Socket<'a> {
     }
 
     /// The instant at which this turn happens. The clock is read once per turn.
+    #[cfg(not(target_family = "wasm"))]
     pub fn now(&self) -> Instant {
-        self.table.instant()
+        self.table.epoch.at(self.table.elapsed)
+    }
+
+    /// The same as the time since the reactor was made: what [`now`](Socket::now) is, on a clock that a simulation has
+    /// too.
+    pub fn elapsed(&self) -> Duration {
+        self.table.elapsed
     }
 
     /// Queues bytes. They leave at the end of the turn, with everything else sent to this socket.

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(not(target_family = "wasm"))]
+use std::time::Instant;
 
 use super::socket::Socket;
 use crate::base::address::{Address, given};
@@ -15,6 +17,39 @@ use crate::connection::rate::Group;
 use crate::connection::table::{Stop, Table};
 use crate::parts::timers::TimerId;
 
+/// The instant that ticks and durations inside the loop are counted from: here, and nowhere deeper, time becomes that
+/// of the standard library.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Epoch {
+    /// A page in a browser has no such clock.
+    #[cfg(not(target_family = "wasm"))]
+    instant: Instant,
+}
+
+impl Epoch {
+    /// Reads the clock.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn from_now() -> Epoch {
+        Epoch { instant: Instant::now() }
+    }
+
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn from_now() -> Epoch {
+        Epoch {}
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn at(self, elapsed: Duration) -> Instant {
+        self.instant + elapsed
+    }
+
+    /// How long ago it was.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn elapsed(self) -> Duration {
+        self.instant.elapsed()
+    }
+}
+
 /// All connections, seen from outside any one of them.
 pub struct Sockets<'a> {
     table: &'a mut Table,
@@ -26,8 +61,15 @@ impl<'a> Sockets<'a> {
     }
 
     /// The instant at which this turn happens.
+    #[cfg(not(target_family = "wasm"))]
     pub fn now(&self) -> Instant {
-        self.table.instant()
+        self.table.epoch.at(self.table.elapsed)
+    }
+
+    /// The same as the time since the reactor was made: what [`now`](Sockets::now) is, on a clock that a simulation has
+    /// too.
+    pub fn elapsed(&self) -> Duration {
+        self.table.elapsed
     }
 
     /// The socket of a connection; none if it is gone or closing.

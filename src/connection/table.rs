@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use slab::Slab;
 
 use super::rate::Group;
+use super::sockets::Epoch;
 use crate::base::address::{Address, Peer};
 use crate::base::id::{Births, ConnId, GroupId, ListenerId};
 use crate::base::reason::{Closed, Departed};
@@ -79,8 +80,8 @@ pub(crate) struct Table {
     /// Where the next random number comes from. None is needed but to spread clients that dial again.
     pub(crate) random: u64,
     pub(crate) now: Tick,
-    /// When the loop began, and how long before this turn that was.
-    started: Instant,
+    /// What time is counted from, and how long before this turn that was.
+    pub(crate) epoch: Epoch,
     pub(crate) elapsed: Duration,
     pub(crate) stats: Stats,
     pub(crate) stop: Option<Stop>,
@@ -105,7 +106,7 @@ pub(crate) enum Stop {
 pub(crate) const DOORMAN: u16 = 0;
 
 impl Table {
-    pub(crate) fn new(limits: Limits, first_generation: NonZeroU32, started: Instant) -> Table {
+    pub(crate) fn new(limits: Limits, first_generation: NonZeroU32, epoch: Epoch) -> Table {
         Table {
             slots: Slab::with_capacity(limits.slots()),
             births: Births::starting_at(first_generation),
@@ -135,7 +136,7 @@ impl Table {
             random: 0,
             limits,
             now: Tick(0),
-            started,
+            epoch,
             elapsed: Duration::ZERO,
             stats: Stats::default(),
             stop: None,
@@ -200,11 +201,6 @@ impl Table {
         self.memory -= connection.inbox.take().map_or(0, |inbox| inbox.charge());
         self.memory -= connection.outbox.take().map_or(0, |mut outbox| outbox.clear());
         connection
-    }
-
-    /// The clock as it was read in this turn.
-    pub(crate) fn instant(&self) -> Instant {
-        self.started + self.elapsed
     }
 
     pub(crate) fn id(&self, slot: u32) -> ConnId {
@@ -419,7 +415,7 @@ mod tests {
         fn new() -> Pair {
             // Near the wrap of the counter, where a generation must not be used twice either.
             let first = NonZeroU32::new(u32::MAX - 20).unwrap();
-            let mut table = Table::new(Limits::default(), first, Instant::now());
+            let mut table = Table::new(Limits::default(), first, Epoch::from_now());
             table.socket_limits = vec![SocketLimits::default(); 2];
             table.counts = vec![0; 2];
             Pair { table, model: HashMap::new(), ids: Vec::new() }

@@ -13,9 +13,8 @@ use crate::connection::socket::Socket;
 use crate::connection::table::DOORMAN;
 use crate::connection::{Flag, Stage};
 use crate::parts::inbox::Input;
-use crate::parts::listener::Failure;
 use crate::service::Service;
-use crate::sys::System;
+use crate::sys::{AcceptError, System};
 
 /// Peers turned away in one go when no descriptor is left to tell them.
 const SHED_MAX: usize = 64;
@@ -45,12 +44,12 @@ impl<S: System> Loop<S> {
             }
             match self.system.accept(&door.listener) {
                 Ok((stream, peer)) => self.welcome(index, stream, peer),
-                Err(error) => match Failure::of(&error) {
-                    Failure::PeerGone => self.table.stats.accept_aborted += 1,
-                    Failure::Empty => return self.nobody_waits(index),
-                    Failure::NoDescriptor => return self.out_of_descriptors(index),
-                    Failure::NoMemory => return self.starve(index, "kernel memory"),
-                    Failure::Broken => {
+                Err(error) => match error {
+                    AcceptError::PeerGone => self.table.stats.accept_aborted += 1,
+                    AcceptError::Empty => return self.nobody_waits(index),
+                    AcceptError::NoDescriptor => return self.out_of_descriptors(index),
+                    AcceptError::NoMemory => return self.starve(index, "kernel memory"),
+                    AcceptError::Broken(error) => {
                         log::error!("a listener is broken and was closed: {error}");
                         self.doors[index] = None;
                         return;
@@ -159,13 +158,11 @@ impl<S: System> Loop<S> {
                         drop(stream);
                         self.tell_refused(index, peer, Refusal::NoDescriptor);
                     }
-                    Err(error) => match Failure::of(&error) {
-                        Failure::PeerGone => continue,
-                        failure => {
-                            empty = failure == Failure::Empty;
-                            break;
-                        }
-                    },
+                    Err(AcceptError::PeerGone) => continue,
+                    Err(error) => {
+                        empty = matches!(error, AcceptError::Empty);
+                        break;
+                    }
                 }
                 self.table.stats.shed += 1;
             }

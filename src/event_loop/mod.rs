@@ -18,7 +18,7 @@ mod write;
 
 use std::collections::HashMap;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::base::id::ConnId;
 use crate::base::tick::Tick;
@@ -140,12 +140,12 @@ impl<S: System> Loop<S> {
         self.doors().next().is_none() && self.table.slots.is_empty() && !timers && !posted && !self.has_work()
     }
 
-    /// When the loop must turn again even if the kernel stays silent.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    /// When the loop must turn again even if the kernel stays silent, as the time since it was made.
+    pub(crate) fn next_deadline(&self) -> Option<Duration> {
         if self.has_work() {
-            return Some(self.table.instant());
+            return Some(self.table.elapsed);
         }
-        self.next_tick().map(|tick| self.system.started() + tick.since_start())
+        self.next_tick().map(Tick::since_start)
     }
 
     fn next_tick(&self) -> Option<Tick> {

@@ -138,7 +138,7 @@ impl<S: System> Loop<S> {
             }
             Err(error) => {
                 log::debug!("a pipe is copied, since there is no conduit: {error}");
-                if is_unsupported(&error) {
+                if error.kind() == io::ErrorKind::Unsupported {
                     conduits.most = 0;
                 }
                 false
@@ -188,7 +188,7 @@ impl<S: System> Loop<S> {
                 self.back_to_copying(source);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if is_unsupported(&error) => {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 log::info!("pipes are copied, since this system does not splice: {error}");
                 self.conduits.most = 0;
                 self.back_to_copying(source);
@@ -262,11 +262,4 @@ impl<S: System> Loop<S> {
             self.conduits.in_use.remove(&sink);
         }
     }
-}
-
-/// Whether it is the system that cannot do this, and not this one connection.
-fn is_unsupported(error: &io::Error) -> bool {
-    let number = error.raw_os_error().unwrap_or(0);
-    error.kind() == io::ErrorKind::Unsupported
-        || [libc::EINVAL, libc::ENOSYS, libc::EPERM, libc::EOPNOTSUPP].contains(&number)
 }

@@ -30,7 +30,7 @@ impl<S: System> Loop<S> {
         let handle = Handle::new(limits.posts, system.waker()?);
         system.hold_reserve();
         let (spin, splices, slots) = (limits.spin, limits.splices, limits.slots());
-        let mut table = Table::new(limits, first, system.started());
+        let mut table = Table::new(limits, first, system.epoch());
         table.random = system.seed();
         let mut fresh = Loop {
             system,

@@ -1,6 +1,5 @@
-//! The door: what it remembers, and what each error of accept(2) means.
+//! The door, and what it remembers.
 
-use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -95,55 +94,9 @@ impl<L> Door<L> {
     }
 }
 
-/// What a failed accept(2) means.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Failure {
-    /// Nobody is waiting.
-    Empty,
-    /// That one peer is gone already; Linux also passes on pending network errors here (accept(2), "Error handling").
-    PeerGone,
-    /// The process or the system is out of descriptors. Reported even when nobody is waiting, because the kernel takes
-    /// the descriptor first; so it must end the loop just as `Empty` does.
-    NoDescriptor,
-    /// The kernel is out of memory for sockets.
-    NoMemory,
-    /// The listener itself is broken.
-    Broken,
-}
-
-impl Failure {
-    pub(crate) fn of(error: &io::Error) -> Failure {
-        if error.kind() == io::ErrorKind::WouldBlock {
-            return Failure::Empty;
-        }
-        match error.raw_os_error() {
-            Some(libc::EMFILE | libc::ENFILE) => Failure::NoDescriptor,
-            Some(libc::ENOBUFS | libc::ENOMEM) => Failure::NoMemory,
-            // macOS answers EINVAL for a peer that was reset before it was accepted.
-            Some(libc::EINVAL) if cfg!(target_vendor = "apple") => Failure::PeerGone,
-            Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT) => Failure::Broken,
-            _ => Failure::PeerGone,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_error_of_accept_has_one_meaning() {
-        let of = |errno| Failure::of(&io::Error::from_raw_os_error(errno));
-        assert_eq!(of(libc::EAGAIN), Failure::Empty);
-        for errno in
-            [libc::ECONNABORTED, libc::EINTR, libc::EPROTO, libc::ENETDOWN, libc::EPERM, libc::ETIMEDOUT]
-        {
-            assert_eq!(of(errno), Failure::PeerGone, "errno {errno}");
-        }
-        assert_eq!((of(libc::EMFILE), of(libc::ENFILE)), (Failure::NoDescriptor, Failure::NoDescriptor));
-        assert_eq!((of(libc::ENOBUFS), of(libc::ENOMEM)), (Failure::NoMemory, Failure::NoMemory));
-        assert_eq!((of(libc::EBADF), of(libc::ENOTSOCK)), (Failure::Broken, Failure::Broken));
-    }
 
     #[test]
     fn a_starved_door_looks_again_by_itself_and_less_and_less_often() {

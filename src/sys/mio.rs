@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::net::{TcpListener, UnixListener};
 use mio::{Events, Interest, Poll};
@@ -20,15 +20,16 @@ use crate::base::address::{Address, Peer};
 use crate::base::id::Token;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
+use crate::connection::sockets::Epoch;
 use crate::sys::resolver::{LookUp, Resolver};
-use crate::sys::{Answer, Ready, System, Waker};
+use crate::sys::{AcceptError, Answer, Ready, System, Waker};
 
 /// The kernel, seen through mio.
 pub(crate) struct Kernel {
     poll: Poll,
     events: Events,
     alarm: Option<Alarm>,
-    started: Instant,
+    epoch: Epoch,
     reserve: Option<File>,
     wake: Arc<mio::Waker>,
     resolver: Resolver,
@@ -63,7 +64,7 @@ impl Kernel {
             poll,
             events: Events::with_capacity(events.max(1)),
             alarm,
-            started: Instant::now(),
+            epoch: Epoch::from_now(),
             reserve: None,
             wake,
             resolver: Resolver::new(Box::new(move || resolved.wake())),
@@ -113,12 +114,12 @@ impl System for Kernel {
     type Stream = Stream;
     type Conduit = Conduit;
 
-    fn started(&self) -> Instant {
-        self.started
+    fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     fn now(&mut self) -> Duration {
-        self.started.elapsed()
+        self.epoch.elapsed()
     }
 
     fn poll(
@@ -127,8 +128,8 @@ impl System for Kernel {
         wait: Option<Duration>,
         until: Option<Duration>,
     ) -> io::Result<()> {
-        let started = self.started;
-        let now = || started.elapsed();
+        let epoch = self.epoch;
+        let now = || epoch.elapsed();
         let wait = match (&mut self.alarm, until) {
             (Some(alarm), Some(until)) if wait != Some(Duration::ZERO) => {
                 alarm.set(until, now)?;
@@ -170,8 +171,8 @@ impl System for Kernel {
         listener.address()
     }
 
-    fn accept(&mut self, listener: &Listener) -> io::Result<(Stream, Peer)> {
-        listener.accept()
+    fn accept(&mut self, listener: &Listener) -> Result<(Stream, Peer), AcceptError> {
+        listener.accept().map_err(AcceptError::from)
     }
 
     fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Stream> {

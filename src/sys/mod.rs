@@ -3,22 +3,29 @@
 //! One small trait at the level of system calls, so that a simulated world with a clock of its own can stand in for the
 //! kernel. It is a type parameter of the loop and of nothing that a user sees.
 
+// The library without a kernel is the loop on the simulated one.
+#[cfg(not(target_family = "wasm"))]
 pub(crate) mod mio;
+#[cfg(not(target_family = "wasm"))]
 mod resolver;
-#[cfg(test)]
+#[cfg(any(test, target_family = "wasm"))]
 pub(crate) mod sim;
+#[cfg(not(target_family = "wasm"))]
 mod splice;
+#[cfg(not(target_family = "wasm"))]
 mod stream;
+#[cfg(not(target_family = "wasm"))]
 mod timerfd;
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::base::address::{Address, Peer};
 use crate::base::id::Token;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
+use crate::connection::sockets::Epoch;
 
 /// Everything the loop asks of the world. No call blocks but [`poll`](System::poll).
 pub(crate) trait System {
@@ -28,7 +35,7 @@ pub(crate) trait System {
     type Conduit;
 
     /// When it began.
-    fn started(&self) -> Instant;
+    fn epoch(&self) -> Epoch;
 
     /// Time since it began, by a clock that never goes back.
     fn now(&mut self) -> Duration;
@@ -46,7 +53,7 @@ pub(crate) trait System {
 
     fn listening_at(&self, listener: &Self::Listener) -> io::Result<Address>;
 
-    fn accept(&mut self, listener: &Self::Listener) -> io::Result<(Self::Stream, Peer)>;
+    fn accept(&mut self, listener: &Self::Listener) -> Result<(Self::Stream, Peer), AcceptError>;
 
     /// Begins to connect; [`connected`](System::connected) says how it went, after the stream was writable.
     fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Self::Stream>;
@@ -66,7 +73,8 @@ pub(crate) trait System {
 
     fn write(&mut self, stream: &Self::Stream, from: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Makes a conduit; not every system has them.
+    /// Makes a conduit; not every system has them. Of its errors `Unsupported` says that the system has none, or not
+    /// for such streams.
     fn conduit(&mut self) -> io::Result<Self::Conduit>;
 
     /// Moves at most so many bytes that have arrived into an empty conduit; none when the peer has ended.
@@ -108,6 +116,22 @@ pub(crate) trait System {
 
 /// Ends a [`poll`](System::poll) from another thread.
 pub(crate) type Waker = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
+
+/// What a failed accept(2) means.
+#[derive(Debug)]
+pub(crate) enum AcceptError {
+    /// Nobody is waiting.
+    Empty,
+    /// That one peer is gone already; Linux also passes on pending network errors here (accept(2), "Error handling").
+    PeerGone,
+    /// The process or the system is out of descriptors. Reported even when nobody is waiting, because the kernel takes
+    /// the descriptor first; so it must end the loop just as `Empty` does.
+    NoDescriptor,
+    /// The kernel is out of memory for sockets.
+    NoMemory,
+    /// The listener itself is broken.
+    Broken(io::Error),
+}
 
 /// The end of a lookup.
 pub(crate) struct Answer {

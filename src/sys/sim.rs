@@ -11,13 +11,14 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::base::address::{Address, Peer as PeerAddress};
 use crate::base::id::Token;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
-use crate::sys::{Answer, Ready, System, Waker};
+use crate::connection::sockets::Epoch;
+use crate::sys::{AcceptError, Answer, Ready, System, Waker};
 
 /// The reactor's side.
 pub(crate) struct Sim(Rc<RefCell<World>>);
@@ -37,7 +38,7 @@ pub(crate) struct Fd {
 pub(crate) struct SimConduit(RefCell<VecDeque<u8>>);
 
 struct World {
-    started: Instant,
+    epoch: Epoch,
     now: Duration,
     sockets: Vec<SimSocket>,
     backlog: VecDeque<usize>,
@@ -48,7 +49,7 @@ struct World {
     descriptors: usize,
     reserve: bool,
     no_splice: bool,
-    accept_errors: VecDeque<i32>,
+    accept_errors: VecDeque<AcceptError>,
     register_errors: usize,
     stale: Vec<Ready>,
     /// How long the reactor last wanted to sleep; `None` outside: it has not polled yet.
@@ -122,7 +123,7 @@ const PEER: &str = "10.0.0.1:4000";
 impl Sim {
     pub(crate) fn new() -> (Sim, Script) {
         let world = World {
-            started: Instant::now(),
+            epoch: Epoch::from_now(),
             now: Duration::ZERO,
             sockets: Vec::new(),
             backlog: VecDeque::new(),
@@ -291,9 +292,9 @@ impl Script {
         self.0.borrow().sockets[peer].token
     }
 
-    pub(crate) fn fail_accept(&self, errno: i32) {
+    pub(crate) fn fail_accept(&self, error: AcceptError) {
         let mut world = self.0.borrow_mut();
-        world.accept_errors.push_back(errno);
+        world.accept_errors.push_back(error);
     }
 
     pub(crate) fn fail_register(&self, times: usize) {
@@ -353,7 +354,7 @@ impl World {
     }
 
     fn take_descriptor(&mut self) -> io::Result<()> {
-        if self.open >= self.descriptors { Err(errno(libc::EMFILE)) } else { Ok(()) }
+        if self.open >= self.descriptors { Err(error(EMFILE, io::ErrorKind::Other)) } else { Ok(()) }
     }
 }
 
@@ -368,8 +369,8 @@ impl System for Sim {
     type Stream = Fd;
     type Conduit = SimConduit;
 
-    fn started(&self) -> Instant {
-        self.0.borrow().started
+    fn epoch(&self) -> Epoch {
+        self.0.borrow().epoch
     }
 
     fn now(&mut self) -> Duration {
@@ -426,14 +427,16 @@ impl System for Sim {
         Ok(self.0.borrow().door_address.clone().expect("a listener"))
     }
 
-    fn accept(&mut self, _: &Fd) -> io::Result<(Fd, PeerAddress)> {
+    fn accept(&mut self, _: &Fd) -> Result<(Fd, PeerAddress), AcceptError> {
         let mut world = self.0.borrow_mut();
         world.calls.accepts += 1;
         if let Some(injected) = world.accept_errors.pop_front() {
-            return Err(errno(injected));
+            return Err(injected);
         }
-        world.take_descriptor()?;
-        let Some(key) = world.backlog.pop_front() else { return Err(io::ErrorKind::WouldBlock.into()) };
+        if world.take_descriptor().is_err() {
+            return Err(AcceptError::NoDescriptor);
+        }
+        let Some(key) = world.backlog.pop_front() else { return Err(AcceptError::Empty) };
         let from = world.from;
         drop(world);
         let mut peer = address();
@@ -446,7 +449,7 @@ impl System for Sim {
         let mut world = self.0.borrow_mut();
         world.take_descriptor()?;
         if to.port() == Some(0) {
-            return Err(errno(libc::EADDRNOTAVAIL));
+            return Err(error(EADDRNOTAVAIL, io::ErrorKind::AddrNotAvailable));
         }
         let to = Some(to.clone());
         world.sockets.push(SimSocket { window: usize::MAX, is_dial: true, to, ..SimSocket::default() });
@@ -459,7 +462,7 @@ impl System for Sim {
         match self.0.borrow().sockets[stream.key].dialed {
             None => Ok(false),
             Some(Ok(())) => Ok(true),
-            Some(Err(number)) => Err(errno(number)),
+            Some(Err(number)) => Err(io::Error::from_raw_os_error(number)),
         }
     }
 
@@ -497,7 +500,7 @@ impl System for Sim {
         let mut world = self.0.borrow_mut();
         if world.register_errors > 0 {
             world.register_errors -= 1;
-            return Err(errno(libc::ENOSPC));
+            return Err(error(ENOSPC, io::ErrorKind::StorageFull));
         }
         let socket = &mut world.sockets[stream.key];
         socket.token = Some(token);
@@ -531,7 +534,7 @@ impl System for Sim {
             return Ok(n);
         }
         match (socket.reset, socket.inward_end) {
-            (true, _) => Err(errno(libc::ECONNRESET)),
+            (true, _) => Err(error(ECONNRESET, io::ErrorKind::ConnectionReset)),
             (false, true) => Ok(0),
             (false, false) => Err(io::ErrorKind::WouldBlock.into()),
         }
@@ -553,7 +556,7 @@ impl System for Sim {
         let socket = &mut world.sockets[stream.key];
         assert!(!socket.outward_end, "written after our end");
         if socket.reset {
-            return Err(errno(libc::EPIPE));
+            return Err(error(EPIPE, io::ErrorKind::BrokenPipe));
         }
         let n = most.min(socket.window);
         if n == 0 {
@@ -573,7 +576,7 @@ impl System for Sim {
         let mut held = conduit.0.borrow_mut();
         self.0.borrow_mut().calls.fills += 1;
         if self.0.borrow().no_splice {
-            return Err(errno(libc::EINVAL));
+            return Err(io::ErrorKind::Unsupported.into());
         }
         assert!(held.is_empty(), "a conduit that holds bytes makes EAGAIN mean two things");
         // It has slots, and what a slot holds is up to the peer's packets.
@@ -652,8 +655,16 @@ impl Drop for Fd {
     }
 }
 
-fn errno(number: i32) -> io::Error {
-    io::Error::from_raw_os_error(number)
+// The numbers of errors on Linux (errno(3)): it is Linux that is simulated, also where there is no libc to name them.
+const ENOSPC: i32 = 28;
+const EMFILE: i32 = 24;
+const EPIPE: i32 = 32;
+const EADDRNOTAVAIL: i32 = 99;
+const ECONNRESET: i32 = 104;
+
+/// An error as Linux reports it. Elsewhere the number would stand for another one, and only the kind is right.
+fn error(number: i32, kind: io::ErrorKind) -> io::Error {
+    if cfg!(target_os = "linux") { io::Error::from_raw_os_error(number) } else { kind.into() }
 }
 
 pub(crate) fn address() -> SocketAddr {

@@ -10,6 +10,7 @@ mod linux {
     use std::io;
     use std::os::fd::{AsFd, OwnedFd};
 
+    use rustix::io::Errno;
     use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
     /// Both ends of a pipe. What is in it are references to the pages that the network card filled.
@@ -23,9 +24,20 @@ mod linux {
     /// slot holds what one page of a packet holds: the default of 16 slots is gone after some ten packets.
     const SIZE: usize = 1024 * 1024;
 
+    /// Tells the errors that mean "not on this system, or not for such descriptors" (splice(2): EINVAL) from those of
+    /// one connection. A sandbox that forbids the call answers EPERM or ENOSYS.
+    fn supported(error: Errno) -> io::Error {
+        match error {
+            Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP => {
+                io::Error::new(io::ErrorKind::Unsupported, error)
+            }
+            error => error.into(),
+        }
+    }
+
     impl Conduit {
         pub(crate) fn new() -> io::Result<Conduit> {
-            let (front, back) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
+            let (front, back) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).map_err(supported)?;
             if let Err(error) = fcntl_setpipe_size(&back, SIZE) {
                 // A user has a budget of pipe pages, and one that is small does its work as well.
                 log::debug!("a pipe stays as small as it is: {error}");
@@ -34,7 +46,8 @@ mod linux {
         }
 
         pub(crate) fn fill(&self, from: impl AsFd, most: usize) -> io::Result<usize> {
-            Ok(splice(from, None, &self.back, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
+            splice(from, None, &self.back, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)
+                .map_err(supported)
         }
 
         pub(crate) fn drain(&self, to: impl AsFd, most: usize) -> io::Result<usize> {

@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use crate::base::address::{Address, Peer};
 use crate::config::dial::{DialOptions, KeepAlive};
 use crate::config::listen::ListenOptions;
+use crate::sys::AcceptError;
 
 /// A connection's stream, of either kind.
 ///
@@ -266,5 +267,46 @@ pub(super) fn probes(keep_alive: KeepAlive) -> TcpKeepalive {
     match keep_alive.count {
         Some(count) => probes.with_retries(count),
         None => probes,
+    }
+}
+
+impl From<io::Error> for AcceptError {
+    fn from(error: io::Error) -> AcceptError {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return AcceptError::Empty;
+        }
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => AcceptError::NoDescriptor,
+            Some(libc::ENOBUFS | libc::ENOMEM) => AcceptError::NoMemory,
+            // macOS answers EINVAL for a peer that was reset before it was accepted.
+            Some(libc::EINVAL) if cfg!(target_vendor = "apple") => AcceptError::PeerGone,
+            Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT) => AcceptError::Broken(error),
+            _ => AcceptError::PeerGone,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_accept_has_one_meaning() {
+        let of = |errno| AcceptError::from(io::Error::from_raw_os_error(errno));
+        assert!(matches!(of(libc::EAGAIN), AcceptError::Empty));
+        for errno in
+            [libc::ECONNABORTED, libc::EINTR, libc::EPROTO, libc::ENETDOWN, libc::EPERM, libc::ETIMEDOUT]
+        {
+            assert!(matches!(of(errno), AcceptError::PeerGone), "errno {errno}");
+        }
+        for errno in [libc::EMFILE, libc::ENFILE] {
+            assert!(matches!(of(errno), AcceptError::NoDescriptor), "errno {errno}");
+        }
+        for errno in [libc::ENOBUFS, libc::ENOMEM] {
+            assert!(matches!(of(errno), AcceptError::NoMemory), "errno {errno}");
+        }
+        for errno in [libc::EBADF, libc::ENOTSOCK] {
+            assert!(matches!(of(errno), AcceptError::Broken(_)), "errno {errno}");
+        }
     }
 }

@@ -69,7 +69,7 @@ fn when_too_many_are_being_refused_the_rest_wait_their_turn() {
 fn accept_errors_of_one_peer_do_not_stop_the_next() {
     let mut house = Plan::default().build(echo);
     for errno in [libc::ECONNABORTED, libc::EPROTO, libc::EPERM, libc::EINTR] {
-        house.script.fail_accept(errno);
+        house.script.fail_accept(std::io::Error::from_raw_os_error(errno).into());
     }
     let (peer, _) = house.guest();
     house.script.feed(peer, b"x");
@@ -82,7 +82,7 @@ fn accept_errors_of_one_peer_do_not_stop_the_next() {
 fn a_broken_listener_is_closed_and_its_connections_live_on() {
     let mut house = Plan::default().build(echo);
     let (peer, _) = house.guest();
-    house.script.fail_accept(libc::EBADF);
+    house.script.fail_accept(std::io::Error::from_raw_os_error(libc::EBADF).into());
     house.script.connect();
     house.settle();
     assert!(!house.script.is_listening());

@@ -4,7 +4,7 @@ use super::*;
 use crate::base::reason::OsError;
 use crate::config::dial::{Backoff, DialOptions, Family, KeepAlive, SocketOption};
 use crate::config::rules::Refuse;
-use crate::connection::socket::State;
+use crate::connection::State;
 
 fn dial_with(house: &mut House, to: &str, options: DialOptions) -> ConnId {
     let id = house.turns.table.dial(1, to.parse().unwrap(), options, None).unwrap();

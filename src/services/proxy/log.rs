@@ -1,7 +1,7 @@
 //! What a proxy knows of one connection, and the line in the log that comes of it.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::base::address::Address;
 use crate::base::id::ConnId;
@@ -12,7 +12,8 @@ use crate::framing::proxy_header::ProxyHeader;
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) client: Address,
-    pub(super) began: Instant,
+    /// Since the reactor was made.
+    pub(super) began: Duration,
     pub(super) upstream: usize,
     /// Until it is connected.
     pub(super) dialing: Option<Box<Dialing>>,

@@ -4,7 +4,7 @@ mod log;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use self::log::{Dialing, Record, TurnedAway, failure};
 use crate::base::address::Address;
@@ -14,7 +14,8 @@ use crate::base::reason::{Closed, Departed, Refused};
 use crate::config::dial::DialOptions;
 use crate::config::limits::SocketLimits;
 use crate::config::rules::IpRange;
-use crate::connection::socket::{Origin, Socket};
+use crate::connection::Origin;
+use crate::connection::socket::Socket;
 use crate::connection::sockets::Sockets;
 use crate::framing::proxy_header::{ProxyHeader, Version};
 use crate::parts::inbox::Input;
@@ -71,7 +72,7 @@ pub struct Proxy {
 #[derive(Debug)]
 struct Upstream {
     to: Address,
-    down_until: Option<Instant>,
+    down_until: Option<Duration>,
 }
 
 /// One end of a proxied connection.
@@ -156,7 +157,7 @@ impl Proxy {
     }
 
     /// All upstreams in the order in which to try them: those that are up first, each time beginning with another.
-    fn order(&mut self, now: Instant) -> Vec<usize> {
+    fn order(&mut self, now: Duration) -> Vec<usize> {
         let count = self.upstreams.len();
         let round = (0..count).map(|n| (self.next + n) % count.max(1));
         let is_down = |&index: &usize| self.upstreams[index].down_until.is_some_and(|until| until > now);
@@ -182,11 +183,11 @@ impl Proxy {
     /// A client is known for what it is: it waits, unread, while an upstream is dialed.
     fn admit(&mut self, client: &mut Socket<'_>, called: Option<Address>) {
         client.pause();
-        let mut untried = self.order(client.now());
+        let mut untried = self.order(client.elapsed());
         untried.reverse();
         let record = Record {
             client: client.peer_addr(),
-            began: client.now(),
+            began: client.elapsed(),
             upstream: 0,
             dialing: Some(Box::new(Dialing { called: called.or_else(|| client.local_addr()), untried })),
             connected: None,
@@ -203,7 +204,7 @@ impl Proxy {
     /// Dials the next upstream of a client that has not been tried; says whether there was one, and time left for it.
     fn dial_next(&mut self, client: &mut Socket<'_>) -> bool {
         let Some(record) = self.open.get_mut(&client.id()) else { return false };
-        let left = self.within.saturating_sub(client.now() - record.began);
+        let left = self.within.saturating_sub(client.elapsed() - record.began);
         let Some(dialing) = &mut record.dialing else { return false };
         while let Some(upstream) = dialing.untried.pop() {
             // One that does not answer must leave time for the others.
@@ -227,7 +228,7 @@ impl Proxy {
     /// A client has its upstream.
     fn join(&mut self, client: ConnId, upstream: &mut Socket<'_>) {
         let Some(record) = self.open.get_mut(&client) else { return upstream.close() };
-        record.connected = Some(upstream.now() - record.began);
+        record.connected = Some(upstream.elapsed() - record.began);
         record.dialing = None;
         let index = record.upstream;
         self.mark_up(index);
@@ -245,7 +246,7 @@ impl Proxy {
         }
     }
 
-    fn mark_down(&mut self, index: usize, why: &dyn fmt::Display, now: Instant) {
+    fn mark_down(&mut self, index: usize, why: &dyn fmt::Display, now: Duration) {
         let upstream = &mut self.upstreams[index];
         if upstream.down_until.is_none() {
             warn!("upstream {} is down: {why}", upstream.to);
@@ -259,7 +260,7 @@ impl Proxy {
         let (upstream, connected) = (record.upstream, record.connected.is_some());
         record.leg = None;
         if let Some(failure) = failure(why, &departed).filter(|_| !connected) {
-            self.mark_down(upstream, &failure, rest.now());
+            self.mark_down(upstream, &failure, rest.elapsed());
         }
         let Some(record) = self.open.get_mut(&client) else { return };
         record.upstream_end = Some(Box::new((why, departed)));
@@ -421,13 +422,13 @@ impl Service for Proxy {
             Leg::Check => {
                 let index = self.checks.remove(&id);
                 if let (Some(index), Some(failure)) = (index, failure(why, &departed)) {
-                    self.mark_down(index, &failure, rest.now());
+                    self.mark_down(index, &failure, rest.elapsed());
                 }
             }
             Leg::Upstream(client) => self.upstream_ended(client, why, departed, rest),
             Leg::Client => {
                 if let Some(record) = self.open.get_mut(&id) {
-                    record.client_end = Some(Box::new((why, departed, rest.now() - record.began)));
+                    record.client_end = Some(Box::new((why, departed, rest.elapsed() - record.began)));
                     // One that is connected is closed by the pipe, behind what it is still to get.
                     if let (Some(leg), None) = (record.leg, record.connected) {
                         rest.hang_up(leg);
