@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use tidemill::{IpRange, Refuse, Rules, Verdict};
+use tidemill::{Action, IpRange, RefuseMode, Rules};
 
 const RULES: u32 = 10_000;
 
@@ -51,12 +51,12 @@ fn main() {
     let list = networks();
     let mut rules = Rules::default();
     for &(range, allow) in &list {
-        if allow { rules.allow(range) } else { rules.deny(range, Refuse::End) }
+        if allow { rules.allow(range) } else { rules.deny(range, RefuseMode::End) }
     }
     let begun = Instant::now();
     rules.decide(IpAddr::from([127, 0, 0, 1]));
     let cutting = begun.elapsed();
-    let spans = nanoseconds(rounds, decisions, |ip| rules.decide(black_box(ip)) == Verdict::Allow);
+    let spans = nanoseconds(rounds, decisions, |ip| rules.decide(black_box(ip)) == Action::Allow);
     let walk = nanoseconds(rounds, decisions.min(2_000), |ip| {
         let found = list.iter().find(|(range, _)| range.contains(black_box(ip)));
         found.is_none_or(|(_, allow)| *allow)

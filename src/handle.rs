@@ -30,10 +30,10 @@ pub(crate) type Post = Box<dyn FnOnce(&mut Sockets<'_>) + Send>;
 /// Where posts wait for the loop.
 pub(crate) struct Mailbox {
     posts: Mutex<Vec<Post>>,
-    most: usize,
+    max: usize,
     /// Whether the loop has been woken for what is waiting: a burst of posts costs one wake-up.
     woken: AtomicBool,
-    gone: AtomicBool,
+    closed: AtomicBool,
     wake: Waker,
 }
 
@@ -47,13 +47,13 @@ impl Handle {
     pub fn post(&self, work: impl FnOnce(&mut Sockets<'_>) + Send + 'static) -> io::Result<()> {
         let mailbox = &self.0;
         let mut posts = mailbox.lock();
-        if mailbox.gone.load(Ordering::Acquire) {
+        if mailbox.closed.load(Ordering::Acquire) {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "cannot post: the reactor is gone"));
         }
-        if posts.len() >= mailbox.most {
-            let most = mailbox.most;
+        if posts.len() >= mailbox.max {
+            let max = mailbox.max;
             let text =
-                format!("cannot post: {most} requests are waiting for the loop already (Limits::posts)");
+                format!("cannot post: {max} requests are waiting for the loop already (Limits::posts)");
             return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
         }
         posts.push(Box::new(work));
@@ -61,9 +61,9 @@ impl Handle {
         if mailbox.woken.swap(true, Ordering::AcqRel) { Ok(()) } else { (mailbox.wake)() }
     }
 
-    pub(crate) fn new(most: usize, wake: Waker) -> Handle {
+    pub(crate) fn new(max: usize, wake: Waker) -> Handle {
         let (woken, gone) = (AtomicBool::new(false), AtomicBool::new(false));
-        Handle(Arc::new(Mailbox { posts: Mutex::new(Vec::new()), most, woken, gone, wake }))
+        Handle(Arc::new(Mailbox { posts: Mutex::new(Vec::new()), max, woken, closed: gone, wake }))
     }
 
     pub(crate) fn mailbox(&self) -> &Mailbox {
@@ -78,7 +78,7 @@ impl Mailbox {
     }
 
     /// Takes out what was posted.
-    pub(crate) fn collect(&self, into: &mut Vec<Post>) {
+    pub(crate) fn take(&self, into: &mut Vec<Post>) {
         // First the flag, then the posts: the other way round, a post in between would neither be taken nor wake.
         if self.has_posts() && self.woken.swap(false, Ordering::AcqRel) {
             into.append(&mut self.lock());
@@ -90,9 +90,9 @@ impl Mailbox {
     }
 
     /// The loop goes; nothing will run any more.
-    pub(crate) fn shut(&self) {
+    pub(crate) fn close(&self) {
         let mut posts = self.lock();
-        self.gone.store(true, Ordering::Release);
+        self.closed.store(true, Ordering::Release);
         let unrun = std::mem::take(&mut *posts);
         // What they hold is dropped without the lock: it may well post.
         drop(posts);

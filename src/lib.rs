@@ -28,7 +28,7 @@
 //! # Where to begin
 //!
 //! - To **use** it: [`Service`] is what you write, [`Socket`] is what you do it with, [`Reactor`] runs it, [`Limits`]
-//!   bounds it, and [`Closed`] says how it ended. [`framing`] cuts bytes into messages; [`services`] are worked
+//!   bounds it, and [`CloseReason`] says how it ended. [`framing`] cuts bytes into messages; [`services`] are worked
 //!   examples.
 //! - To **embed** it in a loop of your own: "In a loop of your own" at [`Reactor`], and [`Handle`] for other threads.
 //! - To **study** it: `docs/one-turn.md`, then `src/event_loop/mod.rs`.
@@ -75,18 +75,18 @@ mod reactor;
 mod service;
 
 pub use base::address::{Address, AddressError};
-pub use base::filter::{Filter, Opened, Secure, Secured, Security};
+pub use base::filter::{Filter, FilterConfig, FilterFactory, FilterInfo, Opened};
 pub use base::id::{ConnId, GroupId, ListenerId, ServiceId};
-pub use base::reason::{Attempt, Closed, Departed, DialError, OsError, Refusal, Refused};
+pub use base::reason::{Attempt, CloseReason, ClosedInfo, DialError, OsError, Refusal, Refused};
 pub use base::shared::Shared;
 pub use base::stats::Stats;
 pub use base::text;
-pub use config::access::Guard;
+pub use config::access::AccessPolicy;
 pub use config::dial::{Backoff, DialOptions, Family, KeepAlive};
-pub use config::limits::{Limits, Pace, SocketLimits};
+pub use config::limits::{Limits, MinRate, SocketLimits};
 pub use config::listen::{ListenOptions, Overflow};
-pub use config::rules::{IpRange, RangeError, Refuse, Rule, Rules, Verdict};
-pub use connection::optional::Silent;
+pub use config::rules::{Action, IpRange, RangeError, RefuseMode, Rule, Rules};
+pub use connection::optional::IdleKind;
 pub use connection::socket::Socket;
 pub use connection::sockets::Sockets;
 pub use connection::{Origin, State};

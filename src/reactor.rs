@@ -7,17 +7,17 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::base::address::{Address, given};
+use crate::base::address::{Address, parse_address};
 use crate::base::id::{ConnId, ListenerId, ServiceId};
-use crate::base::reason::plain;
+use crate::base::reason::os_message;
 use crate::base::stats::Stats;
-use crate::config::access::Guard;
+use crate::config::access::AccessPolicy;
 use crate::config::dial::DialOptions;
 use crate::config::limits::{Limits, SocketLimits};
 use crate::config::listen::ListenOptions;
 use crate::config::rules::Rules;
 use crate::connection::sockets::Sockets;
-use crate::event_loop::{Loop, Turn};
+use crate::event_loop::{EventLoop, Turn};
 use crate::handle::Handle;
 use crate::service::Service;
 use crate::sys::mio::{Adopted, Kernel};
@@ -57,7 +57,7 @@ use crate::sys::mio::{Adopted, Kernel};
 ///
 /// Any number of services and listeners share one loop, and one service can have several listeners.
 pub struct Reactor {
-    turns: Loop<Kernel>,
+    event_loop: EventLoop<Kernel>,
 }
 
 impl Reactor {
@@ -67,18 +67,18 @@ impl Reactor {
     ///
     /// When the system has no descriptor left.
     pub fn new(limits: Limits) -> io::Result<Reactor> {
-        let kernel = Kernel::new(limits.events)?;
-        Ok(Reactor { turns: Loop::new(kernel, limits)? })
+        let kernel = Kernel::new(limits.events_per_turn)?;
+        Ok(Reactor { event_loop: EventLoop::new(kernel, limits)? })
     }
 
     /// Adds a service under [`Limits::socket`]; listeners and dials name it.
     pub fn add<S: Service>(&mut self, service: S) -> ServiceId {
-        self.turns.add(service, None)
+        self.event_loop.add(service, None)
     }
 
     /// Adds a service whose connections have limits of their own.
     pub fn add_with<S: Service>(&mut self, service: S, limits: SocketLimits) -> ServiceId {
-        self.turns.add(service, Some(limits))
+        self.event_loop.add(service, Some(limits))
     }
 
     /// Listens for a service. Connections come in as soon as the loop turns.
@@ -113,19 +113,19 @@ impl Reactor {
     where
         A: TryInto<Address, Error: fmt::Display>,
     {
-        let at = given("listen", at)?;
+        let at = parse_address("listen", at)?;
         let candidates = match &at {
             Address::Name { .. } => {
                 let told = |error| {
                     io::Error::new(io::ErrorKind::NotFound, format!("cannot listen on {at}: {error}"))
                 };
-                at.to_socket_addrs().map_err(|error| told(plain(&error)))?.map(Address::Inet).collect()
+                at.to_socket_addrs().map_err(|error| told(os_message(&error)))?.map(Address::Inet).collect()
             }
             one => vec![one.clone()],
         };
         let mut last = None;
         for address in candidates {
-            match self.turns.listen(&address, service, options) {
+            match self.event_loop.listen(&address, service, options) {
                 Ok(listener) => return Ok(listener),
                 Err(error) => last = Some(cannot_listen(&address, &error)),
             }
@@ -158,22 +158,22 @@ impl Reactor {
         options: &ListenOptions,
     ) -> io::Result<ListenerId> {
         let adopted = listener.into();
-        self.turns.hang_door(service, options, |kernel, token| kernel.adopt(adopted, options, token))
+        self.event_loop.add_listener(service, options, |kernel, token| kernel.adopt(adopted, options, token))
     }
 
     /// The address a listener really has: the port where 0 was asked for. None once it is closed.
     pub fn local_addr(&self, listener: ListenerId) -> Option<Address> {
-        self.turns.local_addr(listener)
+        self.event_loop.local_addr(listener)
     }
 
     /// Sets who may come in to a service, at all of its listeners; or changes it, while it runs.
-    pub fn guard(&mut self, service: ServiceId, guard: Guard) {
-        self.sockets().guard(service, guard);
+    pub fn set_access_policy(&mut self, service: ServiceId, guard: AccessPolicy) {
+        self.sockets().set_access_policy(service, guard);
     }
 
     /// How often each of the rules of a service's guard has decided.
     pub fn rules(&self, service: ServiceId) -> Option<&Rules> {
-        self.turns.rules(service)
+        self.event_loop.rules(service)
     }
 
     /// Has names looked up by a function of yours, in place of the system's resolver. It may block: it runs on one of
@@ -182,12 +182,12 @@ impl Reactor {
     where
         F: Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     {
-        self.turns.system.look_up_with(Arc::new(look_up));
+        self.event_loop.system.look_up_with(Arc::new(look_up));
     }
 
     /// Closes one listener; its connections live on. Says whether it was there.
     pub fn close_listener(&mut self, listener: ListenerId) -> bool {
-        self.turns.close_listener(listener)
+        self.event_loop.close_listener(listener)
     }
 
     /// Connects out for a service. [`Service::open`] comes with the next turn; a failure comes as
@@ -226,7 +226,7 @@ impl Reactor {
     ///
     /// When a callback of a service does; see [`Service`].
     pub fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
-        self.turns.turn(wait)
+        self.event_loop.turn(wait)
     }
 
     /// Turns until nothing is left that could happen by itself: no listener, no connection, no posted work.
@@ -237,8 +237,8 @@ impl Reactor {
     ///
     /// As [`turn`](Reactor::turn).
     pub fn run(&mut self) -> io::Result<()> {
-        while !self.turns.is_finished() {
-            self.turns.turn(None)?;
+        while !self.event_loop.is_finished() {
+            self.event_loop.turn(None)?;
         }
         Ok(())
     }
@@ -246,48 +246,49 @@ impl Reactor {
     /// When the loop must turn next even if its descriptor stays silent; in the past when work was carried over. None
     /// when only the descriptor can give it something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.turns.next_deadline().map(|at| self.turns.table.epoch.at(at))
+        self.event_loop.next_deadline().map(|at| self.event_loop.table.epoch.at(at))
     }
 
     /// A way in for other threads.
     pub fn handle(&self) -> Handle {
-        self.turns.handle()
+        self.event_loop.handle()
     }
 
     /// All connections, between turns.
     pub fn sockets(&mut self) -> Sockets<'_> {
-        self.turns.read_clock();
-        Sockets::new(&mut self.turns.table)
+        self.event_loop.read_clock();
+        Sockets::new(&mut self.event_loop.table)
     }
 
     /// Closes the listeners with the next turn. Connections go on until they end by themselves; what is left after
-    /// `grace` is closed with [`Closed::Shutdown`](crate::Closed::Shutdown). [`run`](Reactor::run) then returns.
+    /// `grace` is closed with [`CloseReason::Shutdown`](crate::CloseReason::Shutdown). [`run`](Reactor::run) then
+    /// returns.
     pub fn shutdown(&mut self, grace: Duration) {
         self.sockets().shutdown(grace);
     }
 
     /// Whether [`shutdown`](Reactor::shutdown) or a stop has been asked for.
     pub fn is_shutting_down(&self) -> bool {
-        self.turns.is_shutting_down()
+        self.event_loop.is_shutting_down()
     }
 
     /// What the loop has counted.
     pub fn stats(&self) -> Stats {
-        self.turns.table.stats.clone()
+        self.event_loop.table.stats.clone()
     }
 }
 
 impl AsFd for Reactor {
     /// The poll's descriptor: readable when the loop should turn.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.turns.system.as_fd()
+        self.event_loop.system.as_fd()
     }
 }
 
 impl fmt::Debug for Reactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reactor")
-            .field("connections", &self.turns.table.connections())
+            .field("connections", &self.event_loop.table.connections())
             .finish_non_exhaustive()
     }
 }
@@ -306,7 +307,7 @@ fn cannot_listen(at: &Address, error: &io::Error) -> io::Error {
             "permission denied (ports below 1024 need root or the capability CAP_NET_BIND_SERVICE)"
                 .to_string()
         }
-        _ => plain(error),
+        _ => os_message(error),
     };
     io::Error::new(error.kind(), format!("cannot listen on {at}: {wrong}"))
 }

@@ -1,7 +1,7 @@
 //! What you write: a service, and the one erasure that lets a reactor hold many kinds of them.
 
 use crate::base::id::{ConnId, ServiceId};
-use crate::base::reason::{Closed, Refused};
+use crate::base::reason::{CloseReason, Refused};
 use crate::connection::socket::Socket;
 use crate::connection::sockets::Sockets;
 use crate::connection::table::Table;
@@ -54,9 +54,9 @@ pub trait Service: 'static {
         let _ = (session, socket);
     }
 
-    /// The handshake that [`Socket::secure`] asked for is done. Not called for connections that were secured from the
-    /// beginning: those are met by `open`, or `connected`, when theirs is.
-    fn secured(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
+    /// The handshake that [`Socket::start_filter`] asked for is done. Not called for connections that were secured from
+    /// the beginning: those are met by `open`, or `connected`, when theirs is.
+    fn filter_started(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
         let _ = (session, socket);
     }
 
@@ -81,7 +81,7 @@ pub trait Service: 'static {
 
     /// No byte has moved either way for [`SocketLimits::idle`](crate::SocketLimits::idle), or for what
     /// [`Socket::set_idle`] said; or none one way, where it has a [clock](Socket::set_read_idle) for that:
-    /// [`Socket::silent`] says which. By default it is closed. One that is not gets another whole span.
+    /// [`Socket::idle_kind`] says which. By default it is closed. One that is not gets another whole span.
     fn idle(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
         let _ = session;
         socket.close();
@@ -103,18 +103,18 @@ pub trait Service: 'static {
     }
 
     /// It has ended, and `why`. The session comes back by value; its own socket is gone, but the `rest` can be reached.
-    /// What else is known of it is in [`Sockets::departed`].
-    fn closed(&mut self, session: Self::Session, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
+    /// What else is known of it is in [`Sockets::closed_info`].
+    fn closed(&mut self, session: Self::Session, id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
         let _ = (session, id, why, rest);
     }
 }
 
 /// A service with its type erased: once per service, never per connection.
-pub(crate) trait Host {
+pub(crate) trait AnyService {
     fn start(&mut self, table: &mut Table, own: ServiceId);
     fn open(&mut self, table: &mut Table, slot: u32);
     fn connected(&mut self, table: &mut Table, slot: u32);
-    fn secured(&mut self, table: &mut Table, slot: u32);
+    fn filter_started(&mut self, table: &mut Table, slot: u32);
     fn data(&mut self, table: &mut Table, slot: u32, input: &mut Input<'_>);
     fn alarm(&mut self, table: &mut Table, slot: u32);
     fn timer(&mut self, table: &mut Table, timer: TimerId);
@@ -122,29 +122,29 @@ pub(crate) trait Host {
     fn end(&mut self, table: &mut Table, slot: u32);
     fn drained(&mut self, table: &mut Table, slot: u32);
     fn idle(&mut self, table: &mut Table, slot: u32);
-    fn closed(&mut self, table: &mut Table, id: ConnId, why: Closed);
+    fn closed(&mut self, table: &mut Table, id: ConnId, why: CloseReason);
 }
 
 /// A service and the sessions of its connections, by slot: a session without content costs a byte, and
 /// finding one costs no look-up. A reactor with several services keeps a gap in each for the others' slots.
-pub(crate) struct Hosted<S: Service> {
+pub(crate) struct ServiceState<S: Service> {
     service: S,
     sessions: Vec<Option<S::Session>>,
 }
 
-impl<S: Service> Hosted<S> {
-    pub(crate) fn new(service: S) -> Hosted<S> {
-        Hosted { service, sessions: Vec::new() }
+impl<S: Service> ServiceState<S> {
+    pub(crate) fn new(service: S) -> ServiceState<S> {
+        ServiceState { service, sessions: Vec::new() }
     }
 
     /// The service and a session of it. A connection has one from `open` to `closed`.
-    fn both(&mut self, slot: u32) -> Option<(&mut S, &mut S::Session)> {
+    fn session(&mut self, slot: u32) -> Option<(&mut S, &mut S::Session)> {
         let session = self.sessions.get_mut(slot as usize)?.as_mut()?;
         Some((&mut self.service, session))
     }
 }
 
-impl<S: Service> Host for Hosted<S> {
+impl<S: Service> AnyService for ServiceState<S> {
     fn start(&mut self, table: &mut Table, own: ServiceId) {
         self.service.start(own, &mut Sockets::new(table));
     }
@@ -158,19 +158,19 @@ impl<S: Service> Host for Hosted<S> {
     }
 
     fn connected(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.both(slot) {
+        if let Some((service, session)) = self.session(slot) {
             service.connected(session, &mut Socket::new(table, slot));
         }
     }
 
-    fn secured(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.both(slot) {
-            service.secured(session, &mut Socket::new(table, slot));
+    fn filter_started(&mut self, table: &mut Table, slot: u32) {
+        if let Some((service, session)) = self.session(slot) {
+            service.filter_started(session, &mut Socket::new(table, slot));
         }
     }
 
     fn alarm(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.both(slot) {
+        if let Some((service, session)) = self.session(slot) {
             service.alarm(session, &mut Socket::new(table, slot));
         }
     }
@@ -184,30 +184,30 @@ impl<S: Service> Host for Hosted<S> {
     }
 
     fn data(&mut self, table: &mut Table, slot: u32, input: &mut Input<'_>) {
-        if let Some((service, session)) = self.both(slot) {
+        if let Some((service, session)) = self.session(slot) {
             service.data(session, &mut Socket::new(table, slot), input);
         }
     }
 
     fn end(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.both(slot) {
+        if let Some((service, session)) = self.session(slot) {
             service.end(session, &mut Socket::new(table, slot));
         }
     }
 
     fn drained(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.both(slot) {
+        if let Some((service, session)) = self.session(slot) {
             service.drained(session, &mut Socket::new(table, slot));
         }
     }
 
     fn idle(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.both(slot) {
+        if let Some((service, session)) = self.session(slot) {
             service.idle(session, &mut Socket::new(table, slot));
         }
     }
 
-    fn closed(&mut self, table: &mut Table, id: ConnId, why: Closed) {
+    fn closed(&mut self, table: &mut Table, id: ConnId, why: CloseReason) {
         if let Some(session) = self.sessions.get_mut(id.slot as usize).and_then(Option::take) {
             self.service.closed(session, id, why, &mut Sockets::new(table));
         }

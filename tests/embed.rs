@@ -14,20 +14,20 @@ use mio::{Events, Interest, Poll, Token};
 use tidemill::framing::Framing;
 use tidemill::services::{Echo, Frames};
 use tidemill::{
-    Closed, ConnId, Input, Limits, Reactor, Service, ServiceId, Socket, SocketLimits, Sockets, Stats,
+    CloseReason, ConnId, Input, Limits, Reactor, Service, ServiceId, Socket, SocketLimits, Sockets, Stats,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Remembers what it is told.
 #[derive(Default, Clone)]
-struct Diary {
-    heard: Rc<RefCell<Vec<u8>>>,
-    closed: Rc<RefCell<Vec<Closed>>>,
+struct Recorder {
+    received: Rc<RefCell<Vec<u8>>>,
+    closed: Rc<RefCell<Vec<CloseReason>>>,
     opened: Rc<RefCell<usize>>,
 }
 
-impl Service for Diary {
+impl Service for Recorder {
     type Session = ();
 
     fn open(&mut self, _: &mut Socket<'_>) {
@@ -35,10 +35,10 @@ impl Service for Diary {
     }
 
     fn data(&mut self, _: &mut (), _: &mut Socket<'_>, input: &mut Input<'_>) {
-        self.heard.borrow_mut().extend_from_slice(input.take_all());
+        self.received.borrow_mut().extend_from_slice(input.take_all());
     }
 
-    fn closed(&mut self, _: (), _: ConnId, why: Closed, _: &mut Sockets<'_>) {
+    fn closed(&mut self, _: (), _: ConnId, why: CloseReason, _: &mut Sockets<'_>) {
         self.closed.borrow_mut().push(why);
     }
 }
@@ -55,25 +55,25 @@ fn listen(reactor: &mut Reactor, service: ServiceId) -> SocketAddr {
 /// Turns until something holds, but not for ever.
 #[track_caller]
 fn turn_until(reactor: &mut Reactor, what: &str, mut holds: impl FnMut(&mut Reactor) -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !holds(reactor) {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < end, "not within {TIMEOUT:?}: {what}");
         reactor.turn(Some(Duration::from_millis(20))).expect("a turn");
     }
 }
 
-fn call(to: SocketAddr) -> TcpStream {
+fn connect(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(to).expect("a connection");
     stream.set_nodelay(true).expect("an option");
-    stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("an option");
     stream
 }
 
-fn ask(stream: &mut TcpStream, said: &[u8], answer: usize) -> Vec<u8> {
-    stream.write_all(said).expect("it takes what we say");
-    let mut heard = vec![0; answer];
-    stream.read_exact(&mut heard).expect("an answer");
-    heard
+fn exchange(stream: &mut TcpStream, sent: &[u8], answer: usize) -> Vec<u8> {
+    stream.write_all(sent).expect("it takes what we say");
+    let mut received = vec![0; answer];
+    stream.read_exact(&mut received).expect("an answer");
+    received
 }
 
 /// Turns while another thread talks to it, and gives what that thread found.
@@ -86,7 +86,7 @@ fn while_turning<T: Send>(reactor: &mut Reactor, talk: impl FnOnce() -> T + Send
 }
 
 #[test]
-fn two_services_share_one_loop_and_one_of_them_has_two_doors() {
+fn two_services_share_one_loop_and_one_has_two_listeners() {
     let mut reactor = reactor();
     let echo = reactor.add_with(Echo::raw(), Echo::raw().limits());
     let frames = Frames::new("u16be".parse::<Framing>().expect("a framing"));
@@ -94,13 +94,13 @@ fn two_services_share_one_loop_and_one_of_them_has_two_doors() {
     let frames = reactor.add_with(frames, limits);
     let doors = [listen(&mut reactor, echo), listen(&mut reactor, frames), listen(&mut reactor, frames)];
     while_turning(&mut reactor, || {
-        let mut streams = doors.map(call);
+        let mut streams = doors.map(connect);
         for _ in 0..10 {
             // To one of them this is a stream of bytes, to the others two messages and the beginning of a third.
-            assert_eq!(ask(&mut streams[0], b"\0\x01a\0", 4), b"\0\x01a\0");
-            assert_eq!(ask(&mut streams[1], b"\0\x01a\0", 3), b"\0\x01a");
-            assert_eq!(ask(&mut streams[1], b"\x02bc", 4), b"\0\x02bc");
-            assert_eq!(ask(&mut streams[2], b"\0\0", 2), b"\0\0");
+            assert_eq!(exchange(&mut streams[0], b"\0\x01a\0", 4), b"\0\x01a\0");
+            assert_eq!(exchange(&mut streams[1], b"\0\x01a\0", 3), b"\0\x01a");
+            assert_eq!(exchange(&mut streams[1], b"\x02bc", 4), b"\0\x02bc");
+            assert_eq!(exchange(&mut streams[2], b"\0\0", 2), b"\0\0");
         }
     });
     assert_eq!(reactor.stats().accepted, 3);
@@ -109,17 +109,17 @@ fn two_services_share_one_loop_and_one_of_them_has_two_doors() {
 #[test]
 fn every_thread_s_posts_run_once_and_in_its_order() {
     let mut reactor = reactor();
-    let (told, all) = std::sync::mpsc::channel();
+    let (output, all) = std::sync::mpsc::channel();
     thread::scope(|scope| {
         for poster in 0..4 {
-            let (handle, told) = (reactor.handle(), told.clone());
+            let (handle, output) = (reactor.handle(), output.clone());
             scope.spawn(move || {
                 for number in 0..5_000 {
-                    let told = told.clone();
+                    let output = output.clone();
                     // The mailbox has a limit; whoever meets it tries again.
                     while let Err(error) = handle.post({
-                        let told = told.clone();
-                        move |_| told.send((poster, number)).expect("a reader")
+                        let output = output.clone();
+                        move |_| output.send((poster, number)).expect("a reader")
                     }) {
                         assert_eq!(error.kind(), ErrorKind::WouldBlock);
                         thread::yield_now();
@@ -127,7 +127,7 @@ fn every_thread_s_posts_run_once_and_in_its_order() {
                 }
             });
         }
-        drop(told);
+        drop(output);
         let mut next = [0; 4];
         turn_until(&mut reactor, "all have run", |_| {
             for (poster, number) in all.try_iter() {
@@ -163,24 +163,23 @@ fn another_loop_can_drive_it_and_is_not_woken_for_nothing() {
     let descriptor = reactor.as_fd().as_raw_fd();
     poll.registry().register(&mut SourceFd(&descriptor), Token(0), Interest::READABLE).expect("a place");
     let talk = thread::spawn(move || {
-        let mut stream = call(to);
+        let mut stream = connect(to);
         // More than a budget, so that work is carried over which no event announces.
-        let said = vec![7; 1024 * 1024];
+        let sent = vec![7; 1024 * 1024];
         let mut half = stream.try_clone().expect("a second handle");
-        let sends = thread::spawn(move || half.write_all(&said));
-        let mut heard = vec![0; 1024 * 1024];
-        stream.read_exact(&mut heard).expect("an answer");
+        let sends = thread::spawn(move || half.write_all(&sent));
+        let mut received = vec![0; 1024 * 1024];
+        stream.read_exact(&mut received).expect("an answer");
         sends.join().expect("a thread").expect("it takes what we say");
-        assert_eq!(heard, vec![7; 1024 * 1024]);
+        assert_eq!(received, vec![7; 1024 * 1024]);
         // And then nothing: it is the deadline that ends it.
         assert_eq!(stream.read(&mut [0]).expect("an end"), 0);
     });
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     let mut empty = 0;
-    while reactor.stats().ended(Closed::Idle) == 0 {
+    while reactor.stats().closed_count(CloseReason::Idle) == 0 {
         assert!(Instant::now() < end, "the idle peer is still there");
-        let wait =
-            reactor.next_deadline().map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()));
+        let wait = reactor.next_deadline().map_or(TIMEOUT, |at| at.saturating_duration_since(Instant::now()));
         poll.poll(&mut events, Some(wait)).expect("a poll");
         let before: Stats = reactor.stats();
         reactor.turn(Some(Duration::ZERO)).expect("a turn");
@@ -206,15 +205,15 @@ fn a_panic_in_a_callback_unwinds_out_of_the_turn() {
     }
     let mut reactor = reactor();
     let bug = reactor.add(Bug);
-    let _caller = call(listen(&mut reactor, bug));
+    let _caller = connect(listen(&mut reactor, bug));
     turn_until(&mut reactor, "it panics", |_| false);
 }
 
 #[test]
 fn what_is_sent_before_a_dial_has_connected_arrives() {
     let mut reactor = reactor();
-    let diary = Diary::default();
-    let service = reactor.add(diary.clone());
+    let recorder = Recorder::default();
+    let service = reactor.add(recorder.clone());
     let there = TcpListener::bind("127.0.0.1:0").expect("a port");
     let id = reactor.dial(there.local_addr().expect("its address"), service).expect("a slot");
     let mut sockets = reactor.sockets();
@@ -223,42 +222,42 @@ fn what_is_sent_before_a_dial_has_connected_arrives() {
     socket.send(b"first words");
     while_turning(&mut reactor, || {
         let (mut stream, _) = there.accept().expect("a caller");
-        let mut heard = [0; 11];
-        stream.read_exact(&mut heard).expect("its words");
-        assert_eq!(&heard, b"first words");
+        let mut received = [0; 11];
+        stream.read_exact(&mut received).expect("its words");
+        assert_eq!(&received, b"first words");
         stream.write_all(b"an answer").expect("it takes what we say");
     });
-    turn_until(&mut reactor, "it has ended", |_| !diary.closed.borrow().is_empty());
-    assert_eq!(*diary.heard.borrow(), b"an answer");
-    assert_eq!(*diary.closed.borrow(), [Closed::Finished]);
-    assert_eq!(*diary.opened.borrow(), 1);
+    turn_until(&mut reactor, "it has ended", |_| !recorder.closed.borrow().is_empty());
+    assert_eq!(*recorder.received.borrow(), b"an answer");
+    assert_eq!(*recorder.closed.borrow(), [CloseReason::Finished]);
+    assert_eq!(*recorder.opened.borrow(), 1);
 }
 
 #[test]
-fn a_dial_that_nobody_answers_ends_with_the_system_s_error() {
+fn a_refused_dial_ends_with_the_system_s_error() {
     let mut reactor = reactor();
-    let diary = Diary::default();
-    let service = reactor.add(diary.clone());
+    let recorder = Recorder::default();
+    let service = reactor.add(recorder.clone());
     let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
     reactor.dial(free, service).expect("a slot");
-    turn_until(&mut reactor, "it has failed", |_| !diary.closed.borrow().is_empty());
-    let why = diary.closed.borrow()[0];
+    turn_until(&mut reactor, "it has failed", |_| !recorder.closed.borrow().is_empty());
+    let why = recorder.closed.borrow()[0];
     assert_eq!(why.word(), "unreachable");
     assert!(why.to_string().to_lowercase().contains("connection refused"), "{why}");
 }
 
 #[test]
-fn a_torn_connection_is_told_as_a_reset() {
+fn a_reset_connection_is_reported_as_a_reset() {
     let mut reactor = reactor();
-    let diary = Diary::default();
-    let service = reactor.add(diary.clone());
-    let stream = call(listen(&mut reactor, service));
-    turn_until(&mut reactor, "it is let in", |_| *diary.opened.borrow() == 1);
+    let recorder = Recorder::default();
+    let service = reactor.add(recorder.clone());
+    let stream = connect(listen(&mut reactor, service));
+    turn_until(&mut reactor, "it is let in", |_| *recorder.opened.borrow() == 1);
     // No lingering at all: closing sends a reset (RFC 9293, 3.10.4 ABORT).
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an option");
     drop(stream);
-    turn_until(&mut reactor, "it has ended", |_| !diary.closed.borrow().is_empty());
-    assert_eq!(*diary.closed.borrow(), [Closed::Reset]);
+    turn_until(&mut reactor, "it has ended", |_| !recorder.closed.borrow().is_empty());
+    assert_eq!(*recorder.closed.borrow(), [CloseReason::Reset]);
 }
 
 /// Urgent bytes are events that reading does not take away: a loop that trusts events spins on them.
@@ -266,7 +265,7 @@ fn a_torn_connection_is_told_as_a_reset() {
 fn urgent_bytes_neither_spin_the_loop_nor_disturb_the_stream() {
     let mut reactor = reactor();
     let echo = reactor.add(Echo::raw());
-    let mut stream = call(listen(&mut reactor, echo));
+    let mut stream = connect(listen(&mut reactor, echo));
     turn_until(&mut reactor, "it is let in", |reactor| reactor.stats().accepted == 1);
     socket2::SockRef::from(&stream).send_out_of_band(b"!").expect("an urgent byte");
     let end = Instant::now() + Duration::from_millis(200);
@@ -276,27 +275,29 @@ fn urgent_bytes_neither_spin_the_loop_nor_disturb_the_stream() {
     }
     let turns = reactor.stats().turns - before;
     assert!(turns < 20, "{turns} turns for one urgent byte");
-    let answer = while_turning(&mut reactor, move || ask(&mut stream, b"hello", 5));
+    let answer = while_turning(&mut reactor, move || exchange(&mut stream, b"hello", 5));
     assert_eq!(answer, b"hello");
 }
 
 /// Both sides of every connection in one loop: a client and its server.
 #[test]
-fn a_loop_can_talk_to_itself() {
+fn a_reactor_can_dial_itself() {
     let mut reactor = reactor();
     let echo = reactor.add(Echo::raw());
     let to = listen(&mut reactor, echo);
-    let diary = Diary::default();
-    let caller = reactor.add(diary.clone());
-    let calls: Vec<ConnId> = (0..100).map(|_| reactor.dial(to, caller).expect("a slot")).collect();
+    let recorder = Recorder::default();
+    let peer = reactor.add(recorder.clone());
+    let calls: Vec<ConnId> = (0..100).map(|_| reactor.dial(to, peer).expect("a slot")).collect();
     for &id in &calls {
         let mut sockets = reactor.sockets();
         let mut socket = sockets.get(id).expect("it is being dialed");
         socket.send(b"hello");
         socket.finish();
     }
-    turn_until(&mut reactor, "all have ended", |_| diary.closed.borrow().len() == 100);
-    assert_eq!(diary.heard.borrow().len(), 500);
-    assert!(diary.closed.borrow().iter().all(|&why| why == Closed::Finished));
-    turn_until(&mut reactor, "the other side too", |reactor| reactor.stats().ended(Closed::Finished) == 200);
+    turn_until(&mut reactor, "all have ended", |_| recorder.closed.borrow().len() == 100);
+    assert_eq!(recorder.received.borrow().len(), 500);
+    assert!(recorder.closed.borrow().iter().all(|&why| why == CloseReason::Finished));
+    turn_until(&mut reactor, "the other side too", |reactor| {
+        reactor.stats().closed_count(CloseReason::Finished) == 200
+    });
 }

@@ -7,28 +7,29 @@ use std::time::Duration;
 
 use tidemill::services::Echo;
 use tidemill::{
-    Closed, ConnId, DialOptions, Input, KeepAlive, Limits, ListenOptions, Reactor, Service, Socket, Sockets,
+    CloseReason, ConnId, DialOptions, Input, KeepAlive, Limits, ListenOptions, Reactor, Service, Socket,
+    Sockets,
 };
 
 #[test]
-fn callers_wait_in_the_backlog_while_the_loop_is_busy() {
+fn connections_wait_in_the_backlog_while_the_loop_is_busy() {
     // mio's own listener would keep 128 of them. The kernel's limit may be lower than what is asked for.
     let somaxconn = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("the kernel's limit");
-    let most: usize = somaxconn.trim().parse().expect("a number");
-    let wanted = 300.min(most);
+    let max: usize = somaxconn.trim().parse().expect("a number");
+    let wanted = 300.min(max);
     let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
     let echo = reactor.add(Echo::raw());
     let listener = reactor.listen("127.0.0.1:0", echo).expect("a listener");
     let address = reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address");
-    let callers: Vec<TcpStream> = (0..wanted)
+    let peers: Vec<TcpStream> = (0..wanted)
         .map(|_| {
             TcpStream::connect_timeout(&address, Duration::from_secs(5)).expect("a place in the backlog")
         })
         .collect();
     assert_eq!(reactor.stats().accepted, 0);
-    while reactor.stats().accepted < callers.len() as u64 {
+    while reactor.stats().accepted < peers.len() as u64 {
         let turn = reactor.turn(Some(Duration::from_secs(5))).expect("a turn");
-        assert!(turn.events > 0 || turn.carried_over || reactor.stats().accepted == callers.len() as u64);
+        assert!(turn.events > 0 || turn.carried_over || reactor.stats().accepted == peers.len() as u64);
     }
 }
 
@@ -70,17 +71,17 @@ fn an_address_in_use_is_named_together_with_what_may_help() {
 }
 
 /// Writes down why a dial ended.
-struct Farewell(std::rc::Rc<std::cell::RefCell<Option<(Closed, String)>>>);
+struct CloseRecorder(std::rc::Rc<std::cell::RefCell<Option<(CloseReason, String)>>>);
 
-impl Service for Farewell {
+impl Service for CloseRecorder {
     type Session = ();
 
     fn open(&mut self, _: &mut Socket<'_>) {}
 
     fn data(&mut self, _: &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
 
-    fn closed(&mut self, _: (), _: ConnId, why: Closed, rest: &mut Sockets<'_>) {
-        let failure = rest.departed().and_then(|departed| departed.failure.as_ref()).map(ToString::to_string);
+    fn closed(&mut self, _: (), _: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
+        let failure = rest.closed_info().and_then(|info| info.dial_error.as_ref()).map(ToString::to_string);
         *self.0.borrow_mut() = Some((why, failure.unwrap_or_default()));
     }
 }
@@ -89,16 +90,16 @@ impl Service for Farewell {
 /// very port to call from (after some six thousand tries in a loop), or, as here, on purpose. Nobody is at the other
 /// end.
 #[test]
-fn a_socket_that_has_connected_to_itself_is_told_as_refused() {
+fn a_socket_connected_to_itself_is_reported_as_refused() {
     let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
-    let farewell = std::rc::Rc::default();
-    let service = reactor.add(Farewell(std::rc::Rc::clone(&farewell)));
+    let recorder = std::rc::Rc::default();
+    let service = reactor.add(CloseRecorder(std::rc::Rc::clone(&recorder)));
     let free =
         std::net::TcpListener::bind("127.0.0.8:0").and_then(|free| free.local_addr()).expect("a free port");
     let options = DialOptions { local: Some(free), ..DialOptions::default() };
     reactor.dial_with(free, service, options).expect("a slot");
     reactor.run().expect("it ends when the dial has");
-    let (why, failure) = farewell.take().expect("a farewell");
-    assert!(matches!(why, Closed::Unreachable(_)), "{why}");
+    let (why, failure) = recorder.take().expect("a farewell");
+    assert!(matches!(why, CloseReason::Unreachable(_)), "{why}");
     assert_eq!(failure, format!("cannot connect to {free}: connection refused"));
 }

@@ -1,5 +1,6 @@
 //! The source keeps its own rules.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -204,6 +205,121 @@ fn functions(text: &str) -> Vec<(String, usize)> {
     found
 }
 
+/// The code of a file alone: comments and texts are blanked out. Formatted source makes that easy enough: no string of
+/// this project holds an unescaped quote.
+fn without_prose(text: &str) -> String {
+    let (mut kept, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find(['/', '"', '\'']) {
+        let (before, found) = rest.split_at(at);
+        kept.push_str(before);
+        let length = match found.as_bytes() {
+            [b'/', b'/', ..] => found.find('\n').unwrap_or(found.len()),
+            [b'"', ..] => closing(found, '"'),
+            // A character, and not a lifetime.
+            [b'\'', b'\\', ..] => closing(found, '\''),
+            [b'\'', ..] => {
+                let after = found.chars().nth(2).filter(|&third| third == '\'');
+                after.map_or(1, |_| 2 + found.chars().nth(1).map_or(0, char::len_utf8))
+            }
+            _ => 1,
+        };
+        rest = &found[length..];
+    }
+    kept + rest
+}
+
+/// How long a text is that begins with this quote.
+fn closing(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, letter) in text.char_indices().skip(1) {
+        match letter {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            _ if letter == quote => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+fn identifiers(code: &str) -> impl Iterator<Item = &str> {
+    code.split(|letter: char| !letter.is_alphanumeric() && letter != '_').filter(|word| !word.is_empty())
+}
+
+#[test]
+fn identifiers_that_were_retired_do_not_come_back() {
+    let list = fs::read_to_string(root().join("tests/retired_identifiers.txt")).expect("the list");
+    let lines = list.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+    let retired: HashMap<&str, &str> = lines
+        .map(|line| line.split_once(' ').unwrap_or_else(|| panic!("{line:?} has an old name and a new one")))
+        .collect();
+    assert!(retired.len() > 200, "only {} names were read", retired.len());
+    for folder in ["src", "tests", "benches"] {
+        for path in rust_files(&root().join(folder)) {
+            let code = without_prose(&fs::read_to_string(&path).expect("a source file"));
+            for word in identifiers(&code) {
+                if let Some(now) = retired.get(word) {
+                    panic!("{}: {word} was retired; it is {} now", path.display(), now.trim());
+                }
+            }
+        }
+    }
+}
+
+/// The names that a file declares: functions, types, constants, and fields. Methods that a trait of elsewhere asks for
+/// are that trait's, and modules are named by their files.
+fn declared(code: &str) -> Vec<String> {
+    let (mut names, mut of_a_trait, mut is_test) = (Vec::new(), false, false);
+    for line in code.lines() {
+        if line.starts_with("impl") {
+            of_a_trait = line.contains(" for ");
+        } else if line.starts_with('}') {
+            of_a_trait = false;
+        }
+        let mut words = identifiers(line)
+            .skip_while(|word| ["pub", "crate", "super", "const", "async", "unsafe", "in"].contains(word));
+        match words.next() {
+            Some("fn") if !of_a_trait && !is_test => names.extend(words.next().map(str::to_string)),
+            Some("struct" | "enum" | "trait" | "static") => names.extend(words.next().map(str::to_string)),
+            Some(field) if line.starts_with("    pub") && line.contains(&format!("{field}: ")) => {
+                names.push(field.to_string());
+            }
+            _ => {}
+        }
+        is_test = line.trim() == "#[test]";
+    }
+    names
+}
+
+/// The compiler finds what is private and unused. What is public is used where a test, a bench, an example or a page
+/// names it; else nobody knows that it works.
+#[test]
+fn every_name_is_used_somewhere() {
+    let folders = ["src", "tests", "benches", "docs"].map(|folder| root().join(folder));
+    let texts: Vec<(PathBuf, String)> = folders
+        .iter()
+        .flat_map(|folder| files(folder))
+        .chain([root().join("README.md")])
+        .filter(|path| path.extension().is_some_and(|ending| ending == "rs" || ending == "md"))
+        .map(|path| (path.clone(), fs::read_to_string(&path).expect("a text file")))
+        .collect();
+    let mut counts = HashMap::<&str, usize>::new();
+    for (_, text) in &texts {
+        identifiers(text).for_each(|word| *counts.entry(word).or_default() += 1);
+    }
+    // For `cfg(doctest)` alone: they hold the pages whose programs are compiled.
+    let pages = ["Readme", "FromNode"];
+    let (mut seen, source) = (0, root().join("src"));
+    for (path, text) in texts.iter().filter(|(path, _)| path.starts_with(&source)) {
+        for name in declared(&without_prose(text)) {
+            seen += 1;
+            let used = counts.get(name.as_str()).is_some_and(|&count| count > 1);
+            assert!(used || pages.contains(&name.as_str()), "{}: nothing uses {name}", path.display());
+        }
+    }
+    assert!(seen > 1_000, "only {seen} names were recognised");
+}
+
 #[test]
 fn functions_fit_a_screen_and_the_turn_fits_less() {
     let mut seen = 0;
@@ -245,7 +361,7 @@ fn lines_fit_the_page() {
 }
 
 #[test]
-fn pages_link_to_what_is_there() {
+fn links_in_the_pages_resolve() {
     let mut links = 0;
     for page in ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/one-turn.md", "docs/from-node.md"]
     {

@@ -169,9 +169,9 @@ impl Random {
 
 impl Row {
     fn goal_is_held(&self) -> Option<bool> {
-        self.operation.goal.map(|(most, ahead_of)| {
+        self.operation.goal.map(|(max, ahead_of)| {
             let ahead = self.peers.iter().all(|peer| peer.name != ahead_of || peer.ratio.0 < 1.0);
-            self.own <= most && ahead
+            self.own <= max && ahead
         })
     }
 
@@ -182,8 +182,8 @@ impl Row {
 
     fn print(&self) {
         let note = match (self.operation.goal, self.goal_is_held(), self.rate()) {
-            (Some((most, _)), Some(true), _) => format!("goal {most}: held"),
-            (Some((most, _)), _, _) => format!("goal {most}: MISSED"),
+            (Some((max, _)), Some(true), _) => format!("goal {max}: held"),
+            (Some((max, _)), _, _) => format!("goal {max}: MISSED"),
             (None, _, rate) => rate.map_or(String::new(), |rate| format!("{rate:.0} MB/s")),
         };
         let mut line = format!("  {:<30}{:>8.1}   {note:<16}", self.operation.name, self.own);
@@ -196,18 +196,18 @@ impl Row {
 
     fn as_json(&self) -> Value {
         let peers = self.peers.iter().map(|peer| {
-            let (median, least, most) = peer.ratio;
+            let (median, least, max) = peer.ratio;
             json!({
                 "peer": peer.name,
                 "ns": peer.nanoseconds,
-                "ratio": { "median": median, "least": least, "most": most },
+                "ratio": { "median": median, "least": least, "most": max },
             })
         });
         json!({
             "case": full_title(&self.title, &self.operation),
             "ns": self.own,
             "mb_per_second": self.rate(),
-            "goal_ns": self.operation.goal.map(|(most, _)| most),
+            "goal_ns": self.operation.goal.map(|(max, _)| max),
             "goal_is_held": self.goal_is_held(),
             "peers": peers.collect::<Vec<Value>>(),
         })

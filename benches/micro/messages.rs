@@ -139,17 +139,17 @@ impl Receiver {
     fn arrive(&mut self, piece: &[u8], framing: &Framing, each: &mut impl FnMut(&[u8])) -> usize {
         let (mut prefix, mut scanned) = (0, 0);
         if let Some(inbox) = &self.inbox {
-            (prefix, scanned) = (inbox.kept().len(), inbox.scanned());
-            self.block[..prefix].copy_from_slice(inbox.kept());
+            (prefix, scanned) = (inbox.unread().len(), inbox.scanned());
+            self.block[..prefix].copy_from_slice(inbox.unread());
         }
         self.block[prefix..prefix + piece.len()].copy_from_slice(piece);
         let arrived = &self.block[..prefix + piece.len()];
-        let mut input = Input::resumed(arrived, scanned);
+        let mut input = Input::with_scanned(arrived, scanned);
         let messages = take_all(&mut input, framing, each);
-        let (taken, scanned) = input.settle();
+        let (taken, scanned) = input.finish();
         match &arrived[taken..] {
             [] => self.inbox = None,
-            rest => self.inbox.get_or_insert_default().refill(rest, scanned),
+            rest => self.inbox.get_or_insert_default().replace(rest, scanned),
         }
         messages
     }

@@ -18,8 +18,8 @@ use std::time::Instant;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::base::shared::Shared;
-use crate::parts::arena::{Arena, Chain};
-use crate::parts::outbox::{Gather, Outbox};
+use crate::parts::arena::{Arena, SegmentList};
+use crate::parts::outbox::{Outbox, WriteBatch};
 use crate::{Contest, Operation, Runner};
 
 const LINE: [u8; 64] = [b'x'; 64];
@@ -97,20 +97,20 @@ fn each(begun: Instant, count: usize) -> Vec<f64> {
 
 trait Queue {
     fn put(&mut self, bytes: &[u8]);
-    fn slices<'a>(&'a self, slices: &mut Gather<'a>);
+    fn slices<'a>(&'a self, slices: &mut WriteBatch<'a>);
     fn written(&mut self, n: usize);
 }
 
 /// A call of the kernel that takes no more than a portion; says how much it took.
 fn write(queue: &mut impl Queue, portion: usize) -> usize {
-    let mut slices = Gather::new(portion);
+    let mut slices = WriteBatch::new(portion);
     queue.slices(&mut slices);
     let n = taken(&slices, portion);
     queue.written(n);
     n
 }
 
-fn taken(slices: &Gather<'_>, portion: usize) -> usize {
+fn taken(slices: &WriteBatch<'_>, portion: usize) -> usize {
     black_box(slices.slices()).iter().map(|slice| slice.len()).sum::<usize>().min(portion)
 }
 
@@ -119,7 +119,7 @@ impl Queue for Outbox {
         self.push(bytes);
     }
 
-    fn slices<'a>(&'a self, slices: &mut Gather<'a>) {
+    fn slices<'a>(&'a self, slices: &mut WriteBatch<'a>) {
         self.gather(slices);
     }
 
@@ -133,7 +133,7 @@ impl Queue for BytesMut {
         self.extend_from_slice(bytes);
     }
 
-    fn slices<'a>(&'a self, slices: &mut Gather<'a>) {
+    fn slices<'a>(&'a self, slices: &mut WriteBatch<'a>) {
         slices.push(self);
     }
 
@@ -175,7 +175,7 @@ impl<C: Chunk> Queue for Line<C> {
         self.chunks.push_back(C::copy(bytes));
     }
 
-    fn slices<'a>(&'a self, slices: &mut Gather<'a>) {
+    fn slices<'a>(&'a self, slices: &mut WriteBatch<'a>) {
         let mut skip = self.head;
         for chunk in &self.chunks {
             if !slices.push(&chunk.as_ref()[skip..]) {
@@ -246,8 +246,8 @@ fn composed() -> Runner<'static> {
     let mut turn = Turn::new();
     Box::new(move || {
         let begun = Instant::now();
-        for chain in &mut turn.chains {
-            turn.arena.push(chain, black_box(&LINE));
+        for segments in &mut turn.chains {
+            turn.arena.push(segments, black_box(&LINE));
         }
         turn.flush();
         each(begun, RECEIVERS)
@@ -259,8 +259,8 @@ fn broadcast() -> Runner<'static> {
     Box::new(move || {
         let begun = Instant::now();
         let line = Shared::from(black_box(&LINE[..]));
-        for chain in &mut turn.chains {
-            turn.arena.push_shared(chain, &line);
+        for segments in &mut turn.chains {
+            turn.arena.push_shared(segments, &line);
         }
         turn.flush();
         each(begun, RECEIVERS)
@@ -270,24 +270,24 @@ fn broadcast() -> Runner<'static> {
 /// The arena and what each connection has in it.
 struct Turn {
     arena: Arena,
-    chains: Vec<Chain>,
+    chains: Vec<SegmentList>,
 }
 
 impl Turn {
     fn new() -> Turn {
-        Turn { arena: Arena::new(), chains: vec![Chain::EMPTY; RECEIVERS] }
+        Turn { arena: Arena::new(), chains: vec![SegmentList::EMPTY; RECEIVERS] }
     }
 
     /// As in `src/event_loop/write.rs`, where the kernel takes everything.
     fn flush(&mut self) {
-        for chain in &mut self.chains {
-            let mut slices = Gather::new(usize::MAX);
-            self.arena.gather(chain, &mut slices);
+        for segments in &mut self.chains {
+            let mut slices = WriteBatch::new(usize::MAX);
+            self.arena.gather(segments, &mut slices);
             let n = taken(&slices, usize::MAX);
             assert_eq!(n, LINE.len(), "a line was lost");
-            self.arena.advance(chain, n);
-            *chain = Chain::EMPTY;
+            self.arena.advance(segments, n);
+            *segments = SegmentList::EMPTY;
         }
-        self.arena.empty();
+        self.arena.clear();
     }
 }

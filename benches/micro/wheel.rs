@@ -55,7 +55,7 @@ pub fn contests(runtime: &Runtime, smoke: bool) -> Vec<Contest<'_>> {
 fn contest<'a>(runtime: &'a Runtime, live: usize, name: &str, rounds: usize) -> Contest<'a> {
     let plan = || Plan::new(live);
     let (own, queue, heap) = (plan(), plan(), plan());
-    let goal = |most: f64| (live == 100_000).then_some((most, "DelayQueue"));
+    let goal = |max: f64| (live == 100_000).then_some((max, "DelayQueue"));
     let operation = |name: &str, goal| Operation { goal, ..Operation::new(name) };
     Contest {
         title: format!("timers, {name} live"),

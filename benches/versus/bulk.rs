@@ -121,8 +121,8 @@ impl Bulk {
         }
         while stream.owed > 0 {
             let mut offset = stream.sent % CIRCLE as u64;
-            let most = stream.owed.min(CIRCLE - offset as usize);
-            let Ok(n @ 1..) = sendfile(&stream.backend, &self.file, Some(&mut offset), most) else { return };
+            let max = stream.owed.min(CIRCLE - offset as usize);
+            let Ok(n @ 1..) = sendfile(&stream.backend, &self.file, Some(&mut offset), max) else { return };
             stream.owed -= n;
             stream.sent += n as u64;
         }
@@ -134,8 +134,8 @@ impl Bulk {
             // A discarded byte is not copied, nor is it looked at.
             let flags = if checked { RecvFlags::empty() } else { RecvFlags::TRUNC };
             let at = (stream.heard % CIRCLE as u64) as usize;
-            let most = stream.due.min(CIRCLE - at);
-            let n = match recv(&stream.client, &mut self.block[..most], flags) {
+            let max = stream.due.min(CIRCLE - at);
+            let n = match recv(&stream.client, &mut self.block[..max], flags) {
                 Ok((_, n @ 1..)) => n,
                 Ok(_) => panic!("a proxy has ended a stream"),
                 Err(rustix::io::Errno::AGAIN) => return all,

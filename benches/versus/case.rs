@@ -6,7 +6,7 @@ use std::time::Duration;
 pub enum Kind {
     Tidemill,
     /// It looks for events for a moment before it sleeps.
-    TidemillSpin,
+    TidemillBusyPoll,
     /// As in tokio's own examples: one thread, a task for each connection with a buffer of four kilobytes.
     Tokio4,
     /// The same with a buffer of sixty-four.
@@ -31,7 +31,7 @@ pub enum Kind {
 impl Kind {
     pub const ALL: [Kind; 14] = [
         Kind::Tidemill,
-        Kind::TidemillSpin,
+        Kind::TidemillBusyPoll,
         Kind::Tokio4,
         Kind::Tokio64,
         Kind::TokioThreads,
@@ -49,7 +49,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Tidemill => "tidemill",
-            Kind::TidemillSpin => "tidemill-spin",
+            Kind::TidemillBusyPoll => "tidemill-busy-poll",
             Kind::Tokio4 => "tokio-4k",
             Kind::Tokio64 => "tokio-64k",
             Kind::TokioThreads => "tokio-threads",
@@ -68,7 +68,7 @@ impl Kind {
     pub fn title(self) -> &'static str {
         match self {
             Kind::Tidemill => "tidemill",
-            Kind::TidemillSpin => "tidemill, spin 50 µs",
+            Kind::TidemillBusyPoll => "tidemill, busy poll 50 µs",
             Kind::Tokio4 => "tokio current_thread",
             Kind::Tokio64 => "tokio current_thread, 64 KiB",
             Kind::TokioThreads => "tokio multi_thread",
@@ -208,7 +208,7 @@ impl Case {
     pub fn kinds(&self, peers: &[Kind]) -> Vec<Kind> {
         let mut kinds = match self.shape {
             Shape::Echo if self.connections == 1 => {
-                vec![Kind::Tidemill, Kind::Tokio4, Kind::Tokio64, Kind::TokioThreads, Kind::TidemillSpin]
+                vec![Kind::Tidemill, Kind::Tokio4, Kind::Tokio64, Kind::TokioThreads, Kind::TidemillBusyPoll]
             }
             Shape::Echo if self.connections == MANY => {
                 let epoll = self.name.ends_with("epoll");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tidemill::services::Echo;
 use tidemill::{
-    Closed, ConnId, DialOptions, Input, Limits, Reactor, Security, Service, ServiceId, Socket, SocketLimits,
-    Sockets,
+    CloseReason, ConnId, DialOptions, FilterConfig, Input, Limits, Reactor, Service, ServiceId, Socket,
+    SocketLimits, Sockets,
 };
 
 use crate::case::{Case, Shape};
@@ -39,7 +39,7 @@ struct State {
 pub struct Driver {
     reactor: Reactor,
     backend: Option<SocketAddr>,
-    targets: Vec<(SocketAddr, ServiceId, Option<Security>)>,
+    targets: Vec<(SocketAddr, ServiceId, Option<FilterConfig>)>,
     state: Rc<RefCell<State>>,
 }
 
@@ -50,14 +50,19 @@ impl Driver {
     pub fn new(case: &Case) -> Driver {
         let socket = SocketLimits {
             idle: None,
-            read_pace: None,
-            write_pace: None,
+            min_read_rate: None,
+            min_write_rate: None,
             queue: usize::MAX,
             read_when_full: true,
             ..SocketLimits::default()
         };
-        let limits =
-            Limits { connections: 100_000, memory: usize::MAX, events: 4_096, socket, ..Limits::default() };
+        let limits = Limits {
+            connections: 100_000,
+            memory: usize::MAX,
+            events_per_turn: 4_096,
+            socket,
+            ..Limits::default()
+        };
         let mut reactor = Reactor::new(limits).expect("a reactor");
         let mut message: Vec<u8> = (0..case.size).map(|n| b'a' + (n % 23) as u8).collect();
         if let Some(last) = message.last_mut() {
@@ -90,10 +95,11 @@ impl Driver {
     pub fn connect(&mut self, targets: &[SocketAddr]) {
         for (target, &address) in targets.iter().enumerate() {
             // Each server has a key of its own, and knows only the sessions that it has begun.
-            let secure = self.state.borrow().case.is_secured().then(tls::client);
+            let filter = self.state.borrow().case.is_secured().then(tls::client);
             let state = self.state.clone();
-            let own = self.reactor.add(Caller { state, target, address, own: None, secure: secure.clone() });
-            self.targets.push((address, own, secure));
+            let own =
+                self.reactor.add(Connection { state, target, address, own: None, filter: filter.clone() });
+            self.targets.push((address, own, filter));
             self.state.borrow_mut().open.push(Vec::new());
         }
         let case = self.state.borrow().case;
@@ -103,11 +109,11 @@ impl Driver {
             _ => case.connections,
         };
         for n in 0..each * targets.len() {
-            let (address, own, secure) = self.targets[n % targets.len()].clone();
+            let (address, own, filter) = self.targets[n % targets.len()].clone();
             // No more under way than a backlog holds; and the last one of each after all the others.
             let ahead = if n / targets.len() + 1 == each { 0 } else { 256 };
             self.until(|state| state.up + ahead >= n);
-            dial(&self.state, &mut self.reactor.sockets(), own, address, secure);
+            dial(&self.state, &mut self.reactor.sockets(), own, address, filter);
         }
         self.until(|state| state.up == each * targets.len());
     }
@@ -131,9 +137,9 @@ impl Driver {
             (state.active, state.messages) = (true, 0);
         }
         if case.churns() {
-            let (address, own, secure) = &self.targets[target];
+            let (address, own, filter) = &self.targets[target];
             for _ in 0..case.connections {
-                dial(&self.state, &mut sockets, *own, *address, secure.clone());
+                dial(&self.state, &mut sockets, *own, *address, filter.clone());
             }
         } else {
             let state = &mut *self.state.borrow_mut();
@@ -173,26 +179,26 @@ fn dial(
     sockets: &mut Sockets<'_>,
     own: ServiceId,
     to: SocketAddr,
-    secure: Option<Security>,
+    filter: Option<FilterConfig>,
 ) {
     let mut state = state.borrow_mut();
     let host = state.dials / 200 % 200;
     let local = SocketAddr::from(([127, 0, 2, 1 + host as u8], 0));
-    let options = DialOptions { local: Some(local), secure, ..DialOptions::default() };
+    let options = DialOptions { local: Some(local), filter, ..DialOptions::default() };
     sockets.dial_with(to, own, options).expect("a slot");
     state.dials += 1;
     state.under_way += usize::from(state.case.churns());
 }
 
-struct Caller {
+struct Connection {
     state: Rc<RefCell<State>>,
     target: usize,
     address: SocketAddr,
     own: Option<ServiceId>,
-    secure: Option<Security>,
+    filter: Option<FilterConfig>,
 }
 
-impl Service for Caller {
+impl Service for Connection {
     /// Bytes of the present message that have been heard.
     type Session = usize;
 
@@ -241,14 +247,14 @@ impl Service for Caller {
         }
     }
 
-    fn closed(&mut self, _: usize, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
+    fn closed(&mut self, _: usize, id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
         let mut state = self.state.borrow_mut();
         assert!(state.case.churns(), "a server has closed {id}: {why}");
         state.under_way -= 1;
         let active = state.active;
         drop(state);
         if let (true, Some(own)) = (active, self.own) {
-            dial(&self.state, rest, own, self.address, self.secure.clone());
+            dial(&self.state, rest, own, self.address, self.filter.clone());
         }
     }
 }

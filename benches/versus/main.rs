@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use case::{CASES, Case, Kind};
 use figure::Figure;
-use report::Told;
+use report::CaseResult;
 use run::Effort;
 
 const HELP: &str = "\
@@ -107,14 +107,14 @@ fn compare(options: &Options) -> Result<(), String> {
     };
     process::pin(1);
     let wanted = |name: &str| options.case.as_ref().is_none_or(|case| name.contains(case.as_str()));
-    let mut told = Vec::new();
+    let mut results = Vec::new();
     let compared = |case: &&Case| wanted(case.name) && !case.kinds(&options.with).is_empty();
     for &case in CASES.iter().filter(compared) {
         match run::measure(&case, &effort, &options.with) {
             Ok(rounds) => {
-                let one = Told { case, rounds };
+                let one = CaseResult { case, rounds };
                 print!("{}", one.table());
-                told.push(one);
+                results.push(one);
             }
             Err(why) => println!("\n{} is left out: {why}", case.name),
         }
@@ -126,13 +126,13 @@ fn compare(options: &Options) -> Result<(), String> {
     }
     figures.iter().for_each(|figure| print!("{}", figure.table()));
     if let Some(path) = &options.json {
-        report::write_json(path, &told, &figures)?;
+        report::write_json(path, &results, &figures)?;
     }
     if options.docs {
         let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
         let command = format!("cargo bench --features tls --bench versus -- {}", words.join(" "));
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-        report::write_docs(&folder, &told, &figures, &command)?;
+        report::write_docs(&folder, &results, &figures, &command)?;
     }
     Ok(())
 }

@@ -27,5 +27,5 @@ pub fn announce(address: SocketAddr) {
 pub fn raise_descriptors() -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |most| most as usize)
+    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |max| max as usize)
 }

@@ -16,11 +16,11 @@ use crate::figure::{Figure, Round, Rounds};
 struct Ratio {
     median: f64,
     least: f64,
-    most: f64,
+    max: f64,
 }
 
 /// A case with what it came to.
-pub struct Told {
+pub struct CaseResult {
     pub case: Case,
     pub rounds: Rounds,
 }
@@ -39,7 +39,7 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     all
 }
 
-impl Told {
+impl CaseResult {
     fn median(&self, kind: Kind, figure: fn(&Round) -> f64) -> f64 {
         let all = sorted(self.rounds[&kind].iter().map(figure));
         all[all.len() / 2]
@@ -49,12 +49,12 @@ impl Told {
     fn ratio(&self, other: Kind, figure: fn(&Round) -> f64) -> Ratio {
         let pairs = self.rounds[&Kind::Tidemill].iter().zip(&self.rounds[&other]);
         let all = sorted(pairs.map(|(own, other)| figure(own) / figure(other)));
-        Ratio { median: all[all.len() / 2], least: all[0], most: all[all.len() - 1] }
+        Ratio { median: all[all.len() / 2], least: all[0], max: all[all.len() - 1] }
     }
 
     /// The one that a picture compares with: the first beside tidemill.
     fn base(&self) -> Option<Kind> {
-        self.rounds.keys().copied().find(|&kind| kind > Kind::TidemillSpin)
+        self.rounds.keys().copied().find(|&kind| kind > Kind::TidemillBusyPoll)
     }
 
     pub fn table(&self) -> String {
@@ -122,18 +122,18 @@ impl Told {
 
 impl Ratio {
     fn json(self) -> Value {
-        json!({ "median": self.median, "least": self.least, "most": self.most })
+        json!({ "median": self.median, "least": self.least, "most": self.max })
     }
 }
 
 impl std::fmt::Display for Ratio {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.2} [{:.2}-{:.2}]", self.median, self.least, self.most)
+        write!(f, "{:.2} [{:.2}-{:.2}]", self.median, self.least, self.max)
     }
 }
 
-pub fn write_json(path: &Path, told: &[Told], figures: &[Figure]) -> Result<(), String> {
-    let cases: Vec<Value> = told.iter().map(Told::json).collect();
+pub fn write_json(path: &Path, results: &[CaseResult], figures: &[Figure]) -> Result<(), String> {
+    let cases: Vec<Value> = results.iter().map(CaseResult::json).collect();
     let figures: Vec<Value> = figures
         .iter()
         .map(|figure| {
@@ -150,17 +150,32 @@ pub fn write_json(path: &Path, told: &[Told], figures: &[Figure]) -> Result<(), 
 }
 
 /// Writes the page, its pictures and its data into a folder.
-pub fn write_docs(folder: &Path, told: &[Told], figures: &[Figure], command: &str) -> Result<(), String> {
-    draw(&folder.join("versus-rate.svg"), "tidemill's rate to tokio's, or to the first peer's", told, rate)?;
-    draw(&folder.join("versus-cpu.svg"), "tidemill's processor time for each message to theirs", told, cost)?;
-    write_json(&folder.join("benchmarks.json"), told, figures)?;
+pub fn write_docs(
+    folder: &Path,
+    results: &[CaseResult],
+    figures: &[Figure],
+    command: &str,
+) -> Result<(), String> {
+    draw(
+        &folder.join("versus-rate.svg"),
+        "tidemill's rate to tokio's, or to the first peer's",
+        results,
+        rate,
+    )?;
+    draw(
+        &folder.join("versus-cpu.svg"),
+        "tidemill's processor time for each message to theirs",
+        results,
+        cost,
+    )?;
+    write_json(&folder.join("benchmarks.json"), results, figures)?;
     let mut page = include_str!("page.md").replace("{command}", command);
     let mut facts = String::new();
     for (what, is) in machine() {
         let _ = writeln!(facts, "| {what} | {is} |");
     }
     page = page.replace("{machine}", facts.trim_end());
-    let cases: String = told.iter().map(Told::markdown).collect();
+    let cases: String = results.iter().map(CaseResult::markdown).collect();
     page = page.replace("{cases}", cases.trim());
     let lines: String = figures.iter().map(Figure::markdown).collect();
     page = page.replace("{figures}", lines.trim_end());
@@ -212,17 +227,17 @@ fn locked(name: &str) -> String {
 
 /// A bar for each case from 1, which is as good as the other, to the median, with its range. Twice as much is as far
 /// from 1 as half as much.
-fn draw(path: &Path, title: &str, told: &[Told], figure: fn(&Round) -> f64) -> Result<(), String> {
-    let bars: Vec<(String, Ratio)> = told
+fn draw(path: &Path, title: &str, results: &[CaseResult], figure: fn(&Round) -> f64) -> Result<(), String> {
+    let bars: Vec<(String, Ratio)> = results
         .iter()
-        .filter_map(|told| {
-            let base = told.base()?;
-            let case = told.case.name.split(", beside").next().unwrap_or_default();
-            Some((format!("{case}, {}", base.title()), told.ratio(base, figure)))
+        .filter_map(|results| {
+            let base = results.base()?;
+            let case = results.case.name.split(", beside").next().unwrap_or_default();
+            Some((format!("{case}, {}", base.title()), results.ratio(base, figure)))
         })
         .collect();
     let cannot = |error: &dyn std::fmt::Display| format!("cannot draw {}: {error}", path.display());
-    let most = bars.iter().fold(1.2_f64, |most, (_, bar)| most.max(bar.most)) * 1.1;
+    let max = bars.iter().fold(1.2_f64, |max, (_, bar)| max.max(bar.max)) * 1.1;
     let least = bars.iter().fold(0.8_f64, |least, (_, bar)| least.min(bar.least)) / 1.1;
     let rows = bars.len().max(1);
     let root = SVGBackend::new(path, (960, 60 + 26 * rows as u32 + 40)).into_drawing_area();
@@ -232,7 +247,7 @@ fn draw(path: &Path, title: &str, told: &[Told], figure: fn(&Round) -> f64) -> R
         .margin(12)
         .x_label_area_size(28)
         .y_label_area_size(330)
-        .build_cartesian_2d((least..most).log_scale().base(2.0), (0..rows).into_segmented())
+        .build_cartesian_2d((least..max).log_scale().base(2.0), (0..rows).into_segmented())
         .map_err(|error| cannot(&error))?;
     let names: Vec<String> = bars.iter().rev().map(|(name, _)| name.clone()).collect();
     chart
@@ -251,8 +266,7 @@ fn draw(path: &Path, title: &str, told: &[Told], figure: fn(&Round) -> f64) -> R
         let mut shape = Rectangle::new([(1.0, low), (bar.median, high)], BLUE.mix(0.45).filled());
         shape.set_margin(4, 4, 0, 0);
         let middle = SegmentValue::CenterOf(row);
-        let range =
-            PathElement::new([(bar.least, middle.clone()), (bar.most, middle)], BLACK.stroke_width(2));
+        let range = PathElement::new([(bar.least, middle.clone()), (bar.max, middle)], BLACK.stroke_width(2));
         chart.draw_series([shape]).map_err(|error| cannot(&error))?;
         chart.draw_series([range]).map_err(|error| cannot(&error))?;
     }

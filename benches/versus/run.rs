@@ -114,9 +114,9 @@ impl Load {
 pub fn measure(case: &Case, effort: &Effort, peers: &[Kind]) -> Result<Rounds, String> {
     let mut kinds = case.kinds(peers);
     let (driver, server) = case.descriptors(kinds.len());
-    let most = raise_descriptors();
-    if driver.max(server) > most {
-        return Err(format!("it takes {driver} descriptors, and the process may open {most}"));
+    let max = raise_descriptors();
+    if driver.max(server) > max {
+        return Err(format!("it takes {driver} descriptors, and the process may open {max}"));
     }
     let mut result = Rounds::new();
     for round in 0..effort.rounds {
@@ -167,7 +167,7 @@ pub fn measure(case: &Case, effort: &Effort, peers: &[Kind]) -> Result<Rounds, S
 
 /// What looking for events before sleeping costs when they come only a thousand times a second.
 pub fn low_rate(effort: &Effort) -> Figure {
-    let kinds = [Kind::TidemillSpin, Kind::Tidemill];
+    let kinds = [Kind::TidemillBusyPoll, Kind::Tidemill];
     let servers = kinds.map(|kind| Server::start(kind, Shape::Echo, None).expect("a server"));
     let mut streams = servers.each_ref().map(|server| {
         let stream = TcpStream::connect(server.address).expect("a server");

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use tidemill::services::{Echo, Proxy};
-use tidemill::{Limits, ListenOptions, Reactor, Security, Service};
+use tidemill::{FilterConfig, Limits, ListenOptions, Reactor, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
 
@@ -30,7 +30,7 @@ pub fn serve(name: &str, shape: &str, behind: Option<&str>) {
             tidemill(proxy, None, true, None);
         }
         (Kind::Tidemill, _) => tidemill(Echo::raw(), None, false, None),
-        (Kind::TidemillSpin, _) => tidemill(Echo::raw(), Some(Duration::from_micros(50)), false, None),
+        (Kind::TidemillBusyPoll, _) => tidemill(Echo::raw(), Some(Duration::from_micros(50)), false, None),
         (Kind::Tokio64, _) => echo::<65_536>(&one()),
         (Kind::TokioThreads, _) => {
             echo::<4_096>(
@@ -44,11 +44,11 @@ pub fn serve(name: &str, shape: &str, behind: Option<&str>) {
     }
 }
 
-fn tidemill<S: Service>(service: S, spin: Option<Duration>, dials: bool, secure: Option<Security>) {
-    let limits = Limits { connections: 21_000, spin, ..Limits::default() };
+fn tidemill<S: Service>(service: S, busy_poll: Option<Duration>, dials: bool, filter: Option<FilterConfig>) {
+    let limits = Limits { connections: 21_000, busy_poll, ..Limits::default() };
     let mut reactor = Reactor::new(limits).expect("a reactor");
     let service = reactor.add(service);
-    let options = ListenOptions { dials, secure, ..ListenOptions::default() };
+    let options = ListenOptions { reserve_slot: dials, filter, ..ListenOptions::default() };
     let listener = reactor.listen_with("127.0.0.1:0", service, &options).expect("a listener");
     announce(reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address"));
     reactor.run().expect("it runs until it is ended");

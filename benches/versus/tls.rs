@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
-use tidemill::Security;
-use tidemill::tls::{Client, ClientOptions, Identity, Server, ServerOptions, Trust};
+use tidemill::FilterConfig;
+use tidemill::tls::{CertifiedKey, Client, ClientOptions, Server, ServerOptions, Trust};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -23,18 +23,18 @@ fn certified() -> rcgen::CertifiedKey<rcgen::KeyPair> {
 }
 
 /// tidemill's.
-pub fn server() -> Security {
+pub fn server() -> FilterConfig {
     let made = certified();
     let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-    let identity = Identity::from_pem(chain.as_bytes(), key.as_bytes()).expect("an identity");
-    let options = ServerOptions { identities: vec![identity], ..ServerOptions::default() };
-    Server::new(options).expect("a server").security()
+    let identity = CertifiedKey::from_pem(chain.as_bytes(), key.as_bytes()).expect("an identity");
+    let options = ServerOptions { certificates: vec![identity], ..ServerOptions::default() };
+    Server::new(options).expect("a server").filter_config()
 }
 
 /// Whoever answers is believed: it is a child of ours.
-pub fn client() -> Security {
-    let options = ClientOptions { trust: Trust::AnyoneInsecurely, ..ClientOptions::default() };
-    Client::new(options).expect("a client").security()
+pub fn client() -> FilterConfig {
+    let options = ClientOptions { trust: Trust::DangerAcceptAny, ..ClientOptions::default() };
+    Client::new(options).expect("a client").filter_config()
 }
 
 /// An echo by tokio-rustls, as in its examples, with the same tickets as tidemill's.

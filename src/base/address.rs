@@ -52,7 +52,7 @@ pub enum Address {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressError {
     text: String,
-    why: &'static str,
+    reason: &'static str,
 }
 
 /// A name of the domain name system has at most 253 characters (RFC 1035, 2.3.4).
@@ -95,7 +95,7 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Address, AddressError> {
-        let wrong = |why| AddressError { text: text.to_string(), why };
+        let wrong = |why| AddressError { text: text.to_string(), reason: why };
         if let Some(path) = text.strip_prefix("unix:") {
             return unix(path).map_err(wrong);
         }
@@ -159,14 +159,14 @@ impl fmt::Display for Address {
 
 impl AddressError {
     /// What is wrong with the text, without repeating it.
-    pub fn why(&self) -> &str {
-        self.why
+    pub fn reason(&self) -> &str {
+        self.reason
     }
 }
 
 impl fmt::Display for AddressError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is no address: {}", self.text, self.why)
+        write!(f, "{:?} is no address: {}", self.text, self.reason)
     }
 }
 
@@ -246,7 +246,7 @@ impl ToSocketAddrs for Address {
 }
 
 /// What a user gave as an address, or the error that names it and what was to be done there.
-pub(crate) fn given<A>(to_do: &str, address: A) -> io::Result<Address>
+pub(crate) fn parse_address<A>(to_do: &str, address: A) -> io::Result<Address>
 where
     A: TryInto<Address, Error: fmt::Display>,
 {
@@ -258,14 +258,14 @@ where
 /// and of a Unix-domain socket only that it is one. Only a link-local address has a scope, and has 54 bits that are
 /// zero (RFC 4291, section 2.5.6): the scope is held in them, as the BSDs' kernels do.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer {
+pub(crate) struct PeerAddress {
     ip: [u8; 16],
     port: u16,
-    family: Family,
+    family: PeerFamily,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Family {
+enum PeerFamily {
     V4,
     V6,
     LinkLocal,
@@ -275,21 +275,21 @@ enum Family {
 /// Where the scope of a link-local address is held.
 const SCOPE: Range<usize> = 4..8;
 
-impl Peer {
-    pub(crate) const UNIX: Peer = Peer { ip: [0; 16], port: 0, family: Family::Unix };
+impl PeerAddress {
+    pub(crate) const UNIX: PeerAddress = PeerAddress { ip: [0; 16], port: 0, family: PeerFamily::Unix };
 
     pub(crate) fn inet(self) -> Option<SocketAddr> {
         let ip = Ipv6Addr::from(self.ip);
         match self.family {
-            Family::V4 => Some(SocketAddr::new(IpAddr::V6(ip).to_canonical(), self.port)),
-            Family::V6 => Some(SocketAddr::new(IpAddr::V6(ip), self.port)),
-            Family::LinkLocal => {
+            PeerFamily::V4 => Some(SocketAddr::new(IpAddr::V6(ip).to_canonical(), self.port)),
+            PeerFamily::V6 => Some(SocketAddr::new(IpAddr::V6(ip), self.port)),
+            PeerFamily::LinkLocal => {
                 let mut bytes = self.ip;
                 let scope = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
                 bytes[SCOPE].fill(0);
                 Some(SocketAddr::V6(SocketAddrV6::new(bytes.into(), self.port, 0, scope)))
             }
-            Family::Unix => None,
+            PeerFamily::Unix => None,
         }
     }
 
@@ -299,39 +299,39 @@ impl Peer {
     }
 }
 
-impl From<SocketAddr> for Peer {
-    fn from(address: SocketAddr) -> Peer {
+impl From<SocketAddr> for PeerAddress {
+    fn from(address: SocketAddr) -> PeerAddress {
         match address {
             SocketAddr::V4(v4) => {
                 let ip = v4.ip().to_ipv6_mapped().octets();
-                Peer { ip, port: v4.port(), family: Family::V4 }
+                PeerAddress { ip, port: v4.port(), family: PeerFamily::V4 }
             }
             SocketAddr::V6(v6) => {
                 let mut ip = v6.ip().octets();
-                let mut family = Family::V6;
+                let mut family = PeerFamily::V6;
                 if v6.ip().is_unicast_link_local() && ip[SCOPE] == [0; 4] {
                     ip[SCOPE].copy_from_slice(&v6.scope_id().to_be_bytes());
-                    family = Family::LinkLocal;
+                    family = PeerFamily::LinkLocal;
                 }
-                Peer { ip, port: v6.port(), family }
+                PeerAddress { ip, port: v6.port(), family }
             }
         }
     }
 }
 
-impl From<&Address> for Peer {
+impl From<&Address> for PeerAddress {
     /// A name has no address yet; it becomes the one that stands for all addresses.
-    fn from(address: &Address) -> Peer {
+    fn from(address: &Address) -> PeerAddress {
         match address {
-            Address::Inet(address) => Peer::from(*address),
-            Address::Name { port, .. } => Peer::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port))),
-            _ => Peer::UNIX,
+            Address::Inet(address) => PeerAddress::from(*address),
+            Address::Name { port, .. } => PeerAddress::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port))),
+            _ => PeerAddress::UNIX,
         }
     }
 }
 
-impl From<Peer> for Address {
-    fn from(peer: Peer) -> Address {
+impl From<PeerAddress> for Address {
+    fn from(peer: PeerAddress) -> Address {
         peer.inet().map_or(Address::Unnamed, Address::Inet)
     }
 }
@@ -341,7 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_can_be_read_again() {
+    fn a_printed_address_parses_back() {
         let texts =
             ["127.0.0.1:80", "[::1]:0", "[fe80::1%3]:443", "a.example:65535", "unix:/tmp/a b", "unix:@x"];
         for text in texts {
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_before_any_system_call() {
+    fn invalid_addresses_are_rejected_before_any_system_call() {
         let long = format!("unix:/{}", "x".repeat(PATH_MAX));
         let wrong = [
             "",
@@ -385,13 +385,13 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_comes_back_as_it_went_in() {
+    fn a_peer_address_converts_back_unchanged() {
         for text in ["127.0.0.1:80", "[::1]:9001", "[::ffff:10.0.0.1]:7", "[fe80::1%3]:443", "0.0.0.0:0"] {
             let address: SocketAddr = text.parse().unwrap();
-            assert_eq!(Peer::from(address).inet(), Some(address));
+            assert_eq!(PeerAddress::from(address).inet(), Some(address));
         }
-        assert_eq!(Address::from(Peer::UNIX), Address::Unnamed);
+        assert_eq!(Address::from(PeerAddress::UNIX), Address::Unnamed);
         let mapped: SocketAddr = "[::ffff:10.0.0.1]:7".parse().unwrap();
-        assert_eq!(Peer::from(mapped).ip(), Some(IpAddr::from([10, 0, 0, 1])));
+        assert_eq!(PeerAddress::from(mapped).ip(), Some(IpAddr::from([10, 0, 0, 1])));
     }
 }

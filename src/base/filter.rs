@@ -15,14 +15,14 @@ use crate::base::address::Address;
 ///                              └▶ out: what it says by itself (a handshake, an alert)
 /// ```
 ///
-/// The reactor's `tls` feature brings one; [`Security`] says how a connection gets its own. Whatever a call appends to
-/// `out` is sent in the same turn, before anything that is sealed later.
+/// The reactor's `tls` feature brings one; [`FilterConfig`] says how a connection gets its own. Whatever a call appends
+/// to `out` is sent in the same turn, before anything that is sealed later.
 pub trait Filter {
     /// How many bytes of the wire it keeps, because what they begin is not complete.
-    fn kept(&self) -> usize;
+    fn buffered(&self) -> usize;
 
-    /// Opens what has arrived. `wire` begins with room for the bytes it [kept](Filter::kept); what arrived is behind
-    /// that. The plain bytes are put at its front. Called first with nothing arrived, so that whoever begins the
+    /// Opens what has arrived. `wire` begins with room for the bytes it [kept](Filter::buffered); what arrived is
+    /// behind that. The plain bytes are put at its front. Called first with nothing arrived, so that whoever begins the
     /// conversation can.
     fn open(&mut self, wire: &mut [u8], out: &mut Vec<u8>) -> Opened;
 
@@ -38,27 +38,27 @@ pub trait Filter {
     fn seal_end(&mut self, out: &mut Vec<u8>);
 
     /// What has been agreed on.
-    fn secured(&self) -> Secured;
+    fn info(&self) -> FilterInfo;
 }
 
 /// What one call of [`Filter::open`] came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Opened {
     /// Bytes at the front that are for the service.
-    pub plain: usize,
+    pub plaintext: usize,
     /// Whether the handshake is done, so that bytes can be sealed.
     pub ready: bool,
     /// Whether the peer has said that it will send nothing more.
-    pub ended: bool,
+    pub peer_ended: bool,
     /// Why it cannot go on, for the log: what arrived was wrong, or the peer was not who it should be. What was opened
     /// before that still counts.
-    pub broken: Option<String>,
+    pub error: Option<String>,
 }
 
-/// What two ends have agreed on: see [`Socket::secured`](crate::Socket::secured).
+/// What two ends have agreed on: see [`Socket::filter_info`](crate::Socket::filter_info).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Secured {
+pub struct FilterInfo {
     /// `TLSv1.3` or `TLSv1.2`.
     pub version: &'static str,
     /// The cipher suite, by its name in IANA's registry.
@@ -74,7 +74,7 @@ pub struct Secured {
 }
 
 /// Makes the filters of one kind of connection.
-pub trait Secure: Send + Sync {
+pub trait FilterFactory: Send + Sync {
     /// One for a connection with this peer: the caller, or what was dialed.
     ///
     /// # Errors
@@ -83,21 +83,22 @@ pub trait Secure: Send + Sync {
     fn filter(&self, peer: &Address) -> io::Result<Box<dyn Filter>>;
 }
 
-/// How connections are secured: given to [`ListenOptions`](crate::ListenOptions::secure),
-/// [`DialOptions`](crate::DialOptions::secure) or [`Socket::secure`](crate::Socket::secure). Cheap to clone.
+/// How connections are secured: given to [`ListenOptions`](crate::ListenOptions::filter),
+/// [`DialOptions`](crate::DialOptions::filter) or [`Socket::start_filter`](crate::Socket::start_filter). Cheap to
+/// clone.
 #[derive(Clone)]
-pub struct Security(Arc<dyn Secure>);
+pub struct FilterConfig(Arc<dyn FilterFactory>);
 
-impl Security {
+impl FilterConfig {
     /// By filters of your own.
-    pub fn new(secure: impl Secure + 'static) -> Security {
-        Security(Arc::new(secure))
+    pub fn new(secure: impl FilterFactory + 'static) -> FilterConfig {
+        FilterConfig(Arc::new(secure))
     }
 
     /// The same, for a peer who is known by another address than the connection's own: by a name, for a
-    /// [connection that runs already](crate::Socket::secure).
-    pub fn known_as(&self, peer: Address) -> Security {
-        Security::new(KnownAs { how: self.clone(), peer })
+    /// [connection that runs already](crate::Socket::start_filter).
+    pub fn for_peer(&self, peer: Address) -> FilterConfig {
+        FilterConfig::new(ForPeer { config: self.clone(), peer })
     }
 
     pub(crate) fn filter(&self, peer: &Address) -> io::Result<Box<dyn Filter>> {
@@ -105,28 +106,28 @@ impl Security {
     }
 }
 
-struct KnownAs {
-    how: Security,
+struct ForPeer {
+    config: FilterConfig,
     peer: Address,
 }
 
-impl Secure for KnownAs {
+impl FilterFactory for ForPeer {
     fn filter(&self, _: &Address) -> io::Result<Box<dyn Filter>> {
-        self.how.filter(&self.peer)
+        self.config.filter(&self.peer)
     }
 }
 
-impl fmt::Debug for Security {
+impl fmt::Debug for FilterConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Security")
     }
 }
 
 /// The same one, not an equal one.
-impl PartialEq for Security {
-    fn eq(&self, other: &Security) -> bool {
+impl PartialEq for FilterConfig {
+    fn eq(&self, other: &FilterConfig) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for Security {}
+impl Eq for FilterConfig {}

@@ -35,10 +35,10 @@ pub struct ServiceId(pub(crate) u16);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ListenerId {
     pub(crate) index: usize,
-    pub(crate) birth: u64,
+    pub(crate) generation: u64,
 }
 
-/// A rate that several connections share: see [`Sockets::group`](crate::Sockets::group).
+/// A rate that several connections share: see [`Sockets::add_group`](crate::Sockets::add_group).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct GroupId(pub(crate) u16);
 
@@ -53,7 +53,7 @@ pub(crate) struct Token(pub(crate) u64);
 
 /// A token, read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Named {
+pub(crate) enum TokenKind {
     Connection(ConnId),
     Listener(usize),
     Wake,
@@ -62,23 +62,23 @@ pub(crate) enum Named {
 impl Token {
     pub(crate) const WAKE: Token = Token(u32::MAX as u64);
     /// Of the kernel's timer, which ends a sleep and is nothing more to the loop.
-    pub(crate) const ALARM: Token = Token(u32::MAX as u64 | 1 << 32);
+    pub(crate) const TIMER: Token = Token(u32::MAX as u64 | 1 << 32);
 
     pub(crate) fn listener(index: usize) -> Token {
         assert!(index < LISTENERS_MAX, "a listener's index is checked before it is registered");
         Token(u64::from(RESERVED) + index as u64)
     }
 
-    pub(crate) fn read(self) -> Option<Named> {
+    pub(crate) fn kind(self) -> Option<TokenKind> {
         let slot = self.0 as u32;
         if self == Token::WAKE {
-            return Some(Named::Wake);
+            return Some(TokenKind::Wake);
         }
         if slot >= RESERVED {
-            return Some(Named::Listener((slot - RESERVED) as usize));
+            return Some(TokenKind::Listener((slot - RESERVED) as usize));
         }
         let generation = NonZeroU32::new((self.0 >> 32) as u32)?;
-        Some(Named::Connection(ConnId { slot, generation }))
+        Some(TokenKind::Connection(ConnId { slot, generation }))
     }
 }
 
@@ -90,18 +90,18 @@ impl ConnId {
 
 /// The counter of births that generations come from.
 #[derive(Debug)]
-pub(crate) struct Births(NonZeroU32);
+pub(crate) struct GenerationCounter(NonZeroU32);
 
-impl Births {
+impl GenerationCounter {
     /// Starting elsewhere than at the beginning lets a test reach the wrap.
-    pub(crate) fn starting_at(first: NonZeroU32) -> Births {
-        Births(first)
+    pub(crate) fn starting_at(first: NonZeroU32) -> GenerationCounter {
+        GenerationCounter(first)
     }
 
     pub(crate) fn next(&mut self) -> NonZeroU32 {
-        let born = self.0;
-        self.0 = born.checked_add(1).unwrap_or(NonZeroU32::MIN);
-        born
+        let generation = self.0;
+        self.0 = generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
+        generation
     }
 }
 
@@ -126,29 +126,29 @@ mod tests {
         for slot in [0, 1, 9_999, RESERVED - 1] {
             for generation in [1, 2, u32::MAX] {
                 let id = ConnId { slot, generation: NonZeroU32::new(generation).unwrap() };
-                assert_eq!(id.token().read(), Some(Named::Connection(id)));
+                assert_eq!(id.token().kind(), Some(TokenKind::Connection(id)));
             }
         }
     }
 
     #[test]
-    fn listeners_and_the_wake_up_line_are_told_from_connections() {
-        assert_eq!(Token::WAKE.read(), Some(Named::Wake));
+    fn tokens_distinguish_listeners_the_waker_and_connections() {
+        assert_eq!(Token::WAKE.kind(), Some(TokenKind::Wake));
         for index in [0, 1, LISTENERS_MAX - 1] {
-            assert_eq!(Token::listener(index).read(), Some(Named::Listener(index)));
+            assert_eq!(Token::listener(index).kind(), Some(TokenKind::Listener(index)));
         }
     }
 
     #[test]
-    fn births_wrap_around_zero_which_is_nobody() {
-        let mut births = Births::starting_at(NonZeroU32::MAX);
-        assert_eq!(births.next(), NonZeroU32::MAX);
-        assert_eq!(births.next(), NonZeroU32::MIN);
-        assert_eq!(Token(7).read(), None, "generation 0 names no connection");
+    fn generations_wrap_and_skip_zero() {
+        let mut generations = GenerationCounter::starting_at(NonZeroU32::MAX);
+        assert_eq!(generations.next(), NonZeroU32::MAX);
+        assert_eq!(generations.next(), NonZeroU32::MIN);
+        assert_eq!(Token(7).kind(), None, "generation 0 names no connection");
     }
 
     #[test]
-    fn an_optional_id_costs_nothing_extra() {
+    fn an_optional_id_needs_no_extra_space() {
         assert_eq!(size_of::<Option<ConnId>>(), 8);
     }
 }

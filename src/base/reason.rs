@@ -10,14 +10,14 @@ use crate::base::id::ConnId;
 /// Why a connection ended. The same word stands in the API, the log, the counters and the tests.
 ///
 /// ```
-/// use tidemill::Closed;
+/// use tidemill::CloseReason;
 ///
-/// assert_eq!(Closed::SlowReader.word(), "slow-reader");
-/// assert_eq!(Closed::Idle.to_string(), "no byte either way for too long");
+/// assert_eq!(CloseReason::SlowReader.word(), "slow-reader");
+/// assert_eq!(CloseReason::Idle.to_string(), "no byte either way for too long");
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
-pub enum Closed {
+pub enum CloseReason {
     /// Both ends finished: the peer sent its end, we sent ours, and everything was delivered.
     Finished,
     /// The service closed it.
@@ -32,7 +32,7 @@ pub enum Closed {
     FirstByte,
     /// A message or a queue was pending and moved slower than the pace in force.
     TooSlow,
-    /// A message stayed incomplete for [`SocketLimits::message_within`](crate::SocketLimits::message_within).
+    /// A message stayed incomplete for [`SocketLimits::message_timeout`](crate::SocketLimits::message_timeout).
     Unfinished,
     /// One side had finished and the other did not for [`SocketLimits::half_closed`](crate::SocketLimits::half_closed).
     HalfClosed,
@@ -49,12 +49,12 @@ pub enum Closed {
     /// The name that was dialed stands for no address.
     Unresolved,
     /// Dialing failed, with the system's reason; of several attempts, the last one's.
-    /// [`Departed::failure`](crate::Departed::failure) has them all.
+    /// [`ClosedInfo::dial_error`](crate::ClosedInfo::dial_error) has them all.
     Unreachable(OsError),
     /// Dialing took longer than [`SocketLimits::connect`](crate::SocketLimits::connect).
     ConnectTimeout,
     /// There was no handshake to speak of: the peer did not speak TLS, showed no certificate that is trusted, refused
-    /// ours, or left. [`Departed::broken`](crate::Departed::broken) has the words.
+    /// ours, or left. [`ClosedInfo::filter_error`](crate::ClosedInfo::filter_error) has the words.
     Handshake,
     /// The handshake took longer than [`SocketLimits::handshake`](crate::SocketLimits::handshake), or others waited
     /// for its place.
@@ -64,7 +64,7 @@ pub enum Closed {
     /// The peer's end came without the message that announces it in TLS: somebody may have cut off the rest.
     Truncated,
     /// The other end of its [pipe](crate::Socket::pipe) ended before its time.
-    Leg,
+    PipePeerClosed,
     /// The reactor shut down before the connection ended by itself.
     Shutdown,
     /// The system reported an error.
@@ -90,12 +90,12 @@ impl OsError {
     }
 }
 
-impl Closed {
+impl CloseReason {
     /// How many reasons there are.
     pub const COUNT: usize = 24;
 
-    /// Every word that [`word`](Closed::word) can return, in the order of [`Stats::closed`](crate::Stats::closed).
-    pub const WORDS: [&'static str; Closed::COUNT] = [
+    /// Every word that [`word`](CloseReason::word) can return, in the order of [`Stats::closed`](crate::Stats::closed).
+    pub const WORDS: [&'static str; CloseReason::COUNT] = [
         "finished",
         "local",
         "aborted",
@@ -117,82 +117,82 @@ impl Closed {
         "handshake-timeout",
         "tls",
         "truncated",
-        "leg",
+        "pipe-peer-closed",
         "shutdown",
         "error",
     ];
 
     /// The reason as one word, for logs and counters.
     pub fn word(&self) -> &'static str {
-        Closed::WORDS[self.index()]
+        CloseReason::WORDS[self.index()]
     }
 
     pub(crate) fn index(&self) -> usize {
         match self {
-            Closed::Finished => 0,
-            Closed::Local => 1,
-            Closed::Aborted => 2,
-            Closed::Reset => 3,
-            Closed::Idle => 4,
-            Closed::FirstByte => 5,
-            Closed::TooSlow => 6,
-            Closed::Unfinished => 7,
-            Closed::HalfClosed => 8,
-            Closed::Lifetime => 9,
-            Closed::SlowReader => 10,
-            Closed::Memory => 11,
-            Closed::TooLong => 12,
-            Closed::Malformed => 13,
-            Closed::Unresolved => 14,
-            Closed::Unreachable(_) => 15,
-            Closed::ConnectTimeout => 16,
-            Closed::Handshake => 17,
-            Closed::HandshakeTimeout => 18,
-            Closed::Tls => 19,
-            Closed::Truncated => 20,
-            Closed::Leg => 21,
-            Closed::Shutdown => 22,
-            Closed::Error(_) => 23,
+            CloseReason::Finished => 0,
+            CloseReason::Local => 1,
+            CloseReason::Aborted => 2,
+            CloseReason::Reset => 3,
+            CloseReason::Idle => 4,
+            CloseReason::FirstByte => 5,
+            CloseReason::TooSlow => 6,
+            CloseReason::Unfinished => 7,
+            CloseReason::HalfClosed => 8,
+            CloseReason::Lifetime => 9,
+            CloseReason::SlowReader => 10,
+            CloseReason::Memory => 11,
+            CloseReason::TooLong => 12,
+            CloseReason::Malformed => 13,
+            CloseReason::Unresolved => 14,
+            CloseReason::Unreachable(_) => 15,
+            CloseReason::ConnectTimeout => 16,
+            CloseReason::Handshake => 17,
+            CloseReason::HandshakeTimeout => 18,
+            CloseReason::Tls => 19,
+            CloseReason::Truncated => 20,
+            CloseReason::PipePeerClosed => 21,
+            CloseReason::Shutdown => 22,
+            CloseReason::Error(_) => 23,
         }
     }
 
     /// What a failed read or write says about the connection.
-    pub(crate) fn from_io(error: &io::Error) -> Closed {
+    pub(crate) fn from_io(error: &io::Error) -> CloseReason {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
         match error.kind() {
-            ConnectionReset | BrokenPipe | ConnectionAborted | NotConnected => Closed::Reset,
-            _ => Closed::Error(OsError::from(error)),
+            ConnectionReset | BrokenPipe | ConnectionAborted | NotConnected => CloseReason::Reset,
+            _ => CloseReason::Error(OsError::from(error)),
         }
     }
 }
 
-impl fmt::Display for Closed {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sentence = match self {
-            Closed::Finished => "both ends finished",
-            Closed::Local => "closed by the service",
-            Closed::Aborted => "aborted by the service",
-            Closed::Reset => "reset by the peer",
-            Closed::Idle => "no byte either way for too long",
-            Closed::FirstByte => "the first byte did not come in time",
-            Closed::TooSlow => "slower than the least rate allowed",
-            Closed::Unfinished => "a message was not completed in time",
-            Closed::HalfClosed => "half-closed for too long",
-            Closed::Lifetime => "lived as long as a connection may",
-            Closed::SlowReader => "the peer did not read what was queued for it",
-            Closed::Memory => "held the most when the buffers' memory ran out",
-            Closed::TooLong => "a message was longer than is allowed",
-            Closed::Malformed => "what arrived was no message of this protocol",
-            Closed::Unresolved => "the name stands for no address",
-            Closed::Handshake => "the TLS handshake failed",
-            Closed::HandshakeTimeout => "the TLS handshake took too long",
-            Closed::Tls => "what arrived was no TLS, or the peer said so of ours",
-            Closed::Truncated => "the peer's end came without its announcement in TLS",
-            Closed::Leg => "the other end of its pipe has gone",
-            Closed::Unreachable(error) => return write!(f, "cannot connect: {error}"),
-            Closed::ConnectTimeout => "connecting took too long",
-            Closed::Shutdown => "the reactor shut down",
-            Closed::Error(error) => return write!(f, "{error}"),
+            CloseReason::Finished => "both ends finished",
+            CloseReason::Local => "closed by the service",
+            CloseReason::Aborted => "aborted by the service",
+            CloseReason::Reset => "reset by the peer",
+            CloseReason::Idle => "no byte either way for too long",
+            CloseReason::FirstByte => "the first byte did not come in time",
+            CloseReason::TooSlow => "slower than the least rate allowed",
+            CloseReason::Unfinished => "a message was not completed in time",
+            CloseReason::HalfClosed => "half-closed for too long",
+            CloseReason::Lifetime => "lived as long as a connection may",
+            CloseReason::SlowReader => "the peer did not read what was queued for it",
+            CloseReason::Memory => "held the most when the buffers' memory ran out",
+            CloseReason::TooLong => "a message was longer than is allowed",
+            CloseReason::Malformed => "what arrived was no message of this protocol",
+            CloseReason::Unresolved => "the name stands for no address",
+            CloseReason::Handshake => "the TLS handshake failed",
+            CloseReason::HandshakeTimeout => "the TLS handshake took too long",
+            CloseReason::Tls => "what arrived was no TLS, or the peer said so of ours",
+            CloseReason::Truncated => "the peer's end came without its announcement in TLS",
+            CloseReason::PipePeerClosed => "the other end of its pipe has gone",
+            CloseReason::Unreachable(error) => return write!(f, "cannot connect: {error}"),
+            CloseReason::ConnectTimeout => "connecting took too long",
+            CloseReason::Shutdown => "the reactor shut down",
+            CloseReason::Error(error) => return write!(f, "{error}"),
         };
         f.write_str(sentence)
     }
@@ -223,10 +223,10 @@ impl fmt::Display for OsError {
     }
 }
 
-/// What is known of a connection that has ended: see [`Sockets::departed`](crate::Sockets::departed).
+/// What is known of a connection that has ended: see [`Sockets::closed_info`](crate::Sockets::closed_info).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Departed {
+pub struct ClosedInfo {
     /// Its name, which finds nobody any more.
     pub id: ConnId,
     /// The remote end; for a dial that failed, what was dialed.
@@ -238,21 +238,21 @@ pub struct Departed {
     /// Bytes that the kernel took.
     pub bytes_out: u64,
     /// How long it lived, from accept or dial on, in steps of 10 ms.
-    pub lived: Duration,
+    pub duration: Duration,
     /// Why dialing failed, attempt by attempt.
-    pub failure: Option<DialError>,
-    /// What went wrong with TLS, in words: with [`Closed::Handshake`] and
-    /// [`Closed::Tls`].
-    pub broken: Option<Box<str>>,
+    pub dial_error: Option<DialError>,
+    /// What went wrong with TLS, in words: with [`CloseReason::Handshake`] and
+    /// [`CloseReason::Tls`].
+    pub filter_error: Option<Box<str>>,
 }
 
-impl Departed {
+impl ClosedInfo {
     /// What went wrong, in words, if it is known: why it was never connected, else what was wrong with TLS.
-    pub fn trouble(&self) -> Option<String> {
-        self.failure
+    pub fn error_text(&self) -> Option<String> {
+        self.dial_error
             .as_ref()
             .map(ToString::to_string)
-            .or_else(|| self.broken.as_ref().map(ToString::to_string))
+            .or_else(|| self.filter_error.as_ref().map(ToString::to_string))
     }
 }
 
@@ -260,14 +260,14 @@ impl Departed {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// All [`Limits::connections`](crate::Limits::connections) or [`Guard::connections`](crate::Guard::connections) are
-    /// in use.
+    /// All [`Limits::connections`](crate::Limits::connections) or
+    /// [`AccessPolicy::connections`](crate::AccessPolicy::connections) are in use.
     Full,
     /// A rule denies its address.
     Denied,
-    /// Its address has as many connections as [`Guard::per_address`](crate::Guard::per_address) allows.
+    /// Its address has as many connections as [`AccessPolicy::per_address`](crate::AccessPolicy::per_address) allows.
     PerAddress,
-    /// Its address connects more often than [`Guard::accept_rate`](crate::Guard::accept_rate) allows.
+    /// Its address connects more often than [`AccessPolicy::accept_rate`](crate::AccessPolicy::accept_rate) allows.
     AcceptRate,
     /// No descriptor was left to tell it anything.
     NoDescriptor,
@@ -278,7 +278,7 @@ impl Refusal {
     pub const COUNT: usize = 5;
 
     /// Every word that [`word`](Refusal::word) can return, in the order of
-    /// [`Stats::refused_for`](crate::Stats::refused_for).
+    /// [`Stats::refused_by_reason`](crate::Stats::refused_by_reason).
     pub const WORDS: [&'static str; Refusal::COUNT] =
         ["full", "denied", "per-address", "accept-rate", "no-descriptor"];
 
@@ -309,7 +309,7 @@ pub struct Refused {
     /// Where it wanted to come in.
     pub at: Address,
     /// Why not.
-    pub why: Refusal,
+    pub reason: Refusal,
 }
 
 /// Why a dial failed: every attempt, with what became of it.
@@ -397,7 +397,7 @@ impl std::error::Error for DialError {}
 impl fmt::Display for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Attempt::Failed(error) => f.write_str(&plain(&io::Error::from(*error))),
+            Attempt::Failed(error) => f.write_str(&os_message(&io::Error::from(*error))),
             Attempt::NoAnswer => f.write_str("no answer in time"),
             Attempt::Denied => f.write_str("a rule forbids this address"),
         }
@@ -405,7 +405,7 @@ impl fmt::Display for Attempt {
 }
 
 /// The system's sentence without its number, and uncapitalised, for the middle of ours.
-pub(crate) fn plain(error: &io::Error) -> String {
+pub(crate) fn os_message(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
     let mut letters = text.chars();
@@ -418,17 +418,17 @@ mod tests {
 
     #[test]
     fn every_reason_has_its_own_word() {
-        let mut words = Closed::WORDS.to_vec();
+        let mut words = CloseReason::WORDS.to_vec();
         words.sort_unstable();
         words.dedup();
-        assert_eq!(words.len(), Closed::COUNT);
-        assert_eq!(Closed::Error(OsError::of(5)).index(), Closed::COUNT - 1);
+        assert_eq!(words.len(), CloseReason::COUNT);
+        assert_eq!(CloseReason::Error(OsError::of(5)).index(), CloseReason::COUNT - 1);
     }
 
     #[test]
     fn a_reason_is_half_as_large_as_a_pointer() {
-        assert_eq!(size_of::<Closed>(), 4);
-        assert_eq!(size_of::<Option<Closed>>(), 4);
+        assert_eq!(size_of::<CloseReason>(), 4);
+        assert_eq!(size_of::<Option<CloseReason>>(), 4);
     }
 
     #[test]

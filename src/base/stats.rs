@@ -1,6 +1,6 @@
 //! Counters the loop keeps.
 
-use crate::base::reason::{Closed, Refusal};
+use crate::base::reason::{CloseReason, Refusal};
 
 /// What the loop has counted since it was made. A copy; see [`Reactor::stats`](crate::Reactor::stats).
 ///
@@ -22,8 +22,9 @@ pub struct Stats {
     /// Peers turned away at the door, for whatever reason but want of a descriptor.
     pub refused: u64,
     /// Peers turned away, by reason, in the order of [`Refusal::WORDS`].
-    pub refused_for: [u64; Refusal::COUNT],
-    /// Peers that a [dry run](crate::Guard::dry_run) let in, by the reason for which they would have been turned away.
+    pub refused_by_reason: [u64; Refusal::COUNT],
+    /// Peers that a [dry run](crate::AccessPolicy::dry_run) let in, by the reason for which they would have been turned
+    /// away.
     pub would_refuse: [u64; Refusal::COUNT],
     /// Times that a connection had to wait because its rate, or its group's, was used up.
     pub throttled: u64,
@@ -43,8 +44,8 @@ pub struct Stats {
     pub accept_aborted: u64,
     /// Times that a listener ran out of descriptors or kernel memory and had to wait.
     pub starved: u64,
-    /// Connections ended, by reason, in the order of [`Closed::WORDS`].
-    pub closed: [u64; Closed::COUNT],
+    /// Connections ended, by reason, in the order of [`CloseReason::WORDS`].
+    pub closed: [u64; CloseReason::COUNT],
     /// Bytes received.
     pub bytes_in: u64,
     /// Bytes handed to the kernel.
@@ -62,18 +63,18 @@ pub struct Stats {
     /// Requests of other threads that were run.
     pub posts: u64,
     /// Times that the loop turned a thousand times without progress and was made to sleep.
-    pub spins_broken: u64,
+    pub livelocks_broken: u64,
 }
 
 impl Stats {
     /// How many connections ended for a reason; an error number it may carry makes no difference.
     ///
     /// ```
-    /// use tidemill::{Closed, Stats};
+    /// use tidemill::{CloseReason, Stats};
     ///
-    /// assert_eq!(Stats::default().ended(Closed::Idle), 0);
+    /// assert_eq!(Stats::default().closed_count(CloseReason::Idle), 0);
     /// ```
-    pub fn ended(&self, why: Closed) -> u64 {
+    pub fn closed_count(&self, why: CloseReason) -> u64 {
         self.closed[why.index()]
     }
 
@@ -82,14 +83,14 @@ impl Stats {
     /// ```
     /// use tidemill::{Refusal, Stats};
     ///
-    /// assert_eq!(Stats::default().turned_away(Refusal::Denied), 0);
+    /// assert_eq!(Stats::default().refused_count(Refusal::Denied), 0);
     /// ```
-    pub fn turned_away(&self, why: Refusal) -> u64 {
-        self.refused_for[why as usize]
+    pub fn refused_count(&self, why: Refusal) -> u64 {
+        self.refused_by_reason[why as usize]
     }
 
     /// How many connections ended, for whatever reason.
-    pub fn ended_in_all(&self) -> u64 {
+    pub fn closed_total(&self) -> u64 {
         self.closed.iter().sum()
     }
 }

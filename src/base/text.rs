@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_cannot_forge_another() {
+    fn an_escaped_line_cannot_forge_another_line() {
         assert_eq!(printable(b"bye\n127.0.0.1:1 joined"), "bye127.0.0.1:1 joined");
         assert_eq!(printable(b"\xffa\x9b31m\xe2\x82"), "\u{fffd}a\u{fffd}31m\u{fffd}");
     }

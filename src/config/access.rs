@@ -1,6 +1,6 @@
 //! The guard of a door: who may come in, how many from one address, how fast.
 
-use crate::config::rules::{IpRange, Refuse, Rules};
+use crate::config::rules::{IpRange, RefuseMode, Rules};
 
 /// Whom a service's listeners let in. By default: everybody.
 ///
@@ -9,13 +9,13 @@ use crate::config::rules::{IpRange, Refuse, Rules};
 /// customer is given, and he may use all 2^64 of them.
 ///
 /// ```
-/// use tidemill::{Guard, Refuse};
+/// use tidemill::{AccessPolicy, RefuseMode};
 ///
-/// let mut guard = Guard { per_address: Some(100), accept_rate: Some(50), ..Guard::default() };
-/// guard.rules.deny("192.0.2.0/24".parse().unwrap(), Refuse::Reset);
+/// let mut policy = AccessPolicy { per_address: Some(100), accept_rate: Some(50), ..AccessPolicy::default() };
+/// policy.rules.deny("192.0.2.0/24".parse().unwrap(), RefuseMode::Reset);
 /// ```
 #[derive(Clone, Debug)]
-pub struct Guard {
+pub struct AccessPolicy {
     /// Who may come in at all. Looked at before everything else.
     pub rules: Rules,
     /// Connections of this service at once, dialed ones included. Off by default: then only
@@ -25,11 +25,11 @@ pub struct Guard {
     pub per_address: Option<usize>,
     /// Connections a second from one address, and as many at once after a silence. Off by default.
     pub accept_rate: Option<usize>,
-    /// How those beyond [`per_address`](Guard::per_address) are turned away. Default: with the reply.
-    pub crowded: Refuse,
-    /// How those beyond [`accept_rate`](Guard::accept_rate) are turned away. Default: by a reset. Whoever calls too
-    /// often should cost little.
-    pub hurried: Refuse,
+    /// How those beyond [`per_address`](AccessPolicy::per_address) are turned away. Default: with the reply.
+    pub on_too_many: RefuseMode,
+    /// How those beyond [`accept_rate`](AccessPolicy::accept_rate) are turned away. Default: by a reset. Whoever calls
+    /// too often should cost little.
+    pub on_too_fast: RefuseMode,
     /// Addresses that are not counted, because they stand for others: load balancers that say for whom, for example.
     /// Those they stand for are counted when [`Socket::set_peer_addr`](crate::Socket::set_peer_addr) is told. Empty
     /// by default.
@@ -39,15 +39,15 @@ pub struct Guard {
     pub dry_run: bool,
 }
 
-impl Default for Guard {
-    fn default() -> Guard {
-        Guard {
+impl Default for AccessPolicy {
+    fn default() -> AccessPolicy {
+        AccessPolicy {
             rules: Rules::default(),
             connections: None,
             per_address: None,
             accept_rate: None,
-            crowded: Refuse::Reply,
-            hurried: Refuse::Reset,
+            on_too_many: RefuseMode::Reply,
+            on_too_fast: RefuseMode::Reset,
             exempt: Vec::new(),
             dry_run: false,
         }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::base::filter::Security;
+use crate::base::filter::FilterConfig;
 use crate::config::rules::Rules;
 
 /// How the kernel probes a peer that is silent (SO_KEEPALIVE).
@@ -67,7 +67,7 @@ pub enum Family {
 ///     reconnect: Some(Backoff::default()),
 ///     ..DialOptions::default()
 /// };
-/// assert_eq!(options.stagger, Duration::from_millis(250));
+/// assert_eq!(options.attempt_delay, Duration::from_millis(250));
 /// ```
 #[derive(Clone, Debug)]
 pub struct DialOptions {
@@ -81,7 +81,7 @@ pub struct DialOptions {
     pub family: Family,
     /// After so long without success, the next address of a name is tried beside the one under way (RFC 8305). Default
     /// 250 ms, at least 10 ms.
-    pub stagger: Duration,
+    pub attempt_delay: Duration,
     /// Send small segments at once (TCP_NODELAY). Default `true`.
     pub nodelay: bool,
     /// Let the kernel probe a silent peer. Off by default.
@@ -91,7 +91,7 @@ pub struct DialOptions {
     /// How the connection is secured: by a [`tls::Client`](crate::tls::Client), for example.
     /// [`connected`](crate::Service::connected) comes when the handshake is done; what is sent before waits for that.
     /// None by default.
-    pub secure: Option<Security>,
+    pub filter: Option<FilterConfig>,
     /// Dial again when it has failed or ended, until the service itself closes it. Off by default.
     pub reconnect: Option<Backoff>,
 }
@@ -102,11 +102,11 @@ impl Default for DialOptions {
             timeout: None,
             local: None,
             family: Family::Any,
-            stagger: Duration::from_millis(250),
+            attempt_delay: Duration::from_millis(250),
             nodelay: true,
             keep_alive: None,
             rules: Rules::default(),
-            secure: None,
+            filter: None,
             reconnect: None,
         }
     }
@@ -121,12 +121,12 @@ pub struct Backoff {
     /// The first wait. Default 100 ms.
     pub first: Duration,
     /// The longest. Default 30 s.
-    pub most: Duration,
+    pub max: Duration,
 }
 
 impl Default for Backoff {
     fn default() -> Backoff {
-        Backoff { first: Duration::from_millis(100), most: Duration::from_secs(30) }
+        Backoff { first: Duration::from_millis(100), max: Duration::from_secs(30) }
     }
 }
 
@@ -141,8 +141,8 @@ impl Backoff {
     /// assert_eq!(wait, Duration::from_millis(600));
     /// ```
     pub fn wait(&self, failures: u32, random: u64) -> Duration {
-        let doubled = 1_u32.checked_shl(failures).map_or(self.most, |times| self.first.saturating_mul(times));
-        let half = doubled.min(self.most) / 2;
+        let doubled = 1_u32.checked_shl(failures).map_or(self.max, |times| self.first.saturating_mul(times));
+        let half = doubled.min(self.max) / 2;
         half + half.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
     }
 }
@@ -153,12 +153,12 @@ mod tests {
 
     #[test]
     fn a_wait_doubles_is_capped_and_differs() {
-        let backoff = Backoff { first: Duration::from_millis(100), most: Duration::from_secs(10) };
+        let backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_secs(10) };
         for failures in 0..100 {
-            let whole = backoff.first.saturating_mul(1 << failures.min(20)).min(backoff.most);
-            let (least, most) = (backoff.wait(failures, 0), backoff.wait(failures, u64::MAX));
+            let whole = backoff.first.saturating_mul(1 << failures.min(20)).min(backoff.max);
+            let (least, max) = (backoff.wait(failures, 0), backoff.wait(failures, u64::MAX));
             assert_eq!(least, whole / 2, "after {failures}");
-            assert!(most > whole * 99 / 100 && most <= whole, "after {failures}: {most:?}");
+            assert!(max > whole * 99 / 100 && max <= whole, "after {failures}: {max:?}");
         }
     }
 }

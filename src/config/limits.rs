@@ -29,14 +29,14 @@ pub struct Limits {
     /// A refusal must be heard: its socket stays open until the peer has read it, for at most
     /// [`SocketLimits::linger`]. When so many are being told, further peers wait in the backlog.
     pub refusals: usize,
-    /// Refused peers at once that are held in silence: see [`Refuse::Hold`](crate::Refuse::Hold). They are among the
-    /// [`refusals`](Limits::refusals). Default 64.
-    pub held: usize,
+    /// Refused peers at once that are held in silence: see [`RefuseMode::Tarpit`](crate::RefuseMode::Tarpit). They are
+    /// among the [`refusals`](Limits::refusals). Default 64.
+    pub tarpitted: usize,
     /// Names at once that are being looked up or wait for it. Default 256; a dial of a further one fails.
     pub lookups: usize,
     /// Attempts to connect at once beyond the first of each dial, where a name stands for several addresses. Default
     /// 64; when so many are under way, a dial goes on with those it has.
-    pub attempts: usize,
+    pub extra_attempts: usize,
     /// Connections at once whose input goes to the other end of a [pipe](crate::Socket::pipe) within the kernel,
     /// without being copied (Linux's splice). Default 64, and 0 switches it off; further ones are copied.
     ///
@@ -58,22 +58,22 @@ pub struct Limits {
     ///
     /// A cap per connection bounds nothing by itself: a thousand peers that never read hold a thousand caps.
     /// From four fifths of this, connections with anything queued are not read; past it, the connection that
-    /// holds most is closed with [`Closed::Memory`](crate::Closed::Memory), then the next.
+    /// holds most is closed with [`CloseReason::Memory`](crate::CloseReason::Memory), then the next.
     pub memory: usize,
     /// Connections accepted from one listener in one turn. Default 16: a burst of newcomers must not delay
     /// those who are already inside.
-    pub accepts: usize,
+    pub accepts_per_turn: usize,
     /// Bytes read from one connection in one turn. Default 64 KiB, at most 16 calls.
     pub read_budget: usize,
     /// Bytes read in one turn from all those together whom an earlier turn's budget had cut off. Default 1 MiB: a
     /// millisecond or two that others wait, however many there are who send without pause.
-    pub carried_budget: usize,
+    pub carried_over_budget: usize,
     /// Bytes written to one connection in one turn, give or take one call. Default 64 KiB, as Redis.
     pub write_budget: usize,
     /// Deadlines handled in one turn. Default 256; ten thousand that fall together are spread over turns.
-    pub expirations: usize,
+    pub expirations_per_turn: usize,
     /// Events taken from the kernel at once. Default 1,024.
-    pub events: usize,
+    pub events_per_turn: usize,
     /// Requests from other threads that may wait for the loop. Default 65,536; further ones are refused.
     pub posts: usize,
     /// Requests from other threads that run in one turn. Default 1,024.
@@ -83,7 +83,7 @@ pub struct Limits {
     /// Waking up costs more than a small answer does, so this more than halves the latency of a lone conversation, at
     /// the price of a busy processor while it goes on. It stops by itself when events come later than that: at a
     /// thousand a second, fifty microseconds cost nothing. Useful values lie between 20 and 200 µs.
-    pub spin: Option<Duration>,
+    pub busy_poll: Option<Duration>,
     /// What each connection may hold and do, for services that do not bring their own.
     pub socket: SocketLimits,
 }
@@ -123,12 +123,12 @@ pub struct SocketLimits {
     /// While a message is incomplete, the peer must send at this pace. Default 1 KiB per 10 s.
     ///
     /// The idle limit alone lets a peer hold a slot for ever with one byte a minute.
-    pub read_pace: Option<Pace>,
+    pub min_read_rate: Option<MinRate>,
     /// While bytes are queued, the peer must take them at this pace. Default 1 KiB per 10 s.
-    pub write_pace: Option<Pace>,
+    pub min_write_rate: Option<MinRate>,
     /// A message that has begun must be complete within this. Off by default; five minutes suit lines that
-    /// people type, in place of a [`read_pace`](SocketLimits::read_pace).
-    pub message_within: Option<Duration>,
+    /// people type, in place of a [`read_pace`](SocketLimits::min_read_rate).
+    pub message_timeout: Option<Duration>,
     /// Queued bytes from which a socket is full. Default 64 KiB.
     pub high_water: usize,
     /// Queued bytes at which a full socket is no longer so, and [`Service::drained`](crate::Service::drained)
@@ -140,7 +140,7 @@ pub struct SocketLimits {
     /// its header. Default 1 MiB and 16 bytes.
     pub message: usize,
     /// Bytes a second that are read from a connection; an eighth of it at once after a silence, and never less than
-    /// 1,448. Off by default. See also [`Socket::join`](crate::Socket::join).
+    /// 1,448. Off by default. See also [`Socket::join_group`](crate::Socket::join_group).
     pub rate: Option<usize>,
     /// The group whose rate they share, beside their own. None by default.
     pub group: Option<GroupId>,
@@ -151,7 +151,7 @@ pub struct SocketLimits {
 
 /// A least rate: so many bytes in each such span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct MinRate {
     /// Bytes that must move in each span.
     pub bytes: usize,
     /// The span.
@@ -176,10 +176,10 @@ impl Limits {
         Limits {
             connections: Limits::connections_within(n).min(10_000),
             // Some eight of the spare ones are the process's own: standard streams, the poll, a waker, listeners.
-            refusals: spare(n).saturating_sub(12).clamp(2, 256),
-            held: (spare(n) / 4).clamp(1, 64),
-            attempts: (spare(n) / 4).clamp(1, 64),
-            splices: (spare(n) / 16).min(64),
+            refusals: descriptors_set_aside(n).saturating_sub(12).clamp(2, 256),
+            tarpitted: (descriptors_set_aside(n) / 4).clamp(1, 64),
+            extra_attempts: (descriptors_set_aside(n) / 4).clamp(1, 64),
+            splices: (descriptors_set_aside(n) / 16).min(64),
             ..Limits::default()
         }
     }
@@ -187,7 +187,7 @@ impl Limits {
     /// How many connections a process may allow itself that may open `n` descriptors: all but a sixteenth of them, and
     /// all but sixteen; at least 1. Only [`for_descriptors`](Limits::for_descriptors) stops at 10,000.
     pub fn connections_within(n: usize) -> usize {
-        n.saturating_sub(spare(n)).max(1)
+        n.saturating_sub(descriptors_set_aside(n)).max(1)
     }
 }
 
@@ -200,7 +200,7 @@ impl Limits {
 }
 
 /// How many of `n` descriptors are left for what is no connection.
-fn spare(n: usize) -> usize {
+fn descriptors_set_aside(n: usize) -> usize {
     (n / 16).max(16)
 }
 
@@ -209,22 +209,22 @@ impl Default for Limits {
         Limits {
             connections: 10_000,
             refusals: 256,
-            held: 64,
+            tarpitted: 64,
             lookups: 256,
-            attempts: 64,
+            extra_attempts: 64,
             splices: 64,
             handshakes: 64,
             timers: 1_024,
             memory: 64 * MIB,
-            accepts: 16,
+            accepts_per_turn: 16,
             read_budget: 64 * KIB,
-            carried_budget: MIB,
+            carried_over_budget: MIB,
             write_budget: 64 * KIB,
-            expirations: 256,
-            events: 1_024,
+            expirations_per_turn: 256,
+            events_per_turn: 1_024,
             posts: 65_536,
             posts_per_turn: 1_024,
-            spin: None,
+            busy_poll: None,
             socket: SocketLimits::default(),
         }
     }
@@ -232,7 +232,7 @@ impl Default for Limits {
 
 impl Default for SocketLimits {
     fn default() -> SocketLimits {
-        let pace = Pace { bytes: KIB, per: Duration::from_secs(10) };
+        let pace = MinRate { bytes: KIB, per: Duration::from_secs(10) };
         SocketLimits {
             idle: Some(Duration::from_secs(60)),
             first_byte: None,
@@ -242,9 +242,9 @@ impl Default for SocketLimits {
             lifetime: None,
             linger: Duration::from_secs(1),
             linger_bytes: 64 * KIB,
-            read_pace: Some(pace),
-            write_pace: Some(pace),
-            message_within: None,
+            min_read_rate: Some(pace),
+            min_write_rate: Some(pace),
+            message_timeout: None,
             high_water: 64 * KIB,
             low_water: 16 * KIB,
             queue: MIB,
@@ -261,13 +261,13 @@ impl SocketLimits {
     /// to end within five minutes, and lines are at most 8 KiB.
     ///
     /// ```
-    /// let typed = tidemill::SocketLimits::typed();
-    /// assert_eq!(typed.read_pace, None);
+    /// let typed = tidemill::SocketLimits::interactive();
+    /// assert_eq!(typed.min_read_rate, None);
     /// ```
-    pub fn typed() -> SocketLimits {
+    pub fn interactive() -> SocketLimits {
         SocketLimits {
-            read_pace: None,
-            message_within: Some(Duration::from_secs(5 * 60)),
+            min_read_rate: None,
+            message_timeout: Some(Duration::from_secs(5 * 60)),
             message: 8 * KIB + 2,
             ..SocketLimits::default()
         }

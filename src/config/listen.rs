@@ -1,6 +1,6 @@
 //! How to listen.
 
-use crate::base::filter::Security;
+use crate::base::filter::FilterConfig;
 use crate::config::dial::KeepAlive;
 
 /// How to listen.
@@ -16,10 +16,10 @@ pub struct ListenOptions {
     /// Connections that the kernel completes and queues for us. Default 1,024; the kernel cuts it to its own limit
     /// (`net.core.somaxconn` on Linux, 4,096 there by default).
     pub backlog: u32,
-    /// What happens to a peer who comes when the house is full. Default: refuse.
+    /// What happens to a peer who comes when the reactor is at capacity. Default: refuse.
     pub overflow: Overflow,
     /// What a refused peer is told. Default `server busy\n`; when empty, or where those who come are
-    /// [secured](ListenOptions::secure), it only sees the end.
+    /// [secured](ListenOptions::filter), it only sees the end.
     pub busy_reply: Vec<u8>,
     /// Let the kernel probe a silent peer. Off by default.
     pub keep_alive: Option<KeepAlive>,
@@ -32,14 +32,14 @@ pub struct ListenOptions {
     /// connections over them (SO_REUSEPORT). Default `false`. Whoever then closes one loses what waits in its backlog.
     pub reuse_port: bool,
     /// Each connection is going to dial another: a second slot is kept for it from the beginning. Default `false`. A
-    /// proxy without this can fill the house with callers whom it cannot connect to anybody.
-    pub dials: bool,
+    /// proxy without this can fill the reactor with connections that cannot dial.
+    pub reserve_slot: bool,
     /// How those who come are secured: by a [`tls::Server`](crate::tls::Server), for example. Their service meets them
     /// when the handshake is done. None by default.
-    pub secure: Option<Security>,
+    pub filter: Option<FilterConfig>,
 }
 
-/// What happens to a peer who comes when the house is full.
+/// What happens to a peer who comes when the reactor is at capacity.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Overflow {
     /// It is told so and let go. When not even a descriptor is left to tell it, its connection is closed.
@@ -58,8 +58,8 @@ impl Default for ListenOptions {
             nodelay: true,
             ipv6_only: None,
             reuse_port: false,
-            dials: false,
-            secure: None,
+            reserve_slot: false,
+            filter: None,
         }
     }
 }

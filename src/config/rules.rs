@@ -30,7 +30,7 @@ pub struct IpRange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeError {
     text: String,
-    why: String,
+    reason: String,
 }
 
 impl IpRange {
@@ -41,7 +41,7 @@ impl IpRange {
     /// When they are of different versions, or the first is greater than the last.
     pub fn new(first: IpAddr, last: IpAddr) -> Result<IpRange, RangeError> {
         let (first, last) = (first.to_canonical(), last.to_canonical());
-        let wrong = |why: &str| Err(RangeError { text: format!("{first}-{last}"), why: why.to_string() });
+        let wrong = |why: &str| Err(RangeError { text: format!("{first}-{last}"), reason: why.to_string() });
         if first.is_ipv4() != last.is_ipv4() {
             return wrong("its ends are of different versions of IP");
         }
@@ -57,7 +57,7 @@ impl IpRange {
     ///
     /// When there are fewer bits than that, or one behind them is set.
     pub fn network(ip: IpAddr, prefix: u8) -> Result<IpRange, RangeError> {
-        let wrong = |why: String| Err(RangeError { text: format!("{ip}/{prefix}"), why });
+        let wrong = |why: String| Err(RangeError { text: format!("{ip}/{prefix}"), reason: why });
         let (address, width) = match ip {
             IpAddr::V4(v4) => (u128::from(v4.to_bits()), 32),
             IpAddr::V6(v6) => (v6.to_bits(), 128),
@@ -91,9 +91,9 @@ impl FromStr for IpRange {
     type Err = RangeError;
 
     fn from_str(text: &str) -> Result<IpRange, RangeError> {
-        let wrong = |why: String| RangeError { text: text.to_string(), why };
+        let wrong = |why: String| RangeError { text: text.to_string(), reason: why };
         let ip = |part: &str| part.parse::<IpAddr>().map_err(|_| wrong(format!("{part:?} is no IP address")));
-        let again = |error: RangeError| wrong(error.why);
+        let again = |error: RangeError| wrong(error.reason);
         if let Some((network, prefix)) = text.split_once('/') {
             let digits =
                 !prefix.is_empty() && prefix.len() <= 3 && prefix.bytes().all(|byte| byte.is_ascii_digit());
@@ -132,14 +132,14 @@ impl fmt::Display for IpRange {
 
 impl RangeError {
     /// What is wrong with the text, without repeating it.
-    pub fn why(&self) -> &str {
-        &self.why
+    pub fn reason(&self) -> &str {
+        &self.reason
     }
 }
 
 impl fmt::Display for RangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is no range: {}", self.text, self.why)
+        write!(f, "{:?} is no range: {}", self.text, self.reason)
     }
 }
 
@@ -154,7 +154,7 @@ fn bits(ip: IpAddr) -> u128 {
 
 /// How somebody is turned away.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Refuse {
+pub enum RefuseMode {
     /// Told so, with the [`busy_reply`](crate::ListenOptions::busy_reply), and let go.
     Reply,
     /// Let go without a word: it sees an end.
@@ -162,31 +162,31 @@ pub enum Refuse {
     /// Reset: it sees an error. The cheapest for us.
     Reset,
     /// Left hanging: connected, never answered, for half a minute. That costs a patient attacker the most. At most
-    /// [`Limits::held`](crate::Limits::held) at once hang so; further ones are reset.
-    Hold,
+    /// [`Limits::tarpitted`](crate::Limits::tarpitted) at once hang so; further ones are reset.
+    Tarpit,
 }
 
-impl FromStr for Refuse {
+impl FromStr for RefuseMode {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Refuse, String> {
+    fn from_str(text: &str) -> Result<RefuseMode, String> {
         match text {
-            "reply" => Ok(Refuse::Reply),
-            "end" => Ok(Refuse::End),
-            "reset" => Ok(Refuse::Reset),
-            "hold" => Ok(Refuse::Hold),
-            _ => Err(format!("{text:?} is no way to refuse; choose reply, end, reset or hold")),
+            "reply" => Ok(RefuseMode::Reply),
+            "end" => Ok(RefuseMode::End),
+            "reset" => Ok(RefuseMode::Reset),
+            "tarpit" => Ok(RefuseMode::Tarpit),
+            _ => Err(format!("{text:?} is no way to refuse; choose reply, end, reset or tarpit")),
         }
     }
 }
 
 /// What is done with those in a range.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Verdict {
+pub enum Action {
     /// They may come in.
     Allow,
     /// They may not.
-    Deny(Refuse),
+    Deny(RefuseMode),
 }
 
 /// One rule, and how often it has decided.
@@ -196,7 +196,7 @@ pub struct Rule {
     /// Whom it is about.
     pub range: IpRange,
     /// What is done with them.
-    pub verdict: Verdict,
+    pub action: Action,
     /// How often it has decided.
     pub hits: u64,
 }
@@ -217,30 +217,30 @@ pub struct Rule {
 /// many rules there are.
 ///
 /// ```
-/// use tidemill::{Refuse, Rules, Verdict};
+/// use tidemill::{RefuseMode, Rules, Action};
 ///
 /// let mut rules = Rules::default();
-/// rules.deny("10.1.0.0/16".parse().unwrap(), Refuse::Reset);
+/// rules.deny("10.1.0.0/16".parse().unwrap(), RefuseMode::Reset);
 /// rules.allow("10.0.0.0/8".parse().unwrap());
-/// assert_eq!(rules.decide("10.2.0.1".parse().unwrap()), Verdict::Allow);
-/// assert_eq!(rules.decide("10.1.0.1".parse().unwrap()), Verdict::Deny(Refuse::Reset));
-/// assert_eq!(rules.decide("192.0.2.1".parse().unwrap()), Verdict::Deny(Refuse::End));
+/// assert_eq!(rules.decide("10.2.0.1".parse().unwrap()), Action::Allow);
+/// assert_eq!(rules.decide("10.1.0.1".parse().unwrap()), Action::Deny(RefuseMode::Reset));
+/// assert_eq!(rules.decide("192.0.2.1".parse().unwrap()), Action::Deny(RefuseMode::End));
 /// assert_eq!(rules.iter().map(|rule| rule.hits).collect::<Vec<_>>(), [1, 1]);
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     rules: Vec<Rule>,
-    v4: Vec<Span>,
-    v6: Vec<Span>,
+    v4: Vec<RuleSpan>,
+    v6: Vec<RuleSpan>,
     /// Whether the spans are those of the rules.
-    cut: bool,
+    spans_built: bool,
     /// How often no rule was about the address.
     unmatched: u64,
 }
 
 /// From here to the next span, this rule decides; `None` where none does.
 #[derive(Clone, Copy, Debug)]
-struct Span {
+struct RuleSpan {
     first: u128,
     rule: Option<u32>,
 }
@@ -248,24 +248,24 @@ struct Span {
 impl Rules {
     /// Adds a rule behind the others.
     pub fn allow(&mut self, range: IpRange) {
-        self.push(range, Verdict::Allow);
+        self.push(range, Action::Allow);
     }
 
     /// Adds a rule behind the others.
-    pub fn deny(&mut self, range: IpRange, how: Refuse) {
-        self.push(range, Verdict::Deny(how));
+    pub fn deny(&mut self, range: IpRange, how: RefuseMode) {
+        self.push(range, Action::Deny(how));
     }
 
-    fn push(&mut self, range: IpRange, verdict: Verdict) {
-        self.rules.push(Rule { range, verdict, hits: 0 });
-        self.cut = false;
+    fn push(&mut self, range: IpRange, action: Action) {
+        self.rules.push(Rule { range, action, hits: 0 });
+        self.spans_built = false;
     }
 
     /// Takes out every rule about exactly this range; says how many there were.
     pub fn remove(&mut self, range: IpRange) -> usize {
         let before = self.rules.len();
         self.rules.retain(|rule| rule.range != range);
-        self.cut = false;
+        self.spans_built = false;
         before - self.rules.len()
     }
 
@@ -290,13 +290,13 @@ impl Rules {
     }
 
     /// Decides, and counts.
-    pub fn decide(&mut self, ip: IpAddr) -> Verdict {
-        if !self.cut {
+    pub fn decide(&mut self, ip: IpAddr) -> Action {
+        if !self.spans_built {
             let of = |v4: bool| {
                 self.rules.iter().enumerate().filter(move |(_, rule)| rule.range.first.is_ipv4() == v4)
             };
-            (self.v4, self.v6) = (cut(of(true)), cut(of(false)));
-            self.cut = true;
+            (self.v4, self.v6) = (build_spans(of(true)), build_spans(of(false)));
+            self.spans_built = true;
         }
         let ip = ip.to_canonical();
         let spans = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
@@ -305,26 +305,26 @@ impl Rules {
         match rule.and_then(|rule| self.rules.get_mut(rule as usize)) {
             Some(rule) => {
                 rule.hits += 1;
-                rule.verdict
+                rule.action
             }
             None => {
                 self.unmatched += 1;
-                self.otherwise()
+                self.default_action()
             }
         }
     }
 
     /// What holds for those whom no rule is about.
-    fn otherwise(&self) -> Verdict {
-        match self.rules.last().map(|rule| rule.verdict) {
-            Some(Verdict::Allow) => Verdict::Deny(Refuse::End),
-            Some(Verdict::Deny(_)) | None => Verdict::Allow,
+    fn default_action(&self) -> Action {
+        match self.rules.last().map(|rule| rule.action) {
+            Some(Action::Allow) => Action::Deny(RefuseMode::End),
+            Some(Action::Deny(_)) | None => Action::Allow,
         }
     }
 }
 
 /// Cuts the ranges of rules into spans, by going through all their ends in order and keeping who is open.
-fn cut<'a>(rules: impl Iterator<Item = (usize, &'a Rule)>) -> Vec<Span> {
+fn build_spans<'a>(rules: impl Iterator<Item = (usize, &'a Rule)>) -> Vec<RuleSpan> {
     let mut ends = Vec::new();
     for (index, rule) in rules {
         let index = index as u32;
@@ -334,14 +334,14 @@ fn cut<'a>(rules: impl Iterator<Item = (usize, &'a Rule)>) -> Vec<Span> {
         }
     }
     ends.sort_unstable();
-    let (mut open, mut spans) = (BTreeSet::new(), Vec::<Span>::new());
+    let (mut open, mut spans) = (BTreeSet::new(), Vec::<RuleSpan>::new());
     for (at, opens, index) in ends {
         if opens {
             open.insert(index);
         } else {
             open.remove(&index);
         }
-        let span = Span { first: at, rule: open.first().copied() };
+        let span = RuleSpan { first: at, rule: open.first().copied() };
         match spans.last_mut() {
             Some(last) if last.first == at => *last = span,
             Some(last) if last.rule == span.rule => {}
@@ -397,11 +397,11 @@ mod tests {
     #[test]
     fn everything_of_version_six_is_nothing_of_version_four() {
         let mut rules = Rules::default();
-        rules.deny("::/0".parse().unwrap(), Refuse::End);
-        assert_eq!(rules.decide(ip("::1")), Verdict::Deny(Refuse::End));
+        rules.deny("::/0".parse().unwrap(), RefuseMode::End);
+        assert_eq!(rules.decide(ip("::1")), Action::Deny(RefuseMode::End));
         assert_eq!(
             (rules.decide(ip("127.0.0.1")), rules.decide(ip("::ffff:1.2.3.4"))),
-            (Verdict::Allow, Verdict::Allow)
+            (Action::Allow, Action::Allow)
         );
     }
 
@@ -409,16 +409,16 @@ mod tests {
     fn for_those_in_no_range_the_opposite_of_the_last_rule_holds() {
         let (deny, allow) = ("10.1.0.0/16".parse().unwrap(), "10.0.0.0/8".parse().unwrap());
         let mut rules = Rules::default();
-        assert_eq!(rules.decide(ip("192.0.2.1")), Verdict::Allow);
+        assert_eq!(rules.decide(ip("192.0.2.1")), Action::Allow);
         rules.allow(allow);
-        assert_eq!(rules.decide(ip("192.0.2.1")), Verdict::Deny(Refuse::End));
-        rules.deny(deny, Refuse::Hold);
+        assert_eq!(rules.decide(ip("192.0.2.1")), Action::Deny(RefuseMode::End));
+        rules.deny(deny, RefuseMode::Tarpit);
         assert_eq!(
             (rules.decide(ip("192.0.2.1")), rules.decide(ip("10.1.0.1"))),
-            (Verdict::Allow, Verdict::Allow)
+            (Action::Allow, Action::Allow)
         );
         assert_eq!((rules.remove(allow), rules.remove(allow)), (1, 0));
-        assert_eq!(rules.decide(ip("10.1.0.1")), Verdict::Deny(Refuse::Hold));
+        assert_eq!(rules.decide(ip("10.1.0.1")), Action::Deny(RefuseMode::Tarpit));
         assert_eq!((rules.unmatched(), rules.len()), (3, 1));
     }
 
@@ -442,7 +442,7 @@ mod tests {
         ) {
             let mut rules = Rules::default();
             for &(range, allow) in &list {
-                if allow { rules.allow(range) } else { rules.deny(range, Refuse::End) }
+                if allow { rules.allow(range) } else { rules.deny(range, RefuseMode::End) }
             }
             let near = |n: u32| if n < 22 { n } else { u32::MAX - (n - 22) };
             for n in 0..44 {
@@ -453,7 +453,7 @@ mod tests {
                 };
                 let found = list.iter().find(|(range, _)| range.contains(ip)).map(|(_, allow)| *allow);
                 let expected = found.unwrap_or(list.last().is_none_or(|(_, allow)| !allow));
-                prop_assert_eq!(rules.decide(ip) == Verdict::Allow, expected, "{}", ip);
+                prop_assert_eq!(rules.decide(ip) == Action::Allow, expected, "{}", ip);
             }
         }
     }

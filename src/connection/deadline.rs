@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::base::tick::Tick;
-use crate::config::limits::{Pace, SocketLimits};
-use crate::connection::optional::Clocks;
+use crate::config::limits::{MinRate, SocketLimits};
+use crate::connection::optional::Overrides;
 use crate::connection::{Connection, Flag, Stage};
 
 /// What a deadline is about.
@@ -22,9 +22,9 @@ pub(crate) enum Due {
     HalfClosed,
     FirstByte,
     Lifetime,
-    Unfinished,
-    ReadPace,
-    WritePace,
+    MessageTimeout,
+    MinReadRate,
+    MinWriteRate,
     Linger,
 }
 
@@ -34,70 +34,83 @@ impl Connection {
         let mut earliest = Earliest(None);
         match self.stage {
             Stage::Connecting => self.consider_connecting(limits, &mut earliest),
-            Stage::Lingering => earliest.consider(self.touched, Some(limits.linger), Due::Linger),
-            Stage::Closing => earliest.consider(self.touched, limits.half_closed, Due::HalfClosed),
+            Stage::Lingering => earliest.consider(self.last_activity, Some(limits.linger), Due::Linger),
+            Stage::Closing => earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed),
             Stage::Open => self.consider_open(limits, &mut earliest),
-            Stage::Doomed => {}
+            Stage::Dead => {}
         }
         if let (Stage::Open | Stage::Closing, Some(outbox), true) =
             (self.stage, &self.outbox, self.can_write())
         {
-            earliest.consider(outbox.span.since, limits.write_pace.map(|pace| pace.per), Due::WritePace);
+            earliest.consider(
+                outbox.progress.since,
+                limits.min_write_rate.map(|pace| pace.per),
+                Due::MinWriteRate,
+            );
         }
         earliest.0
     }
 
     fn consider_connecting(&self, limits: &SocketLimits, earliest: &mut Earliest) {
         let own = self.dial().and_then(|dial| dial.options.timeout);
-        earliest.consider(self.born, own.or(limits.connect), Due::Connect);
+        earliest.consider(self.created, own.or(limits.connect), Due::Connect);
         earliest.at(self.dial().and_then(|dial| dial.next_attempt), Due::Attempt);
-        earliest.at(self.clocks().and_then(|clocks| clocks.alarm).map(|alarm| alarm.when), Due::Alarm);
+        earliest
+            .at(self.overrides().and_then(|overrides| overrides.alarm).map(|alarm| alarm.when), Due::Alarm);
     }
 
     fn consider_open(&self, limits: &SocketLimits, earliest: &mut Earliest) {
-        let idle = match self.clocks() {
-            Some(clocks) => {
-                self.consider_clocks(clocks, earliest);
-                clocks.idle.unwrap_or(limits.idle)
+        let idle = match self.overrides() {
+            Some(overrides) => {
+                self.consider_overrides(overrides, earliest);
+                overrides.idle.unwrap_or(limits.idle)
             }
             None => limits.idle,
         };
-        if self.flags.has(Flag::Securing) {
-            return earliest.at(self.seal().and_then(|seal| seal.by), Due::Handshake);
+        if self.flags.contains(Flag::Handshaking) {
+            return earliest.at(self.tls().and_then(|tls| tls.deadline), Due::Handshake);
         }
         if self.flags.any(&[Flag::Ended, Flag::Finished]) {
-            earliest.consider(self.touched, limits.half_closed, Due::HalfClosed);
+            earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed);
         }
-        earliest.consider(self.touched, idle, Due::Idle);
-        earliest.consider(self.born, limits.lifetime, Due::Lifetime);
-        if (self.bytes_in == 0 || self.flags.has(Flag::Mute)) && !self.flags.has(Flag::Dialed) {
-            earliest.consider(self.born, limits.first_byte, Due::FirstByte);
+        earliest.consider(self.last_activity, idle, Due::Idle);
+        earliest.consider(self.created, limits.lifetime, Due::Lifetime);
+        if (self.bytes_in == 0 || self.flags.contains(Flag::NoPlaintextYet))
+            && !self.flags.contains(Flag::Dialed)
+        {
+            earliest.consider(self.created, limits.first_byte, Due::FirstByte);
         }
-        if let (Some(inbox), true, false) = (&self.inbox, self.is_willing(), self.flags.has(Flag::Ended)) {
-            earliest.consider(inbox.began, limits.message_within, Due::Unfinished);
-            earliest.consider(inbox.span.since, limits.read_pace.map(|pace| pace.per), Due::ReadPace);
+        if let (Some(inbox), true, false) =
+            (&self.inbox, self.wants_input(), self.flags.contains(Flag::Ended))
+        {
+            earliest.consider(inbox.message_start, limits.message_timeout, Due::MessageTimeout);
+            earliest.consider(
+                inbox.progress.since,
+                limits.min_read_rate.map(|pace| pace.per),
+                Due::MinReadRate,
+            );
         }
     }
 
-    fn consider_clocks(&self, clocks: &Clocks, earliest: &mut Earliest) {
-        for (quiet, due) in [(&clocks.reading, Due::ReadIdle), (&clocks.writing, Due::WriteIdle)] {
+    fn consider_overrides(&self, overrides: &Overrides, earliest: &mut Earliest) {
+        for (quiet, due) in [(&overrides.read_idle, Due::ReadIdle), (&overrides.write_idle, Due::WriteIdle)] {
             if let Some(quiet) = quiet {
                 earliest.consider(quiet.since, Some(quiet.span), due);
             }
         }
-        earliest.at(clocks.alarm.map(|alarm| alarm.when), Due::Alarm);
-        if self.flags.has(Flag::Thirsty) {
-            earliest.at(clocks.refill, Due::Refill);
+        earliest.at(overrides.alarm.map(|alarm| alarm.when), Due::Alarm);
+        if self.flags.contains(Flag::Throttled) {
+            earliest.at(overrides.refill, Due::Refill);
         }
     }
 
     /// Whether a pace that fell due was kept; the next span begins in that case.
-    pub(crate) fn kept_pace(&mut self, due: Due, limits: &SocketLimits, now: Tick) -> bool {
+    pub(crate) fn met_min_rate(&mut self, due: Due, limits: &SocketLimits, now: Tick) -> bool {
         let (span, pace) = match due {
-            Due::ReadPace => (self.inbox.as_mut().map(|inbox| &mut inbox.span), limits.read_pace),
-            _ => (self.outbox.as_mut().map(|outbox| &mut outbox.span), limits.write_pace),
+            Due::MinReadRate => (self.inbox.as_mut().map(|inbox| &mut inbox.progress), limits.min_read_rate),
+            _ => (self.outbox.as_mut().map(|outbox| &mut outbox.progress), limits.min_write_rate),
         };
-        let (Some(span), Some(Pace { bytes, .. })) = (span, pace) else { return true };
+        let (Some(span), Some(MinRate { bytes, .. })) = (span, pace) else { return true };
         let kept = span.moved >= bytes;
         span.since = now;
         span.moved = 0;
@@ -126,10 +139,10 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
-    use crate::base::address::Peer;
+    use crate::base::address::PeerAddress;
 
     fn connection(stage: Stage) -> Connection {
-        Connection::new(NonZeroU32::MIN, 0, stage, Peer::UNIX, Tick(100))
+        Connection::new(NonZeroU32::MIN, 0, stage, PeerAddress::UNIX, Tick(100))
     }
 
     fn due(connection: &Connection, limits: &SocketLimits) -> Option<Due> {
@@ -137,32 +150,32 @@ mod tests {
     }
 
     #[test]
-    fn each_stage_waits_for_something_of_its_own() {
+    fn each_stage_has_its_own_deadline() {
         let limits = SocketLimits::default();
         assert_eq!(due(&connection(Stage::Connecting), &limits), Some(Due::Connect));
         assert_eq!(due(&connection(Stage::Open), &limits), Some(Due::Idle));
         assert_eq!(due(&connection(Stage::Closing), &limits), Some(Due::HalfClosed));
         assert_eq!(due(&connection(Stage::Lingering), &limits), Some(Due::Linger));
-        assert_eq!(due(&connection(Stage::Doomed), &limits), None);
+        assert_eq!(due(&connection(Stage::Dead), &limits), None);
     }
 
     #[test]
-    fn a_peer_is_not_blamed_for_silence_while_nobody_reads() {
+    fn idle_clocks_of_a_message_do_not_run_while_reading_is_held() {
         let limits = SocketLimits { idle: None, ..SocketLimits::default() };
         let mut connection = connection(Stage::Open);
         connection.inbox = Some(Box::default());
-        assert_eq!(due(&connection, &limits), Some(Due::ReadPace));
-        connection.flags.raise(Flag::Paused);
+        assert_eq!(due(&connection, &limits), Some(Due::MinReadRate));
+        connection.flags.insert(Flag::Paused);
         assert_eq!(due(&connection, &limits), None);
-        connection.flags.lower(Flag::Paused);
-        connection.flags.raise(Flag::Full);
+        connection.flags.remove(Flag::Paused);
+        connection.flags.insert(Flag::Full);
         assert_eq!(due(&connection, &limits), None);
-        connection.flags.raise(Flag::ReadFull);
-        assert_eq!(due(&connection, &limits), Some(Due::ReadPace));
+        connection.flags.insert(Flag::ReadWhenFull);
+        assert_eq!(due(&connection, &limits), Some(Due::MinReadRate));
     }
 
     #[test]
-    fn the_first_byte_is_asked_of_those_who_came_and_not_of_those_we_called() {
+    fn the_first_byte_deadline_applies_to_accepted_connections_only() {
         let limits = SocketLimits { first_byte: Some(Duration::from_secs(1)), ..SocketLimits::default() };
         let mut connection = connection(Stage::Open);
         assert_eq!(due(&connection, &limits), Some(Due::FirstByte));

@@ -1,24 +1,24 @@
 //! The memory of inboxes and outboxes, and its one budget.
 
 use super::table::Table;
-use crate::base::reason::Closed;
+use crate::base::reason::CloseReason;
 use crate::connection::Stage;
-use crate::parts::arena::Chain;
+use crate::parts::arena::SegmentList;
 use crate::parts::inbox::Inbox;
 
 impl Table {
     /// Keeps what a service did not take. `arrived` bytes were new; `taken` says whether the message at the front is
     /// another than before.
-    pub(crate) fn keep(&mut self, slot: u32, rest: &[u8], scanned: usize, arrived: usize, taken: bool) {
+    pub(crate) fn keep_input(&mut self, slot: u32, rest: &[u8], scanned: usize, arrived: usize, taken: bool) {
         let mut inbox = self.at_mut(slot).inbox.take().unwrap_or_default();
         let (before, begins) = (inbox.charge(), inbox.charge() == 0 || taken);
-        inbox.refill(rest, scanned);
-        self.put_back(slot, inbox, before, arrived, begins);
+        inbox.replace(rest, scanned);
+        self.put_inbox(slot, inbox, before, arrived, begins);
     }
 
     /// Puts an inbox back in its place, charges what it has grown by since it was charged with `before`, and starts
     /// the message's clocks, or counts what `arrived` as its progress.
-    pub(crate) fn put_back(
+    pub(crate) fn put_inbox(
         &mut self,
         slot: u32,
         mut inbox: Box<Inbox>,
@@ -28,9 +28,9 @@ impl Table {
     ) {
         self.memory = self.memory - before + inbox.charge();
         if begins {
-            inbox.begin(self.now);
+            inbox.restart_clocks(self.now);
         } else {
-            inbox.span.moved += arrived;
+            inbox.progress.moved += arrived;
         }
         self.at_mut(slot).inbox = Some(inbox);
         if begins {
@@ -45,29 +45,29 @@ impl Table {
     }
 
     /// Copies what is left of a chain into the connection's own queue.
-    pub(crate) fn stash(&mut self, slot: u32, chain: Chain) {
-        if chain.len() == 0 {
+    pub(crate) fn spill(&mut self, slot: u32, segments: SegmentList) {
+        if segments.len() == 0 {
             return;
         }
         let now = self.now;
         let connection = &mut self.slots[slot as usize];
         let begins = connection.outbox.is_none();
         let outbox = connection.outbox.get_or_insert_default();
-        self.memory += self.arena.stash(chain, outbox);
+        self.memory += self.arena.spill(segments, outbox);
         if begins {
-            outbox.span.since = now;
+            outbox.progress.since = now;
             self.rearm(slot);
         }
     }
 
-    /// So many bytes are on their way from one connection to another through a conduit.
-    pub(crate) fn carried(&mut self, source: u32, sink: u32, n: usize) {
+    /// So many bytes are on their way from one connection to another through a kernel pipe.
+    pub(crate) fn on_spliced(&mut self, source: u32, sink: u32, n: usize) {
         let now = self.now;
         self.stats.bytes_in += n as u64;
-        self.at_mut(source).heard(n, now);
+        self.at_mut(source).on_received(n, now);
         let outbox = self.at_mut(sink).outbox.get_or_insert_default();
-        outbox.beyond += n;
-        outbox.span.since = now;
+        outbox.in_pipe += n;
+        outbox.progress.since = now;
         self.push_dirty(sink);
         self.rearm(sink);
     }
@@ -84,18 +84,21 @@ impl Table {
     /// that can be freed at once.
     pub(crate) fn evict(&mut self) {
         while self.memory > self.limits.memory {
-            let alive = self.slots.iter().filter(|(_, connection)| connection.stage != Stage::Doomed);
-            let Some((largest, held)) = alive
-                .map(|(slot, connection)| (slot as u32, connection.held()))
-                .max_by_key(|&(_, held)| held)
+            let alive = self.slots.iter().filter(|(_, connection)| connection.stage != Stage::Dead);
+            let Some((largest, buffered)) = alive
+                .map(|(slot, connection)| (slot as u32, connection.buffered()))
+                .max_by_key(|&(_, buffered)| buffered)
             else {
                 return;
             };
-            if held == 0 {
+            if buffered == 0 {
                 return;
             }
-            log::warn!("{}: closed, its {held} bytes were the most when memory ran out", self.id(largest));
-            self.doom(largest, Closed::Memory);
+            log::warn!(
+                "{}: closed at the memory limit: it held the most, {buffered} bytes",
+                self.id(largest)
+            );
+            self.close_now(largest, CloseReason::Memory);
             self.drop_inbox(largest);
             self.drop_outbox(largest);
         }

@@ -14,11 +14,11 @@ pub(crate) mod tls;
 
 use std::num::NonZeroU32;
 
-use crate::base::address::Peer;
+use crate::base::address::PeerAddress;
 use crate::base::id::ConnId;
-use crate::base::reason::Closed;
+use crate::base::reason::CloseReason;
 use crate::base::tick::Tick;
-use crate::connection::optional::{Clocks, Dial, Extra, Seal};
+use crate::connection::optional::{Dial, Optional, Overrides, Tls};
 use crate::parts::inbox::Inbox;
 use crate::parts::outbox::Outbox;
 
@@ -30,7 +30,7 @@ use crate::parts::outbox::Outbox;
 ///         │                     │                        │    (throw input away until   │
 ///         │ failed              │ both ends finished,    │     the peer's end, 1 s or   │
 ///         ▼                     ▼ reset, abort           ▼     64 KiB)                  ▼
-///     Doomed ◀─────────────────────────────────────────────────────────────────────── Doomed ──▶ reaped
+///      Dead ◀────────────────────────────────────────────────────────────────────────── Dead ──▶ reaped
 /// ```
 ///
 /// An idle one is this and nothing else: no buffer, no box. Readiness is remembered here, because the kernel
@@ -39,21 +39,21 @@ use crate::parts::outbox::Outbox;
 pub(crate) struct Connection {
     pub(crate) generation: NonZeroU32,
     /// The service it belongs to.
-    pub(crate) host: u16,
+    pub(crate) service: u16,
     pub(crate) stage: Stage,
     /// Where its entry in this turn's list of connections with something to write is, or [`NOT_DIRTY`].
     pub(crate) dirty: u32,
     pub(crate) flags: Flags,
-    pub(crate) peer: Peer,
+    pub(crate) peer: PeerAddress,
     /// Its own address, as an index into the table's list of them, or [`NO_LOCAL`].
     pub(crate) local: u8,
-    pub(crate) extra: Option<Box<Extra>>,
-    pub(crate) why: Option<Closed>,
+    pub(crate) optional: Option<Box<Optional>>,
+    pub(crate) close_reason: Option<CloseReason>,
     pub(crate) inbox: Option<Box<Inbox>>,
     pub(crate) outbox: Option<Box<Outbox>>,
-    pub(crate) born: Tick,
+    pub(crate) created: Tick,
     /// The last activity. Refreshing a timeout is this one store; see the wheel.
-    pub(crate) touched: Tick,
+    pub(crate) last_activity: Tick,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
 }
@@ -70,7 +70,7 @@ pub(crate) enum Stage {
     Open,
     Closing,
     Lingering,
-    Doomed,
+    Dead,
 }
 
 /// How far a connection has come, and which ways it is open.
@@ -104,52 +104,58 @@ pub enum Origin {
 }
 
 impl Connection {
-    pub(crate) fn new(generation: NonZeroU32, host: u16, stage: Stage, peer: Peer, now: Tick) -> Connection {
+    pub(crate) fn new(
+        generation: NonZeroU32,
+        service: u16,
+        stage: Stage,
+        peer: PeerAddress,
+        now: Tick,
+    ) -> Connection {
         Connection {
             generation,
-            host,
+            service,
             stage,
             dirty: NOT_DIRTY,
             flags: Flags::default(),
             peer,
             local: NO_LOCAL,
-            extra: None,
-            why: None,
+            optional: None,
+            close_reason: None,
             inbox: None,
             outbox: None,
-            born: now,
-            touched: now,
+            created: now,
+            last_activity: now,
             bytes_in: 0,
             bytes_out: 0,
         }
     }
 
-    pub(crate) fn extra(&mut self) -> &mut Extra {
-        self.extra.get_or_insert_default()
+    pub(crate) fn optional(&mut self) -> &mut Optional {
+        self.optional.get_or_insert_default()
     }
 
     pub(crate) fn dial(&self) -> Option<&Dial> {
-        self.extra.as_ref()?.dial.as_deref()
+        self.optional.as_ref()?.dial.as_deref()
     }
 
     pub(crate) fn dial_mut(&mut self) -> &mut Dial {
-        self.extra().dial.get_or_insert_default()
+        self.optional().dial.get_or_insert_default()
     }
 
-    pub(crate) fn clocks(&self) -> Option<&Clocks> {
-        self.extra.as_ref()?.clocks.as_deref()
+    pub(crate) fn overrides(&self) -> Option<&Overrides> {
+        self.optional.as_ref()?.overrides.as_deref()
     }
 
-    pub(crate) fn seal(&self) -> Option<&Seal> {
-        self.extra.as_ref()?.seal.as_deref()
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.optional.as_ref()?.tls.as_deref()
     }
 
-    pub(crate) fn seal_mut(&mut self) -> Option<&mut Seal> {
-        self.extra.as_mut()?.seal.as_deref_mut()
+    pub(crate) fn tls_mut(&mut self) -> Option<&mut Tls> {
+        self.optional.as_mut()?.tls.as_deref_mut()
     }
 
-    pub(crate) fn clocks_mut(&mut self) -> Option<&mut Clocks> {
-        self.extra.as_mut()?.clocks.as_deref_mut()
+    pub(crate) fn overrides_mut(&mut self) -> Option<&mut Overrides> {
+        self.optional.as_mut()?.overrides.as_deref_mut()
     }
 
     /// Whether a user may still find it: closing connections are gone already, for those who would send to them.
@@ -158,112 +164,116 @@ impl Connection {
     }
 
     /// Whether it has called and its handshake is not done: its service has not met it.
-    pub(crate) fn is_stranger(&self) -> bool {
-        self.flags.has(Flag::Unmet) && !self.flags.has(Flag::Dialed)
+    pub(crate) fn is_handshaking_inbound(&self) -> bool {
+        self.flags.contains(Flag::OpenPending) && !self.flags.contains(Flag::Dialed)
     }
 
     /// Whether there is a stream that bytes can be written to.
     pub(crate) fn has_stream(&self) -> bool {
-        !matches!(self.stage, Stage::Connecting | Stage::Doomed)
+        !matches!(self.stage, Stage::Connecting | Stage::Dead)
     }
 
     /// Whether its service, or the other end of its pipe, is willing to take input now. While it is not, the peer
     /// cannot be blamed for silence. The two directions of a pipe do not wait for each other: whether a piped
     /// connection is full itself is of no concern to what arrives at it.
-    pub(crate) fn is_willing(&self) -> bool {
+    pub(crate) fn wants_input(&self) -> bool {
         let flags = &self.flags;
-        if flags.has(Flag::Securing) {
-            return !flags.has(Flag::Thirsty); // A handshake is nobody's input.
+        if flags.contains(Flag::Handshaking) {
+            return !flags.contains(Flag::Throttled); // A handshake is nobody's input.
         }
-        let taken = match flags.has(Flag::Piped) {
-            true => !flags.has(Flag::Blocked),
-            false => !flags.has(Flag::Full) || flags.has(Flag::ReadFull),
+        let taken = match flags.contains(Flag::Piped) {
+            true => !flags.contains(Flag::PipePeerFull),
+            false => !flags.contains(Flag::Full) || flags.contains(Flag::ReadWhenFull),
         };
-        taken && !flags.any(&[Flag::Paused, Flag::Thirsty])
+        taken && !flags.any(&[Flag::Paused, Flag::Throttled])
     }
 
     /// Whether a turn should spend a read on it.
     pub(crate) fn wants_read(&self) -> bool {
-        self.flags.has(Flag::Readable)
-            && !self.flags.has(Flag::Ended)
+        self.flags.contains(Flag::Readable)
+            && !self.flags.contains(Flag::Ended)
             && match self.stage {
-                Stage::Open => self.is_willing() && !self.flags.has(Flag::Waiting),
+                Stage::Open => self.wants_input() && !self.flags.contains(Flag::HandshakeQueued),
                 Stage::Closing | Stage::Lingering => true,
-                Stage::Connecting | Stage::Doomed => false,
+                Stage::Connecting | Stage::Dead => false,
             }
     }
 
     /// Whether a turn should look at it at all.
     #[inline]
-    pub(crate) fn wants_serving(&self) -> bool {
+    pub(crate) fn wants_turn(&self) -> bool {
         match self.stage {
-            Stage::Connecting => self.flags.has(Flag::Writable),
+            Stage::Connecting => self.flags.contains(Flag::Writable),
             Stage::Open => {
-                let more = || self.flags.any(&[Flag::Redeliver, Flag::Securing]) && self.wants_more();
+                let more =
+                    || self.flags.any(&[Flag::Redeliver, Flag::Handshaking]) && self.has_work_without_read();
                 self.wants_read() || more()
             }
             Stage::Closing | Stage::Lingering => self.wants_read(),
-            Stage::Doomed => false,
+            Stage::Dead => false,
         }
     }
 
     /// Whether it has something to do without a read: deliver again, or begin a handshake.
     #[inline(never)]
-    fn wants_more(&self) -> bool {
-        (self.flags.has(Flag::Redeliver) && self.is_willing()) || self.may_begin_handshake()
+    fn has_work_without_read(&self) -> bool {
+        (self.flags.contains(Flag::Redeliver) && self.wants_input()) || self.may_start_handshake()
     }
 
     /// Whether there is something to begin a handshake with: what arrived before it was asked for, or, on our side, no
     /// need of anything.
-    fn may_begin_handshake(&self) -> bool {
+    fn may_start_handshake(&self) -> bool {
         let flags = &self.flags;
-        flags.has(Flag::Securing)
-            && !flags.has(Flag::Waiting)
-            && self.seal().is_some_and(|seal| seal.how.is_some())
-            && (flags.has(Flag::Dialed) || self.inbox.is_some())
+        flags.contains(Flag::Handshaking)
+            && !flags.contains(Flag::HandshakeQueued)
+            && self.tls().is_some_and(|tls| tls.config.is_some())
+            && (flags.contains(Flag::Dialed) || self.inbox.is_some())
     }
 
     /// Whether our end is to be sent as soon as nothing is queued.
     pub(crate) fn owes_end(&self) -> bool {
-        (self.flags.has(Flag::Finishing) || self.stage == Stage::Closing) && !self.flags.has(Flag::Finished)
+        (self.flags.contains(Flag::Finishing) || self.stage == Stage::Closing)
+            && !self.flags.contains(Flag::Finished)
     }
 
     /// So many bytes have arrived.
-    pub(crate) fn heard(&mut self, n: usize, now: Tick) {
+    pub(crate) fn on_received(&mut self, n: usize, now: Tick) {
         self.bytes_in += n as u64;
         if self.stage == Stage::Open {
-            self.touched = now;
+            self.last_activity = now;
         }
-        if let Some(quiet) = self.clocks_mut().and_then(|clocks| clocks.reading.as_mut()) {
+        if let Some(quiet) = self.overrides_mut().and_then(|overrides| overrides.read_idle.as_mut()) {
             quiet.since = now;
         }
     }
 
     /// The kernel says that nothing more has arrived.
-    pub(crate) fn run_dry(&mut self) {
-        self.flags.lower(Flag::Readable);
+    pub(crate) fn on_read_would_block(&mut self) {
+        self.flags.remove(Flag::Readable);
         // The announcement was early or spurious; the end itself will raise a new edge.
-        self.flags.lower(Flag::EndAnnounced);
+        self.flags.remove(Flag::EndAnnounced);
     }
 
     /// The kernel has taken so many bytes.
-    pub(crate) fn wrote(&mut self, n: usize, now: Tick) {
+    pub(crate) fn on_sent(&mut self, n: usize, now: Tick) {
         self.bytes_out += n as u64;
-        self.touched = now;
-        if let Some(quiet) = self.clocks_mut().and_then(|clocks| clocks.writing.as_mut()) {
+        self.last_activity = now;
+        if let Some(quiet) = self.overrides_mut().and_then(|overrides| overrides.write_idle.as_mut()) {
             quiet.since = now;
         }
     }
 
     /// Queued bytes that go as they are, although it is secured: they were sent before.
-    pub(crate) fn bare(&self) -> usize {
-        self.seal().map_or(0, |seal| seal.bare)
+    pub(crate) fn clear_prefix(&self) -> usize {
+        self.tls().map_or(0, |tls| tls.clear_prefix)
     }
 
     /// Whether what is queued has a way out: not before it is connected, nor, secured, before the handshake is done.
     pub(crate) fn can_write(&self) -> bool {
-        let open = !self.flags.has(Flag::Securing) || self.flags.has(Flag::SealedEnd) || self.bare() > 0;
-        self.has_stream() && (open || self.outbox.as_ref().is_some_and(|outbox| outbox.has_sealed()))
+        let open = !self.flags.contains(Flag::Handshaking)
+            || self.flags.contains(Flag::CloseNotifySent)
+            || self.clear_prefix() > 0;
+        self.has_stream() && (open || self.outbox.as_ref().is_some_and(|outbox| outbox.has_ciphertext()))
     }
 
     pub(crate) fn queued(&self) -> usize {
@@ -271,9 +281,9 @@ impl Connection {
     }
 
     /// Bytes kept for it, in and out: what eviction looks at.
-    pub(crate) fn held(&self) -> usize {
+    pub(crate) fn buffered(&self) -> usize {
         self.inbox.as_ref().map_or(0, |inbox| inbox.charge())
-            + self.outbox.as_ref().map_or(0, |outbox| outbox.held())
+            + self.outbox.as_ref().map_or(0, |outbox| outbox.buffered())
     }
 }
 
@@ -303,41 +313,41 @@ pub(crate) enum Flag {
     /// It is in the list of connections to serve.
     Ready = 1 << 8,
     /// It is read although it is full: its service asked for that.
-    ReadFull = 1 << 17,
+    ReadWhenFull = 1 << 17,
     /// What a paused service left is to be delivered again.
     Redeliver = 1 << 9,
     /// We called; otherwise the peer did.
     Dialed = 1 << 10,
     /// What arrives goes to another connection and not to the service.
     Piped = 1 << 11,
-    /// And that within the kernel, through a conduit.
+    /// And that within the kernel, through a kernel pipe.
     Spliced = 1 << 18,
     /// That other one is full.
-    Blocked = 1 << 12,
+    PipePeerFull = 1 << 12,
     /// Its rate is used up for now.
-    Thirsty = 1 << 13,
+    Throttled = 1 << 13,
     /// It counts for its address at its service's guard.
     Counted = 1 << 14,
     /// It was let in on the understanding that it would dial another, and a further slot is kept for that.
-    KeepsSecond = 1 << 15,
+    HoldsReservedSlot = 1 << 15,
     /// It has dialed into that slot.
-    UsedSecond = 1 << 16,
+    UsedReservedSlot = 1 << 16,
     /// What it sends and receives goes through a filter.
-    Sealed = 1 << 19,
+    Filtered = 1 << 19,
     /// Its handshake is under way, or is to begin.
-    Securing = 1 << 20,
+    Handshaking = 1 << 20,
     /// It stands in line for a handshake.
-    Waiting = 1 << 21,
+    HandshakeQueued = 1 << 21,
     /// Its service is to hear of it, or that it is connected, when the handshake is done.
-    Unmet = 1 << 22,
+    OpenPending = 1 << 22,
     /// The filter has said that we will send nothing more.
-    SealedEnd = 1 << 23,
+    CloseNotifySent = 1 << 23,
     /// Nothing has arrived for the service since the handshake.
-    Mute = 1 << 24,
+    NoPlaintextYet = 1 << 24,
 }
 
 impl Flags {
-    pub(crate) fn has(self, flag: Flag) -> bool {
+    pub(crate) fn contains(self, flag: Flag) -> bool {
         self.0 & flag as u32 != 0
     }
 
@@ -347,29 +357,29 @@ impl Flags {
     }
 
     pub(crate) fn set(&mut self, flag: Flag, on: bool) {
-        if on { self.raise(flag) } else { self.lower(flag) }
+        if on { self.insert(flag) } else { self.remove(flag) }
     }
 
-    pub(crate) fn raise(&mut self, flag: Flag) {
+    pub(crate) fn insert(&mut self, flag: Flag) {
         self.0 |= flag as u32;
     }
 
-    pub(crate) fn raise_if(&mut self, flag: Flag, on: bool) {
+    pub(crate) fn insert_if(&mut self, flag: Flag, on: bool) {
         self.0 |= (flag as u32) * u32::from(on);
     }
 
-    pub(crate) fn lower(&mut self, flag: Flag) {
+    pub(crate) fn remove(&mut self, flag: Flag) {
         self.0 &= !(flag as u32);
     }
 
-    pub(crate) fn lower_if(&mut self, flag: Flag, on: bool) {
+    pub(crate) fn remove_if(&mut self, flag: Flag, on: bool) {
         self.0 &= !((flag as u32) * u32::from(on));
     }
 
     /// Lowers it, and says whether it was there.
     pub(crate) fn take(&mut self, flag: Flag) -> bool {
-        let had = self.has(flag);
-        self.lower(flag);
+        let had = self.contains(flag);
+        self.remove(flag);
         had
     }
 }
@@ -379,15 +389,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_raised_and_lowered_alone() {
+    fn each_flag_is_set_and_cleared_alone() {
         let mut flags = Flags::default();
-        flags.raise(Flag::Readable);
-        flags.set(Flag::UsedSecond, true);
-        flags.raise_if(Flag::Paused, false);
-        assert!(flags.has(Flag::Readable) && flags.has(Flag::UsedSecond) && !flags.has(Flag::Paused));
+        flags.insert(Flag::Readable);
+        flags.set(Flag::UsedReservedSlot, true);
+        flags.insert_if(Flag::Paused, false);
+        assert!(
+            flags.contains(Flag::Readable)
+                && flags.contains(Flag::UsedReservedSlot)
+                && !flags.contains(Flag::Paused)
+        );
         assert!(flags.any(&[Flag::Paused, Flag::Readable]) && !flags.any(&[Flag::Paused, Flag::Full]));
         assert!(flags.take(Flag::Readable) && !flags.take(Flag::Readable));
-        flags.set(Flag::UsedSecond, false);
+        flags.set(Flag::UsedReservedSlot, false);
         assert_eq!(flags, Flags::default());
     }
 }

@@ -2,129 +2,131 @@
 
 use std::time::Duration;
 
-use super::table::{DOORMAN, Dirty, Table};
+use super::table::{Dirty, REFUSED, Table};
 use crate::base::id::ConnId;
-use crate::base::reason::Closed;
+use crate::base::reason::CloseReason;
 use crate::base::shared::Shared;
 use crate::config::dial::SocketOption;
-use crate::connection::optional::{Alarm, Quiet};
+use crate::connection::optional::{Alarm, IdleTimer};
 use crate::connection::{Flag, NOT_DIRTY, Stage};
-use crate::parts::arena::{Arena, Chain};
+use crate::parts::arena::{Arena, SegmentList};
 
 impl Table {
     pub(crate) fn send(&mut self, slot: u32, bytes: &[u8]) {
-        self.queue(slot, bytes.len(), |arena, chain| arena.push(chain, bytes));
+        self.queue(slot, bytes.len(), |arena, segments| arena.push(segments, bytes));
     }
 
     pub(crate) fn send_shared(&mut self, slot: u32, shared: &Shared) {
-        self.queue(slot, shared.bytes().len(), |arena, chain| arena.push_shared(chain, shared));
+        self.queue(slot, shared.bytes().len(), |arena, segments| arena.push_shared(segments, shared));
     }
 
     /// Adds to what is sent in this turn, if that is still possible. A peer whose kernel buffer is known to be full is
     /// closed as soon as its queue would pass the cap; one that has not been tried in this turn gets its chance at the
     /// flush.
-    fn queue(&mut self, slot: u32, length: usize, push: impl FnOnce(&mut Arena, &mut Chain)) {
+    fn queue(&mut self, slot: u32, length: usize, push: impl FnOnce(&mut Arena, &mut SegmentList)) {
         let connection = &mut self.slots[slot as usize];
-        if !connection.is_live() || connection.flags.has(Flag::Finishing) {
+        if !connection.is_live() || connection.flags.contains(Flag::Finishing) {
             self.stats.sent_too_late += length as u64;
             return;
         }
-        let limits = &self.socket_limits[usize::from(connection.host)];
+        let limits = &self.socket_limits[usize::from(connection.service)];
         if connection.dirty == NOT_DIRTY {
             connection.dirty = self.dirty.len() as u32;
             let id = ConnId { slot, generation: connection.generation };
-            self.dirty.push(Dirty { id, chain: Chain::EMPTY });
+            self.dirty.push(Dirty { id, segments: SegmentList::EMPTY });
         }
-        let chain = &mut self.dirty[connection.dirty as usize].chain;
-        let queued = connection.queued() + chain.len() + length;
-        let stuck = !connection.flags.has(Flag::Writable) || connection.flags.has(Flag::Securing);
+        let segments = &mut self.dirty[connection.dirty as usize].segments;
+        let queued = connection.queued() + segments.len() + length;
+        let stuck =
+            !connection.flags.contains(Flag::Writable) || connection.flags.contains(Flag::Handshaking);
         if stuck && queued > limits.queue {
-            return self.doom(slot, Closed::SlowReader);
+            return self.close_now(slot, CloseReason::SlowReader);
         }
         // Full from here on, even if the kernel takes it all a moment later: who was told so waits for `drained`.
-        let scarce = self.memory > self.scarce;
-        connection.flags.raise_if(Flag::Full, scarce || queued >= limits.high_water.max(1));
-        push(&mut self.arena, chain);
+        let under_pressure = self.memory > self.memory_pressure;
+        connection.flags.insert_if(Flag::Full, under_pressure || queued >= limits.high_water.max(1));
+        push(&mut self.arena, segments);
     }
 
     /// The one thing a refused peer is told, or nothing.
-    pub(crate) fn send_to_refused(&mut self, slot: u32, busy: Option<&Shared>) {
+    pub(crate) fn reply_to_refused(&mut self, slot: u32, busy: Option<&Shared>) {
         if let Some(busy) = busy {
             self.send_shared(slot, busy);
         }
-        self.close(slot, Closed::Local);
+        self.close(slot, CloseReason::Local);
     }
 
     /// Those who are held in silence do not hold up the end.
-    pub(crate) fn let_go_of_held(&mut self) {
-        let held = self.slots.iter().filter(|(_, c)| c.host == DOORMAN && c.flags.has(Flag::Paused));
-        for slot in held.map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
-            self.doom(slot, Closed::Shutdown);
+    pub(crate) fn close_tarpitted(&mut self) {
+        let tarpitted =
+            self.slots.iter().filter(|(_, c)| c.service == REFUSED && c.flags.contains(Flag::Paused));
+        for slot in tarpitted.map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
+            self.close_now(slot, CloseReason::Shutdown);
         }
     }
 
     /// A refused peer is neither read nor told anything, until its time is up.
-    pub(crate) fn hold(&mut self, slot: u32) {
-        self.at_mut(slot).flags.raise(Flag::Paused);
-        self.held += 1;
+    pub(crate) fn tarpit(&mut self, slot: u32) {
+        self.at_mut(slot).flags.insert(Flag::Paused);
+        self.tarpitted += 1;
     }
 
     /// Bytes sent and not yet taken by the kernel.
     pub(crate) fn queued(&self, slot: u32) -> usize {
         let connection = self.at(slot);
-        let this_turn = self.dirty.get(connection.dirty as usize).map_or(0, |dirty| dirty.chain.len());
+        let this_turn = self.dirty.get(connection.dirty as usize).map_or(0, |dirty| dirty.segments.len());
         connection.queued() + this_turn
     }
 
     /// The mark from which on a connection is full. While memory is scarce, any queue at all is too much.
     pub(crate) fn high_water(&self, slot: u32) -> usize {
-        if self.memory > self.scarce { 1 } else { self.limits_of(slot).high_water.max(1) }
+        if self.memory > self.memory_pressure { 1 } else { self.limits_of(slot).high_water.max(1) }
     }
 
     pub(crate) fn finish(&mut self, slot: u32) {
         if self.at(slot).is_live() {
-            self.at_mut(slot).flags.raise(Flag::Finishing);
+            self.at_mut(slot).flags.insert(Flag::Finishing);
             self.push_dirty(slot);
         }
     }
 
     /// Flush, then both ways.
-    pub(crate) fn close(&mut self, slot: u32, why: Closed) {
+    pub(crate) fn close(&mut self, slot: u32, why: CloseReason) {
         let now = self.now;
         let connection = self.at_mut(slot);
         match connection.stage {
-            Stage::Connecting => self.doom(slot, why),
+            Stage::Connecting => self.close_now(slot, why),
             Stage::Open => {
                 connection.stage = Stage::Closing;
-                connection.why = Some(why);
-                connection.touched = now;
+                connection.close_reason = Some(why);
+                connection.last_activity = now;
                 self.drop_inbox(slot);
-                if self.at(slot).flags.has(Flag::Securing) {
-                    self.handshakes.over(self.id(slot));
-                    self.give_up_sealing(slot);
+                if self.at(slot).flags.contains(Flag::Handshaking) {
+                    self.handshakes.remove(self.id(slot));
+                    self.stop_encrypting(slot);
                 }
                 self.push_dirty(slot);
                 self.push_ready(slot);
                 self.rearm(slot);
             }
-            Stage::Closing | Stage::Lingering | Stage::Doomed => {}
+            Stage::Closing | Stage::Lingering | Stage::Dead => {}
         }
     }
 
     pub(crate) fn pause(&mut self, slot: u32) {
-        self.at_mut(slot).flags.raise(Flag::Paused);
+        self.at_mut(slot).flags.insert(Flag::Paused);
     }
 
     pub(crate) fn resume(&mut self, slot: u32) {
         let now = self.now;
         let connection = self.at_mut(slot);
-        if connection.flags.has(Flag::Paused) {
-            connection.flags.lower(Flag::Paused);
-            let kept = connection.inbox.as_ref().is_some_and(|inbox| !inbox.kept().is_empty());
+        if connection.flags.contains(Flag::Paused) {
+            connection.flags.remove(Flag::Paused);
+            let kept = connection.inbox.as_ref().is_some_and(|inbox| !inbox.unread().is_empty());
             connection.flags.set(Flag::Redeliver, kept);
             if let Some(inbox) = &mut connection.inbox {
                 // A message's clocks do not run while nobody wants it.
-                inbox.begin(now);
+                inbox.restart_clocks(now);
             }
             self.push_ready(slot);
             self.rearm(slot);
@@ -136,44 +138,44 @@ impl Table {
     pub(crate) fn set_idle(&mut self, slot: u32, idle: Option<Duration>) {
         let now = self.now;
         let connection = self.at_mut(slot);
-        connection.extra().clocks().idle = Some(idle);
-        connection.touched = now;
+        connection.optional().overrides().idle = Some(idle);
+        connection.last_activity = now;
         self.rearm(slot);
     }
 
     pub(crate) fn set_read_idle(&mut self, slot: u32, idle: Option<Duration>) {
         let since = self.now;
-        self.at_mut(slot).extra().clocks().reading = idle.map(|span| Quiet { span, since });
+        self.at_mut(slot).optional().overrides().read_idle = idle.map(|span| IdleTimer { span, since });
         self.rearm(slot);
     }
 
     pub(crate) fn set_write_idle(&mut self, slot: u32, idle: Option<Duration>) {
         let since = self.now;
-        self.at_mut(slot).extra().clocks().writing = idle.map(|span| Quiet { span, since });
+        self.at_mut(slot).optional().overrides().write_idle = idle.map(|span| IdleTimer { span, since });
         self.rearm(slot);
     }
 
     pub(crate) fn set_alarm(&mut self, slot: u32, after: Option<Duration>, every: Option<Duration>) {
         let now = self.now;
         let alarm = after.map(|after| Alarm { when: now.after(after), every });
-        self.at_mut(slot).extra().clocks().alarm = alarm;
+        self.at_mut(slot).optional().overrides().alarm = alarm;
         self.rearm(slot);
     }
 
     // -- the system ------------------------------------------------------------------------------
 
     /// Has an option set: at the end of the turn, or as soon as there is a stream to set it on.
-    pub(crate) fn ask(&mut self, slot: u32, option: SocketOption) {
+    pub(crate) fn set_option(&mut self, slot: u32, option: SocketOption) {
         let id = self.id(slot);
         let connection = self.at_mut(slot);
         match connection.stage {
             Stage::Connecting => {
-                let asked = &mut connection.dial_mut().asked;
+                let asked = &mut connection.dial_mut().pending_options;
                 asked.retain(|before| std::mem::discriminant(before) != std::mem::discriminant(&option));
                 asked.push(option);
             }
-            Stage::Open => self.asked.push((id, option)),
-            Stage::Closing | Stage::Lingering | Stage::Doomed => {}
+            Stage::Open => self.pending_options.push((id, option)),
+            Stage::Closing | Stage::Lingering | Stage::Dead => {}
         }
     }
 
@@ -184,19 +186,19 @@ impl Table {
         self.unpipe(a);
         self.unpipe(b);
         for (from, to) in [(a, b), (b, a)] {
-            let leg = self.id(to);
+            let pipe_peer = self.id(to);
             let connection = self.at_mut(from);
-            connection.extra().leg = Some(leg);
-            connection.flags.raise(Flag::Piped);
+            connection.optional().pipe_peer = Some(pipe_peer);
+            connection.flags.insert(Flag::Piped);
         }
         for (from, to) in [(a, b), (b, a)] {
             if let Some(inbox) = self.at_mut(from).inbox.take() {
                 self.memory -= inbox.charge();
-                self.send(to, inbox.kept());
-                self.note_behind(from, inbox.behind, 0);
+                self.send(to, inbox.unread());
+                self.set_undecrypted(from, inbox.undecrypted, 0);
             }
-            self.block(from, to);
-            if self.at(from).flags.has(Flag::Ended) {
+            self.update_pipe_peer_full(from, to);
+            if self.at(from).flags.contains(Flag::Ended) {
                 self.finish(to);
             }
             self.push_ready(from);
@@ -206,32 +208,32 @@ impl Table {
 
     /// Parts them again; each one's service gets what arrives from now on.
     pub(crate) fn unpipe(&mut self, slot: u32) -> Option<ConnId> {
-        let leg = self.part(slot)?;
-        if let Some(other) = self.find(leg) {
-            self.part(other);
+        let pipe_peer = self.unlink(slot)?;
+        if let Some(other) = self.find(pipe_peer) {
+            self.unlink(other);
             self.push_ready(other);
         }
         self.push_ready(slot);
-        Some(leg)
+        Some(pipe_peer)
     }
 
-    fn part(&mut self, slot: u32) -> Option<ConnId> {
+    fn unlink(&mut self, slot: u32) -> Option<ConnId> {
         let flags = &mut self.at_mut(slot).flags;
-        flags.lower(Flag::Piped);
-        flags.lower(Flag::Blocked);
-        flags.lower(Flag::Spliced);
-        self.at_mut(slot).extra.as_mut()?.leg.take()
+        flags.remove(Flag::Piped);
+        flags.remove(Flag::PipePeerFull);
+        flags.remove(Flag::Spliced);
+        self.at_mut(slot).optional.as_mut()?.pipe_peer.take()
     }
 
     /// The other end of its pipe, if bytes can still be sent there.
-    pub(crate) fn leg(&self, slot: u32) -> Option<u32> {
-        let leg = self.at(slot).extra.as_ref()?.leg?;
-        self.live(leg)
+    pub(crate) fn pipe_peer(&self, slot: u32) -> Option<u32> {
+        let pipe_peer = self.at(slot).optional.as_ref()?.pipe_peer?;
+        self.live(pipe_peer)
     }
 
     /// A full end is not fed: its feeder is not read until it has drained.
-    pub(crate) fn block(&mut self, from: u32, to: u32) {
-        let blocked = self.at(to).flags.has(Flag::Full);
-        self.at_mut(from).flags.set(Flag::Blocked, blocked);
+    pub(crate) fn update_pipe_peer_full(&mut self, from: u32, to: u32) {
+        let blocked = self.at(to).flags.contains(Flag::Full);
+        self.at_mut(from).flags.set(Flag::PipePeerFull, blocked);
     }
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 #[cfg(not(target_family = "wasm"))]
 use std::time::Instant;
 
-use crate::base::address::{Address, given};
-use crate::base::filter::{Secured, Security};
+use crate::base::address::{Address, parse_address};
+use crate::base::filter::{FilterConfig, FilterInfo};
 use crate::base::id::{ConnId, GroupId};
-use crate::base::reason::{Closed, Refusal};
+use crate::base::reason::{CloseReason, Refusal};
 use crate::base::shared::Shared;
 use crate::config::dial::{DialOptions, KeepAlive, SocketOption};
-use crate::connection::optional::Silent;
+use crate::connection::optional::IdleKind;
 use crate::connection::sockets::Sockets;
 use crate::connection::table::Table;
 use crate::connection::{Flag, Origin, Stage, State};
@@ -78,7 +78,7 @@ impl<'a> Socket<'a> {
 
     /// Puts another address in the place of the peer's, because somebody who is trusted has said for whom the
     /// connection stands (a PROXY header, for example). From now on it counts for that address at the service's
-    /// [`Guard`](crate::Guard).
+    /// [`AccessPolicy`](crate::AccessPolicy).
     ///
     /// # Errors
     ///
@@ -94,12 +94,12 @@ impl<'a> Socket<'a> {
         let resolving = connection.dial().is_some_and(|dial| dial.lookup.is_some());
         match (
             connection.stage,
-            flags.has(Flag::Ended),
-            flags.has(Flag::Finishing) || flags.has(Flag::Finished),
+            flags.contains(Flag::Ended),
+            flags.contains(Flag::Finishing) || flags.contains(Flag::Finished),
         ) {
             (Stage::Connecting, ..) if resolving => State::Resolving,
             (Stage::Connecting, ..) => State::Connecting,
-            (Stage::Open, ..) if flags.has(Flag::Unmet) => State::Connecting,
+            (Stage::Open, ..) if flags.contains(Flag::OpenPending) => State::Connecting,
             (Stage::Open, false, false) => State::Open,
             (Stage::Open, false, true) => State::ReadOnly,
             (Stage::Open, true, false) => State::WriteOnly,
@@ -110,8 +110,8 @@ impl<'a> Socket<'a> {
     /// Whether the peer called or we did.
     pub fn origin(&self) -> Origin {
         let connection = self.table.at(self.slot);
-        let by = || connection.extra.as_ref().and_then(|extra| extra.by);
-        if connection.flags.has(Flag::Dialed) { Origin::Dialed { by: by() } } else { Origin::Accepted }
+        let by = || connection.optional.as_ref().and_then(|optional| optional.dialed_by);
+        if connection.flags.contains(Flag::Dialed) { Origin::Dialed { by: by() } } else { Origin::Accepted }
     }
 
     /// The instant at which this turn happens. The clock is read once per turn.
@@ -149,7 +149,7 @@ impl<'a> Socket<'a> {
     /// whether the peer is read. Whenever it has been, [`Service::drained`](crate::Service::drained) comes, at the end
     /// of this turn if the kernel takes everything at once.
     pub fn is_full(&self) -> bool {
-        self.table.at(self.slot).flags.has(Flag::Full)
+        self.table.at(self.slot).flags.contains(Flag::Full)
     }
 
     /// Whether it was dialed and is not connected yet. What is sent meanwhile waits.
@@ -159,20 +159,20 @@ impl<'a> Socket<'a> {
 
     /// Secures a connection that runs already, as STARTTLS does. What was sent before goes as it is. What is sent from
     /// now on waits for the handshake, and so does whatever has arrived behind what was taken: it is part of the
-    /// handshake, or it is wrong. Then [`secured`](crate::Service::secured) comes, or
+    /// handshake, or it is wrong. Then [`secured`](crate::Service::filter_started) comes, or
     /// [`closed`](crate::Service::closed).
     ///
-    /// Whoever called begins, so give a connection that was dialed the security of a client, and say
-    /// [by what name](Security::known_as) the server is known: the connection has only the address that the dial came
-    /// to. One that is still being dialed is secured as by [`DialOptions::secure`](crate::DialOptions::secure), with
-    /// all that was sent to it. One that is secured already, or that we have finished, stays as it is.
-    pub fn secure(&mut self, how: Security) {
-        self.table.secure(self.slot, how);
+    /// Whoever called begins, so give a connection that was dialed the security of a client, and say [by what
+    /// name](FilterConfig::for_peer) the server is known: the connection has only the address that the dial came to.
+    /// One that is still being dialed is secured as by [`DialOptions::filter`](crate::DialOptions::filter), with all
+    /// that was sent to it. One that is secured already, or that we have finished, stays as it is.
+    pub fn start_filter(&mut self, how: FilterConfig) {
+        self.table.start_filter(self.slot, how);
     }
 
     /// What has been agreed on with the peer. None if it is not secured, and before the handshake is done.
-    pub fn secured(&self) -> Option<Secured> {
-        self.table.secured(self.slot)
+    pub fn filter_info(&self) -> Option<FilterInfo> {
+        self.table.filter_info(self.slot)
     }
 
     /// Delivers nothing from the next call on, until [`resume`](Socket::resume). Costs no system call. The peer
@@ -190,12 +190,12 @@ impl<'a> Socket<'a> {
 
     /// Whether it is paused.
     pub fn is_paused(&self) -> bool {
-        self.table.at(self.slot).flags.has(Flag::Paused)
+        self.table.at(self.slot).flags.contains(Flag::Paused)
     }
 
     /// Whether the peer has sent its end.
     pub fn has_ended(&self) -> bool {
-        self.table.at(self.slot).flags.has(Flag::Ended)
+        self.table.at(self.slot).flags.contains(Flag::Ended)
     }
 
     /// Sends our end after everything queued. The peer can go on sending (a half-close).
@@ -206,23 +206,23 @@ impl<'a> Socket<'a> {
     /// Sends everything queued, then our end, and is done. Nothing is delivered any more; what the peer
     /// still sends is thrown away for a moment, so that its last reply reaches it.
     pub fn close(&mut self) {
-        self.close_as(Closed::Local);
+        self.close_as(CloseReason::Local);
     }
 
     /// As [`close`](Socket::close), with a reason of your choice for the log and the counters.
-    pub fn close_as(&mut self, why: Closed) {
+    pub fn close_as(&mut self, why: CloseReason) {
         self.table.close(self.slot, why);
     }
 
     /// Ends at once, with a reset: what is queued is dropped, and the peer sees an error.
     pub fn abort(&mut self) {
-        self.table.doom(self.slot, Closed::Aborted);
+        self.table.close_now(self.slot, CloseReason::Aborted);
     }
 
     /// What arrived and was not taken. In [`Service::end`](crate::Service::end) this is the message that the peer
     /// began and did not complete.
-    pub fn untaken(&self) -> &[u8] {
-        self.table.at(self.slot).inbox.as_ref().map_or(&[], |inbox| inbox.kept())
+    pub fn unread(&self) -> &[u8] {
+        self.table.at(self.slot).inbox.as_ref().map_or(&[], |inbox| inbox.unread())
     }
 
     /// Joins it with another connection, both ways: what arrives at the one is sent to the other, and neither's
@@ -233,9 +233,9 @@ impl<'a> Socket<'a> {
     ///   at most [`high_water`](crate::SocketLimits::high_water) and one read each way.
     /// - An end of stream is passed on behind everything that came before it. The other direction goes on.
     /// - The directions do not wait for each other, and all clocks go on: two peers of whom neither reads are closed by
-    ///   the [write pace](crate::SocketLimits::write_pace).
-    /// - When one of them is closed for any reason but [`Finished`](Closed::Finished), what it has sent so far is still
-    ///   delivered, and then the other is closed too, as [`Leg`](Closed::Leg).
+    ///   the [write pace](crate::SocketLimits::min_write_rate).
+    /// - When one of them is closed for any reason but [`Finished`](CloseReason::Finished), what it has sent so far is
+    ///   still delivered, and then the other is closed too, as [`Leg`](CloseReason::PipePeerClosed).
     ///
     /// What either had left untaken goes to the other first. A connection has one pipe: an earlier one is undone. It
     /// may be a connection that is still being dialed. Joined with itself, it is an echo.
@@ -274,7 +274,7 @@ impl<'a> Socket<'a> {
 
     /// The other end of its pipe.
     pub fn piped_to(&self) -> Option<ConnId> {
-        self.table.at(self.slot).extra.as_ref()?.leg
+        self.table.at(self.slot).optional.as_ref()?.pipe_peer
     }
 
     /// Bytes a second that are read from it from now on, in place of [`SocketLimits::rate`](crate::SocketLimits::rate).
@@ -283,7 +283,7 @@ impl<'a> Socket<'a> {
     }
 
     /// Lets it share the rate of a group, beside its own, or of none.
-    pub fn join(&mut self, group: Option<GroupId>) {
+    pub fn join_group(&mut self, group: Option<GroupId>) {
         self.table.set_group(self.slot, group.map(|GroupId(index)| index));
     }
 
@@ -330,8 +330,8 @@ impl<'a> Socket<'a> {
     where
         A: TryInto<Address, Error: fmt::Display>,
     {
-        let (host, by) = (self.table.at(self.slot).host, self.id());
-        self.table.dial(host, given("dial", to)?, options, Some(by))
+        let (service, by) = (self.table.at(self.slot).service, self.id());
+        self.table.dial(service, parse_address("dial", to)?, options, Some(by))
     }
 
     /// All connections, seen from here.
@@ -367,8 +367,8 @@ impl Socket<'_> {
     }
 
     /// In [`idle`](crate::Service::idle): which clock has run out.
-    pub fn silent(&self) -> Silent {
-        self.table.at(self.slot).clocks().map_or(Silent::Both, |clocks| clocks.silent)
+    pub fn idle_kind(&self) -> IdleKind {
+        self.table.at(self.slot).overrides().map_or(IdleKind::Both, |overrides| overrides.idle_kind)
     }
 
     /// Calls [`alarm`](crate::Service::alarm) once, after so long, whatever the connection does meanwhile. It has one
@@ -391,33 +391,33 @@ impl Socket<'_> {
 impl Socket<'_> {
     /// Whether small segments are sent at once (TCP_NODELAY). They are, unless the listener or the dial said otherwise.
     pub fn set_nodelay(&mut self, on: bool) {
-        self.table.ask(self.slot, SocketOption::NoDelay(on));
+        self.table.set_option(self.slot, SocketOption::NoDelay(on));
     }
 
     /// Whether and how the kernel probes a silent peer (SO_KEEPALIVE).
     pub fn set_keep_alive(&mut self, probes: Option<KeepAlive>) {
-        self.table.ask(self.slot, SocketOption::KeepAlive(probes));
+        self.table.set_option(self.slot, SocketOption::KeepAlive(probes));
     }
 
     /// How long sent bytes may stay unacknowledged before the kernel ends the connection (TCP_USER_TIMEOUT, Linux
     /// only). None is the system's way: some fifteen minutes of retries.
     pub fn set_user_timeout(&mut self, limit: Option<Duration>) {
-        self.table.ask(self.slot, SocketOption::UserTimeout(limit));
+        self.table.set_option(self.slot, SocketOption::UserTimeout(limit));
     }
 
     /// The type-of-service byte of its packets (IP_TOS, IPV6_TCLASS): the upper six bits are the DSCP of RFC 2474.
     pub fn set_tos(&mut self, tos: u8) {
-        self.table.ask(self.slot, SocketOption::Tos(tos));
+        self.table.set_option(self.slot, SocketOption::Tos(tos));
     }
 
     /// The size of the kernel's send buffer, in bytes (SO_SNDBUF). Linux doubles it for its own book-keeping, and stops
     /// adjusting it.
     pub fn set_send_buffer(&mut self, bytes: usize) {
-        self.table.ask(self.slot, SocketOption::SendBuffer(bytes));
+        self.table.set_option(self.slot, SocketOption::SendBuffer(bytes));
     }
 
     /// The size of the kernel's receive buffer, in bytes (SO_RCVBUF). As [`set_send_buffer`](Socket::set_send_buffer).
     pub fn set_recv_buffer(&mut self, bytes: usize) {
-        self.table.ask(self.slot, SocketOption::RecvBuffer(bytes));
+        self.table.set_option(self.slot, SocketOption::RecvBuffer(bytes));
     }
 }

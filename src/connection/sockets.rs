@@ -7,11 +7,11 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::socket::Socket;
-use crate::base::address::{Address, given};
+use crate::base::address::{Address, parse_address};
 use crate::base::id::{ConnId, GroupId, ListenerId, ServiceId};
-use crate::base::reason::Departed;
+use crate::base::reason::ClosedInfo;
 use crate::base::stats::Stats;
-use crate::config::access::Guard;
+use crate::config::access::AccessPolicy;
 use crate::config::dial::DialOptions;
 use crate::connection::rate::Group;
 use crate::connection::table::{Stop, Table};
@@ -91,7 +91,7 @@ impl<'a> Sockets<'a> {
 
     /// How many connections a service has, closing ones included.
     pub fn count(&self, service: ServiceId) -> usize {
-        self.table.counts.get(usize::from(service.0)).copied().unwrap_or(0)
+        self.table.connections_by_service.get(usize::from(service.0)).copied().unwrap_or(0)
     }
 
     /// Whether there are none.
@@ -120,12 +120,12 @@ impl<'a> Sockets<'a> {
     where
         A: TryInto<Address, Error: fmt::Display>,
     {
-        self.table.dial(service.0, given("dial", to)?, options, None)
+        self.table.dial(service.0, parse_address("dial", to)?, options, None)
     }
 
     /// Calls off what was dialed: closes the connection if it is there, or forgets that it was to be
     /// [dialed again](DialOptions::reconnect). Says whether there was anything to call off.
-    pub fn hang_up(&mut self, id: ConnId) -> bool {
+    pub fn cancel_dial(&mut self, id: ConnId) -> bool {
         match self.get(id) {
             Some(mut socket) => {
                 socket.close();
@@ -137,8 +137,8 @@ impl<'a> Sockets<'a> {
 
     /// In [`closed`](crate::Service::closed): what is known of the connection that has ended, its addresses and its
     /// figures among it. None at any other time.
-    pub fn departed(&self) -> Option<&Departed> {
-        self.table.departed.as_ref()
+    pub fn closed_info(&self) -> Option<&ClosedInfo> {
+        self.table.closed_info.as_ref()
     }
 
     /// Calls [`Service::timer`](crate::Service::timer) once, after so long; or again and again, if `every` is given.
@@ -190,13 +190,13 @@ impl<'a> Sockets<'a> {
     }
 
     /// Makes a group of connections that share a rate, in bytes a second that are read from them together. They
-    /// [join](Socket::join) it one by one, or all of a service by
+    /// [join](Socket::join_group) it one by one, or all of a service by
     /// [`SocketLimits::group`](crate::SocketLimits::group). It is there for as long as the reactor.
     ///
     /// # Errors
     ///
     /// When there are 65,535 groups.
-    pub fn group(&mut self, rate: usize) -> io::Result<GroupId> {
+    pub fn add_group(&mut self, rate: usize) -> io::Result<GroupId> {
         let index = u16::try_from(self.table.groups.len()).ok().filter(|&index| index < u16::MAX);
         let index = index.ok_or_else(|| io::Error::other("a reactor has 65,535 groups at most"))?;
         self.table.groups.push(Group::new(rate, self.table.now));
@@ -210,12 +210,12 @@ impl<'a> Sockets<'a> {
 
     /// Closes one listener with the next turn; its connections live on.
     pub fn close_listener(&mut self, listener: ListenerId) {
-        self.table.closing.push(listener);
+        self.table.listeners_to_close.push(listener);
     }
 
-    /// Sets who may come in to a service: see [`Reactor::guard`](crate::Reactor::guard).
-    pub fn guard(&mut self, service: ServiceId, guard: Guard) {
-        self.table.set_guard(service.0, guard);
+    /// Sets who may come in to a service: see [`Reactor::set_access_policy`](crate::Reactor::set_access_policy).
+    pub fn set_access_policy(&mut self, service: ServiceId, guard: AccessPolicy) {
+        self.table.set_access_policy(service.0, guard);
     }
 
     /// Closes the listeners now, and what connections remain after `grace`. See

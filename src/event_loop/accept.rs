@@ -1,16 +1,16 @@
-//! Phase 8: let newcomers in, and call out.
+//! Phase 8: accept connections and start dials.
 
 use std::mem;
 use std::time::Duration;
 
-use super::Loop;
-use crate::base::address::{Address, Peer};
-use crate::base::reason::{Closed, OsError, Refusal, Refused};
+use super::EventLoop;
+use crate::base::address::{Address, PeerAddress};
+use crate::base::reason::{CloseReason, OsError, Refusal, Refused};
 use crate::config::limits::SocketLimits;
-use crate::config::rules::Refuse;
-use crate::connection::admission::TurnedAway;
+use crate::config::rules::RefuseMode;
+use crate::connection::admission::Rejection;
 use crate::connection::socket::Socket;
-use crate::connection::table::DOORMAN;
+use crate::connection::table::REFUSED;
 use crate::connection::{Flag, Stage};
 use crate::parts::inbox::Input;
 use crate::service::Service;
@@ -19,39 +19,39 @@ use crate::sys::{AcceptError, System};
 /// Peers turned away in one go when no descriptor is left to tell them.
 const SHED_MAX: usize = 64;
 
-impl<S: System> Loop<S> {
-    /// Comes after `reap`: a full house does not refuse a guest while a chair is being vacated. What newcomers are
-    /// greeted with is written at once.
-    pub(super) fn admit(&mut self) {
+impl<S: System> EventLoop<S> {
+    /// Comes after `reap`: a slot freed in this turn is used before a peer is refused. What `open` has
+    /// sent is written at once.
+    pub(super) fn accept(&mut self) {
         let before = self.table.stats.accepted + self.table.stats.refused;
-        self.hear_answers();
-        for id in mem::take(&mut self.table.newborn) {
-            self.call(id);
+        self.poll_resolver();
+        for id in mem::take(&mut self.table.pending_dials) {
+            self.start_dial(id);
         }
-        for index in 0..self.doors.len() {
-            self.admit_at(index);
+        for index in 0..self.listeners.len() {
+            self.accept_from(index);
         }
         if self.table.stats.accepted + self.table.stats.refused > before && !self.table.dirty.is_empty() {
-            self.flush();
+            self.write();
         }
     }
 
-    fn admit_at(&mut self, index: usize) {
-        for _ in 0..self.table.limits.accepts.max(1) {
-            let Some(Some(door)) = self.doors.get(index) else { return };
-            if !self.can_admit(door) {
+    fn accept_from(&mut self, index: usize) {
+        for _ in 0..self.table.limits.accepts_per_turn.max(1) {
+            let Some(Some(listener)) = self.listeners.get(index) else { return };
+            if !self.can_accept(listener) {
                 return;
             }
-            match self.system.accept(&door.listener) {
-                Ok((stream, peer)) => self.welcome(index, stream, peer),
+            match self.system.accept(&listener.socket) {
+                Ok((stream, peer)) => self.judge(index, stream, peer),
                 Err(error) => match error {
                     AcceptError::PeerGone => self.table.stats.accept_aborted += 1,
-                    AcceptError::Empty => return self.nobody_waits(index),
+                    AcceptError::Empty => return self.on_backlog_empty(index),
                     AcceptError::NoDescriptor => return self.out_of_descriptors(index),
-                    AcceptError::NoMemory => return self.starve(index, "kernel memory"),
+                    AcceptError::NoMemory => return self.pause_accepts(index, "kernel memory"),
                     AcceptError::Broken(error) => {
-                        log::error!("a listener is broken and was closed: {error}");
-                        self.doors[index] = None;
+                        log::error!("a listener failed and was closed: {error}");
+                        self.listeners[index] = None;
                         return;
                     }
                 },
@@ -61,86 +61,86 @@ impl<S: System> Loop<S> {
 
     /// Somebody stands in the door: the rules are asked first, then whether there is room, then whether its address has
     /// had its share.
-    fn welcome(&mut self, index: usize, stream: S::Stream, peer: Peer) {
-        let Some(Some(door)) = self.doors.get_mut(index) else { return };
-        door.feed();
-        let (host, slots) = (door.host, door.slots());
+    fn judge(&mut self, index: usize, stream: S::Stream, peer: PeerAddress) {
+        let Some(Some(listener)) = self.listeners.get_mut(index) else { return };
+        listener.resume_accepts();
+        let (service, slots) = (listener.service, listener.slots());
         let ip = peer.ip();
-        let full = Err((Refusal::Full, Refuse::Reply));
-        let judged = self.table.check_rules(host, ip).and_then(|()| {
-            let room = self.table.has_room_at(host, slots);
-            if room { self.table.check_address(host, ip) } else { full }
+        let full = Err((Refusal::Full, RefuseMode::Reply));
+        let judged = self.table.check_rules(service, ip).and_then(|()| {
+            let room = self.table.has_room_for_service(service, slots);
+            if room { self.table.admit_address(service, ip) } else { full }
         });
         match judged {
-            Ok(counted) => self.let_in(index, stream, peer, counted),
-            Err(refusal) => self.turn_away(index, stream, peer, refusal),
+            Ok(counted) => self.add_accepted(index, stream, peer, counted),
+            Err(refusal) => self.refuse(index, stream, peer, refusal),
         }
     }
 
-    fn let_in(&mut self, index: usize, stream: S::Stream, peer: Peer, counted: bool) {
-        let Some(Some(door)) = self.doors.get(index) else { return };
-        let (host, dials, secure) = (door.host, door.dials, door.secure.clone());
-        let local = door.local.or_else(|| self.system.local(&stream));
-        let id = self.table.insert(host, Stage::Open, peer);
+    fn add_accepted(&mut self, index: usize, stream: S::Stream, peer: PeerAddress, counted: bool) {
+        let Some(Some(listener)) = self.listeners.get(index) else { return };
+        let (service, dials, filter) = (listener.service, listener.reserve_slot, listener.filter.clone());
+        let local = listener.local.or_else(|| self.system.local_address(&stream));
+        let id = self.table.insert(service, Stage::Open, peer);
         let flags = &mut self.table.at_mut(id.slot).flags;
-        flags.raise(Flag::Writable);
+        flags.insert(Flag::Writable);
         flags.set(Flag::Counted, counted);
         if let Some(local) = local {
-            self.table.note_local(id.slot, local);
+            self.table.set_local(id.slot, local);
         }
         if dials {
             self.table.reserve(id.slot);
         }
         self.table.stats.accepted += 1;
-        if let Err(error) = self.settle(id.slot, stream) {
+        if let Err(error) = self.register(id.slot, stream) {
             // Not watched, and so never to be heard of again: it ends before its service has met it.
-            return self.table.doom(id.slot, Closed::Error(OsError::from(error)));
+            return self.table.close_now(id.slot, CloseReason::Error(OsError::from(error)));
         }
         log::debug!("{id} {} accepted", Address::from(peer));
-        if let Some(how) = secure {
-            return self.meet_later(id.slot, how);
+        if let Some(how) = filter {
+            return self.expect_handshake(id.slot, how);
         }
-        self.hosts[usize::from(host)].open(&mut self.table, id.slot);
+        self.services[usize::from(service)].open(&mut self.table, id.slot);
     }
 
-    fn turn_away(&mut self, index: usize, stream: S::Stream, peer: Peer, (why, how): TurnedAway) {
+    fn refuse(&mut self, index: usize, stream: S::Stream, peer: PeerAddress, (why, how): Rejection) {
         self.table.stats.refused += 1;
-        self.tell_refused(index, peer, why);
-        let Some(Some(door)) = self.doors.get(index) else { return };
-        let busy = door.busy_reply.clone();
-        let can_hold = self.table.held < self.table.limits.held;
+        self.notify_refused(index, peer, why);
+        let Some(Some(listener)) = self.listeners.get(index) else { return };
+        let busy = listener.busy_reply.clone();
+        let can_tarpit = self.table.tarpitted < self.table.limits.tarpitted;
         match how {
-            Refuse::Reset => self.system.reset(stream),
+            RefuseMode::Reset => self.system.reset(stream),
             // Whom there is no room to tell sees at least that it is over.
             _ if !self.table.can_refuse() => drop(stream),
-            Refuse::Hold if !can_hold => self.system.reset(stream),
-            Refuse::Hold | Refuse::End | Refuse::Reply => {
-                let id = self.table.insert(DOORMAN, Stage::Open, peer);
-                self.table.at_mut(id.slot).flags.raise(Flag::Writable);
-                if let Err(error) = self.settle(id.slot, stream) {
-                    return self.table.doom(id.slot, Closed::Error(OsError::from(error)));
+            RefuseMode::Tarpit if !can_tarpit => self.system.reset(stream),
+            RefuseMode::Tarpit | RefuseMode::End | RefuseMode::Reply => {
+                let id = self.table.insert(REFUSED, Stage::Open, peer);
+                self.table.at_mut(id.slot).flags.insert(Flag::Writable);
+                if let Err(error) = self.register(id.slot, stream) {
+                    return self.table.close_now(id.slot, CloseReason::Error(OsError::from(error)));
                 }
                 match how {
-                    Refuse::Hold => self.table.hold(id.slot),
-                    Refuse::Reply => self.table.send_to_refused(id.slot, Some(&busy)),
-                    _ => self.table.send_to_refused(id.slot, None),
+                    RefuseMode::Tarpit => self.table.tarpit(id.slot),
+                    RefuseMode::Reply => self.table.reply_to_refused(id.slot, Some(&busy)),
+                    _ => self.table.reply_to_refused(id.slot, None),
                 }
             }
         }
     }
 
-    fn tell_refused(&mut self, index: usize, peer: Peer, why: Refusal) {
-        self.table.stats.refused_for[why as usize] += 1;
-        let Some(Some(door)) = self.doors.get(index) else { return };
-        let refused = Refused { peer: Address::from(peer), at: door.address.clone(), why };
-        log::debug!("{} was turned away: {}", refused.peer, why.word());
-        self.hosts[usize::from(door.host)].refused(&mut self.table, &refused);
+    fn notify_refused(&mut self, index: usize, peer: PeerAddress, why: Refusal) {
+        self.table.stats.refused_by_reason[why as usize] += 1;
+        let Some(Some(listener)) = self.listeners.get(index) else { return };
+        let refused = Refused { peer: Address::from(peer), at: listener.address.clone(), reason: why };
+        log::debug!("{} was refused: {}", refused.peer, why.word());
+        self.services[usize::from(listener.service)].refused(&mut self.table, &refused);
     }
 
-    fn nobody_waits(&mut self, index: usize) {
-        if let Some(Some(door)) = self.doors.get_mut(index) {
-            door.acceptable = false;
-            door.feed();
+    fn on_backlog_empty(&mut self, index: usize) {
+        if let Some(Some(listener)) = self.listeners.get_mut(index) {
+            listener.acceptable = false;
+            listener.resume_accepts();
         }
     }
 
@@ -148,15 +148,15 @@ impl<S: System> Loop<S> {
     /// not wait for an answer that will not come; those who may wait are left alone. Then the door looks again after
     /// a pause: freeing descriptors raises no event, and neither does an accept that failed for want of one.
     fn out_of_descriptors(&mut self, index: usize) {
-        let Some(Some(door)) = self.doors.get(index) else { return };
-        if door.refuses && self.system.release_reserve() {
+        let Some(Some(listener)) = self.listeners.get(index) else { return };
+        if listener.refuses_excess && self.system.release_descriptor() {
             let mut empty = false;
             for _ in 0..SHED_MAX {
-                let Some(Some(door)) = self.doors.get(index) else { break };
-                match self.system.accept(&door.listener) {
+                let Some(Some(listener)) = self.listeners.get(index) else { break };
+                match self.system.accept(&listener.socket) {
                     Ok((stream, peer)) => {
                         drop(stream);
-                        self.tell_refused(index, peer, Refusal::NoDescriptor);
+                        self.notify_refused(index, peer, Refusal::NoDescriptor);
                     }
                     Err(AcceptError::PeerGone) => continue,
                     Err(error) => {
@@ -166,37 +166,37 @@ impl<S: System> Loop<S> {
                 }
                 self.table.stats.shed += 1;
             }
-            self.system.hold_reserve();
+            self.system.reserve_descriptor();
             if empty {
-                return self.nobody_waits(index);
+                return self.on_backlog_empty(index);
             }
         }
-        self.starve(index, "descriptors");
+        self.pause_accepts(index, "descriptors");
     }
 
-    fn starve(&mut self, index: usize, what: &str) {
+    fn pause_accepts(&mut self, index: usize, what: &str) {
         let now = self.table.now;
-        let Some(Some(door)) = self.doors.get_mut(index) else { return };
+        let Some(Some(listener)) = self.listeners.get_mut(index) else { return };
         self.table.stats.starved += 1;
-        if door.starve(now) {
+        if listener.pause_accepts(now) {
             log::warn!("cannot accept: out of {what} (raise the limit, or lower Limits::connections)");
         }
     }
 }
 
 /// The service of peers that are refused. What they are told is sent for it; what they say is thrown away.
-pub(super) struct Doorman;
+pub(super) struct RefusedService;
 
-/// How long somebody is [held](crate::config::rules::Refuse::Hold).
-const HOLD: Duration = Duration::from_secs(30);
+/// How long somebody is [held](crate::config::rules::RefuseMode::Tarpit).
+const TARPIT_TIME: Duration = Duration::from_secs(30);
 
-impl Doorman {
+impl RefusedService {
     pub(super) fn limits() -> SocketLimits {
-        SocketLimits { idle: None, lifetime: Some(HOLD), ..SocketLimits::default() }
+        SocketLimits { idle: None, lifetime: Some(TARPIT_TIME), ..SocketLimits::default() }
     }
 }
 
-impl Service for Doorman {
+impl Service for RefusedService {
     type Session = ();
 
     fn open(&mut self, _: &mut Socket<'_>) {}

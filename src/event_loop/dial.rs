@@ -3,93 +3,92 @@
 use std::mem;
 use std::net::SocketAddr;
 
-use super::Loop;
-use crate::base::address::{Address, Peer};
+use super::EventLoop;
+use crate::base::address::{Address, PeerAddress};
 use crate::base::id::ConnId;
-use crate::base::reason::{Attempt, Closed, DialError, OsError, plain};
+use crate::base::reason::{Attempt, CloseReason, DialError, OsError, os_message};
 use crate::config::dial::Family;
-use crate::config::rules::Verdict;
+use crate::config::rules::Action;
 use crate::connection::{Flag, Stage};
-use crate::parts::happy_eyeballs::{Eyeballs, Step};
-use crate::parts::lookups::Asked;
+use crate::parts::happy_eyeballs::{HappyEyeballs, Step};
+use crate::parts::lookups::LookupRequest;
 use crate::sys::System;
 
 /// The attempts to connect for one dial. All of them are registered under the connection's own token: an event says
 /// that something has happened to one of them, and which one is found by asking.
-pub(super) struct Race<T> {
-    plan: Eyeballs,
-    under_way: Vec<(Address, T)>,
-    failure: DialError,
+pub(super) struct Attempts<T> {
+    plan: HappyEyeballs,
+    in_flight: Vec<(Address, T)>,
+    error: DialError,
 }
 
-impl<T> Race<T> {
-    fn new(to: Address, plan: Eyeballs) -> Race<T> {
-        Race { plan, under_way: Vec::new(), failure: DialError::new(to) }
+impl<T> Attempts<T> {
+    fn new(to: Address, plan: HappyEyeballs) -> Attempts<T> {
+        Attempts { plan, in_flight: Vec::new(), error: DialError::new(to) }
     }
 
     /// Attempts beyond the first: descriptors that no slot stands for.
-    pub(super) fn overlapping(&self) -> usize {
-        self.under_way.len().saturating_sub(1)
+    pub(super) fn extra(&self) -> usize {
+        self.in_flight.len().saturating_sub(1)
     }
 
     /// What is to be told when it is lost; what is still under way has not answered.
-    pub(super) fn lost(mut self) -> DialError {
-        for (address, _) in &self.under_way {
-            self.failure.add(address.clone(), Attempt::NoAnswer);
+    pub(super) fn into_error(mut self) -> DialError {
+        for (address, _) in &self.in_flight {
+            self.error.add(address.clone(), Attempt::NoAnswer);
         }
-        self.failure
+        self.error
     }
 }
 
-impl<S: System> Loop<S> {
+impl<S: System> EventLoop<S> {
     /// Connects for a service that dialed. A dial that was cancelled before this never began: nobody is told.
-    pub(super) fn call(&mut self, id: ConnId) {
-        let Some(slot) = self.table.find(id).filter(|&slot| self.table.at(slot).stage != Stage::Doomed)
-        else {
+    pub(super) fn start_dial(&mut self, id: ConnId) {
+        let Some(slot) = self.table.find(id).filter(|&slot| self.table.at(slot).stage != Stage::Dead) else {
             return;
         };
-        let host = usize::from(self.table.at(slot).host);
-        self.hosts[host].open(&mut self.table, slot);
-        if self.table.at(slot).stage == Stage::Doomed {
+        let service = usize::from(self.table.at(slot).service);
+        self.services[service].open(&mut self.table, slot);
+        if self.table.at(slot).stage == Stage::Dead {
             return;
         }
         match self.table.peer(slot) {
             Address::Name { host, port } => self.look_up(slot, &host, port),
-            Address::Inet(address) => self.race(slot, vec![address]),
-            path => self.knock(slot, path),
+            Address::Inet(address) => self.start_attempts(slot, vec![address]),
+            path => self.connect_unix(slot, path),
         }
     }
 
     fn look_up(&mut self, slot: u32, host: &str, port: u16) {
         let id = self.table.id(slot);
-        let number = match self.lookups.ask(host, port, id, self.table.limits.lookups.max(1)) {
-            Asked::New(number) => {
+        let number = match self.lookups.request(host, port, id, self.table.limits.lookups.max(1)) {
+            LookupRequest::New(number) => {
                 self.table.stats.lookups += 1;
                 self.system.look_up(number, host, port);
                 number
             }
-            Asked::Joined(number) => number,
-            Asked::Full => {
-                let most = self.table.limits.lookups;
-                let why = format!("{most} names are being looked up already (Limits::lookups)");
-                return self.not_found(slot, why);
+            LookupRequest::Joined(number) => number,
+            LookupRequest::Full => {
+                let max = self.table.limits.lookups;
+                let why = format!("{max} names are being looked up already (Limits::lookups)");
+                return self.fail_lookup(slot, why);
             }
         };
         self.table.at_mut(slot).dial_mut().lookup = Some(number);
     }
 
-    fn not_found(&mut self, slot: u32, why: String) {
-        let mut race = Race::new(self.table.peer(slot), Eyeballs::none());
-        race.failure.not_found(why);
-        self.races.insert(slot, race);
-        self.table.doom(slot, Closed::Unresolved);
+    fn fail_lookup(&mut self, slot: u32, why: String) {
+        let mut race = Attempts::new(self.table.peer(slot), HappyEyeballs::none());
+        race.error.not_found(why);
+        self.attempts.insert(slot, race);
+        self.table.close_now(slot, CloseReason::Unresolved);
     }
 
     /// Whoever waited for a name that has been looked up may go on. Answers that nobody waits for any more have a
     /// number that means nobody.
-    pub(super) fn hear_answers(&mut self) {
-        while let Some(answer) = self.system.answer() {
-            for id in self.lookups.answered(answer.number) {
+    pub(super) fn poll_resolver(&mut self) {
+        while let Some(answer) = self.system.next_answer() {
+            for id in self.lookups.complete(answer.number) {
                 let Some(slot) = self.table.find(id) else { continue };
                 if self.table.at(slot).stage != Stage::Connecting {
                     continue;
@@ -97,45 +96,47 @@ impl<S: System> Loop<S> {
                 self.table.at_mut(slot).dial_mut().lookup = None;
                 match &answer.result {
                     Ok(addresses) if addresses.is_empty() => {
-                        self.not_found(slot, "the name stands for no address".into());
+                        self.fail_lookup(slot, "the name stands for no address".into());
                     }
-                    Ok(addresses) => self.race(slot, addresses.clone()),
-                    Err(error) => self.not_found(slot, plain(error)),
+                    Ok(addresses) => self.start_attempts(slot, addresses.clone()),
+                    Err(error) => self.fail_lookup(slot, os_message(error)),
                 }
             }
         }
     }
 
-    fn race(&mut self, slot: u32, addresses: Vec<SocketAddr>) {
+    fn start_attempts(&mut self, slot: u32, addresses: Vec<SocketAddr>) {
         let to = self.table.peer(slot);
         let mut failure = DialError::new(to.clone());
         let mut candidates = addresses;
         let options = &mut self.table.at_mut(slot).dial_mut().options;
-        let stagger = options.stagger;
+        let delay = options.attempt_delay;
         candidates.retain(|address| match options.family {
             Family::Any => true,
             Family::V4 => address.is_ipv4(),
             Family::V6 => address.is_ipv6(),
         });
         candidates.retain(|address| {
-            let allowed = options.rules.is_empty() || options.rules.decide(address.ip()) == Verdict::Allow;
+            let allowed = options.rules.is_empty() || options.rules.decide(address.ip()) == Action::Allow;
             if !allowed {
                 failure.add(Address::Inet(*address), Attempt::Denied);
             }
             allowed
         });
         if candidates.is_empty() && failure.attempts().is_empty() {
-            return self.not_found(slot, "the name stands for no address of the version asked for".into());
+            return self.fail_lookup(slot, "the name stands for no address of the version asked for".into());
         }
-        self.races
-            .insert(slot, Race { plan: Eyeballs::new(candidates, stagger), under_way: Vec::new(), failure });
+        self.attempts.insert(
+            slot,
+            Attempts { plan: HappyEyeballs::new(candidates, delay), in_flight: Vec::new(), error: failure },
+        );
         self.next_attempt(slot);
     }
 
     /// A Unix-domain socket: there is one, and it answers at once or not at all.
-    fn knock(&mut self, slot: u32, path: Address) {
-        self.races.insert(slot, Race::new(path.clone(), Eyeballs::none()));
-        self.begin(slot, path);
+    fn connect_unix(&mut self, slot: u32, path: Address) {
+        self.attempts.insert(slot, Attempts::new(path.clone(), HappyEyeballs::none()));
+        self.start_attempt(slot, path);
         self.next_attempt(slot);
     }
 
@@ -143,22 +144,22 @@ impl<S: System> Loop<S> {
     pub(super) fn next_attempt(&mut self, slot: u32) {
         let now = self.table.now;
         loop {
-            let Some(race) = self.races.get_mut(&slot) else { return };
-            let wake = match race.plan.step(race.under_way.len(), now) {
+            let Some(race) = self.attempts.get_mut(&slot) else { return };
+            let wake = match race.plan.step(race.in_flight.len(), now) {
                 Step::Try(address) => {
-                    if !race.under_way.is_empty() && self.overlapping >= self.table.limits.attempts {
+                    if !race.in_flight.is_empty() && self.extra_attempts >= self.table.limits.extra_attempts {
                         race.plan.postpone(now);
                     } else {
-                        race.plan.begun(now);
-                        self.begin(slot, Address::Inet(address));
+                        race.plan.started(now);
+                        self.start_attempt(slot, Address::Inet(address));
                     }
                     continue;
                 }
                 Step::Wait(when) => Some(when),
-                Step::Hope => None,
+                Step::Pending => None,
                 Step::GiveUp => {
-                    let why = Closed::Unreachable(race.failure.last());
-                    return self.table.doom(slot, why);
+                    let why = CloseReason::Unreachable(race.error.last());
+                    return self.table.close_now(slot, why);
                 }
             };
             self.table.at_mut(slot).dial_mut().next_attempt = wake;
@@ -166,113 +167,113 @@ impl<S: System> Loop<S> {
         }
     }
 
-    fn begin(&mut self, slot: u32, address: Address) {
+    fn start_attempt(&mut self, slot: u32, address: Address) {
         let token = self.table.id(slot).token();
         let Some(dial) = self.table.at(slot).dial() else { return };
         let mut refused = 0;
         let begun = self.system.connect(&address, &dial.options).and_then(|mut stream| {
-            for &option in &dial.asked {
-                refused += u64::from(self.system.set(&stream, option).is_err());
+            for &option in &dial.pending_options {
+                refused += u64::from(self.system.set_option(&stream, option).is_err());
             }
             self.system.register(&mut stream, token)?;
             Ok(stream)
         });
         self.table.stats.options_refused += refused;
-        let Some(race) = self.races.get_mut(&slot) else { return };
+        let Some(race) = self.attempts.get_mut(&slot) else { return };
         match begun {
             Ok(stream) => {
-                let before = race.overlapping();
-                race.under_way.push((address, stream));
-                self.overlapping += race.overlapping() - before;
+                let before = race.extra();
+                race.in_flight.push((address, stream));
+                self.extra_attempts += race.extra() - before;
             }
             Err(error) => {
                 race.plan.failed();
-                race.failure.add(address, Attempt::Failed(OsError::from(error)));
+                race.error.add(address, Attempt::Failed(OsError::from(error)));
             }
         }
     }
 
     /// Something was reported about a dial: one of its attempts is connected, or never will be, or the report was
     /// spurious.
-    pub(super) fn settle_dial(&mut self, slot: u32) {
-        self.table.at_mut(slot).flags.lower(Flag::Writable);
-        let Some(race) = self.races.get_mut(&slot) else { return };
-        let before = race.overlapping();
+    pub(super) fn check_attempts(&mut self, slot: u32) {
+        self.table.at_mut(slot).flags.remove(Flag::Writable);
+        let Some(race) = self.attempts.get_mut(&slot) else { return };
+        let before = race.extra();
         let mut winner = None;
-        for (address, stream) in mem::take(&mut race.under_way) {
-            match self.system.connected(&stream) {
+        for (address, stream) in mem::take(&mut race.in_flight) {
+            match self.system.check_connected(&stream) {
                 // One that is too late is dropped, and with that closed.
                 Ok(true) if winner.is_none() => winner = Some((address, stream)),
                 Ok(true) => {}
-                Ok(false) => race.under_way.push((address, stream)),
+                Ok(false) => race.in_flight.push((address, stream)),
                 Err(error) => {
                     race.plan.failed();
-                    race.failure.add(address, Attempt::Failed(OsError::from(error)));
+                    race.error.add(address, Attempt::Failed(OsError::from(error)));
                 }
             }
         }
-        self.overlapping = self.overlapping - before + race.overlapping();
+        self.extra_attempts = self.extra_attempts - before + race.extra();
         match winner {
-            Some((address, stream)) => self.won(slot, &address, stream),
+            Some((address, stream)) => self.on_connected(slot, &address, stream),
             None => self.next_attempt(slot),
         }
     }
 
-    fn won(&mut self, slot: u32, address: &Address, stream: S::Stream) {
-        self.end_race(slot);
+    fn on_connected(&mut self, slot: u32, address: &Address, stream: S::Stream) {
+        self.end_attempts(slot);
         let now = self.table.now;
-        let local = self.system.local(&stream);
+        let local = self.system.local_address(&stream);
         self.put_stream(slot, stream);
         let connection = self.table.at_mut(slot);
-        let born = connection.born;
+        let created = connection.created;
         connection.stage = Stage::Open;
-        connection.flags.raise(Flag::Writable);
-        connection.touched = now;
-        connection.peer = Peer::from(address);
+        connection.flags.insert(Flag::Writable);
+        connection.last_activity = now;
+        connection.peer = PeerAddress::from(address);
         if let Some(outbox) = &mut connection.outbox {
-            outbox.span.since = now; // Nobody could read what was queued before this.
+            outbox.progress.since = now; // Nobody could read what was queued before this.
         }
         let dial = connection.dial_mut();
-        (dial.next_attempt, dial.asked) = (None, Vec::new());
-        let secure = dial.options.secure.clone().zip(dial.to.clone());
-        let by = dial.options.timeout.map(|span| born.after(span));
-        if secure.is_none() {
-            dial.failures = 0;
+        (dial.next_attempt, dial.pending_options) = (None, Vec::new());
+        let filter = dial.options.filter.clone().zip(dial.to.clone());
+        let by = dial.options.timeout.map(|span| created.after(span));
+        if filter.is_none() {
+            dial.failed_attempts = 0;
         }
         // A path is no address that the connection itself could hold.
         if dial.options.reconnect.is_none() && address.inet().is_some() {
-            connection.extra().dial = None;
+            connection.optional().dial = None;
         }
-        if let Some(clocks) = connection.clocks_mut() {
-            for quiet in [&mut clocks.reading, &mut clocks.writing].into_iter().flatten() {
+        if let Some(overrides) = connection.overrides_mut() {
+            for quiet in [&mut overrides.read_idle, &mut overrides.write_idle].into_iter().flatten() {
                 quiet.since = now;
             }
         }
         if let Some(local) = local {
-            self.table.note_local(slot, local);
+            self.table.set_local(slot, local);
         }
         self.table.push_dirty(slot);
         self.table.rearm(slot);
         log::debug!("{} {address} connected", self.table.id(slot));
-        if let Some((how, to)) = secure {
-            return self.secure_dialed(slot, how, &to, by);
+        if let Some((how, to)) = filter {
+            return self.handshake_dialed(slot, how, &to, by);
         }
-        let host = usize::from(self.table.at(slot).host);
-        self.hosts[host].connected(&mut self.table, slot);
+        let service = usize::from(self.table.at(slot).service);
+        self.services[service].connected(&mut self.table, slot);
     }
 
     /// The attempts that are left are dropped, which closes them. What became of all of them is returned.
-    pub(super) fn end_race(&mut self, slot: u32) -> Option<DialError> {
-        let race = self.races.remove(&slot)?;
-        self.overlapping -= race.overlapping();
-        Some(race.lost())
+    pub(super) fn end_attempts(&mut self, slot: u32) -> Option<DialError> {
+        let race = self.attempts.remove(&slot)?;
+        self.extra_attempts -= race.extra();
+        Some(race.into_error())
     }
 
     /// A dial has ended while it waited for a name.
-    pub(super) fn leave_lookup(&mut self, number: u64, id: ConnId) {
+    pub(super) fn cancel_lookup(&mut self, number: u64, id: ConnId) {
         // One that has begun goes on; whoever asks for the same name meanwhile joins it.
-        if self.lookups.leave(number, id) && self.system.forget(number) {
-            self.lookups.answered(number);
+        if self.lookups.cancel_waiter(number, id) && self.system.cancel_look_up(number) {
+            self.lookups.complete(number);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One turn of the loop. Everything tidemill does, it does here.
 //!
-//! [`turn`](Loop::turn) is the table of contents; each phase is a method in a file of its own.
+//! [`turn`](EventLoop::turn) is the table of contents; each phase is a method in a file of its own.
 
 mod accept;
 mod dial;
@@ -25,50 +25,50 @@ use crate::base::tick::Tick;
 use crate::connection::Stage;
 use crate::connection::table::{Dirty, Table};
 use crate::handle::{Handle, Post};
-use crate::parts::listener::Door;
+use crate::parts::listener::Listener;
 use crate::parts::lookups::Lookups;
-use crate::service::Host;
+use crate::service::AnyService;
 use crate::sys::{Ready, System};
-use dial::Race;
-use pipe::Conduits;
-use poll::{Eager, Spin};
+use dial::Attempts;
+use pipe::KernelPipes;
+use poll::{BusyPoll, LivelockGuard};
 
 /// The loop: the services, the table of connections, and the world they talk to.
 ///
 /// Services and table lie side by side, so that a callback can hold the one by `&mut` and be lent the other. The
 /// streams lie beside the table too, because only they are of the system's own types.
-pub(crate) struct Loop<S: System> {
+pub(crate) struct EventLoop<S: System> {
     pub(crate) system: S,
     pub(crate) table: Table,
-    hosts: Vec<Box<dyn Host>>,
+    services: Vec<Box<dyn AnyService>>,
     /// By slot.
     streams: Vec<Option<S::Stream>>,
     /// By index; a closed listener leaves a gap, so that tokens keep their meaning.
-    doors: Vec<Option<Door<S::Listener>>>,
-    doors_made: u64,
+    listeners: Vec<Option<Listener<S::Listener>>>,
+    listener_generation: u64,
     /// Dials that are not connected, by slot, and their attempts beyond the first of each.
-    races: HashMap<u32, Race<S::Stream>>,
-    overlapping: usize,
+    attempts: HashMap<u32, Attempts<S::Stream>>,
+    extra_attempts: usize,
     lookups: Lookups,
-    conduits: Conduits<S::Conduit>,
+    kernel_pipes: KernelPipes<S::KernelPipe>,
     handle: Handle,
     posts: Vec<Post>,
     events: Vec<Ready>,
     /// Who has come below the low-water mark, until they have been told.
-    relieved: Vec<ConnId>,
+    drained: Vec<ConnId>,
     /// How many of the line of those who are ready stood in it before this turn's events.
-    carried: usize,
+    carried_over: usize,
     /// When what is left is closed, once shutting down.
-    drained_by: Option<Tick>,
-    eager: Eager,
-    spin: Spin,
+    drain_deadline: Option<Tick>,
+    busy_poll: BusyPoll,
+    livelock: LivelockGuard,
     /// What is sealed, on its way to the kernel; and pieces that are sealed together.
-    sealed: Vec<u8>,
-    run: Vec<u8>,
+    ciphertext: Vec<u8>,
+    record: Vec<u8>,
     // Emptied lists, kept for their memory.
     spare_ready: Vec<ConnId>,
     spare_dirty: Vec<Dirty>,
-    spare_doomed: Vec<u32>,
+    spare_to_reap: Vec<u32>,
 }
 
 /// What one turn did.
@@ -81,48 +81,52 @@ pub struct Turn {
     pub carried_over: bool,
 }
 
-impl<S: System> Loop<S> {
+impl<S: System> EventLoop<S> {
     /// One turn of the loop. Everything tidemill does, it does here, in this order.
     pub(crate) fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
-        self.park(wait)?; //    1 sleep until readiness, a deadline or a wake-up; then read the clock once
-        let turn = self.sort(); // 2 readiness becomes flags on connections; no user code yet
-        self.run_posted(); //   3 what other threads asked for
-        self.serve(); //        4 read, deliver: at most one budget per connection
-        self.expire(); //       5 deadlines that have passed
-        self.flush(); //        6 one write for each connection with something to say
-        self.reap(); //         7 say goodbye; the only place where a slot is freed
-        self.admit(); //        8 fill the slots just freed; refuse the rest, audibly
-        Ok(self.tally(turn))
+        self.poll(wait)?; //   1 sleep until readiness, a deadline or a wake-up; then read the clock once
+        self.dispatch(); //    2 events become flags; no user code yet
+        self.run_posts(); //   3 what other threads asked for
+        self.read(); //        4 read and deliver, at most one budget per connection
+        self.expire(); //      5 deadlines that have passed
+        self.write(); //       6 one write per connection with something to say
+        self.reap(); //        7 `closed`, and the only place where a slot is freed
+        self.accept(); //      8 dials and accepts, into the slots just freed
+        Ok(self.finish_turn())
     }
 
-    fn tally(&mut self, events: usize) -> Turn {
+    fn finish_turn(&mut self) -> Turn {
         self.table.stats.turns += 1;
         let carried_over = self.has_work();
-        self.spin.watch(carried_over, &mut self.table.stats);
-        Turn { events, carried_over }
+        self.livelock.check(carried_over, &mut self.table.stats);
+        Turn { events: self.events.len(), carried_over }
     }
 
     /// Whether the next turn has something to do that no event will announce.
     pub(crate) fn has_work(&self) -> bool {
         let table = &self.table;
-        let queued = !(table.ready.is_empty() && table.dirty.is_empty() && table.doomed.is_empty());
-        let stops = table.stop.is_some() || !table.closing.is_empty();
-        let asked = !self.posts.is_empty() || stops || !table.newborn.is_empty();
+        let queued = !(table.ready.is_empty() && table.dirty.is_empty() && table.to_reap.is_empty());
+        let stops = table.stop.is_some() || !table.listeners_to_close.is_empty();
+        let asked = !self.posts.is_empty() || stops || !table.pending_dials.is_empty();
         let due = table.wheel.is_due(table.now)
             || table.timers.is_due(table.now)
-            || table.handshakes.may_begin(table.limits.handshakes, table.now);
-        queued || asked || due || !self.relieved.is_empty() || self.doors().any(|door| self.can_admit(door))
+            || table.handshakes.may_start(table.limits.handshakes, table.now);
+        queued
+            || asked
+            || due
+            || !self.drained.is_empty()
+            || self.open_listeners().any(|listener| self.can_accept(listener))
     }
 
     /// Whether accepting from a door could bring someone in now.
-    fn can_admit(&self, door: &Door<S::Listener>) -> bool {
-        let room = || self.table.has_room_at(door.host, door.slots());
-        let chair = || door.refuses && self.table.can_refuse();
-        door.is_worth_a_try(self.table.now) && (room() || chair())
+    fn can_accept(&self, listener: &Listener<S::Listener>) -> bool {
+        let room = || self.table.has_room_for_service(listener.service, listener.slots());
+        let can_refuse = || listener.refuses_excess && self.table.can_refuse();
+        listener.may_accept(self.table.now) && (room() || can_refuse())
     }
 
-    fn doors(&self) -> impl Iterator<Item = &Door<S::Listener>> {
-        self.doors.iter().flatten()
+    fn open_listeners(&self) -> impl Iterator<Item = &Listener<S::Listener>> {
+        self.listeners.iter().flatten()
     }
 
     pub(crate) fn handle(&self) -> Handle {
@@ -130,14 +134,18 @@ impl<S: System> Loop<S> {
     }
 
     pub(crate) fn is_shutting_down(&self) -> bool {
-        self.drained_by.is_some() || self.table.stop.is_some()
+        self.drain_deadline.is_some() || self.table.stop.is_some()
     }
 
     /// Whether nothing is left that could ever happen by itself: no listener, no connection, no work.
     pub(crate) fn is_finished(&self) -> bool {
         let posted = self.handle.mailbox().has_posts();
         let timers = self.table.timers.len() > 0;
-        self.doors().next().is_none() && self.table.slots.is_empty() && !timers && !posted && !self.has_work()
+        self.open_listeners().next().is_none()
+            && self.table.slots.is_empty()
+            && !timers
+            && !posted
+            && !self.has_work()
     }
 
     /// When the loop must turn again even if the kernel stays silent, as the time since it was made.
@@ -149,19 +157,19 @@ impl<S: System> Loop<S> {
     }
 
     fn next_tick(&self) -> Option<Tick> {
-        let doors = self.doors().filter_map(Door::looks_again);
+        let retries = self.open_listeners().filter_map(Listener::retry_at);
         let table = &self.table;
-        let handshakes = table.handshakes.looks_again(table.limits.handshakes);
-        doors
+        let handshakes = table.handshakes.next_check(table.limits.handshakes);
+        retries
             .chain(table.wheel.next())
             .chain(table.timers.next())
             .chain(handshakes)
-            .chain(self.drained_by)
+            .chain(self.drain_deadline)
             .min()
     }
 
     /// Puts a new stream into its slot and under watch. One that cannot be watched is closed, and only that one.
-    fn settle(&mut self, slot: u32, mut stream: S::Stream) -> io::Result<()> {
+    fn register(&mut self, slot: u32, mut stream: S::Stream) -> io::Result<()> {
         let token = self.table.id(slot).token();
         let registered = self.system.register(&mut stream, token);
         self.put_stream(slot, stream);
@@ -176,9 +184,9 @@ impl<S: System> Loop<S> {
     }
 }
 
-impl<S: System> Drop for Loop<S> {
+impl<S: System> Drop for EventLoop<S> {
     fn drop(&mut self) {
-        self.handle.mailbox().shut();
+        self.handle.mailbox().close();
         for slot in self.table.slots.iter().map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
             self.table.drop_outbox(slot);
         }

@@ -3,53 +3,53 @@
 use std::collections::HashMap;
 use std::io;
 
-use super::Loop;
-use crate::base::reason::Closed;
+use super::EventLoop;
+use crate::base::reason::CloseReason;
 use crate::connection::{Connection, Flag, NOT_DIRTY, Stage};
 use crate::parts::arena::READ_MAX;
 use crate::sys::System;
 
-/// The conduits in use, by the slot of the connection into which they lead, and some empty ones for the next.
+/// The kernel pipes in use, by the slot of the connection into which they lead, and some empty ones for the next.
 ///
 /// ```text
 ///                    fill, in serve             drain, in flush
-///     source's socket ─────────▶ a conduit ─────────▶ sink's socket
+///     source's socket ─────────▶ a kernel pipe ─────────▶ sink's socket
 ///                                 └ counted in the sink's queue, behind what it holds itself
 /// ```
 ///
 /// Copying is cheaper for small messages, and a new pipe for each short connection costs more than it saves: so a
 /// source is copied until two reads in a row were full, and again as soon as little comes.
 ///
-/// A conduit is filled only when it is empty. Then the answer "try again" means that nothing has arrived, and never
+/// A kernel pipe is filled only when it is empty. Then the answer "try again" means that nothing has arrived, and never
 /// that the pipe has no slot left; and one that holds bytes is closed with its connection, never handed to another.
-pub(super) struct Conduits<C> {
+pub(super) struct KernelPipes<C> {
     in_use: HashMap<u32, C>,
     spare: Vec<C>,
-    most: usize,
+    max: usize,
 }
 
 /// Empty ones kept. Each holds two descriptors and no memory.
 const SPARE_MAX: usize = 8;
 /// So many full reads in a row make a flow.
 const FULL_READS: u8 = 2;
-/// As much as a conduit holds.
-const FILL_MAX: usize = 1024 * 1024;
+/// As much as a kernel pipe holds.
+const SPLICE_MAX: usize = 1024 * 1024;
 /// A flow that brings less at once has become a trickle.
 const TRICKLE: usize = 16 * 1024;
 
-impl<C> Conduits<C> {
-    pub(super) fn new(most: usize) -> Conduits<C> {
-        Conduits { in_use: HashMap::new(), spare: Vec::new(), most }
+impl<C> KernelPipes<C> {
+    pub(super) fn new(max: usize) -> KernelPipes<C> {
+        KernelPipes { in_use: HashMap::new(), spare: Vec::new(), max }
     }
 
     /// The one that leads into this connection.
-    pub(super) fn leading_to(&self, sink: u32) -> Option<&C> {
+    pub(super) fn to_sink(&self, sink: u32) -> Option<&C> {
         self.in_use.get(&sink)
     }
 
-    fn keep(&mut self, conduit: C) {
+    fn recycle(&mut self, pipe: C) {
         if self.spare.len() < SPARE_MAX {
-            self.spare.push(conduit);
+            self.spare.push(pipe);
         }
     }
 
@@ -59,36 +59,36 @@ impl<C> Conduits<C> {
     }
 }
 
-impl<S: System> Loop<S> {
+impl<S: System> EventLoop<S> {
     /// Sends what has arrived to the other end of the pipe. It is not copied on its way: the bytes lie in the arena's
     /// block, and the other one's chain refers to them there.
     pub(super) fn relay(&mut self, slot: u32, bytes: &[u8]) {
-        match self.table.leg(slot) {
+        match self.table.pipe_peer(slot) {
             Some(other) => {
                 self.table.send(other, bytes);
-                self.table.block(slot, other);
+                self.table.update_pipe_peer_full(slot, other);
                 let full = self.table.limits.read_budget.clamp(1, READ_MAX);
-                self.note_flow(slot, other, bytes.len() >= full);
+                self.note_read_size(slot, other, bytes.len() >= full);
             }
             // The other end is on its way out, and takes this one along when it has gone.
-            None => self.table.at_mut(slot).flags.raise(Flag::Blocked),
+            None => self.table.at_mut(slot).flags.insert(Flag::PipePeerFull),
         }
     }
 
     /// Sends the end of one to the other, behind everything that was sent before it.
-    pub(super) fn relay_end(&mut self, slot: u32) {
-        if let Some(other) = self.table.leg(slot) {
+    pub(super) fn relay_fin(&mut self, slot: u32) {
+        if let Some(other) = self.table.pipe_peer(slot) {
             self.table.finish(other);
         }
     }
 
     /// One end of a pipe has drained: the other is read again.
-    pub(super) fn unblock(&mut self, slot: u32) {
-        if let Some(other) = self.table.leg(slot) {
+    pub(super) fn resume_pipe_peer(&mut self, slot: u32) {
+        if let Some(other) = self.table.pipe_peer(slot) {
             let now = self.table.now;
-            self.table.at_mut(other).flags.lower(Flag::Blocked);
+            self.table.at_mut(other).flags.remove(Flag::PipePeerFull);
             if let Some(inbox) = &mut self.table.at_mut(other).inbox {
-                inbox.begin(now);
+                inbox.restart_clocks(now);
             }
             self.table.push_ready(other);
             self.table.rearm(other);
@@ -98,168 +98,173 @@ impl<S: System> Loop<S> {
     /// One end of a pipe has gone. If it went in peace, both directions are done: all that came from it is sent or
     /// queued for the other, and the other's end has come. If not, nothing more will come from it, and nobody is left
     /// to hear what the other says; so the other is closed, behind what it is still to get.
-    pub(super) fn part_from(&mut self, gone: &Connection, why: Closed) {
-        let Some(leg) =
-            gone.extra.as_ref().and_then(|extra| extra.leg).filter(|_| gone.flags.has(Flag::Piped))
+    pub(super) fn on_pipe_peer_closed(&mut self, gone: &Connection, why: CloseReason) {
+        let Some(pipe_peer) = gone
+            .optional
+            .as_ref()
+            .and_then(|optional| optional.pipe_peer)
+            .filter(|_| gone.flags.contains(Flag::Piped))
         else {
             return;
         };
-        let Some(other) = self.table.find(leg) else { return };
-        if why != Closed::Finished && matches!(self.table.at(other).stage, Stage::Connecting | Stage::Open) {
-            let why = if why == Closed::Shutdown { why } else { Closed::Leg };
+        let Some(other) = self.table.find(pipe_peer) else { return };
+        if why != CloseReason::Finished
+            && matches!(self.table.at(other).stage, Stage::Connecting | Stage::Open)
+        {
+            let why = if why == CloseReason::Shutdown { why } else { CloseReason::PipePeerClosed };
             self.table.close(other, why);
         }
     }
 
-    /// A piped connection was read. Takes a conduit for it when it has become a flow.
-    pub(super) fn note_flow(&mut self, source: u32, sink: u32, full: bool) {
+    /// A piped connection was read. Takes a kernel pipe for it when it has become a flow.
+    pub(super) fn note_read_size(&mut self, source: u32, sink: u32, full: bool) {
         let connection = self.table.at_mut(source);
-        let Some(extra) = &mut connection.extra else { return };
-        extra.full_reads = if full { extra.full_reads.saturating_add(1) } else { 0 };
-        let flows = extra.full_reads >= FULL_READS && !extra.is_limited();
-        if flows && !self.is_sealed(source) && !self.is_sealed(sink) && self.lay_conduit(sink) {
-            self.table.at_mut(source).flags.raise(Flag::Spliced);
+        let Some(optional) = &mut connection.optional else { return };
+        optional.full_reads = if full { optional.full_reads.saturating_add(1) } else { 0 };
+        let flows = optional.full_reads >= FULL_READS && !optional.is_limited();
+        if flows && !self.is_filtered(source) && !self.is_filtered(sink) && self.attach_kernel_pipe(sink) {
+            self.table.at_mut(source).flags.insert(Flag::Spliced);
         }
     }
 
-    fn lay_conduit(&mut self, sink: u32) -> bool {
-        let conduits = &mut self.conduits;
-        if conduits.in_use.contains_key(&sink) {
+    fn attach_kernel_pipe(&mut self, sink: u32) -> bool {
+        let pipes = &mut self.kernel_pipes;
+        if pipes.in_use.contains_key(&sink) {
             return true;
         }
-        if conduits.in_use.len() >= conduits.most {
+        if pipes.in_use.len() >= pipes.max {
             return false;
         }
-        let fresh = conduits.spare.pop().map_or_else(|| self.system.conduit(), Ok);
+        let fresh = pipes.spare.pop().map_or_else(|| self.system.new_pipe(), Ok);
         match fresh {
-            Ok(conduit) => {
-                conduits.in_use.insert(sink, conduit);
+            Ok(pipe) => {
+                pipes.in_use.insert(sink, pipe);
                 true
             }
             Err(error) => {
-                log::debug!("a pipe is copied, since there is no conduit: {error}");
+                log::debug!("a pipe is copied: cannot make a kernel pipe: {error}");
                 if error.kind() == io::ErrorKind::Unsupported {
-                    conduits.most = 0;
+                    pipes.max = 0;
                 }
                 false
             }
         }
     }
 
-    /// In place of a read: moves what has arrived into the conduit, and has the sink's flush move it on.
-    pub(super) fn fill(&mut self, source: u32) {
+    /// In place of a read: moves what has arrived into the kernel pipe, and has the sink's flush move it on.
+    pub(super) fn splice_in(&mut self, source: u32) {
         if !self.table.at(source).wants_read() {
             return;
         }
-        let sink = self.table.leg(source).filter(|sink| self.conduits.in_use.contains_key(sink));
-        let limited = self.table.at(source).extra.as_ref().is_none_or(|extra| extra.is_limited());
-        let stays = |&sink: &u32| !limited && !self.is_sealed(source) && !self.is_sealed(sink);
-        let Some(sink) = sink.filter(stays) else { return self.back_to_copying(source) };
+        let sink = self.table.pipe_peer(source).filter(|sink| self.kernel_pipes.in_use.contains_key(sink));
+        let limited = self.table.at(source).optional.as_ref().is_none_or(|optional| optional.is_limited());
+        let stays = |&sink: &u32| !limited && !self.is_filtered(source) && !self.is_filtered(sink);
+        let Some(sink) = sink.filter(stays) else { return self.stop_splicing(source) };
         let other = self.table.at_mut(sink);
         if other.outbox.is_some() {
             // It is to be empty first, and to say so.
-            other.flags.raise(Flag::Full);
-            return self.table.block(source, sink);
+            other.flags.insert(Flag::Full);
+            return self.table.update_pipe_peer_full(source, sink);
         }
         if other.dirty != NOT_DIRTY {
             return; // What was copied before goes first; that is with the next turn.
         }
-        let most = FILL_MAX.min(self.table.limits_of(sink).queue);
-        let (Some(Some(stream)), Some(conduit)) =
-            (self.streams.get(source as usize), self.conduits.in_use.get(&sink))
+        let max = SPLICE_MAX.min(self.table.limits_of(sink).queue);
+        let (Some(Some(stream)), Some(pipe)) =
+            (self.streams.get(source as usize), self.kernel_pipes.in_use.get(&sink))
         else {
             return;
         };
-        let result = self.system.fill(stream, conduit, most);
+        let result = self.system.splice_in(stream, pipe, max);
         self.table.stats.reads += 1;
         match result {
             Ok(0) => {
-                self.back_to_copying(source);
-                self.ended(source);
+                self.stop_splicing(source);
+                self.on_peer_end(source);
             }
             Ok(n) => {
-                self.table.carried(source, sink, n);
-                if n < TRICKLE.min(most) {
-                    self.back_to_copying(source);
+                self.table.on_spliced(source, sink, n);
+                if n < TRICKLE.min(max) {
+                    self.stop_splicing(source);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.table.at_mut(source).run_dry();
-                self.back_to_copying(source);
+                self.table.at_mut(source).on_read_would_block();
+                self.stop_splicing(source);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                log::info!("pipes are copied, since this system does not splice: {error}");
-                self.conduits.most = 0;
-                self.back_to_copying(source);
+                log::info!("pipes are copied: this system cannot splice: {error}");
+                self.kernel_pipes.max = 0;
+                self.stop_splicing(source);
             }
-            Err(error) => self.table.doom(source, Closed::from_io(&error)),
+            Err(error) => self.table.close_now(source, CloseReason::from_io(&error)),
         }
     }
 
-    fn back_to_copying(&mut self, source: u32) {
+    fn stop_splicing(&mut self, source: u32) {
         let connection = self.table.at_mut(source);
-        connection.flags.lower(Flag::Spliced);
-        if let Some(extra) = &mut connection.extra {
-            extra.full_reads = 0;
+        connection.flags.remove(Flag::Spliced);
+        if let Some(optional) = &mut connection.optional {
+            optional.full_reads = 0;
         }
-        if let Some(sink) = self.table.leg(source) {
-            self.lift_conduit(sink);
+        if let Some(sink) = self.table.pipe_peer(source) {
+            self.detach_kernel_pipe(sink);
         }
     }
 
-    /// What was in a conduit has moved on. Without a source that fills it again, it is free.
-    pub(super) fn drained(&mut self, sink: u32, n: usize) {
+    /// What was in a kernel pipe has moved on. Without a source that fills it again, it is free.
+    pub(super) fn on_spliced_out(&mut self, sink: u32, n: usize) {
         self.table.stats.spliced += n as u64;
-        if self.table.at(sink).queued() == 0 && !self.is_fed(sink) {
-            self.lift_conduit(sink);
+        if self.table.at(sink).queued() == 0 && !self.has_splicing_source(sink) {
+            self.detach_kernel_pipe(sink);
         }
     }
 
     /// What goes through a filter is not for the kernel to pass on.
-    fn is_sealed(&self, slot: u32) -> bool {
-        self.table.at(slot).flags.has(Flag::Sealed)
+    fn is_filtered(&self, slot: u32) -> bool {
+        self.table.at(slot).flags.contains(Flag::Filtered)
     }
 
-    fn is_fed(&self, sink: u32) -> bool {
-        self.table.leg(sink).is_some_and(|source| self.table.at(source).flags.has(Flag::Spliced))
+    fn has_splicing_source(&self, sink: u32) -> bool {
+        self.table.pipe_peer(sink).is_some_and(|source| self.table.at(source).flags.contains(Flag::Spliced))
     }
 
-    /// Copies out what a conduit still holds, because something is to be sent behind it.
-    pub(super) fn scoop(&mut self, sink: u32) {
+    /// Copies out what a kernel pipe still holds, because something is to be sent behind it.
+    pub(super) fn read_out(&mut self, sink: u32) {
         let mut block = vec![0; READ_MAX];
-        while let Some(conduit) = self.conduits.in_use.get(&sink) {
+        while let Some(pipe) = self.kernel_pipes.in_use.get(&sink) {
             let Some(outbox) = &mut self.table.slots[sink as usize].outbox else { return };
-            let wanted = block.len().min(outbox.beyond);
+            let wanted = block.len().min(outbox.in_pipe);
             if wanted == 0 {
                 return;
             }
-            match self.system.scoop(conduit, &mut block[..wanted]) {
+            match self.system.read_pipe(pipe, &mut block[..wanted]) {
                 Ok(n @ 1..) => {
-                    outbox.beyond -= n;
+                    outbox.in_pipe -= n;
                     self.table.memory += outbox.push(&block[..n]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // It holds what was put into it; a kernel that says otherwise has lost bytes.
-                _ => return self.table.doom(sink, Closed::Reset),
+                _ => return self.table.close_now(sink, CloseReason::Reset),
             }
         }
     }
 
-    /// Takes the conduit away, and keeps it for another if nothing is in it.
-    pub(super) fn lift_conduit(&mut self, sink: u32) {
-        if self.table.at(sink).outbox.as_ref().is_none_or(|outbox| outbox.beyond == 0) {
-            if let Some(conduit) = self.conduits.in_use.remove(&sink) {
-                self.conduits.keep(conduit);
+    /// Takes the kernel pipe away, and keeps it for another if nothing is in it.
+    pub(super) fn detach_kernel_pipe(&mut self, sink: u32) {
+        if self.table.at(sink).outbox.as_ref().is_none_or(|outbox| outbox.in_pipe == 0) {
+            if let Some(pipe) = self.kernel_pipes.in_use.remove(&sink) {
+                self.kernel_pipes.recycle(pipe);
             }
         }
     }
 
     /// Its connection goes, and what is in it is for nobody.
-    pub(super) fn close_conduit(&mut self, sink: u32) {
-        if !self.conduits.in_use.is_empty() {
-            self.lift_conduit(sink);
-            self.conduits.in_use.remove(&sink);
+    pub(super) fn close_kernel_pipe(&mut self, sink: u32) {
+        if !self.kernel_pipes.in_use.is_empty() {
+            self.detach_kernel_pipe(sink);
+            self.kernel_pipes.in_use.remove(&sink);
         }
     }
 }

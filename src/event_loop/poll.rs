@@ -1,49 +1,50 @@
-//! Phases 1 and 2: sleep, and learn who is ready.
+//! Phases 1 and 2: sleep, then turn events into flags.
 
 use std::io;
 use std::mem;
 use std::time::Duration;
 
-use super::Loop;
-use crate::base::id::Named;
+use super::EventLoop;
+use crate::base::id::TokenKind;
 use crate::base::tick::Tick;
 use crate::connection::{Flag, Stage};
 use crate::sys::{Ready, System};
 
-impl<S: System> Loop<S> {
+impl<S: System> EventLoop<S> {
     /// Phase 1. How long it sleeps is a list of rules:
     ///
     /// - not at all while work is carried over, because no event will announce it;
     /// - else until the nearest deadline (of the wheel, of a starved listener, of the drain), if there is one;
     /// - and never longer than the caller said.
     ///
-    /// Before it sleeps it may look for a moment, if [`Limits::spin`](crate::Limits::spin) says so: see `eager`.
+    /// Before it sleeps it may look for a moment, if [`Limits::busy_poll`](crate::Limits::busy_poll) says so: see
+    /// `eager`.
     ///
     /// Deadlines are measured from this turn's clock, so one that passed during a long turn is found by the next.
-    pub(super) fn park(&mut self, wait: Option<Duration>) -> io::Result<()> {
+    pub(super) fn poll(&mut self, wait: Option<Duration>) -> io::Result<()> {
         let (wait, until) = match self.has_work() {
-            true if self.spin.broken => (Some(Duration::from_millis(1)), None),
+            true if self.livelock.throttled => (Some(Duration::from_millis(1)), None),
             true => (Some(Duration::ZERO), None),
             false => (wait, self.next_tick().map(Tick::since_start)),
         };
         self.events.clear();
         let before = self.table.elapsed;
         if wait != Some(Duration::ZERO) {
-            self.look(wait, until)?;
+            self.busy_poll(wait, until)?;
         }
         if self.events.is_empty() {
             self.system.poll(&mut self.events, wait, until)?;
         }
         self.read_clock();
         if !self.events.is_empty() {
-            self.eager.woken_after(self.table.elapsed - before);
+            self.busy_poll.record_wakeup(self.table.elapsed - before);
         }
         Ok(())
     }
 
     /// Looks for events without sleeping, for as long as it lately would have paid, and not beyond a deadline.
-    fn look(&mut self, wait: Option<Duration>, until: Option<Duration>) -> io::Result<()> {
-        let Some(window) = self.eager.looks_for() else { return Ok(()) };
+    fn busy_poll(&mut self, wait: Option<Duration>, until: Option<Duration>) -> io::Result<()> {
+        let Some(window) = self.busy_poll.window() else { return Ok(()) };
         let end = self.system.now() + wait.map_or(window, |wait| wait.min(window));
         let end = until.map_or(end, |until| until.min(end));
         while self.events.is_empty() && self.system.now() < end {
@@ -63,41 +64,39 @@ impl<S: System> Loop<S> {
 
     /// Phase 2. Events become flags; whoever can do something with them is put in line. No user code runs, so
     /// nothing an event is about can have ended since the kernel reported it; what ended before has another generation.
-    pub(super) fn sort(&mut self) -> usize {
-        self.carried = self.table.ready.len();
+    pub(super) fn dispatch(&mut self) {
+        self.carried_over = self.table.ready.len();
         let events = std::mem::take(&mut self.events);
         self.table.stats.events += events.len() as u64;
         for &ready in &events {
-            match ready.token.read() {
-                Some(Named::Connection(id)) => match self.table.find(id) {
-                    Some(slot) => self.note(slot, ready),
+            match ready.token.kind() {
+                Some(TokenKind::Connection(id)) => match self.table.find(id) {
+                    Some(slot) => self.apply_event(slot, ready),
                     None => self.table.stats.stale_events += 1,
                 },
-                Some(Named::Listener(index)) => {
-                    if let Some(Some(door)) = self.doors.get_mut(index) {
-                        door.acceptable = true;
+                Some(TokenKind::Listener(index)) => {
+                    if let Some(Some(listener)) = self.listeners.get_mut(index) {
+                        listener.acceptable = true;
                     }
                 }
                 // The wake-up has done its work by ending the sleep.
-                Some(Named::Wake) => {}
+                Some(TokenKind::Wake) => {}
                 None => self.table.stats.stale_events += 1,
             }
         }
-        let count = events.len();
         self.events = events;
-        count
     }
 
-    fn note(&mut self, slot: u32, ready: Ready) {
+    fn apply_event(&mut self, slot: u32, ready: Ready) {
         let connection = self.table.at_mut(slot);
         let flags = &mut connection.flags;
-        flags.raise_if(Flag::EndAnnounced, ready.end);
+        flags.insert_if(Flag::EndAnnounced, ready.end);
         // An end or an error shows itself to whoever reads or writes next, and to nobody else.
-        flags.raise_if(Flag::Readable, ready.readable || ready.end);
-        flags.raise_if(Flag::Writable, ready.writable);
-        if ready.end && flags.has(Flag::Waiting) && connection.stage == Stage::Open {
+        flags.insert_if(Flag::Readable, ready.readable || ready.end);
+        flags.insert_if(Flag::Writable, ready.writable);
+        if ready.end && flags.contains(Flag::HandshakeQueued) && connection.stage == Stage::Open {
             // No handshake can come of it, and until its turn came it would be in the way.
-            return self.break_seal(slot, "the peer left while its handshake waited");
+            return self.fail_tls(slot, "the peer left while its handshake waited");
         }
         let connected = connection.stage != Stage::Connecting;
         if ready.writable && connected && (connection.outbox.is_some() || connection.owes_end()) {
@@ -122,7 +121,7 @@ impl<S: System> Loop<S> {
 ///                ──── 1 an early one ────▶
 /// ```
 #[derive(Debug)]
-pub(crate) struct Eager {
+pub(crate) struct BusyPoll {
     /// How long to look; none: never.
     window: Option<Duration>,
     score: u8,
@@ -131,18 +130,18 @@ pub(crate) struct Eager {
 /// So many early wake-ups are remembered: a pause in a lively conversation does not end it.
 const SCORE_MAX: u8 = 8;
 
-impl Eager {
-    pub(crate) fn new(window: Option<Duration>) -> Eager {
-        Eager { window: window.filter(|window| !window.is_zero()), score: 0 }
+impl BusyPoll {
+    pub(crate) fn new(window: Option<Duration>) -> BusyPoll {
+        BusyPoll { window: window.filter(|window| !window.is_zero()), score: 0 }
     }
 
     /// How long to look before sleeping, if at all.
-    pub(crate) fn looks_for(&self) -> Option<Duration> {
+    pub(crate) fn window(&self) -> Option<Duration> {
         self.window.filter(|_| self.score > 0)
     }
 
     /// Something came, so long after the loop had last looked at the clock.
-    pub(crate) fn woken_after(&mut self, gap: Duration) {
+    pub(crate) fn record_wakeup(&mut self, gap: Duration) {
         let Some(window) = self.window else { return };
         self.score =
             if gap <= window { (self.score + 1).min(SCORE_MAX) } else { self.score.saturating_sub(2) };
@@ -154,19 +153,19 @@ impl Eager {
 /// No path to that is known. It is the failure that event loops have all the same (a socket that is said to be
 /// ready and is not), and it should cost a line in the log and a millisecond a turn, not a core.
 #[derive(Default)]
-pub(super) struct Spin {
+pub(super) struct LivelockGuard {
     progress: u64,
     turns: u32,
-    pub(super) broken: bool,
+    pub(super) throttled: bool,
 }
 
-const SPIN_TURNS: u32 = 1_000;
+const LIVELOCK_TURNS: u32 = 1_000;
 
-impl Spin {
-    pub(super) fn watch(&mut self, carried_over: bool, stats: &mut crate::base::stats::Stats) {
+impl LivelockGuard {
+    pub(super) fn check(&mut self, carried_over: bool, stats: &mut crate::base::stats::Stats) {
         if !carried_over {
             // A number that no sum reaches: the next turn counts as progress.
-            *self = Spin { progress: u64::MAX, ..Spin::default() };
+            *self = LivelockGuard { progress: u64::MAX, ..LivelockGuard::default() };
             return;
         }
         let progress = stats.bytes_in
@@ -176,19 +175,19 @@ impl Spin {
             + stats.refused
             + stats.shed
             + stats.posts
-            + stats.ended_in_all()
+            + stats.closed_total()
             + stats.accept_aborted;
         let stuck = progress == mem::replace(&mut self.progress, progress);
         self.turns = if stuck { self.turns + 1 } else { 0 };
-        self.broken = self.turns >= SPIN_TURNS;
-        if self.broken {
-            if self.turns == SPIN_TURNS {
+        self.throttled = self.turns >= LIVELOCK_TURNS;
+        if self.throttled {
+            if self.turns == LIVELOCK_TURNS {
                 log::error!(
-                    "{SPIN_TURNS} turns without progress and without sleep: sleeping for a millisecond a turn"
+                    "{LIVELOCK_TURNS} turns without progress and without sleep: sleeping 1 ms per turn"
                 );
             }
-            self.turns = self.turns.min(SPIN_TURNS + 1);
-            stats.spins_broken += 1;
+            self.turns = self.turns.min(LIVELOCK_TURNS + 1);
+            stats.livelocks_broken += 1;
         }
     }
 }
@@ -201,34 +200,34 @@ mod tests {
 
     /// The share of wake-ups before which it looked.
     fn looks(gaps: impl Iterator<Item = u64>) -> f64 {
-        let mut eager = Eager::new(Some(WINDOW));
+        let mut busy_poll = BusyPoll::new(Some(WINDOW));
         let (mut looked, mut all) = (0, 0);
         for gap in gaps {
-            looked += u32::from(eager.looks_for().is_some());
+            looked += u32::from(busy_poll.window().is_some());
             all += 1;
-            eager.woken_after(Duration::from_micros(gap));
+            busy_poll.record_wakeup(Duration::from_micros(gap));
         }
         f64::from(looked) / f64::from(all)
     }
 
     #[test]
-    fn it_looks_while_wake_ups_come_soon_and_not_while_they_come_late() {
+    fn it_busy_polls_while_wake_ups_come_soon_and_not_while_they_come_late() {
         assert!(looks((0..1_000).map(|_| 20)) > 0.99);
         assert_eq!(looks((0..1_000).map(|_| 1_000)), 0.0);
     }
 
     #[test]
-    fn a_pause_in_a_lively_conversation_does_not_end_it_and_a_word_in_a_quiet_one_does_not_begin_one() {
+    fn one_late_wake_up_does_not_stop_busy_polling_and_one_early_one_does_not_start_it() {
         assert!(looks((0..1_000).map(|n| if n % 20 == 0 { 5_000 } else { 20 })) > 0.9);
         assert!(looks((0..1_000).map(|n| if n % 20 == 0 { 20 } else { 5_000 })) < 0.1);
     }
 
     #[test]
-    fn switched_off_it_never_looks() {
+    fn switched_off_it_never_busy_polls() {
         for off in [None, Some(Duration::ZERO)] {
-            let mut eager = Eager::new(off);
-            (0..20).for_each(|_| eager.woken_after(Duration::ZERO));
-            assert_eq!(eager.looks_for(), None);
+            let mut busy_poll = BusyPoll::new(off);
+            (0..20).for_each(|_| busy_poll.record_wakeup(Duration::ZERO));
+            assert_eq!(busy_poll.window(), None);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Phase 3: what other threads asked for.
 
-use super::Loop;
+use super::EventLoop;
 use crate::connection::sockets::Sockets;
 use crate::sys::System;
 
-impl<S: System> Loop<S> {
+impl<S: System> EventLoop<S> {
     /// Phase 3: at most a budget of posts; the others wait for the next turn.
-    pub(super) fn run_posted(&mut self) {
-        self.handle.mailbox().collect(&mut self.posts);
+    pub(super) fn run_posts(&mut self) {
+        self.handle.mailbox().take(&mut self.posts);
         if self.posts.is_empty() {
             return;
         }

@@ -3,9 +3,9 @@
 use std::io;
 use std::mem;
 
-use super::{Loop, is_open};
+use super::{EventLoop, is_open};
 use crate::base::id::ConnId;
-use crate::base::reason::Closed;
+use crate::base::reason::CloseReason;
 use crate::config::limits::CALLS_MAX;
 use crate::connection::{Flag, Stage};
 use crate::parts::arena::READ_MAX;
@@ -18,36 +18,36 @@ use crate::sys::System;
 const PREFIX_MAX: usize = 4 * 1024;
 
 /// Budgets that all together may use up in one turn beyond the first of each: some hundred microseconds.
-const EXTRA: usize = 8;
+const EXTRA_BUDGETS: usize = 8;
 
 /// What became of one attempt to read.
-pub(super) enum Got {
+pub(super) enum ReadOutcome {
     /// So many bytes, and perhaps more to come.
-    Some(usize),
+    More(usize),
     /// So many, and no more for now.
-    Last(usize),
+    Drained(usize),
     /// None, and no further attempt makes sense.
-    Nothing,
+    None,
 }
 
-impl<S: System> Loop<S> {
+impl<S: System> EventLoop<S> {
     /// Each connection gets one budget; who has more stands in line again. Newcomers to the line go first, all of
     /// them; then come those whom an earlier turn's budget had cut off, in their order and as far as the budget for
     /// them reaches. So two hundred who send all they can make others wait for a moment, and not for their whole round.
     ///
     /// When all have had theirs, a few get some budgets more, one connection after the other: to ask the kernel for
     /// events after each 64 KiB of a bulk echo, and to serve another connection then, would cost a tenth of its rate.
-    pub(super) fn serve(&mut self) {
-        self.begin_handshakes();
-        let most = self.table.stats.bytes_in + (EXTRA * self.table.limits.read_budget) as u64;
-        let all = self.serve_line();
-        while all && self.table.stats.bytes_in < most {
+    pub(super) fn read(&mut self) {
+        self.start_handshakes();
+        let max = self.table.stats.bytes_in + (EXTRA_BUDGETS * self.table.limits.read_budget) as u64;
+        let all = self.read_ready();
+        while all && self.table.stats.bytes_in < max {
             // The last in line is the one that was just served, if it has more.
             let Some(id) = self.table.ready.pop() else { return };
             let before = self.table.stats.bytes_in;
-            let mut block = self.table.arena.lend();
-            self.serve_one(id, &mut block);
-            self.table.arena.restore(block);
+            let mut block = self.table.arena.take_block();
+            self.read_connection(id, &mut block);
+            self.table.arena.put_block(block);
             if self.table.stats.bytes_in == before {
                 return;
             }
@@ -55,23 +55,23 @@ impl<S: System> Loop<S> {
     }
 
     /// Says whether all had their share.
-    fn serve_line(&mut self) -> bool {
+    fn read_ready(&mut self) -> bool {
         let mut line = mem::replace(&mut self.table.ready, mem::take(&mut self.spare_ready));
-        let mut block = self.table.arena.lend();
-        for &id in &line[self.carried..] {
-            self.serve_one(id, &mut block);
+        let mut block = self.table.arena.take_block();
+        for &id in &line[self.carried_over..] {
+            self.read_connection(id, &mut block);
         }
-        line.truncate(self.carried);
-        let most = self.table.stats.bytes_in + self.table.limits.carried_budget.max(1) as u64;
+        line.truncate(self.carried_over);
+        let max = self.table.stats.bytes_in + self.table.limits.carried_over_budget.max(1) as u64;
         let mut served = 0;
         for &id in &line {
-            if self.table.stats.bytes_in >= most {
+            if self.table.stats.bytes_in >= max {
                 break;
             }
-            self.serve_one(id, &mut block);
+            self.read_connection(id, &mut block);
             served += 1;
         }
-        self.table.arena.restore(block);
+        self.table.arena.put_block(block);
         // Whoever is left stands before those who have just had their share.
         let all = served == line.len();
         line.drain(..served);
@@ -81,64 +81,64 @@ impl<S: System> Loop<S> {
         all
     }
 
-    fn serve_one(&mut self, id: ConnId, block: &mut Vec<u8>) {
+    fn read_connection(&mut self, id: ConnId, block: &mut Vec<u8>) {
         if self.table.arena.is_full() {
-            self.table.arena.restore(mem::take(block));
-            self.flush();
-            *block = self.table.arena.lend();
+            self.table.arena.put_block(mem::take(block));
+            self.write();
+            *block = self.table.arena.take_block();
         }
         let Some(slot) = self.table.find(id) else { return };
         let connection = self.table.at_mut(slot);
-        connection.flags.lower(Flag::Ready);
+        connection.flags.remove(Flag::Ready);
         match connection.stage {
-            Stage::Connecting => self.settle_dial(slot),
-            Stage::Open => self.serve_open(slot, block),
-            Stage::Closing | Stage::Lingering => self.discard(slot, block),
-            Stage::Doomed => return,
+            Stage::Connecting => self.check_attempts(slot),
+            Stage::Open => self.read_open(slot, block),
+            Stage::Closing | Stage::Lingering => self.discard_input(slot, block),
+            Stage::Dead => return,
         }
-        if self.table.at(slot).wants_serving() {
+        if self.table.at(slot).wants_turn() {
             self.table.push_ready(slot);
         }
     }
 
-    fn serve_open(&mut self, slot: u32, block: &mut [u8]) {
-        if self.table.at(slot).flags.any(&[Flag::Redeliver, Flag::Securing, Flag::Spliced]) {
-            if self.table.at(slot).flags.has(Flag::Securing) && self.begins_handshake(slot) {
+    fn read_open(&mut self, slot: u32, block: &mut [u8]) {
+        if self.table.at(slot).flags.any(&[Flag::Redeliver, Flag::Handshaking, Flag::Spliced]) {
+            if self.table.at(slot).flags.contains(Flag::Handshaking) && self.start_or_queue_handshake(slot) {
                 return;
             }
             if self.table.at_mut(slot).flags.take(Flag::Redeliver) {
-                self.deliver_kept(slot, &[]);
+                self.deliver_unread(slot, &[]);
             }
-            if self.table.at(slot).flags.has(Flag::Spliced) {
-                return self.fill(slot);
+            if self.table.at(slot).flags.contains(Flag::Spliced) {
+                return self.splice_in(slot);
             }
         }
         let mut budget = self.table.limits.read_budget.max(1).min(self.table.allowance(slot));
         for _ in 0..CALLS_MAX {
             match self.read_and_deliver(slot, block, budget) {
-                Got::Some(n) if n < budget && !self.table.arena.is_full() => budget -= n,
-                Got::Some(_) | Got::Last(_) | Got::Nothing => return,
+                ReadOutcome::More(n) if n < budget && !self.table.arena.is_full() => budget -= n,
+                ReadOutcome::More(_) | ReadOutcome::Drained(_) | ReadOutcome::None => return,
             }
         }
     }
 
     /// One read into the arena's block, and one call of `data` if anything came.
-    fn read_and_deliver(&mut self, slot: u32, block: &mut [u8], budget: usize) -> Got {
+    fn read_and_deliver(&mut self, slot: u32, block: &mut [u8], budget: usize) -> ReadOutcome {
         let connection = self.table.at(slot);
         if connection.stage != Stage::Open || !connection.wants_read() || budget == 0 {
-            return Got::Nothing;
+            return ReadOutcome::None;
         }
-        let kept = connection.inbox.as_ref().map_or(0, |inbox| inbox.kept().len());
-        let prefix = if kept <= PREFIX_MAX.min(READ_MAX / 2) { kept } else { 0 };
-        if connection.flags.has(Flag::Sealed) {
-            return self.read_sealed(slot, block, prefix, budget);
+        let unread = connection.inbox.as_ref().map_or(0, |inbox| inbox.unread().len());
+        let prefix = if unread <= PREFIX_MAX.min(READ_MAX / 2) { unread } else { 0 };
+        if connection.flags.contains(Flag::Filtered) {
+            return self.read_ciphertext(slot, block, prefix, budget);
         }
-        let at = self.table.arena.place();
-        let got = self.read(slot, &mut block[at + prefix..][..budget.min(READ_MAX - prefix)]);
-        if let Got::Some(n) | Got::Last(n) = got {
+        let at = self.table.arena.write_offset();
+        let outcome = self.read_stream(slot, &mut block[at + prefix..][..budget.min(READ_MAX - prefix)]);
+        if let ReadOutcome::More(n) | ReadOutcome::Drained(n) = outcome {
             self.deliver_arrived(slot, &mut block[at..], prefix, n);
         }
-        got
+        outcome
     }
 
     /// Delivers `n` bytes behind room for what is kept; or, where there is no such room, behind what is kept where it
@@ -148,145 +148,149 @@ impl<S: System> Loop<S> {
         let arrived = ..prefix + n;
         match &self.table.at(slot).inbox {
             None => self.deliver(slot, &bytes[arrived], 0, n),
-            Some(inbox) if prefix == inbox.kept().len() => {
+            Some(inbox) if prefix == inbox.unread().len() => {
                 let scanned = inbox.scanned();
-                bytes[..prefix].copy_from_slice(inbox.kept());
+                bytes[..prefix].copy_from_slice(inbox.unread());
                 self.deliver(slot, &bytes[arrived], scanned, n);
             }
-            Some(_) => self.deliver_kept(slot, &bytes[arrived]),
+            Some(_) => self.deliver_unread(slot, &bytes[arrived]),
         }
     }
 
     /// Reads, and keeps the readiness flags true to what the kernel said.
     #[inline]
-    pub(super) fn read(&mut self, slot: u32, into: &mut [u8]) -> Got {
-        let Some(stream) = &self.streams[slot as usize] else { return Got::Nothing };
+    pub(super) fn read_stream(&mut self, slot: u32, into: &mut [u8]) -> ReadOutcome {
+        let Some(stream) = &self.streams[slot as usize] else { return ReadOutcome::None };
         let table = &mut self.table;
         let connection = &mut table.slots[slot as usize];
         let result = self.system.read(stream, into);
         table.stats.reads += 1;
         match result {
             Ok(0) => {
-                match connection.flags.has(Flag::Sealed) {
-                    true => self.cut_off(slot),
-                    false => self.ended(slot),
+                match connection.flags.contains(Flag::Filtered) {
+                    true => self.on_truncated(slot),
+                    false => self.on_peer_end(slot),
                 }
-                Got::Nothing
+                ReadOutcome::None
             }
             Ok(n) => {
-                connection.heard(n, table.now);
+                connection.on_received(n, table.now);
                 table.stats.bytes_in += n as u64;
                 // epoll and kqueue raise a new edge for what arrives after a short read. But an end that has been
                 // announced already is not announced again: then only reading on finds it.
-                let last = n < into.len() && !connection.flags.has(Flag::EndAnnounced);
-                connection.flags.lower_if(Flag::Readable, last);
-                if connection.extra.as_ref().is_some_and(|extra| extra.is_limited()) {
+                let last = n < into.len() && !connection.flags.contains(Flag::EndAnnounced);
+                connection.flags.remove_if(Flag::Readable, last);
+                if connection.optional.as_ref().is_some_and(|optional| optional.is_limited()) {
                     table.spend(slot, n);
                 }
-                if last { Got::Last(n) } else { Got::Some(n) }
+                if last { ReadOutcome::Drained(n) } else { ReadOutcome::More(n) }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                connection.run_dry();
-                Got::Nothing
+                connection.on_read_would_block();
+                ReadOutcome::None
             }
             // A signal came first; the connection stays in line.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Got::Nothing,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => ReadOutcome::None,
             Err(error) => {
-                table.doom(slot, Closed::from_io(&error));
-                Got::Nothing
+                table.close_now(slot, CloseReason::from_io(&error));
+                ReadOutcome::None
             }
         }
     }
 
     /// Lends `bytes`, of which the last `arrived` are new, to the service; what it leaves is kept.
     fn deliver(&mut self, slot: u32, bytes: &[u8], scanned: usize, arrived: usize) {
-        if self.table.at(slot).flags.has(Flag::Piped) {
+        if self.table.at(slot).flags.contains(Flag::Piped) {
             return self.relay(slot, bytes);
         }
-        let mut input = Input::resumed(bytes, scanned);
-        let host = usize::from(self.table.at(slot).host);
-        self.hosts[host].data(&mut self.table, slot, &mut input);
-        let (taken, scanned) = input.settle();
+        let mut input = Input::with_scanned(bytes, scanned);
+        let service = usize::from(self.table.at(slot).service);
+        self.services[service].data(&mut self.table, slot, &mut input);
+        let (taken, scanned) = input.finish();
         if taken == bytes.len() {
             self.table.drop_inbox(slot);
         } else if is_open(&self.table, slot) {
-            self.table.keep(slot, &bytes[taken..], scanned, arrived, taken > 0);
-            self.bound_inbox(slot);
+            self.table.keep_input(slot, &bytes[taken..], scanned, arrived, taken > 0);
+            self.check_message_length(slot);
         }
     }
 
     /// The same for what is kept already, with what has `arrived` added to it. The inbox leaves the table for the
     /// length of the callback; its place is there afterwards, because only `reap` frees slots.
-    fn deliver_kept(&mut self, slot: u32, arrived: &[u8]) {
+    fn deliver_unread(&mut self, slot: u32, arrived: &[u8]) {
         let Some(mut inbox) = self.table.at_mut(slot).inbox.take() else { return };
         let before = inbox.charge();
         inbox.append(arrived);
-        let mut input = Input::resumed(inbox.kept(), inbox.scanned());
-        let host = usize::from(self.table.at(slot).host);
-        self.hosts[host].data(&mut self.table, slot, &mut input);
-        let (taken, scanned) = input.settle();
-        inbox.settle(taken, scanned);
+        let mut input = Input::with_scanned(inbox.unread(), inbox.scanned());
+        let service = usize::from(self.table.at(slot).service);
+        self.services[service].data(&mut self.table, slot, &mut input);
+        let (taken, scanned) = input.finish();
+        inbox.consume(taken, scanned);
         if is_open(&self.table, slot) && !inbox.is_empty() {
-            self.table.put_back(slot, inbox, before, arrived.len(), taken > 0);
-            self.bound_inbox(slot);
+            self.table.put_inbox(slot, inbox, before, arrived.len(), taken > 0);
+            self.check_message_length(slot);
         } else {
             self.table.memory -= before;
         }
     }
 
     /// A message may not grow beyond its limit. A paused service has not been asked yet whether it is complete.
-    fn bound_inbox(&mut self, slot: u32) {
+    fn check_message_length(&mut self, slot: u32) {
         let (connection, limits) = (self.table.at(slot), self.table.limits_of(slot));
-        let kept = connection.inbox.as_ref().map_or(0, |inbox| inbox.kept().len());
-        if kept > limits.message && !connection.flags.has(Flag::Paused) {
-            self.table.close(slot, Closed::TooLong);
+        let unread = connection.inbox.as_ref().map_or(0, |inbox| inbox.unread().len());
+        if unread > limits.message && !connection.flags.contains(Flag::Paused) {
+            self.table.close(slot, CloseReason::TooLong);
         }
     }
 
     /// The peer's end has been read: everything it sent was delivered before.
-    pub(super) fn ended(&mut self, slot: u32) {
+    pub(super) fn on_peer_end(&mut self, slot: u32) {
         let now = self.table.now;
         let connection = self.table.at_mut(slot);
-        connection.flags.raise(Flag::Ended);
-        connection.flags.lower(Flag::Readable);
+        connection.flags.insert(Flag::Ended);
+        connection.flags.remove(Flag::Readable);
         match connection.stage {
             Stage::Open => {
-                connection.touched = now;
-                let finished = connection.flags.has(Flag::Finished);
-                if connection.flags.has(Flag::Piped) {
-                    self.relay_end(slot);
+                connection.last_activity = now;
+                let finished = connection.flags.contains(Flag::Finished);
+                if connection.flags.contains(Flag::Piped) {
+                    self.relay_fin(slot);
                 } else {
-                    let host = usize::from(connection.host);
-                    self.hosts[host].end(&mut self.table, slot);
+                    let service = usize::from(connection.service);
+                    self.services[service].end(&mut self.table, slot);
                 }
                 self.table.drop_inbox(slot);
                 if finished {
-                    self.table.doom(slot, Closed::Finished);
+                    self.table.close_now(slot, CloseReason::Finished);
                 } else {
                     self.table.rearm(slot);
                 }
             }
-            Stage::Lingering => self.table.doom(slot, Closed::Local),
-            Stage::Closing | Stage::Connecting | Stage::Doomed => {}
+            Stage::Lingering => self.table.close_now(slot, CloseReason::Local),
+            Stage::Closing | Stage::Connecting | Stage::Dead => {}
         }
     }
 
     /// Reads and throws away: the service has closed, but a reset in the face of unread input would destroy its
     /// last reply on the way.
-    fn discard(&mut self, slot: u32, block: &mut [u8]) {
+    fn discard_input(&mut self, slot: u32, block: &mut [u8]) {
         for _ in 0..CALLS_MAX {
             let connection = self.table.at(slot);
             if !connection.wants_read() {
                 return;
             }
             let lingering = connection.stage == Stage::Lingering;
-            let most = self.table.limits_of(slot).linger_bytes;
-            let at = self.table.arena.place();
-            let (Got::Some(n) | Got::Last(n)) = self.read(slot, &mut block[at..][..READ_MAX]) else { return };
-            let discarded = &mut self.table.at_mut(slot).extra().clocks().discarded;
+            let max = self.table.limits_of(slot).linger_bytes;
+            let at = self.table.arena.write_offset();
+            let (ReadOutcome::More(n) | ReadOutcome::Drained(n)) =
+                self.read_stream(slot, &mut block[at..][..READ_MAX])
+            else {
+                return;
+            };
+            let discarded = &mut self.table.at_mut(slot).optional().overrides().discarded;
             *discarded += n;
-            if lingering && *discarded > most {
-                self.table.doom(slot, Closed::Local);
+            if lingering && *discarded > max {
+                self.table.close_now(slot, CloseReason::Local);
             }
         }
     }

@@ -1,73 +1,78 @@
-//! Phase 7: say goodbye.
+//! Phase 7: call `closed` and free slots.
 
 use std::mem;
 
-use super::Loop;
-use crate::base::reason::{Closed, Departed};
-use crate::connection::table::DOORMAN;
+use super::EventLoop;
+use crate::base::reason::{CloseReason, ClosedInfo};
+use crate::connection::table::REFUSED;
 use crate::connection::{Connection, Flag};
-use crate::parts::listener::Door;
+use crate::parts::listener::Listener;
 use crate::sys::System;
 
-impl<S: System> Loop<S> {
-    /// Frees the slots of those who have ended; nothing else frees one. Whom a farewell dooms waits for the next turn.
+impl<S: System> EventLoop<S> {
+    /// Frees the slots of those who have ended; nothing else frees one. A connection closed from a `closed` callback
+    /// waits for the next turn.
     pub(super) fn reap(&mut self) {
-        if self.table.doomed.is_empty() {
+        if self.table.to_reap.is_empty() {
             return;
         }
-        let mut line = mem::replace(&mut self.table.doomed, mem::take(&mut self.spare_doomed));
+        let mut line = mem::replace(&mut self.table.to_reap, mem::take(&mut self.spare_to_reap));
         for slot in line.drain(..) {
             self.reap_one(slot);
         }
-        self.spare_doomed = line;
+        self.spare_to_reap = line;
         // A listener that ran out of descriptors is told by nobody else that there are some again.
-        self.doors.iter_mut().flatten().for_each(Door::feed);
-        self.system.hold_reserve();
+        self.listeners.iter_mut().flatten().for_each(Listener::resume_accepts);
+        self.system.reserve_descriptor();
     }
 
     fn reap_one(&mut self, slot: u32) {
         let id = self.table.id(slot);
-        let why = self.table.at(slot).why.unwrap_or(Closed::Local);
+        let why = self.table.at(slot).close_reason.unwrap_or(CloseReason::Local);
         let (peer, local) = (self.table.peer(slot), self.table.local(slot));
-        let failure = self.end_race(slot);
-        let again = if self.drained_by.is_none() { self.table.wants_redial(slot, why) } else { None };
-        self.close_conduit(slot);
-        if self.table.at(slot).flags.has(Flag::Securing) {
-            self.table.handshakes.over(id);
+        let dial_error = self.end_attempts(slot);
+        let again = if self.drain_deadline.is_none() { self.table.wants_redial(slot, why) } else { None };
+        self.close_kernel_pipe(slot);
+        if self.table.at(slot).flags.contains(Flag::Handshaking) {
+            self.table.handshakes.remove(id);
         }
         let mut connection = self.table.remove(slot);
         if let Some(stream) = self.streams.get_mut(slot as usize).and_then(Option::take) {
             match why {
-                Closed::Aborted => self.system.reset(stream),
+                CloseReason::Aborted => self.system.reset(stream),
                 _ => drop(stream),
             }
         }
-        if connection.host == DOORMAN {
+        if connection.service == REFUSED {
             return;
         }
         if let Some(lookup) = connection.dial().and_then(|dial| dial.lookup) {
-            self.leave_lookup(lookup, id);
+            self.cancel_lookup(lookup, id);
         }
-        self.part_from(&connection, why);
-        self.keep_second_slot(&connection);
+        self.on_pipe_peer_closed(&connection, why);
+        self.restore_reserved_slot(&connection);
         self.table.stats.closed[why.index()] += 1;
         log::debug!("{id} {peer} closed: {}", why.word());
         let (bytes_in, bytes_out) = (connection.bytes_in, connection.bytes_out);
-        let lived = self.table.now.since_start() - connection.born.since_start();
-        let broken = connection.seal_mut().and_then(|seal| seal.broken.take());
-        self.table.departed = Some(Departed { id, peer, local, bytes_in, bytes_out, lived, failure, broken });
-        self.hosts[usize::from(connection.host)].closed(&mut self.table, id, why);
-        self.table.departed = None;
+        let duration = self.table.now.since_start() - connection.created.since_start();
+        let filter_error = connection.tls_mut().and_then(|tls| tls.error.take());
+        self.table.closed_info =
+            Some(ClosedInfo { id, peer, local, bytes_in, bytes_out, duration, dial_error, filter_error });
+        self.services[usize::from(connection.service)].closed(&mut self.table, id, why);
+        self.table.closed_info = None;
         if let Some(again) = again {
             self.table.redial_later(again);
         }
     }
 
     /// Whoever was let in with a second slot has it back when the connection in it has gone, to dial another.
-    fn keep_second_slot(&mut self, gone: &Connection) {
-        let Some(by) = gone.extra.as_ref().and_then(|extra| extra.by) else { return };
-        let keeper = self.table.find(by).filter(|&slot| self.table.at(slot).flags.has(Flag::UsedSecond));
-        if let Some(slot) = keeper.filter(|&slot| self.table.at(slot).is_live()) {
+    fn restore_reserved_slot(&mut self, gone: &Connection) {
+        let Some(dialed_by) = gone.optional.as_ref().and_then(|optional| optional.dialed_by) else { return };
+        let holder = self
+            .table
+            .find(dialed_by)
+            .filter(|&slot| self.table.at(slot).flags.contains(Flag::UsedReservedSlot));
+        if let Some(slot) = holder.filter(|&slot| self.table.at(slot).is_live()) {
             self.table.reserve(slot);
         }
     }

@@ -243,8 +243,8 @@ mod tests {
     fn an_announced_length_is_refused_before_anything_else_has_arrived() {
         for framing in ALL {
             let framing = framing.max_payload(254);
-            let most = u64::MAX >> (64 - 8 * framing.width);
-            let refused = Err(FrameError::TooLong { length: most, max: 254 });
+            let max = u64::MAX >> (64 - 8 * framing.width);
+            let refused = Err(FrameError::TooLong { length: max, max: 254 });
             assert_eq!(first(&framing, &[0xff; 8][..framing.width]), refused, "{framing}");
             assert_eq!(first(&framing, &[0xff; 8][..framing.width - 1]), Ok(None), "{framing}");
         }

@@ -337,14 +337,14 @@ mod tests {
         let (mut inbox, mut all) = (Inbox::default(), 0);
         for (n, byte) in wire.chunks(1).enumerate() {
             inbox.append(byte);
-            all += inbox.kept().len() - inbox.scanned() + overlap;
-            let mut input = Input::resumed(inbox.kept(), inbox.scanned());
+            all += inbox.unread().len() - inbox.scanned() + overlap;
+            let mut input = Input::with_scanned(inbox.unread(), inbox.scanned());
             let body = next(&mut input);
             assert_eq!(body.is_some(), n + 1 == wire.len(), "after {n} bytes");
-            let (taken, scanned) = input.settle();
-            inbox.settle(taken, scanned);
+            let (taken, scanned) = input.finish();
+            inbox.consume(taken, scanned);
         }
-        assert!(inbox.kept().is_empty());
+        assert!(inbox.unread().is_empty());
         all
     }
 

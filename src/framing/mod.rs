@@ -70,12 +70,12 @@
 //! # The peer ends within a frame
 //!
 //! A framing does not see the end of the stream. In [`Service::end`](crate::Service::end),
-//! [`Socket::untaken`](crate::Socket::untaken) is empty if the last frame was complete.
+//! [`Socket::unread`](crate::Socket::unread) is empty if the last frame was complete.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::base::reason::Closed;
+use crate::base::reason::CloseReason;
 use crate::connection::socket::Socket;
 use crate::parts::inbox::Input;
 
@@ -235,14 +235,14 @@ impl fmt::Display for FrameError {
 
 impl std::error::Error for FrameError {}
 
-impl From<FrameError> for Closed {
-    /// The reason to close a connection with: [`Closed::TooLong`] or [`Closed::Malformed`] for what a peer sent, and
-    /// [`Closed::Local`] for what could not be sent to it.
-    fn from(error: FrameError) -> Closed {
+impl From<FrameError> for CloseReason {
+    /// The reason to close a connection with: [`CloseReason::TooLong`] or [`CloseReason::Malformed`] for what a peer
+    /// sent, and [`CloseReason::Local`] for what could not be sent to it.
+    fn from(error: FrameError) -> CloseReason {
         match error {
-            FrameError::TooLong { .. } | FrameError::Unended { .. } => Closed::TooLong,
-            FrameError::LoneLineFeed { .. } | FrameError::LoneReturn { .. } => Closed::Malformed,
-            FrameError::ContainsEnd { .. } | FrameError::WrongLength { .. } => Closed::Local,
+            FrameError::TooLong { .. } | FrameError::Unended { .. } => CloseReason::TooLong,
+            FrameError::LoneLineFeed { .. } | FrameError::LoneReturn { .. } => CloseReason::Malformed,
+            FrameError::ContainsEnd { .. } | FrameError::WrongLength { .. } => CloseReason::Local,
         }
     }
 }
@@ -384,38 +384,38 @@ mod tests {
 
     /// What a stream came to: its frames, then an error or the bytes of an incomplete frame.
     #[derive(Clone, Debug, PartialEq)]
-    struct Came {
+    struct Arrival {
         frames: Vec<Vec<u8>>,
         rest: Result<Vec<u8>, FrameError>,
     }
 
     /// Delivers the parts one after the other, as the reactor does.
-    fn deliver<'a>(framing: &Framing, parts: impl IntoIterator<Item = &'a [u8]>, way: Way) -> Came {
+    fn deliver<'a>(framing: &Framing, parts: impl IntoIterator<Item = &'a [u8]>, way: Way) -> Arrival {
         let (mut inbox, mut frames) = (Inbox::default(), Vec::new());
         for part in parts {
-            let block = [inbox.kept(), part].concat();
+            let block = [inbox.unread(), part].concat();
             if way != Way::InFront {
                 inbox.append(part);
             }
             loop {
                 let before = frames.len();
-                let shown = if way == Way::InFront { &block[..] } else { inbox.kept() };
-                let mut input = Input::resumed(shown, inbox.scanned());
+                let shown = if way == Way::InFront { &block[..] } else { inbox.unread() };
+                let mut input = Input::with_scanned(shown, inbox.scanned());
                 if let Err(error) = take_frames(framing, &mut input, way, &mut frames) {
-                    return Came { frames, rest: Err(error) };
+                    return Arrival { frames, rest: Err(error) };
                 }
-                let (taken, scanned) = input.settle();
+                let (taken, scanned) = input.finish();
                 match way {
-                    Way::InFront => inbox.refill(&block[taken..], scanned),
-                    Way::Appended | Way::OneByOne => inbox.settle(taken, scanned),
+                    Way::InFront => inbox.replace(&block[taken..], scanned),
+                    Way::Appended | Way::OneByOne => inbox.consume(taken, scanned),
                 }
                 if way != Way::OneByOne || frames.len() == before {
                     break;
                 }
             }
-            assert!(inbox.kept().len() < framing.inbox_limit().max(1), "the reactor would have closed it");
+            assert!(inbox.unread().len() < framing.inbox_limit().max(1), "the reactor would have closed it");
         }
-        Came { frames, rest: Ok(inbox.kept().to_vec()) }
+        Arrival { frames, rest: Ok(inbox.unread().to_vec()) }
     }
 
     fn take_frames(
@@ -434,7 +434,7 @@ mod tests {
     }
 
     /// The same framings once more, over all bytes at once and without a thought of how they arrive.
-    fn model(framing: &Framing, wire: &[u8]) -> Came {
+    fn model(framing: &Framing, wire: &[u8]) -> Arrival {
         let (mut frames, mut rest) = (Vec::new(), wire.to_vec());
         loop {
             match model_frame(framing, &rest) {
@@ -442,8 +442,8 @@ mod tests {
                     frames.push(body);
                     rest.drain(..length);
                 }
-                Ok(None) => return Came { frames, rest: Ok(rest) },
-                Err(error) => return Came { frames, rest: Err(error) },
+                Ok(None) => return Arrival { frames, rest: Ok(rest) },
+                Err(error) => return Arrival { frames, rest: Err(error) },
             }
         }
     }
@@ -590,7 +590,7 @@ mod tests {
             let (mut inbox, mut bodies, mut is_changed) = (Inbox::default(), Vec::new(), false);
             for part in [&wire[..cut], &wire[cut..]] {
                 inbox.append(part);
-                let mut input = Input::resumed(inbox.kept(), inbox.scanned());
+                let mut input = Input::with_scanned(inbox.unread(), inbox.scanned());
                 let next = |is_changed, input: &mut Input<'_>| {
                     let body = if is_changed { delimiter.next(input) } else { Lines::LENIENT.next(input) };
                     body.unwrap().map(<[u8]>::to_vec)
@@ -599,8 +599,8 @@ mod tests {
                     is_changed |= body == b"GO";
                     bodies.push(body);
                 }
-                let (taken, scanned) = input.settle();
-                inbox.settle(taken, scanned);
+                let (taken, scanned) = input.finish();
+                inbox.consume(taken, scanned);
             }
             assert_eq!(bodies, [&b"lines"[..], b"GO", b"one", b"t\nwo"], "cut at {cut}");
         }
@@ -680,36 +680,36 @@ mod tests {
             (
                 FrameError::TooLong { length: u64::MAX, max: 1 },
                 "a frame of 18446744073709551615 bytes is longer than the 1 allowed",
-                Closed::TooLong,
+                CloseReason::TooLong,
             ),
             (
                 FrameError::Unended { max: 8192 },
                 "a frame did not end within the 8192 bytes allowed",
-                Closed::TooLong,
+                CloseReason::TooLong,
             ),
             (
                 FrameError::LoneLineFeed { at: 3 },
                 "a line feed without a carriage return after 3 bytes of a line",
-                Closed::Malformed,
+                CloseReason::Malformed,
             ),
             (
                 FrameError::LoneReturn { at: 3 },
                 "a carriage return without a line feed after 3 bytes of a line",
-                Closed::Malformed,
+                CloseReason::Malformed,
             ),
             (
                 FrameError::ContainsEnd { at: 3 },
                 "a body to be sent has what ends a frame after 3 bytes",
-                Closed::Local,
+                CloseReason::Local,
             ),
             (
                 FrameError::WrongLength { length: 3, exact: 4 },
                 "a body of 3 bytes cannot be sent where every frame has 4",
-                Closed::Local,
+                CloseReason::Local,
             ),
         ] {
             assert_eq!(error.to_string(), sentence);
-            assert_eq!(Closed::from(error), why);
+            assert_eq!(CloseReason::from(error), why);
         }
     }
 
@@ -721,13 +721,13 @@ mod tests {
     }
 
     /// Few different bytes, so that lengths are small, and ends and halves of ends are frequent.
-    fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
+    fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
         let byte = prop_oneof![
             4 => prop::sample::select(b"ab\r\n".to_vec()),
             2 => 0..4u8,
             1 => any::<u8>(),
         ];
-        prop::collection::vec(byte, 0..most)
+        prop::collection::vec(byte, 0..max)
     }
 
     fn cut<'a>(wire: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
@@ -769,7 +769,7 @@ mod tests {
                 }
             }
             let came = deliver(&framing, cut(&wire, &sizes), way);
-            prop_assert_eq!(came, Came { frames: sent, rest: Ok(Vec::new()) }, "{}", framing);
+            prop_assert_eq!(came, Arrival { frames: sent, rest: Ok(Vec::new()) }, "{}", framing);
         }
 
         #[test]
@@ -782,7 +782,7 @@ mod tests {
                     name => name.strip_prefix("delimiter:").unwrap_or_default().to_owned(),
                 };
                 let came = model(&framing, &[&body, tail.as_bytes()].concat());
-                prop_assert_ne!(came, Came { frames: vec![body], rest: Ok(Vec::new()) }, "{}", framing);
+                prop_assert_ne!(came, Arrival { frames: vec![body], rest: Ok(Vec::new()) }, "{}", framing);
             }
         }
 

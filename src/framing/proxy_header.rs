@@ -41,7 +41,7 @@ pub enum ProxyHeader {
 
 /// The two ways to write it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Version {
+pub enum HeaderVersion {
     /// A line of text.
     V1,
     /// Binary.
@@ -96,7 +96,7 @@ impl ProxyHeader {
 
     /// Appends the header as it is sent. Where the two addresses are of different versions, that of version 4 is mapped
     /// into version 6.
-    pub fn encode(&self, version: Version, out: &mut Vec<u8>) {
+    pub fn encode(&self, version: HeaderVersion, out: &mut Vec<u8>) {
         let ends = match *self {
             ProxyHeader::Unknown => None,
             ProxyHeader::For { source, destination } if source.is_ipv4() == destination.is_ipv4() => {
@@ -105,8 +105,8 @@ impl ProxyHeader {
             ProxyHeader::For { source, destination } => Some((mapped(source), mapped(destination))),
         };
         match version {
-            Version::V1 => encode_v1(ends, out),
-            Version::V2 => encode_v2(ends, out),
+            HeaderVersion::V1 => encode_v1(ends, out),
+            HeaderVersion::V2 => encode_v2(ends, out),
         }
     }
 }
@@ -258,7 +258,7 @@ mod tests {
             header("[2001:db8::7]:1", "[::1]:65535"),
         ];
         for (header, version) in
-            headers.iter().flat_map(|header| [(header, Version::V1), (header, Version::V2)])
+            headers.iter().flat_map(|header| [(header, HeaderVersion::V1), (header, HeaderVersion::V2)])
         {
             let mut wire = Vec::new();
             header.encode(version, &mut wire);
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn ends_of_different_versions_are_both_written_as_version_six() {
-        for version in [Version::V1, Version::V2] {
+        for version in [HeaderVersion::V1, HeaderVersion::V2] {
             let mut wire = Vec::new();
             header("192.0.2.7:1", "[::1]:2").encode(version, &mut wire);
             let (read, _) = ProxyHeader::parse(&wire).unwrap().unwrap();

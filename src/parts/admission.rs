@@ -5,118 +5,119 @@ use std::net::IpAddr;
 
 use crate::base::reason::Refusal;
 use crate::base::tick::Tick;
-use crate::config::access::Guard;
-use crate::config::rules::{Refuse, Verdict};
-use crate::parts::token_bucket::Bucket;
+use crate::config::access::AccessPolicy;
+use crate::config::rules::{Action, RefuseMode};
+use crate::parts::token_bucket::TokenBucket;
 
 /// A guard at work: with its memory of who is inside.
 #[derive(Debug)]
-pub(crate) struct Watch {
-    pub(crate) guard: Guard,
-    visitors: HashMap<Key, Visitor>,
-    most: usize,
-    swept: Option<Tick>,
+pub(crate) struct Admission {
+    pub(crate) policy: AccessPolicy,
+    addresses: HashMap<AddressKey, PerAddress>,
+    max: usize,
+    last_sweep: Option<Tick>,
 }
 
 /// Whom an address counts as.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Key {
+enum AddressKey {
     V4(u32),
     V6(u64),
 }
 
-impl From<IpAddr> for Key {
-    fn from(ip: IpAddr) -> Key {
+impl From<IpAddr> for AddressKey {
+    fn from(ip: IpAddr) -> AddressKey {
         match ip.to_canonical() {
-            IpAddr::V4(v4) => Key::V4(v4.to_bits()),
-            IpAddr::V6(v6) => Key::V6((v6.to_bits() >> 64) as u64),
+            IpAddr::V4(v4) => AddressKey::V4(v4.to_bits()),
+            IpAddr::V6(v6) => AddressKey::V6((v6.to_bits() >> 64) as u64),
         }
     }
 }
 
 #[derive(Debug, Default)]
-struct Visitor {
-    here: usize,
+struct PerAddress {
+    connections: usize,
     /// How often it has come of late; none while no rate is asked for.
-    bucket: Option<Bucket>,
+    bucket: Option<TokenBucket>,
 }
 
-impl Watch {
+impl Admission {
     /// The table of addresses holds twice as many as there can be connections. When it is full of addresses that are
     /// here or were a second ago, new ones are turned away: forgetting somebody would lift his limit.
-    pub(crate) fn new(guard: Guard, connections: usize) -> Watch {
-        Watch { guard, visitors: HashMap::new(), most: connections.saturating_mul(2), swept: None }
+    pub(crate) fn new(policy: AccessPolicy, connections: usize) -> Admission {
+        Admission { policy, addresses: HashMap::new(), max: connections.saturating_mul(2), last_sweep: None }
     }
 
     /// Whether it has to remember that one from this address is here.
-    pub(crate) fn counts(&self, ip: IpAddr) -> bool {
-        let limited = self.guard.per_address.is_some() || self.guard.accept_rate.is_some();
-        limited && !self.guard.exempt.iter().any(|range| range.contains(ip))
+    pub(crate) fn tracks(&self, ip: IpAddr) -> bool {
+        let limited = self.policy.per_address.is_some() || self.policy.accept_rate.is_some();
+        limited && !self.policy.exempt.iter().any(|range| range.contains(ip))
     }
 
     /// Whether the rules let it in.
-    pub(crate) fn allows(&mut self, ip: IpAddr) -> Result<(), Refuse> {
-        if self.guard.rules.is_empty() {
+    pub(crate) fn allows(&mut self, ip: IpAddr) -> Result<(), RefuseMode> {
+        if self.policy.rules.is_empty() {
             return Ok(());
         }
-        match self.guard.rules.decide(ip) {
-            Verdict::Allow => Ok(()),
-            Verdict::Deny(how) => Err(how),
+        match self.policy.rules.decide(ip) {
+            Action::Allow => Ok(()),
+            Action::Deny(how) => Err(how),
         }
     }
 
-    /// Takes one in, or says why not. Whoever was taken in must [`leave`](Watch::leave) again, in a dry run too.
-    pub(crate) fn enter(&mut self, ip: IpAddr, now: Tick) -> Result<(), Refusal> {
-        if !self.counts(ip) {
+    /// Takes one in, or says why not. Whoever was taken in must [`release`](Admission::release) again, in a dry run
+    /// too.
+    pub(crate) fn admit(&mut self, ip: IpAddr, now: Tick) -> Result<(), Refusal> {
+        if !self.tracks(ip) {
             return Ok(());
         }
-        let (most, rate) = (self.guard.per_address, self.guard.accept_rate);
-        let key = Key::from(ip);
-        if !self.visitors.contains_key(&key) && !self.has_room(now) {
-            return if self.guard.dry_run { Ok(()) } else { Err(Refusal::PerAddress) };
+        let (max, rate) = (self.policy.per_address, self.policy.accept_rate);
+        let key = AddressKey::from(ip);
+        if !self.addresses.contains_key(&key) && !self.has_room(now) {
+            return if self.policy.dry_run { Ok(()) } else { Err(Refusal::PerAddress) };
         }
-        let visitor = self.visitors.entry(key).or_default();
-        let crowded = most.is_some_and(|most| visitor.here >= most);
-        let hurried = !crowded && rate.is_some_and(|rate| visitor.comes_too_often(rate, now));
-        if (crowded || hurried) && !self.guard.dry_run {
-            if visitor.here == 0 && visitor.bucket.is_none() {
-                self.visitors.remove(&key);
+        let entry = self.addresses.entry(key).or_default();
+        let too_many = max.is_some_and(|max| entry.connections >= max);
+        let too_fast = !too_many && rate.is_some_and(|rate| entry.is_over_rate(rate, now));
+        if (too_many || too_fast) && !self.policy.dry_run {
+            if entry.connections == 0 && entry.bucket.is_none() {
+                self.addresses.remove(&key);
             }
-            return Err(if crowded { Refusal::PerAddress } else { Refusal::AcceptRate });
+            return Err(if too_many { Refusal::PerAddress } else { Refusal::AcceptRate });
         }
-        visitor.here += 1;
-        match (crowded, hurried) {
+        entry.connections += 1;
+        match (too_many, too_fast) {
             (true, _) => Err(Refusal::PerAddress),
             (_, true) => Err(Refusal::AcceptRate),
             _ => Ok(()),
         }
     }
 
-    pub(crate) fn leave(&mut self, ip: IpAddr) {
-        let key = Key::from(ip);
-        let Some(visitor) = self.visitors.get_mut(&key) else { return };
-        visitor.here = visitor.here.saturating_sub(1);
-        if visitor.here == 0 && visitor.bucket.is_none() {
-            self.visitors.remove(&key);
+    pub(crate) fn release(&mut self, ip: IpAddr) {
+        let key = AddressKey::from(ip);
+        let Some(entry) = self.addresses.get_mut(&key) else { return };
+        entry.connections = entry.connections.saturating_sub(1);
+        if entry.connections == 0 && entry.bucket.is_none() {
+            self.addresses.remove(&key);
         }
     }
 
     /// Whether one more address can be remembered. Those that are gone and have been silent for so long that they
     /// might as well be new are swept out when room is wanted, at most once in ten ticks.
     fn has_room(&mut self, now: Tick) -> bool {
-        if self.visitors.len() >= self.most && self.swept.is_none_or(|swept| now.0 >= swept.0 + 10) {
-            self.swept = Some(now);
-            self.visitors.retain(|_, visitor| {
-                visitor.here > 0 || visitor.bucket.as_mut().is_some_and(|bucket| !bucket.is_full(now))
+        if self.addresses.len() >= self.max && self.last_sweep.is_none_or(|last| now.0 >= last.0 + 10) {
+            self.last_sweep = Some(now);
+            self.addresses.retain(|_, entry| {
+                entry.connections > 0 || entry.bucket.as_mut().is_some_and(|bucket| !bucket.is_full(now))
             });
         }
-        self.visitors.len() < self.most
+        self.addresses.len() < self.max
     }
 }
 
-impl Visitor {
-    fn comes_too_often(&mut self, rate: usize, now: Tick) -> bool {
-        let bucket = self.bucket.get_or_insert_with(|| Bucket::new(rate, rate, now));
+impl PerAddress {
+    fn is_over_rate(&mut self, rate: usize, now: Tick) -> bool {
+        let bucket = self.bucket.get_or_insert_with(|| TokenBucket::new(rate, rate, now));
         let too_often = bucket.level(now) == 0;
         if !too_often {
             bucket.take(1, now);
@@ -133,85 +134,85 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn watch(per_address: Option<usize>, accept_rate: Option<usize>) -> Watch {
-        Watch::new(Guard { per_address, accept_rate, ..Guard::default() }, 100)
+    fn admission(per_address: Option<usize>, accept_rate: Option<usize>) -> Admission {
+        Admission::new(AccessPolicy { per_address, accept_rate, ..AccessPolicy::default() }, 100)
     }
 
     #[test]
-    fn an_address_has_exactly_as_many_as_it_may() {
-        let mut watch = watch(Some(3), None);
+    fn the_limit_for_one_address_is_exact() {
+        let mut admission = admission(Some(3), None);
         let now = Tick(0);
         for _ in 0..3 {
-            assert_eq!(watch.enter(ip("10.0.0.1"), now), Ok(()));
+            assert_eq!(admission.admit(ip("10.0.0.1"), now), Ok(()));
         }
         assert_eq!(
-            watch.enter(ip("::ffff:10.0.0.1"), now),
+            admission.admit(ip("::ffff:10.0.0.1"), now),
             Err(Refusal::PerAddress),
             "mapped, it is the same"
         );
-        assert_eq!(watch.enter(ip("10.0.0.2"), now), Ok(()));
-        watch.leave(ip("10.0.0.1"));
-        assert_eq!(watch.enter(ip("10.0.0.1"), now), Ok(()));
-        assert_eq!(watch.enter(ip("10.0.0.1"), now), Err(Refusal::PerAddress));
+        assert_eq!(admission.admit(ip("10.0.0.2"), now), Ok(()));
+        admission.release(ip("10.0.0.1"));
+        assert_eq!(admission.admit(ip("10.0.0.1"), now), Ok(()));
+        assert_eq!(admission.admit(ip("10.0.0.1"), now), Err(Refusal::PerAddress));
     }
 
     #[test]
-    fn the_addresses_of_one_customer_count_as_one() {
-        let mut watch = watch(Some(1), None);
-        assert_eq!(watch.enter(ip("2001:db8:0:1::1"), Tick(0)), Ok(()));
-        assert_eq!(watch.enter(ip("2001:db8:0:1:ffff::2"), Tick(0)), Err(Refusal::PerAddress));
-        assert_eq!(watch.enter(ip("2001:db8:0:2::1"), Tick(0)), Ok(()));
+    fn one_ipv6_64_prefix_counts_as_one_address() {
+        let mut admission = admission(Some(1), None);
+        assert_eq!(admission.admit(ip("2001:db8:0:1::1"), Tick(0)), Ok(()));
+        assert_eq!(admission.admit(ip("2001:db8:0:1:ffff::2"), Tick(0)), Err(Refusal::PerAddress));
+        assert_eq!(admission.admit(ip("2001:db8:0:2::1"), Tick(0)), Ok(()));
     }
 
     #[test]
-    fn an_address_connects_as_often_as_it_may_and_no_oftener() {
-        let mut watch = watch(None, Some(5));
-        let mut let_in = 0;
+    fn the_accept_rate_of_one_address_is_exact() {
+        let mut admission = admission(None, Some(5));
+        let mut admitted = 0;
         for tick in 0..1_000 {
-            if watch.enter(ip("10.0.0.1"), Tick(tick)).is_ok() {
-                let_in += 1;
-                watch.leave(ip("10.0.0.1"));
+            if admission.admit(ip("10.0.0.1"), Tick(tick)).is_ok() {
+                admitted += 1;
+                admission.release(ip("10.0.0.1"));
             }
         }
-        assert_eq!(let_in, 5 + 9 * 5 + 4, "five at once, then five a second for ten seconds");
+        assert_eq!(admitted, 5 + 9 * 5 + 4, "five at once, then five a second for ten seconds");
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_nobody_who_is_here_is_forgotten() {
-        let mut watch = watch(Some(10), Some(10));
+    fn tracked_addresses_are_bounded_and_connected_ones_are_kept() {
+        let mut admission = admission(Some(10), Some(10));
         for n in 0..1_000_u32 {
             let from = IpAddr::from((0x0a00_0000 + n).to_be_bytes());
-            let entered = watch.enter(from, Tick(0));
+            let entered = admission.admit(from, Tick(0));
             assert_eq!(entered.is_ok(), n < 200, "{n}");
             if n % 2 == 0 && entered.is_ok() {
-                watch.leave(from);
+                admission.release(from);
             }
         }
-        assert_eq!(watch.visitors.len(), 200);
+        assert_eq!(admission.addresses.len(), 200);
         assert_eq!(
-            watch.enter(ip("192.0.2.1"), Tick(9)),
+            admission.admit(ip("192.0.2.1"), Tick(9)),
             Err(Refusal::PerAddress),
             "a hundred were here just now"
         );
-        assert_eq!(watch.enter(ip("192.0.2.1"), Tick(100)), Ok(()));
-        assert_eq!(watch.visitors.len(), 101, "a hundred are still here");
+        assert_eq!(admission.admit(ip("192.0.2.1"), Tick(100)), Ok(()));
+        assert_eq!(admission.addresses.len(), 101, "a hundred are still here");
     }
 
     #[test]
-    fn a_dry_run_lets_everybody_in_and_says_whom_it_would_not_have() {
-        let guard = Guard { per_address: Some(1), dry_run: true, ..Guard::default() };
-        let mut watch = Watch::new(guard, 100);
-        assert_eq!(watch.enter(ip("10.0.0.1"), Tick(0)), Ok(()));
-        assert_eq!(watch.enter(ip("10.0.0.1"), Tick(0)), Err(Refusal::PerAddress));
-        watch.leave(ip("10.0.0.1"));
-        watch.leave(ip("10.0.0.1"));
-        assert!(watch.visitors.is_empty(), "both were counted, both have left");
+    fn a_dry_run_admits_every_address_and_reports_what_it_would_refuse() {
+        let guard = AccessPolicy { per_address: Some(1), dry_run: true, ..AccessPolicy::default() };
+        let mut admission = Admission::new(guard, 100);
+        assert_eq!(admission.admit(ip("10.0.0.1"), Tick(0)), Ok(()));
+        assert_eq!(admission.admit(ip("10.0.0.1"), Tick(0)), Err(Refusal::PerAddress));
+        admission.release(ip("10.0.0.1"));
+        admission.release(ip("10.0.0.1"));
+        assert!(admission.addresses.is_empty(), "both were counted, both have left");
     }
 
     #[test]
-    fn nothing_is_remembered_where_nothing_is_asked() {
-        let mut watch = watch(None, None);
-        assert_eq!(watch.enter(ip("10.0.0.1"), Tick(0)), Ok(()));
-        assert!(watch.visitors.is_empty());
+    fn no_address_is_tracked_without_a_limit() {
+        let mut admission = admission(None, None);
+        assert_eq!(admission.admit(ip("10.0.0.1"), Tick(0)), Ok(()));
+        assert!(admission.addresses.is_empty());
     }
 }

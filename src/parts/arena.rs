@@ -3,35 +3,35 @@
 use std::ops::Range;
 
 use crate::base::shared::Shared;
-use crate::parts::inbox::place_within;
-use crate::parts::outbox::{Gather, Outbox};
+use crate::parts::inbox::subslice_range;
+use crate::parts::outbox::{Outbox, WriteBatch};
 
 /// The bytes of one turn.
 ///
-/// Reads land in the `block`. What services send is a chain of `pieces`: a range of the block when the bytes leave
-/// as they came (an echo, a relay), a range of the `words` when a service composed them, or a shared chunk.
+/// Reads land in the `block`. What services send is a list of `segments`: a range of the block when the bytes leave as
+/// they came (an echo, a relay), a range of `composed` when a service composed them, or a shared chunk.
 ///
 /// ```text
-///     block  │ GET a │ hello │ 64 KiB for the next read ...      filled: what pieces need
-///                ▲       ▲▲
-///     pieces ────┘   ┌───┴┴────┬───────────┐                     one chain per connection
-///                    │ hello   │ hello     │ \x00\x00\x00\x05 │
-///     words                                  ▲ composed ────────┘
+///     block    │ GET a │ hello │ 64 KiB for the next read ...      filled: what segments need
+///                  ▲       ▲▲
+///     segments ────┘   ┌───┴┴────┬───────────┐                     one list per connection
+///                      │ hello   │ hello     │ \x00\x00\x00\x05 │
+///     composed                               └ by a service ────┘
 /// ```
 ///
-/// `flush` writes each chain with one call, copies out only what the kernel would not take, and empties the arena.
+/// `write` writes each list with one call, copies out only what the kernel would not take, and empties the arena.
 /// So a message costs no allocation and no reference count, and an echoed byte is never copied between the two
 /// system calls: at 16 KiB a message a second copy was a tenth of the whole cost.
 pub(crate) struct Arena {
-    /// Empty while it is [lent](Arena::lend).
+    /// Empty while it is [taken out](Arena::take_block).
     block: Vec<u8>,
     /// Where the next read goes: behind everything that a piece refers to.
     filled: usize,
     /// The addresses of the block while it is lent.
-    lent: Range<usize>,
-    words: Vec<u8>,
+    block_addresses: Range<usize>,
+    composed: Vec<u8>,
     shared: Vec<Shared>,
-    pieces: Vec<Piece>,
+    segments: Vec<Segment>,
 }
 
 /// The most that one read takes, and from so much on the arena asks to be flushed: what is written soon after it was
@@ -40,25 +40,25 @@ pub(crate) const READ_MAX: usize = 64 * 1024;
 /// There is always room for one read more.
 const BLOCK: usize = 2 * READ_MAX;
 /// From here the arena asks to be flushed.
-const WORDS_FULL: usize = 256 * 1024;
-const PIECES_FULL: usize = 16 * 1024;
+const COMPOSED_FULL: usize = 256 * 1024;
+const SEGMENTS_FULL: usize = 16 * 1024;
 
-struct Piece {
-    source: Source,
+struct Segment {
+    source: SegmentSource,
     range: Range<usize>,
     next: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum SegmentSource {
     Block,
-    Words,
+    Composed,
     Shared(usize),
 }
 
 /// What one connection has queued in this turn: a list through the arena's pieces.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Chain {
+pub(crate) struct SegmentList {
     first: usize,
     last: usize,
     bytes: usize,
@@ -66,8 +66,8 @@ pub(crate) struct Chain {
 
 const END: usize = usize::MAX;
 
-impl Chain {
-    pub(crate) const EMPTY: Chain = Chain { first: END, last: END, bytes: 0 };
+impl SegmentList {
+    pub(crate) const EMPTY: SegmentList = SegmentList { first: END, last: END, bytes: 0 };
 
     pub(crate) fn len(&self) -> usize {
         self.bytes
@@ -80,54 +80,54 @@ impl Arena {
             // Zeroed memory costs nothing until it is touched, and the loop always starts at the front.
             block: vec![0; BLOCK],
             filled: 0,
-            lent: 0..0,
-            words: Vec::new(),
+            block_addresses: 0..0,
+            composed: Vec::new(),
             shared: Vec::new(),
-            pieces: Vec::new(),
+            segments: Vec::new(),
         }
     }
 
     /// Takes the block out for reads and the callbacks after them, because a callback holds slices of the block while
     /// it pushes pieces.
-    pub(crate) fn lend(&mut self) -> Vec<u8> {
+    pub(crate) fn take_block(&mut self) -> Vec<u8> {
         let block = std::mem::take(&mut self.block);
         let address = block.as_ptr() as usize;
-        self.lent = address..address + block.len();
+        self.block_addresses = address..address + block.len();
         block
     }
 
     /// Where in the block the next read goes.
-    pub(crate) fn place(&self) -> usize {
+    pub(crate) fn write_offset(&self) -> usize {
         self.filled
     }
 
     /// Puts the block back.
-    pub(crate) fn restore(&mut self, block: Vec<u8>) {
-        debug_assert!(!self.lent.is_empty() && block.len() == BLOCK);
-        self.lent = 0..0;
+    pub(crate) fn put_block(&mut self, block: Vec<u8>) {
+        debug_assert!(!self.block_addresses.is_empty() && block.len() == BLOCK);
+        self.block_addresses = 0..0;
         self.block = block;
     }
 
     /// Queues bytes; those that lie in the lent block are not copied.
-    pub(crate) fn push(&mut self, chain: &mut Chain, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, list: &mut SegmentList, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
-        match place_within(bytes, self.lent.clone()) {
+        match subslice_range(bytes, self.block_addresses.clone()) {
             Some(range) => {
                 self.filled = self.filled.max(range.end);
-                self.link(chain, Source::Block, range);
+                self.link(list, SegmentSource::Block, range);
             }
             None => {
-                let start = self.words.len();
-                self.words.extend_from_slice(bytes);
-                self.link(chain, Source::Words, start..self.words.len());
+                let start = self.composed.len();
+                self.composed.extend_from_slice(bytes);
+                self.link(list, SegmentSource::Composed, start..self.composed.len());
             }
         }
     }
 
     /// Queues a reference.
-    pub(crate) fn push_shared(&mut self, chain: &mut Chain, shared: &Shared) {
+    pub(crate) fn push_shared(&mut self, list: &mut SegmentList, shared: &Shared) {
         let length = shared.bytes().len();
         if length == 0 {
             return;
@@ -136,102 +136,102 @@ impl Arena {
         if !self.shared.last().is_some_and(|last| last.is_same(shared)) {
             self.shared.push(shared.clone());
         }
-        self.link(chain, Source::Shared(self.shared.len() - 1), 0..length);
+        self.link(list, SegmentSource::Shared(self.shared.len() - 1), 0..length);
     }
 
-    fn link(&mut self, chain: &mut Chain, source: Source, range: Range<usize>) {
-        chain.bytes += range.len();
-        let fresh = self.pieces.len();
-        if chain.last != END {
-            let last = &mut self.pieces[chain.last];
+    fn link(&mut self, list: &mut SegmentList, source: SegmentSource, range: Range<usize>) {
+        list.bytes += range.len();
+        let fresh = self.segments.len();
+        if list.last != END {
+            let last = &mut self.segments[list.last];
             let adjoins = last.source == source && last.range.end == range.start;
-            if adjoins && !matches!(source, Source::Shared(_)) {
+            if adjoins && !matches!(source, SegmentSource::Shared(_)) {
                 last.range.end = range.end;
                 return;
             }
             last.next = fresh;
         } else {
-            chain.first = fresh;
+            list.first = fresh;
         }
-        chain.last = fresh;
-        self.pieces.push(Piece { source, range, next: END });
+        list.last = fresh;
+        self.segments.push(Segment { source, range, next: END });
     }
 
     /// The chain's bytes, if they are one run: nearly always.
-    pub(crate) fn only(&self, chain: &Chain) -> Option<&[u8]> {
-        let piece = self.pieces.get(chain.first).filter(|_| chain.first == chain.last)?;
-        Some(&self.source(piece.source)[piece.range.clone()])
+    pub(crate) fn as_single(&self, list: &SegmentList) -> Option<&[u8]> {
+        let segment = self.segments.get(list.first).filter(|_| list.first == list.last)?;
+        Some(&self.source(segment.source)[segment.range.clone()])
     }
 
     /// The chain's bytes from its front, as many slices as there is room for.
-    pub(crate) fn gather<'a>(&'a self, chain: &Chain, slices: &mut Gather<'a>) {
-        let mut at = chain.first;
+    pub(crate) fn gather<'a>(&'a self, list: &SegmentList, slices: &mut WriteBatch<'a>) {
+        let mut at = list.first;
         while at != END {
-            let piece = &self.pieces[at];
-            if !slices.push(&self.source(piece.source)[piece.range.clone()]) {
+            let segment = &self.segments[at];
+            if !slices.push(&self.source(segment.source)[segment.range.clone()]) {
                 return;
             }
-            at = piece.next;
+            at = segment.next;
         }
     }
 
     /// Drops `n` written bytes from the chain's front.
-    pub(crate) fn advance(&mut self, chain: &mut Chain, mut n: usize) {
-        debug_assert!(n <= chain.bytes);
-        if n == chain.bytes {
-            *chain = Chain::EMPTY;
+    pub(crate) fn advance(&mut self, list: &mut SegmentList, mut n: usize) {
+        debug_assert!(n <= list.bytes);
+        if n == list.bytes {
+            *list = SegmentList::EMPTY;
             return;
         }
-        chain.bytes -= n;
+        list.bytes -= n;
         loop {
-            let piece = &mut self.pieces[chain.first];
-            if n < piece.range.len() {
-                piece.range.start += n;
+            let segment = &mut self.segments[list.first];
+            if n < segment.range.len() {
+                segment.range.start += n;
                 return;
             }
-            n -= piece.range.len();
-            chain.first = piece.next;
+            n -= segment.range.len();
+            list.first = segment.next;
         }
     }
 
     /// Copies a chain out into a connection's own queue; returns the memory taken.
-    pub(crate) fn stash(&self, chain: Chain, outbox: &mut Outbox) -> usize {
-        let (mut at, mut charged) = (chain.first, 0);
+    pub(crate) fn spill(&self, list: SegmentList, outbox: &mut Outbox) -> usize {
+        let (mut at, mut charged) = (list.first, 0);
         while at != END {
-            let piece = &self.pieces[at];
-            charged += match piece.source {
-                Source::Shared(index) if piece.range.len() == self.shared[index].bytes().len() => {
+            let segment = &self.segments[at];
+            charged += match segment.source {
+                SegmentSource::Shared(index) if segment.range.len() == self.shared[index].bytes().len() => {
                     outbox.push_shared(&self.shared[index])
                 }
-                source => outbox.push(&self.source(source)[piece.range.clone()]),
+                source => outbox.push(&self.source(source)[segment.range.clone()]),
             };
-            at = piece.next;
+            at = segment.next;
         }
         charged
     }
 
-    fn source(&self, source: Source) -> &[u8] {
+    fn source(&self, source: SegmentSource) -> &[u8] {
         match source {
-            Source::Block => &self.block,
-            Source::Words => &self.words,
-            Source::Shared(index) => self.shared[index].bytes(),
+            SegmentSource::Block => &self.block,
+            SegmentSource::Composed => &self.composed,
+            SegmentSource::Shared(index) => self.shared[index].bytes(),
         }
     }
 
     /// Whether it should be emptied before the next read.
     pub(crate) fn is_full(&self) -> bool {
-        self.filled >= READ_MAX || self.words.len() > WORDS_FULL || self.pieces.len() > PIECES_FULL
+        self.filled >= READ_MAX || self.composed.len() > COMPOSED_FULL || self.segments.len() > SEGMENTS_FULL
     }
 
     /// Forgets everything; all chains must have been written or stashed.
-    pub(crate) fn empty(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.filled = 0;
-        self.words.clear();
+        self.composed.clear();
         // One service that once sent a great deal at once must not keep that memory for ever.
-        self.words.shrink_to(WORDS_FULL);
+        self.composed.shrink_to(COMPOSED_FULL);
         self.shared.clear();
-        self.pieces.clear();
-        self.pieces.shrink_to(PIECES_FULL);
+        self.segments.clear();
+        self.segments.shrink_to(SEGMENTS_FULL);
     }
 }
 
@@ -239,9 +239,9 @@ impl Arena {
 mod tests {
     use super::*;
 
-    fn text(arena: &Arena, chain: &Chain) -> String {
-        let mut slices = Gather::new(usize::MAX);
-        arena.gather(chain, &mut slices);
+    fn text(arena: &Arena, list: &SegmentList) -> String {
+        let mut slices = WriteBatch::new(usize::MAX);
+        arena.gather(list, &mut slices);
         let bytes: Vec<u8> = slices.slices().iter().flat_map(|slice| slice.to_vec()).collect();
         String::from_utf8(bytes).unwrap()
     }
@@ -249,44 +249,44 @@ mod tests {
     #[test]
     fn bytes_that_leave_as_they_came_are_not_copied() {
         let mut arena = Arena::new();
-        let (mut block, at) = (arena.lend(), arena.place());
+        let (mut block, at) = (arena.take_block(), arena.write_offset());
         block[at..at + 11].copy_from_slice(b"hello world");
-        let mut chain = Chain::EMPTY;
-        arena.push(&mut chain, &block[at..at + 6]);
-        arena.push(&mut chain, &block[at + 6..at + 11]);
-        arena.restore(block);
-        assert_eq!(text(&arena, &chain), "hello world");
-        assert_eq!((arena.words.len(), arena.pieces.len()), (0, 1), "one range of the block");
-        let block = arena.lend();
-        assert_eq!(arena.place(), 11, "the next read must not overwrite what is queued");
-        arena.restore(block);
+        let mut list = SegmentList::EMPTY;
+        arena.push(&mut list, &block[at..at + 6]);
+        arena.push(&mut list, &block[at + 6..at + 11]);
+        arena.put_block(block);
+        assert_eq!(text(&arena, &list), "hello world");
+        assert_eq!((arena.composed.len(), arena.segments.len()), (0, 1), "one range of the block");
+        let block = arena.take_block();
+        assert_eq!(arena.write_offset(), 11, "the next read must not overwrite what is queued");
+        arena.put_block(block);
     }
 
     #[test]
-    fn a_read_that_nobody_echoes_leaves_its_place_to_the_next() {
+    fn a_read_that_is_not_echoed_frees_its_space_for_the_next() {
         let mut arena = Arena::new();
-        let block = arena.lend();
-        arena.restore(block);
-        assert_eq!(arena.place(), 0);
+        let block = arena.take_block();
+        arena.put_block(block);
+        assert_eq!(arena.write_offset(), 0);
     }
 
     #[test]
-    fn chains_of_many_sources_keep_their_order_through_partial_writes() {
+    fn segment_lists_of_many_sources_keep_their_order_through_partial_writes() {
         let mut arena = Arena::new();
         let shared = Shared::from("-shared-");
-        let (mut block, at) = (arena.lend(), arena.place());
+        let (mut block, at) = (arena.take_block(), arena.write_offset());
         block[at..at + 4].copy_from_slice(b"READ");
-        let (mut one, mut two) = (Chain::EMPTY, Chain::EMPTY);
+        let (mut one, mut two) = (SegmentList::EMPTY, SegmentList::EMPTY);
         arena.push(&mut one, b"head");
         arena.push(&mut one, &block[at..at + 4]);
         arena.push_shared(&mut two, &shared);
         arena.push_shared(&mut one, &shared);
         arena.push(&mut two, &block[at..at + 4]);
         arena.push(&mut one, b"tail");
-        arena.restore(block);
+        arena.put_block(block);
         assert_eq!(arena.shared.len(), 1, "a broadcast counts its chunk once");
         for written in 0..=one.len() {
-            let mut rest = Chain::EMPTY;
+            let mut rest = SegmentList::EMPTY;
             for (byte, keep) in "headREAD-shared-tail".bytes().zip(0..) {
                 if keep >= written {
                     arena.push(&mut rest, &[byte]);
@@ -305,18 +305,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stashed_is_what_was_left() {
+    fn spilled_bytes_are_the_unwritten_ones() {
         let mut arena = Arena::new();
         let shared = Shared::from("-shared-");
-        let mut chain = Chain::EMPTY;
-        arena.push(&mut chain, b"head");
-        arena.push_shared(&mut chain, &shared);
-        arena.push(&mut chain, b"tail");
-        arena.advance(&mut chain, 6);
+        let mut list = SegmentList::EMPTY;
+        arena.push(&mut list, b"head");
+        arena.push_shared(&mut list, &shared);
+        arena.push(&mut list, b"tail");
+        arena.advance(&mut list, 6);
         let mut outbox = Outbox::default();
-        arena.stash(chain, &mut outbox);
-        arena.empty();
-        let mut slices = Gather::new(usize::MAX);
+        arena.spill(list, &mut outbox);
+        arena.clear();
+        let mut slices = WriteBatch::new(usize::MAX);
         outbox.gather(&mut slices);
         let bytes: Vec<u8> = slices.slices().iter().flat_map(|slice| slice.to_vec()).collect();
         assert_eq!(bytes, b"hared-tail");
@@ -326,16 +326,16 @@ mod tests {
     #[test]
     fn it_asks_to_be_emptied_before_a_read_would_not_fit() {
         let mut arena = Arena::new();
-        let mut chain = Chain::EMPTY;
+        let mut list = SegmentList::EMPTY;
         let mut reads = 0;
         while !arena.is_full() {
-            let (block, at) = (arena.lend(), arena.place());
-            arena.push(&mut chain, &block[at..at + READ_MAX]);
-            arena.restore(block);
+            let (block, at) = (arena.take_block(), arena.write_offset());
+            arena.push(&mut list, &block[at..at + READ_MAX]);
+            arena.put_block(block);
             reads += 1;
         }
         assert_eq!(reads, 1);
-        arena.empty();
+        arena.clear();
         assert!(!arena.is_full());
     }
 }

@@ -23,10 +23,10 @@ use crate::base::tick::Tick;
 /// The families take turns, beginning with the one that the system's resolver put first (section 4). The resolver
 /// answers for both families at once, so the waiting for a late AAAA answer (section 3) has nothing to wait for.
 #[derive(Debug)]
-pub(crate) struct Eyeballs {
+pub(crate) struct HappyEyeballs {
     waiting: VecDeque<SocketAddr>,
-    stagger: Duration,
-    last: Option<Tick>,
+    attempt_delay: Duration,
+    last_start: Option<Tick>,
 }
 
 /// What to do now.
@@ -36,19 +36,19 @@ pub(crate) enum Step {
     /// Nothing before this tick, unless an attempt fails.
     Wait(Tick),
     /// All have been begun, and some are under way.
-    Hope,
+    Pending,
     GiveUp,
 }
 
 /// No two attempts are begun within less (RFC 8305, section 8: "MUST NOT be less than 10 milliseconds").
-const STAGGER_MIN: Duration = Duration::from_millis(10);
+const ATTEMPT_DELAY_MIN: Duration = Duration::from_millis(10);
 
 /// A name may stand for any number of addresses; beyond these, more of them will not help.
 const ADDRESSES_MAX: usize = 32;
 
-impl Eyeballs {
+impl HappyEyeballs {
     /// For the addresses of a name, in the resolver's order; doubles are tried once.
-    pub(crate) fn new(addresses: impl IntoIterator<Item = SocketAddr>, stagger: Duration) -> Eyeballs {
+    pub(crate) fn new(addresses: impl IntoIterator<Item = SocketAddr>, delay: Duration) -> HappyEyeballs {
         let mut distinct: Vec<SocketAddr> = Vec::new();
         for address in addresses {
             if distinct.len() < ADDRESSES_MAX && !distinct.contains(&address) {
@@ -66,39 +66,39 @@ impl Eyeballs {
                 pair => waiting.extend([pair.0, pair.1].into_iter().flatten()),
             }
         }
-        Eyeballs { waiting, stagger: stagger.max(STAGGER_MIN), last: None }
+        HappyEyeballs { waiting, attempt_delay: delay.max(ATTEMPT_DELAY_MIN), last_start: None }
     }
 
     /// For what has no addresses to choose from.
-    pub(crate) fn none() -> Eyeballs {
-        Eyeballs::new([], STAGGER_MIN)
+    pub(crate) fn none() -> HappyEyeballs {
+        HappyEyeballs::new([], ATTEMPT_DELAY_MIN)
     }
 
     /// What to do now that so many attempts are under way.
     pub(crate) fn step(&self, under_way: usize, now: Tick) -> Step {
         let Some(&next) = self.waiting.front() else {
-            return if under_way == 0 { Step::GiveUp } else { Step::Hope };
+            return if under_way == 0 { Step::GiveUp } else { Step::Pending };
         };
-        match self.last.map(|last| last.after(self.stagger)) {
+        match self.last_start.map(|last| last.after(self.attempt_delay)) {
             Some(due) if under_way > 0 && due > now => Step::Wait(due),
             _ => Step::Try(next),
         }
     }
 
     /// The attempt that [`Step::Try`] named has begun.
-    pub(crate) fn begun(&mut self, now: Tick) {
+    pub(crate) fn started(&mut self, now: Tick) {
         self.waiting.pop_front();
-        self.last = Some(now);
+        self.last_start = Some(now);
     }
 
     /// An attempt that had begun has failed: the next one need not wait for the rest of the stagger.
     pub(crate) fn failed(&mut self) {
-        self.last = None;
+        self.last_start = None;
     }
 
     /// Looks again after a stagger: there is no descriptor for an attempt beside those under way.
     pub(crate) fn postpone(&mut self, now: Tick) {
-        self.last = Some(now);
+        self.last_start = Some(now);
     }
 }
 
@@ -112,30 +112,30 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    const STAGGER: Duration = Duration::from_millis(250);
+    const DELAY: Duration = Duration::from_millis(250);
 
     #[test]
     fn families_take_turns_beginning_with_the_resolvers_first() {
         let given = addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "[::1]:1", "2.2.2.2:1"]);
-        let plan = Eyeballs::new(given, STAGGER);
+        let plan = HappyEyeballs::new(given, DELAY);
         assert_eq!(plan.waiting, addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"]));
-        let plan = Eyeballs::new(addresses(&["1.1.1.1:1", "[::1]:1"]), STAGGER);
+        let plan = HappyEyeballs::new(addresses(&["1.1.1.1:1", "[::1]:1"]), DELAY);
         assert_eq!(plan.waiting, addresses(&["1.1.1.1:1", "[::1]:1"]));
     }
 
     #[test]
-    fn a_slow_one_is_overtaken_and_not_given_up() {
+    fn a_slow_attempt_is_overtaken_and_not_abandoned() {
         let given = addresses(&["[::1]:1", "1.1.1.1:1"]);
-        let mut plan = Eyeballs::new(given.clone(), STAGGER);
+        let mut plan = HappyEyeballs::new(given.clone(), DELAY);
         assert_eq!(plan.step(0, Tick(0)), Step::Try(given[0]));
-        plan.begun(Tick(0));
-        let due = Tick(0).after(STAGGER);
+        plan.started(Tick(0));
+        let due = Tick(0).after(DELAY);
         assert_eq!(plan.step(1, Tick(due.0 - 1)), Step::Wait(due));
         assert_eq!(plan.step(1, due), Step::Try(given[1]));
-        plan.begun(due);
-        assert_eq!(plan.step(2, due), Step::Hope);
+        plan.started(due);
+        assert_eq!(plan.step(2, due), Step::Pending);
         plan.failed();
-        assert_eq!(plan.step(1, due), Step::Hope, "the slow one may still win");
+        assert_eq!(plan.step(1, due), Step::Pending, "the slow one may still win");
         plan.failed();
         assert_eq!(plan.step(0, due), Step::GiveUp);
     }
@@ -143,29 +143,29 @@ mod tests {
     #[test]
     fn a_failure_starts_the_next_one_at_once() {
         let given = addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1"]);
-        let mut plan = Eyeballs::new(given.clone(), STAGGER);
-        plan.begun(Tick(0));
+        let mut plan = HappyEyeballs::new(given.clone(), DELAY);
+        plan.started(Tick(0));
         plan.failed();
         assert_eq!(plan.step(0, Tick(0)), Step::Try(given[1]));
         assert_eq!(plan.step(1, Tick(0)), Step::Try(given[1]), "also beside one that is still under way");
-        plan.begun(Tick(0));
-        assert_eq!(plan.step(1, Tick(0)), Step::Wait(Tick(0).after(STAGGER)));
+        plan.started(Tick(0));
+        assert_eq!(plan.step(1, Tick(0)), Step::Wait(Tick(0).after(DELAY)));
         plan.postpone(Tick(20));
-        assert_eq!(plan.step(1, Tick(20)), Step::Wait(Tick(20).after(STAGGER)));
+        assert_eq!(plan.step(1, Tick(20)), Step::Wait(Tick(20).after(DELAY)));
     }
 
     #[test]
-    fn the_stagger_has_a_floor() {
-        let mut plan = Eyeballs::new(addresses(&["[::1]:1", "1.1.1.1:1"]), Duration::ZERO);
-        plan.begun(Tick(0));
-        assert_eq!(plan.step(1, Tick(0)), Step::Wait(Tick(0).after(STAGGER_MIN)));
+    fn the_attempt_delay_has_a_minimum() {
+        let mut plan = HappyEyeballs::new(addresses(&["[::1]:1", "1.1.1.1:1"]), Duration::ZERO);
+        plan.started(Tick(0));
+        assert_eq!(plan.step(1, Tick(0)), Step::Wait(Tick(0).after(ATTEMPT_DELAY_MIN)));
     }
 
     #[test]
     fn no_address_at_all_is_a_failure() {
-        assert_eq!(Eyeballs::new([], STAGGER).step(0, Tick(0)), Step::GiveUp);
+        assert_eq!(HappyEyeballs::new([], DELAY).step(0, Tick(0)), Step::GiveUp);
         let many = (0..1_000_u16).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        assert_eq!(Eyeballs::new(many, STAGGER).waiting.len(), ADDRESSES_MAX);
+        assert_eq!(HappyEyeballs::new(many, DELAY).waiting.len(), ADDRESSES_MAX);
     }
 
     proptest! {
@@ -178,16 +178,16 @@ mod tests {
                 if v6 { format!("[::{n:x}]:1") } else { format!("10.0.0.{n}:1") }.parse().unwrap()
             };
             let given: Vec<SocketAddr> = families.iter().enumerate().map(|(n, &v6)| ip(v6, n)).collect();
-            let mut plan = Eyeballs::new(given.clone(), STAGGER);
+            let mut plan = HappyEyeballs::new(given.clone(), DELAY);
             let (mut now, mut tried, mut under_way) = (Tick(0), Vec::new(), 0);
             let mut fates = fates.into_iter().chain(std::iter::repeat(0));
             loop {
                 let fate = fates.next().unwrap();
                 match plan.step(under_way, now) {
-                    Step::Try(address) if fate == 1 => { tried.push(address); plan.begun(now); plan.failed(); }
-                    Step::Try(address) => { tried.push(address); plan.begun(now); under_way += 1; }
+                    Step::Try(address) if fate == 1 => { tried.push(address); plan.started(now); plan.failed(); }
+                    Step::Try(address) => { tried.push(address); plan.started(now); under_way += 1; }
                     Step::Wait(due) if fate < 2 => { prop_assert!(due > now); now = due; }
-                    Step::Wait(_) | Step::Hope => { plan.failed(); under_way -= 1; }
+                    Step::Wait(_) | Step::Pending => { plan.failed(); under_way -= 1; }
                     Step::GiveUp => break,
                 }
             }

@@ -20,23 +20,23 @@ pub(crate) struct Inbox {
     bytes: Vec<u8>,
     start: usize,
     /// How many bytes a filter keeps behind these, because they cannot be opened yet.
-    pub(crate) behind: usize,
+    pub(crate) undecrypted: usize,
     /// How many of the kept bytes a search has already gone through in vain.
     scanned: usize,
     /// When the message at the front began, and how far it came in the pace's present span.
-    pub(crate) began: Tick,
-    pub(crate) span: Span,
+    pub(crate) message_start: Tick,
+    pub(crate) progress: Progress,
 }
 
 /// The span in which a pace is measured: when it began, and what has moved since.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Span {
+pub(crate) struct Progress {
     pub(crate) since: Tick,
     pub(crate) moved: usize,
 }
 
 impl Inbox {
-    pub(crate) fn kept(&self) -> &[u8] {
+    pub(crate) fn unread(&self) -> &[u8] {
         &self.bytes[self.start..]
     }
 
@@ -49,8 +49,8 @@ impl Inbox {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Drops what a service took through an [`Input`] over [`kept`](Inbox::kept).
-    pub(crate) fn settle(&mut self, taken: usize, scanned: usize) {
+    /// Drops what a service took through an [`Input`] over [`unread`](Inbox::unread).
+    pub(crate) fn consume(&mut self, taken: usize, scanned: usize) {
         self.start += taken;
         self.scanned = scanned;
         if self.start >= self.bytes.len() / 2 {
@@ -58,11 +58,11 @@ impl Inbox {
             self.bytes.drain(..self.start);
             self.start = 0;
         }
-        debug_assert!(self.scanned <= self.kept().len());
+        debug_assert!(self.scanned <= self.unread().len());
     }
 
     /// Replaces everything by `rest`, keeping the allocation.
-    pub(crate) fn refill(&mut self, rest: &[u8], scanned: usize) {
+    pub(crate) fn replace(&mut self, rest: &[u8], scanned: usize) {
         self.bytes.clear();
         self.start = 0;
         self.bytes.extend_from_slice(rest);
@@ -70,19 +70,19 @@ impl Inbox {
     }
 
     /// Starts the clocks of the message at the front.
-    pub(crate) fn begin(&mut self, now: Tick) {
-        self.began = now;
-        self.span = Span { since: now, moved: 0 };
+    pub(crate) fn restart_clocks(&mut self, now: Tick) {
+        self.message_start = now;
+        self.progress = Progress { since: now, moved: 0 };
     }
 
     /// Bytes of memory in use, as charged to the budget.
     pub(crate) fn charge(&self) -> usize {
-        self.bytes.capacity() + self.behind
+        self.bytes.capacity() + self.undecrypted
     }
 
     /// Whether there is nothing to keep it for.
     pub(crate) fn is_empty(&self) -> bool {
-        self.kept().is_empty() && self.behind == 0
+        self.unread().is_empty() && self.undecrypted == 0
     }
 }
 
@@ -121,7 +121,7 @@ impl<'a> Input<'a> {
         Input { bytes, taken: 0, scanned: 0 }
     }
 
-    pub(crate) fn resumed(bytes: &'a [u8], scanned: usize) -> Input<'a> {
+    pub(crate) fn with_scanned(bytes: &'a [u8], scanned: usize) -> Input<'a> {
         debug_assert!(scanned <= bytes.len());
         Input { bytes, taken: 0, scanned }
     }
@@ -210,13 +210,13 @@ impl<'a> Input<'a> {
     }
 
     /// What was taken, and how far the rest has been searched.
-    pub(crate) fn settle(self) -> (usize, usize) {
+    pub(crate) fn finish(self) -> (usize, usize) {
         (self.taken, self.scanned)
     }
 }
 
 /// Where a slice lies in another, if it does: the addresses say so, without looking at a byte.
-pub(crate) fn place_within(part: &[u8], whole: Range<usize>) -> Option<Range<usize>> {
+pub(crate) fn subslice_range(part: &[u8], whole: Range<usize>) -> Option<Range<usize>> {
     let at = part.as_ptr() as usize;
     let inside = !part.is_empty() && at >= whole.start && at + part.len() <= whole.end;
     inside.then(|| at - whole.start..at - whole.start + part.len())
@@ -265,7 +265,7 @@ mod tests {
             let needle = b"\r\n";
             let (mut inbox, mut model) = (Inbox::default(), Vec::new());
             for step in steps {
-                let before = inbox.kept().to_vec();
+                let before = inbox.unread().to_vec();
                 prop_assert_eq!(&before, &model);
                 let mut arrived = before;
                 if let Step::Arrive(bytes) = &step {
@@ -277,7 +277,7 @@ mod tests {
                 }
                 // One needle at a time is the rule; a search for another begins anew.
                 let scanned = if matches!(step, Step::TakeLine) { 0 } else { inbox.scanned() };
-                let mut input = Input::resumed(if in_place { inbox.kept() } else { &arrived }, scanned);
+                let mut input = Input::with_scanned(if in_place { inbox.unread() } else { &arrived }, scanned);
                 match step {
                     Step::Arrive(_) => {}
                     Step::Take(n) => {
@@ -296,14 +296,14 @@ mod tests {
                 }
                 prop_assert_eq!(input.bytes(), &model[..]);
                 prop_assert_eq!(input.len(), model.len());
-                let (taken, scanned) = input.settle();
+                let (taken, scanned) = input.finish();
                 if in_place {
-                    inbox.settle(taken, scanned);
+                    inbox.consume(taken, scanned);
                 } else {
-                    inbox.refill(&arrived[taken..], scanned);
+                    inbox.replace(&arrived[taken..], scanned);
                 }
             }
-            prop_assert_eq!(inbox.kept(), &model[..]);
+            prop_assert_eq!(inbox.unread(), &model[..]);
         }
     }
 
@@ -345,11 +345,11 @@ mod tests {
         let mut inbox = Inbox::default();
         for _ in 0..10_000 {
             inbox.append(&[b'x'; 100]);
-            let mut input = Input::resumed(inbox.kept(), inbox.scanned());
+            let mut input = Input::with_scanned(inbox.unread(), inbox.scanned());
             input.take(100 - usize::from(input.len() < 1_000));
-            let (taken, scanned) = input.settle();
-            inbox.settle(taken, scanned);
+            let (taken, scanned) = input.finish();
+            inbox.consume(taken, scanned);
         }
-        assert!(inbox.charge() < 8_192, "{} bytes for {}", inbox.charge(), inbox.kept().len());
+        assert!(inbox.charge() < 8_192, "{} bytes for {}", inbox.charge(), inbox.unread().len());
     }
 }

@@ -4,32 +4,32 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::base::address::Address;
-use crate::base::filter::Security;
+use crate::base::filter::FilterConfig;
 use crate::base::id::ListenerId;
 use crate::base::shared::Shared;
 use crate::base::tick::Tick;
 use crate::config::listen::{ListenOptions, Overflow};
 
 /// One listener and what the loop remembers of it.
-pub(crate) struct Door<L> {
-    pub(crate) listener: L,
+pub(crate) struct Listener<L> {
+    pub(crate) socket: L,
     pub(crate) id: ListenerId,
-    pub(crate) host: u16,
-    pub(crate) refuses: bool,
-    pub(crate) dials: bool,
-    pub(crate) secure: Option<Security>,
+    pub(crate) service: u16,
+    pub(crate) refuses_excess: bool,
+    pub(crate) reserve_slot: bool,
+    pub(crate) filter: Option<FilterConfig>,
     pub(crate) busy_reply: Shared,
     pub(crate) address: Address,
     /// The local end of all who come, unless it listens on every address of the machine.
     pub(crate) local: Option<SocketAddr>,
     /// Someone may be waiting. Like a connection's readiness, only an empty backlog clears it.
     pub(crate) acceptable: bool,
-    starved: Option<Starved>,
+    paused: Option<AcceptPause>,
 }
 
 /// A listener without descriptors or memory: freeing some raises no event, so it looks again by itself.
 #[derive(Clone, Copy)]
-struct Starved {
+struct AcceptPause {
     until: Tick,
     pause: Duration,
 }
@@ -37,60 +37,60 @@ struct Starved {
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-impl<L> Door<L> {
+impl<L> Listener<L> {
     pub(crate) fn new(
-        listener: L,
+        socket: L,
         id: ListenerId,
         address: Address,
-        host: u16,
+        service: u16,
         options: &ListenOptions,
-    ) -> Door<L> {
-        Door {
-            listener,
+    ) -> Listener<L> {
+        Listener {
+            socket,
             id,
-            host,
+            service,
             local: address.inet().filter(|inet| !inet.ip().is_unspecified()),
             address,
-            refuses: options.overflow == Overflow::Refuse,
-            dials: options.dials,
-            secure: options.secure.clone(),
+            refuses_excess: options.overflow == Overflow::Refuse,
+            reserve_slot: options.reserve_slot,
+            filter: options.filter.clone(),
             // Words in the clear would be a broken handshake to a caller who expects TLS; an end is an end.
-            busy_reply: match options.secure {
+            busy_reply: match options.filter {
                 Some(_) => Shared::from([].as_slice()),
                 None => Shared::from(options.busy_reply.as_slice()),
             },
             acceptable: false,
-            starved: None,
+            paused: None,
         }
     }
 
     /// How many slots one who comes needs.
     pub(crate) fn slots(&self) -> usize {
-        1 + usize::from(self.dials)
+        1 + usize::from(self.reserve_slot)
     }
 
     /// Whether accepting now could bring anyone in.
-    pub(crate) fn is_worth_a_try(&self, now: Tick) -> bool {
-        self.acceptable && self.starved.is_none_or(|starved| starved.until <= now)
+    pub(crate) fn may_accept(&self, now: Tick) -> bool {
+        self.acceptable && self.paused.is_none_or(|starved| starved.until <= now)
     }
 
     /// When a starved one looks again.
-    pub(crate) fn looks_again(&self) -> Option<Tick> {
-        self.starved.filter(|_| self.acceptable).map(|starved| starved.until)
+    pub(crate) fn retry_at(&self) -> Option<Tick> {
+        self.paused.filter(|_| self.acceptable).map(|starved| starved.until)
     }
 
     /// Descriptors or memory have run out: ten milliseconds of pause, doubling to half a second. Says whether this
     /// is the beginning of it.
-    pub(crate) fn starve(&mut self, now: Tick) -> bool {
-        let pause = self.starved.map_or(PAUSE_MIN, |before| (before.pause * 2).min(PAUSE_MAX));
-        let begins = self.starved.is_none();
-        self.starved = Some(Starved { until: now.after(pause), pause });
+    pub(crate) fn pause_accepts(&mut self, now: Tick) -> bool {
+        let pause = self.paused.map_or(PAUSE_MIN, |before| (before.pause * 2).min(PAUSE_MAX));
+        let begins = self.paused.is_none();
+        self.paused = Some(AcceptPause { until: now.after(pause), pause });
         begins
     }
 
     /// One of our own descriptors was closed, or an accept succeeded.
-    pub(crate) fn feed(&mut self) {
-        self.starved = None;
+    pub(crate) fn resume_accepts(&mut self) {
+        self.paused = None;
     }
 }
 
@@ -99,22 +99,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_starved_door_looks_again_by_itself_and_less_and_less_often() {
-        let mut door =
-            Door::new((), ListenerId { index: 0, birth: 1 }, Address::Unnamed, 1, &ListenOptions::default());
-        door.acceptable = true;
+    fn a_paused_listener_retries_by_itself_with_backoff() {
+        let mut listener = Listener::new(
+            (),
+            ListenerId { index: 0, generation: 1 },
+            Address::Unnamed,
+            1,
+            &ListenOptions::default(),
+        );
+        listener.acceptable = true;
         let (mut now, mut pauses) = (Tick(0), Vec::new());
         for _ in 0..8 {
-            door.starve(now);
-            assert!(!door.is_worth_a_try(now));
-            let again = door.looks_again().expect("a starved door has a time to look again");
+            listener.pause_accepts(now);
+            assert!(!listener.may_accept(now));
+            let again = listener.retry_at().expect("a paused listener has a time to retry");
             pauses.push(again.0 - now.0);
             now = again;
-            assert!(door.is_worth_a_try(now));
+            assert!(listener.may_accept(now));
         }
         assert_eq!(pauses, [2, 3, 5, 9, 17, 33, 51, 51]);
-        door.starve(now);
-        door.feed();
-        assert!(door.is_worth_a_try(now), "an own close is a reason to look at once");
+        listener.pause_accepts(now);
+        listener.resume_accepts();
+        assert!(listener.may_accept(now), "an own close is a reason to look at once");
     }
 }

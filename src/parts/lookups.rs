@@ -15,12 +15,12 @@ pub(crate) struct Lookups {
 #[derive(Debug)]
 struct Lookup {
     name: (Box<str>, u16),
-    waiting: Vec<ConnId>,
+    waiters: Vec<ConnId>,
 }
 
 /// What asking for a name came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Asked {
+pub(crate) enum LookupRequest {
     /// It is to be looked up, under this number.
     New(u64),
     /// Somebody has asked for it already.
@@ -30,35 +30,35 @@ pub(crate) enum Asked {
 }
 
 impl Lookups {
-    pub(crate) fn ask(&mut self, host: &str, port: u16, who: ConnId, most: usize) -> Asked {
+    pub(crate) fn request(&mut self, host: &str, port: u16, waiter: ConnId, max: usize) -> LookupRequest {
         let name = (Box::from(host), port);
         if let Some(&number) = self.by_name.get(&name) {
             if let Some(lookup) = self.by_number.get_mut(&number) {
-                lookup.waiting.push(who);
+                lookup.waiters.push(waiter);
             }
-            return Asked::Joined(number);
+            return LookupRequest::Joined(number);
         }
-        if self.by_number.len() >= most {
-            return Asked::Full;
+        if self.by_number.len() >= max {
+            return LookupRequest::Full;
         }
         self.last += 1;
         self.by_name.insert(name.clone(), self.last);
-        self.by_number.insert(self.last, Lookup { name, waiting: vec![who] });
-        Asked::New(self.last)
+        self.by_number.insert(self.last, Lookup { name, waiters: vec![waiter] });
+        LookupRequest::New(self.last)
     }
 
     /// It has been answered: who waits for it. Nobody does when the lookup was dropped.
-    pub(crate) fn answered(&mut self, number: u64) -> Vec<ConnId> {
+    pub(crate) fn complete(&mut self, number: u64) -> Vec<ConnId> {
         let Some(lookup) = self.by_number.remove(&number) else { return Vec::new() };
         self.by_name.remove(&lookup.name);
-        lookup.waiting
+        lookup.waiters
     }
 
     /// One waits no longer; says whether nobody does now.
-    pub(crate) fn leave(&mut self, number: u64, who: ConnId) -> bool {
+    pub(crate) fn cancel_waiter(&mut self, number: u64, waiter: ConnId) -> bool {
         let Some(lookup) = self.by_number.get_mut(&number) else { return false };
-        lookup.waiting.retain(|&waiting| waiting != who);
-        lookup.waiting.is_empty()
+        lookup.waiters.retain(|&waiting| waiting != waiter);
+        lookup.waiters.is_empty()
     }
 }
 
@@ -68,30 +68,34 @@ mod tests {
 
     use super::*;
 
-    fn who(slot: u32) -> ConnId {
+    fn waiter(slot: u32) -> ConnId {
         ConnId { slot, generation: NonZeroU32::MIN }
     }
 
     #[test]
     fn equal_names_are_looked_up_once_and_the_names_are_bounded() {
         let mut lookups = Lookups::default();
-        assert_eq!(lookups.ask("a", 1, who(0), 2), Asked::New(1));
-        assert_eq!(lookups.ask("a", 1, who(1), 2), Asked::Joined(1));
-        assert_eq!(lookups.ask("a", 2, who(2), 2), Asked::New(2));
-        assert_eq!(lookups.ask("b", 1, who(3), 2), Asked::Full);
-        assert_eq!(lookups.ask("a", 1, who(3), 2), Asked::Joined(1), "joining takes no room");
-        assert!(!lookups.leave(1, who(0)));
-        assert_eq!(lookups.answered(1), [who(1), who(3)]);
-        assert_eq!(lookups.answered(1), [], "a second answer is nobody's");
-        assert_eq!(lookups.ask("b", 1, who(4), 2), Asked::New(3));
+        assert_eq!(lookups.request("a", 1, waiter(0), 2), LookupRequest::New(1));
+        assert_eq!(lookups.request("a", 1, waiter(1), 2), LookupRequest::Joined(1));
+        assert_eq!(lookups.request("a", 2, waiter(2), 2), LookupRequest::New(2));
+        assert_eq!(lookups.request("b", 1, waiter(3), 2), LookupRequest::Full);
+        assert_eq!(lookups.request("a", 1, waiter(3), 2), LookupRequest::Joined(1), "joining takes no room");
+        assert!(!lookups.cancel_waiter(1, waiter(0)));
+        assert_eq!(lookups.complete(1), [waiter(1), waiter(3)]);
+        assert_eq!(lookups.complete(1), [], "a second answer is nobody's");
+        assert_eq!(lookups.request("b", 1, waiter(4), 2), LookupRequest::New(3));
     }
 
     #[test]
-    fn the_last_to_leave_is_known() {
+    fn cancelling_the_last_waiter_is_reported() {
         let mut lookups = Lookups::default();
-        lookups.ask("a", 1, who(0), 9);
-        lookups.ask("a", 1, who(1), 9);
-        assert!(!lookups.leave(1, who(0)) && lookups.leave(1, who(1)) && !lookups.leave(2, who(1)));
-        assert_eq!((lookups.answered(1), lookups.by_name.len(), lookups.by_number.len()), (vec![], 0, 0));
+        lookups.request("a", 1, waiter(0), 9);
+        lookups.request("a", 1, waiter(1), 9);
+        assert!(
+            !lookups.cancel_waiter(1, waiter(0))
+                && lookups.cancel_waiter(1, waiter(1))
+                && !lookups.cancel_waiter(2, waiter(1))
+        );
+        assert_eq!((lookups.complete(1), lookups.by_name.len(), lookups.by_number.len()), (vec![], 0, 0));
     }
 }

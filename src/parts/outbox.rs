@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use crate::base::shared::Shared;
-use crate::parts::inbox::Span;
+use crate::parts::inbox::Progress;
 
 /// The write queue of one connection, there only while the kernel's own buffer is full.
 ///
@@ -16,7 +16,7 @@ use crate::parts::inbox::Span;
 ///          head ┘                        room for more ┘
 /// ```
 ///
-/// In front of that may be bytes that are sealed already, and behind it a conduit.
+/// In front of that may be bytes that are sealed already, and behind it a kernel pipe.
 ///
 /// Invariant: `queued` is the sum of the chunks' lengths less `head`, and `head` is less than the front's length.
 /// Methods that take or free memory return how much, and the caller charges the budget.
@@ -26,10 +26,10 @@ pub(crate) struct Outbox {
     head: usize,
     queued: usize,
     /// Bytes in front of all that, as they go over the wire.
-    sealed: Vec<u8>,
-    /// Bytes behind all that, in a conduit of the kernel's.
-    pub(crate) beyond: usize,
-    pub(crate) span: Span,
+    ciphertext: Vec<u8>,
+    /// Bytes behind all that, in a kernel pipe.
+    pub(crate) in_pipe: usize,
+    pub(crate) progress: Progress,
 }
 
 #[derive(Debug)]
@@ -47,39 +47,39 @@ const CHUNK_COST: usize = size_of::<Chunk>();
 impl Outbox {
     /// All that is to be written.
     pub(crate) fn queued(&self) -> usize {
-        self.sealed.len() + self.queued + self.beyond
+        self.ciphertext.len() + self.queued + self.in_pipe
     }
 
     /// What of it is held here.
-    pub(crate) fn held(&self) -> usize {
-        self.sealed.len() + self.queued
+    pub(crate) fn buffered(&self) -> usize {
+        self.ciphertext.len() + self.queued
     }
 
     /// What is held here and not sealed.
-    pub(crate) fn unsealed(&self) -> usize {
+    pub(crate) fn plaintext_len(&self) -> usize {
         self.queued
     }
 
-    pub(crate) fn has_sealed(&self) -> bool {
-        !self.sealed.is_empty()
+    pub(crate) fn has_ciphertext(&self) -> bool {
+        !self.ciphertext.is_empty()
     }
 
     /// Puts bytes behind those that are sealed, in front of all others; returns the memory taken.
-    pub(crate) fn push_sealed(&mut self, bytes: &[u8]) -> usize {
-        let before = self.sealed.capacity();
-        self.sealed.reserve_exact(bytes.len());
-        self.sealed.extend_from_slice(bytes);
-        self.sealed.capacity() - before
+    pub(crate) fn push_ciphertext(&mut self, bytes: &[u8]) -> usize {
+        let before = self.ciphertext.capacity();
+        self.ciphertext.reserve_exact(bytes.len());
+        self.ciphertext.extend_from_slice(bytes);
+        self.ciphertext.capacity() - before
     }
 
     /// Takes what is sealed, to write it; the memory freed is the vector's capacity.
-    pub(crate) fn take_sealed(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.sealed)
+    pub(crate) fn take_ciphertext(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.ciphertext)
     }
 
     /// Drops what is not sealed; returns the memory freed.
-    pub(crate) fn clear_plain(&mut self) -> usize {
-        self.beyond = 0;
+    pub(crate) fn clear_plaintext(&mut self) -> usize {
+        self.in_pipe = 0;
         self.advance(self.queued)
     }
 
@@ -115,7 +115,7 @@ impl Outbox {
     }
 
     /// What is queued, from the front, as many slices as there is room for.
-    pub(crate) fn gather<'a>(&'a self, slices: &mut Gather<'a>) {
+    pub(crate) fn gather<'a>(&'a self, slices: &mut WriteBatch<'a>) {
         let mut skip = self.head;
         for chunk in &self.chunks {
             if !slices.push(&chunk.bytes()[skip..]) {
@@ -129,7 +129,7 @@ impl Outbox {
     pub(crate) fn advance(&mut self, n: usize) -> usize {
         debug_assert!(n <= self.queued());
         let passed = n.saturating_sub(self.queued);
-        self.beyond -= passed;
+        self.in_pipe -= passed;
         let n = n - passed;
         self.queued -= n;
         self.head += n;
@@ -148,15 +148,15 @@ impl Outbox {
 
     /// Empties the queue for good; returns the memory freed.
     pub(crate) fn clear(&mut self) -> usize {
-        let sealed = self.take_sealed().capacity();
-        sealed + self.clear_plain()
+        let sealed = self.take_ciphertext().capacity();
+        sealed + self.clear_plaintext()
     }
 }
 
 impl Drop for Outbox {
     fn drop(&mut self) {
         debug_assert!(
-            self.chunks.is_empty() && self.sealed.is_empty(),
+            self.chunks.is_empty() && self.ciphertext.is_empty(),
             "a queue is cleared, and its memory discharged, before it goes"
         );
     }
@@ -194,7 +194,7 @@ fn extend(chunk: &mut Vec<u8>, bytes: &[u8]) -> usize {
 ///
 /// Sixty-four are enough to leave a budget's worth of ordinary messages with one call, and small enough to lie
 /// on the stack; the kernel takes 1,024 (`IOV_MAX`).
-pub(crate) struct Gather<'a> {
+pub(crate) struct WriteBatch<'a> {
     slices: [IoSlice<'a>; SLICES_MAX],
     used: usize,
     bytes: usize,
@@ -204,14 +204,14 @@ pub(crate) struct Gather<'a> {
 
 const SLICES_MAX: usize = 64;
 
-impl<'a> Gather<'a> {
-    pub(crate) fn new(budget: usize) -> Gather<'a> {
-        Gather { slices: [IoSlice::new(&[]); SLICES_MAX], used: 0, bytes: 0, budget, exact: false }
+impl<'a> WriteBatch<'a> {
+    pub(crate) fn new(budget: usize) -> WriteBatch<'a> {
+        WriteBatch { slices: [IoSlice::new(&[]); SLICES_MAX], used: 0, bytes: 0, budget, exact: false }
     }
 
     /// Stops at exactly so many bytes, and not behind the slice in which they end.
-    pub(crate) fn exactly(most: usize) -> Gather<'a> {
-        Gather { exact: true, ..Gather::new(most) }
+    pub(crate) fn with_exact_budget(max: usize) -> WriteBatch<'a> {
+        WriteBatch { exact: true, ..WriteBatch::new(max) }
     }
 
     /// Adds a slice; says whether there is room for a further one.
@@ -283,12 +283,12 @@ mod tests {
     }
 
     #[test]
-    fn a_gather_stops_at_its_budget_and_at_its_last_slice() {
-        let mut slices = Gather::new(10);
+    fn a_write_batch_stops_at_its_budget_and_at_its_last_slice() {
+        let mut slices = WriteBatch::new(10);
         assert!(slices.push(b"12345") && !slices.push(b"1234567"));
         assert!(!slices.push(b"more"));
         assert_eq!(slices.slices().iter().map(|slice| slice.len()).sum::<usize>(), 12);
-        let mut slices = Gather::new(usize::MAX);
+        let mut slices = WriteBatch::new(usize::MAX);
         assert_eq!((0..100).filter(|_| slices.push(b"x")).count(), SLICES_MAX - 1);
         assert_eq!(slices.slices().len(), SLICES_MAX);
     }
@@ -330,7 +330,7 @@ mod tests {
                         model.extend(vec![stamp; n]);
                     }
                     Step::Write(n) => {
-                        let mut slices = Gather::new(n);
+                        let mut slices = WriteBatch::new(n);
                         outbox.gather(&mut slices);
                         let there: Vec<u8> = slices.slices().iter().flat_map(|s| s.to_vec()).collect();
                         prop_assert_eq!(&there[..], &model[..there.len()], "a gather starts at the front");

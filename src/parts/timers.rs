@@ -6,7 +6,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use crate::base::address::Address;
-use crate::base::id::{Births, ConnId};
+use crate::base::id::{ConnId, GenerationCounter};
 use crate::base::tick::Tick;
 use crate::config::dial::DialOptions;
 use crate::parts::wheel::Wheel;
@@ -22,20 +22,20 @@ pub struct TimerId {
 pub(crate) struct Timers {
     all: Slab<Timer>,
     wheel: Wheel,
-    births: Births,
+    generations: GenerationCounter,
 }
 
 struct Timer {
     generation: NonZeroU32,
     due: Tick,
     every: Option<Duration>,
-    what: What,
+    action: TimerAction,
 }
 
 /// What is to be done when a timer goes off.
-pub(crate) enum What {
+pub(crate) enum TimerAction {
     /// Tell this service.
-    Tell(u16),
+    Notify(u16),
     /// Dial again what was dialed before.
     Redial(Box<Redial>),
 }
@@ -43,7 +43,7 @@ pub(crate) enum What {
 /// A dial that is to be repeated.
 #[derive(Debug)]
 pub(crate) struct Redial {
-    pub(crate) host: u16,
+    pub(crate) service: u16,
     pub(crate) to: Address,
     pub(crate) options: DialOptions,
     pub(crate) failures: u32,
@@ -52,23 +52,27 @@ pub(crate) struct Redial {
 }
 
 /// A timer that has gone off.
-pub(crate) enum Fired {
-    Tell(u16, TimerId),
+pub(crate) enum Expired {
+    Notify(u16, TimerId),
     Redial(Box<Redial>),
 }
 
 impl Timers {
     pub(crate) fn new() -> Timers {
-        Timers { all: Slab::new(), wheel: Wheel::new(), births: Births::starting_at(NonZeroU32::MIN) }
+        Timers {
+            all: Slab::new(),
+            wheel: Wheel::new(),
+            generations: GenerationCounter::starting_at(NonZeroU32::MIN),
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.all.len()
     }
 
-    pub(crate) fn set(&mut self, what: What, due: Tick, every: Option<Duration>) -> TimerId {
-        let generation = self.births.next();
-        let index = self.all.insert(Timer { generation, due, every, what }) as u32;
+    pub(crate) fn set(&mut self, what: TimerAction, due: Tick, every: Option<Duration>) -> TimerId {
+        let generation = self.generations.next();
+        let index = self.all.insert(Timer { generation, due, every, action: what }) as u32;
         self.wheel.arm(index, due);
         TimerId { index, generation }
     }
@@ -85,9 +89,9 @@ impl Timers {
 
     /// Calls off the dial that was to replace a connection; says whether there was one.
     pub(crate) fn cancel_redial(&mut self, of: ConnId) -> bool {
-        let found = self.all.iter().find(|(_, timer)| match &timer.what {
-            What::Redial(again) => again.last == of,
-            What::Tell(_) => false,
+        let found = self.all.iter().find(|(_, timer)| match &timer.action {
+            TimerAction::Redial(again) => again.last == of,
+            TimerAction::Notify(_) => false,
         });
         let id = found.map(|(index, timer)| TimerId { index: index as u32, generation: timer.generation });
         id.is_some_and(|id| self.cancel(id))
@@ -102,21 +106,21 @@ impl Timers {
 
     /// One that is due. A repeating one is set again, for a whole number of its spans after the time it was due: it
     /// does not drift, and what a late turn has missed is not made up for.
-    pub(crate) fn pop_due(&mut self, now: Tick) -> Option<Fired> {
+    pub(crate) fn pop_due(&mut self, now: Tick) -> Option<Expired> {
         let index = self.wheel.pop_due(now)?;
         let timer = &mut self.all[index as usize];
         let id = TimerId { index, generation: timer.generation };
-        if let (What::Tell(host), Some(every)) = (&timer.what, timer.every) {
-            let host = *host;
+        if let (TimerAction::Notify(service), Some(every)) = (&timer.action, timer.every) {
+            let service = *service;
             let span = Tick(0).after(every).0.saturating_sub(1).max(1);
             let missed = (now.0 - timer.due.0) / span;
             timer.due = Tick(timer.due.0.saturating_add(span.saturating_mul(missed + 1)));
             self.wheel.arm(index, timer.due);
-            return Some(Fired::Tell(host, id));
+            return Some(Expired::Notify(service, id));
         }
-        Some(match self.all.remove(index as usize).what {
-            What::Tell(host) => Fired::Tell(host, id),
-            What::Redial(again) => Fired::Redial(again),
+        Some(match self.all.remove(index as usize).action {
+            TimerAction::Notify(service) => Expired::Notify(service, id),
+            TimerAction::Redial(again) => Expired::Redial(again),
         })
     }
 
@@ -135,7 +139,7 @@ mod tests {
 
     fn told(timers: &mut Timers, now: u64) -> Vec<TimerId> {
         let mut told = Vec::new();
-        while let Some(Fired::Tell(_, id)) = timers.pop_due(Tick(now)) {
+        while let Some(Expired::Notify(_, id)) = timers.pop_due(Tick(now)) {
             told.push(id);
         }
         told
@@ -144,7 +148,7 @@ mod tests {
     #[test]
     fn a_repeating_timer_does_not_drift_and_makes_up_for_nothing() {
         let mut timers = Timers::new();
-        let id = timers.set(What::Tell(1), Tick(10), Some(Duration::from_millis(100)));
+        let id = timers.set(TimerAction::Notify(1), Tick(10), Some(Duration::from_millis(100)));
         assert_eq!(told(&mut timers, 9), []);
         assert_eq!(told(&mut timers, 13), [id]);
         assert_eq!(told(&mut timers, 19), []);
@@ -155,11 +159,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_timer_stays_silent_and_its_name_means_nobody_else() {
+    fn a_cancelled_timer_never_fires_and_its_id_is_not_reused() {
         let mut timers = Timers::new();
-        let first = timers.set(What::Tell(1), Tick(10), None);
+        let first = timers.set(TimerAction::Notify(1), Tick(10), None);
         assert!(timers.cancel(first) && !timers.cancel(first));
-        let second = timers.set(What::Tell(1), Tick(10), None);
+        let second = timers.set(TimerAction::Notify(1), Tick(10), None);
         assert!(!timers.cancel(first), "the place is another's now");
         assert_eq!(told(&mut timers, 10), [second]);
         assert_eq!((timers.len(), timers.next()), (0, None));

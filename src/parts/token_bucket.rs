@@ -2,13 +2,13 @@
 
 use crate::base::tick::Tick;
 
-/// A bucket into which `rate` tokens fall each second, evenly, and which holds at most `most`.
+/// A bucket into which `rate` tokens fall each second, evenly, and which holds at most `capacity`.
 ///
 /// ```text
 ///         rate a second
 ///              ▼
-///     │                 │ ◀── most: what may pass at once after a silence
-///     │░░░░░░░░░░░░░░░░░│ ◀── level, as of `at`
+///     │                 │ ◀── capacity: what may pass at once after a silence
+///     │░░░░░░░░░░░░░░░░░│ ◀── level, as of `updated`
 ///     └────────┬────────┘
 ///              ▼ take
 /// ```
@@ -17,31 +17,31 @@ use crate::base::tick::Tick;
 /// so that a rate of one a second loses nothing to rounding. A taking may go below zero once, so that a read whose size
 /// only the peer knows need not be foreseen; the debt is paid before anything else passes.
 #[derive(Clone, Debug)]
-pub(crate) struct Bucket {
+pub(crate) struct TokenBucket {
     rate: u64,
-    most: u64,
+    capacity: u64,
     /// In tokens times [`SCALE`].
     level: i64,
-    at: Tick,
+    updated: Tick,
 }
 
 /// Ticks a second.
 const SCALE: u64 = 100;
 
-impl Bucket {
+impl TokenBucket {
     /// A full one. Rates and sizes beyond 2^48 are cut to that.
-    pub(crate) fn new(rate: usize, most: usize, now: Tick) -> Bucket {
+    pub(crate) fn new(rate: usize, max: usize, now: Tick) -> TokenBucket {
         let bound = |n: usize| (n as u64).clamp(1, 1 << 48);
-        let (rate, most) = (bound(rate), bound(most));
-        Bucket { rate, most, level: (most * SCALE) as i64, at: now }
+        let (rate, capacity) = (bound(rate), bound(max));
+        TokenBucket { rate, capacity, level: (capacity * SCALE) as i64, updated: now }
     }
 
     fn refill(&mut self, now: Tick) {
-        let passed = now.0.saturating_sub(self.at.0);
-        let full = (self.most * SCALE) as i64;
+        let passed = now.0.saturating_sub(self.updated.0);
+        let full = (self.capacity * SCALE) as i64;
         let fell = i64::try_from(self.rate.saturating_mul(passed)).unwrap_or(i64::MAX);
         self.level = self.level.saturating_add(fell).min(full);
-        self.at = self.at.max(now);
+        self.updated = self.updated.max(now);
     }
 
     /// Whole tokens that are there.
@@ -58,13 +58,13 @@ impl Bucket {
     /// Whether nothing has been taken that has not come back.
     pub(crate) fn is_full(&mut self, now: Tick) -> bool {
         self.refill(now);
-        self.level == (self.most * SCALE) as i64
+        self.level == (self.capacity * SCALE) as i64
     }
 
     /// When so many tokens will be there; of more than the bucket holds, when it is full.
-    pub(crate) fn holds_at(&mut self, tokens: usize, now: Tick) -> Tick {
+    pub(crate) fn time_until(&mut self, tokens: usize, now: Tick) -> Tick {
         self.refill(now);
-        let wanted = ((tokens as u64).min(self.most) * SCALE) as i64;
+        let wanted = ((tokens as u64).min(self.capacity) * SCALE) as i64;
         let missing = wanted.saturating_sub(self.level).max(0) as u64;
         Tick(now.0 + missing.div_ceil(self.rate))
     }
@@ -85,38 +85,38 @@ mod tests {
 
     #[test]
     fn no_more_passes_in_any_span_than_the_rate_and_one_burst() {
-        let (rate, most) = (1_000, 100);
-        let mut bucket = Bucket::new(rate, most, Tick(0));
+        let (rate, max) = (1_000, 100);
+        let mut bucket = TokenBucket::new(rate, max, Tick(0));
         let mut passed = 0;
         for tick in 0..1_000 {
             let level = bucket.level(Tick(tick));
             bucket.take(level, Tick(tick));
             passed += level;
         }
-        assert_eq!(passed, most + rate * 999 / 100);
+        assert_eq!(passed, max + rate * 999 / 100);
     }
 
     #[test]
     fn a_slow_rate_loses_nothing_to_rounding() {
-        let mut bucket = Bucket::new(1, 5, Tick(0));
+        let mut bucket = TokenBucket::new(1, 5, Tick(0));
         bucket.take(5, Tick(0));
         assert_eq!((bucket.level(Tick(99)), bucket.level(Tick(100))), (0, 1));
-        assert_eq!(bucket.holds_at(5, Tick(100)), Tick(500));
+        assert_eq!(bucket.time_until(5, Tick(100)), Tick(500));
         assert!(!bucket.is_full(Tick(499)) && bucket.is_full(Tick(500)));
     }
 
     #[test]
     fn a_debt_is_paid_first() {
-        let mut bucket = Bucket::new(100, 10, Tick(0));
+        let mut bucket = TokenBucket::new(100, 10, Tick(0));
         bucket.take(30, Tick(0));
         assert_eq!(bucket.level(Tick(20)), 0);
-        assert_eq!(bucket.holds_at(1, Tick(20)), Tick(21));
+        assert_eq!(bucket.time_until(1, Tick(20)), Tick(21));
         assert_eq!(bucket.level(Tick(21)), 1);
     }
 
     #[test]
     fn a_clock_that_stands_or_jumps_far_does_no_harm() {
-        let mut bucket = Bucket::new(usize::MAX, usize::MAX, Tick(5));
+        let mut bucket = TokenBucket::new(usize::MAX, usize::MAX, Tick(5));
         bucket.take(usize::MAX, Tick(3));
         assert_eq!(bucket.level(Tick(u64::MAX)), 1 << 48);
     }

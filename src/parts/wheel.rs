@@ -504,7 +504,7 @@ mod tests {
     // -- moving and leaving --------------------------------------------------------------------------
 
     #[test]
-    fn whoever_leaves_a_bucket_leaves_the_others_in_it() {
+    fn removing_an_entry_keeps_the_others_of_its_bucket() {
         for when in [1, 63, 64, 5_000, 1 << 20, 1 << 40, 0] {
             for leaver in 0..5 {
                 let mut wheel = Wheel::new();

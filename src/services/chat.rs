@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::base::address::Address;
 use crate::base::id::ConnId;
-use crate::base::reason::Closed;
+use crate::base::reason::CloseReason;
 use crate::base::shared::Shared;
 use crate::base::text::printable;
 use crate::config::limits::SocketLimits;
@@ -77,7 +77,7 @@ impl Chat {
             idle: Some(Duration::from_secs(30 * 60)),
             queue: 256 * 1024,
             message: self.lines.inbox_limit(),
-            ..SocketLimits::typed()
+            ..SocketLimits::interactive()
         }
     }
 
@@ -99,7 +99,7 @@ impl Chat {
             _ => {
                 let Some(name) = self.members.get(&socket.id()) else { return };
                 let said = format!("{name}: {text}\n");
-                self.tell(&mut Others::Socket(socket), said);
+                self.broadcast(&mut Others::Socket(socket), said);
             }
         }
     }
@@ -111,7 +111,7 @@ impl Chat {
         let Some(before) = self.members.insert(socket.id(), name.to_string()) else { return };
         self.taken.remove(&before.to_lowercase());
         self.taken.insert(name.to_lowercase());
-        self.tell(&mut Others::Socket(socket), format!("{before} is now {name}\n"));
+        self.broadcast(&mut Others::Socket(socket), format!("{before} is now {name}\n"));
     }
 
     /// Whether a name can be had.
@@ -144,11 +144,11 @@ impl Chat {
     fn leave(&mut self, id: ConnId, others: &mut Others<'_, '_>) {
         let Some(name) = self.members.remove(&id) else { return };
         self.taken.remove(&name.to_lowercase());
-        self.tell(others, format!("{name} left\n"));
+        self.broadcast(others, format!("{name} left\n"));
     }
 
     /// Says something to every member, in one piece of memory.
-    fn tell(&self, others: &mut Others<'_, '_>, line: String) {
+    fn broadcast(&self, others: &mut Others<'_, '_>, line: String) {
         let line = Shared::from(line);
         for &id in self.members.keys() {
             if let Some(mut member) = others.find(id) {
@@ -184,7 +184,7 @@ impl Service for Chat {
         };
         let joined = format!("{name} joined\n");
         self.members.insert(socket.id(), name);
-        self.tell(&mut Others::Socket(socket), joined);
+        self.broadcast(&mut Others::Socket(socket), joined);
     }
 
     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
@@ -201,7 +201,7 @@ impl Service for Chat {
         }
     }
 
-    fn closed(&mut self, _: (), id: ConnId, _: Closed, rest: &mut Sockets<'_>) {
+    fn closed(&mut self, _: (), id: ConnId, _: CloseReason, rest: &mut Sockets<'_>) {
         self.leave(id, &mut Others::Rest(rest));
     }
 }
@@ -209,50 +209,50 @@ impl Service for Chat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::services::testing::Trial;
-    use crate::sys::sim::Peer;
+    use crate::services::testing::TestServer;
+    use crate::sys::sim::PeerId;
 
-    type Room = Trial;
+    type Room = TestServer;
 
     fn empty_room() -> Room {
-        Trial::of(Chat::new(), Chat::new().limits())
+        TestServer::new(Chat::new(), Chat::new().limits())
     }
 
     /// Three members called ada, bob and eve, who have heard nothing yet.
-    fn room_of_three() -> (Room, [Peer; 3]) {
+    fn room_of_three() -> (Room, [PeerId; 3]) {
         let mut room = empty_room();
         let members = ["ada", "bob", "eve"].map(|name| {
             let peer = room.script.connect();
-            room.say(peer, format!("/nick {name}\n"));
+            room.send(peer, format!("/nick {name}\n"));
             peer
         });
-        members.iter().for_each(|&peer| drop(room.heard(peer)));
+        members.iter().for_each(|&peer| drop(room.received(peer)));
         (room, members)
     }
 
     #[test]
-    fn a_newcomer_is_announced_by_address_and_so_is_one_who_left() {
+    fn joining_and_leaving_members_are_announced_by_address() {
         let mut room = empty_room();
         let first = room.script.connect();
-        room.settle();
+        room.turn_until_quiet();
         let second = room.script.connect();
-        room.settle();
-        room.say(first, "hello\n");
+        room.turn_until_quiet();
+        room.send(first, "hello\n");
         room.script.end(second);
-        room.settle();
+        room.turn_until_quiet();
         let said = "10.0.0.1:4001 joined\n10.0.0.1:4000: hello\n";
-        assert_eq!(room.heard(second), said);
-        assert_eq!(room.heard(first), format!("10.0.0.1:4000 joined\n{said}10.0.0.1:4001 left\n"));
+        assert_eq!(room.received(second), said);
+        assert_eq!(room.received(first), format!("10.0.0.1:4000 joined\n{said}10.0.0.1:4001 left\n"));
     }
 
     #[test]
-    fn everyone_hears_everything_in_one_order() {
+    fn every_member_receives_every_line_in_one_order() {
         let (mut room, [ada, bob, eve]) = room_of_three();
         room.script.feed(ada, b"one\ntwo\n");
         room.script.feed(bob, b"three\n");
-        room.say(eve, "four\n");
-        let said = room.heard(ada);
-        assert_eq!((room.heard(bob), room.heard(eve)), (said.clone(), said.clone()));
+        room.send(eve, "four\n");
+        let said = room.received(ada);
+        assert_eq!((room.received(bob), room.received(eve)), (said.clone(), said.clone()));
         let mut lines: Vec<&str> = said.lines().collect();
         assert!(lines.iter().position(|l| *l == "ada: one") < lines.iter().position(|l| *l == "ada: two"));
         lines.sort_unstable();
@@ -260,15 +260,15 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_lines_are_said() {
+    fn only_whole_lines_are_broadcast() {
         let (mut room, [ada, bob, _]) = room_of_three();
-        room.say(ada, "wait for ");
-        assert_eq!(room.heard(bob), "");
-        room.say(ada, "it\r\n\n   \nhalf a li");
-        assert_eq!(room.heard(bob), "ada: wait for it\n", "empty lines say nothing");
+        room.send(ada, "wait for ");
+        assert_eq!(room.received(bob), "");
+        room.send(ada, "it\r\n\n   \nhalf a li");
+        assert_eq!(room.received(bob), "ada: wait for it\n", "empty lines say nothing");
         room.script.end(ada);
-        room.settle();
-        assert_eq!(room.heard(bob), "ada left\n");
+        room.turn_until_quiet();
+        assert_eq!(room.received(bob), "ada left\n");
     }
 
     #[test]
@@ -284,31 +284,31 @@ mod tests {
             ("a\x1b[31m", "a name is made of letters, digits, - and _\n"),
             ("abcdefghijklmnopqrstuvwxy", "a name has at most 24 characters\n"),
         ] {
-            room.say(bob, format!("/nick {name}\n"));
-            assert_eq!(room.heard(bob), answer, "{name:?}");
+            room.send(bob, format!("/nick {name}\n"));
+            assert_eq!(room.received(bob), answer, "{name:?}");
         }
-        assert_eq!(room.heard(ada), "", "a refusal is between the two");
-        room.say(ada, "/nick \u{5d0}\u{5d3}\u{5d4}_1\n");
-        room.say(bob, "/nick Ada\n");
-        assert_eq!(room.heard(bob), "ada is now \u{5d0}\u{5d3}\u{5d4}_1\nbob is now Ada\n");
+        assert_eq!(room.received(ada), "", "a refusal is between the two");
+        room.send(ada, "/nick \u{5d0}\u{5d3}\u{5d4}_1\n");
+        room.send(bob, "/nick Ada\n");
+        assert_eq!(room.received(bob), "ada is now \u{5d0}\u{5d3}\u{5d4}_1\nbob is now Ada\n");
     }
 
     #[test]
-    fn who_and_help_are_answered_to_who_asked() {
+    fn who_and_help_are_answered_to_the_asking_member_only() {
         let (mut room, [ada, bob, _]) = room_of_three();
-        room.say(ada, "/who\n/help\n/dance now\n");
+        room.send(ada, "/who\n/help\n/dance now\n");
         let answer = format!("3 here: ada, bob, eve\n{HELP}/dance is no command; /help lists them\n");
-        assert_eq!((room.heard(ada), room.heard(bob)), (answer, String::new()));
+        assert_eq!((room.received(ada), room.received(bob)), (answer, String::new()));
     }
 
     #[test]
     fn who_does_not_list_a_whole_city() {
         let mut room = empty_room();
-        let peers: Vec<Peer> = (0..150).map(|_| room.script.connect()).collect();
-        room.settle();
-        room.heard(peers[0]);
-        room.say(peers[0], "/who\n");
-        let heard = room.heard(peers[0]);
+        let peers: Vec<PeerId> = (0..150).map(|_| room.script.connect()).collect();
+        room.turn_until_quiet();
+        room.received(peers[0]);
+        room.send(peers[0], "/who\n");
+        let heard = room.received(peers[0]);
         assert!(
             heard.starts_with("150 here: 10.0.0.1:4000, ") && heard.ends_with(" and 50 more\n"),
             "{heard}"
@@ -316,62 +316,62 @@ mod tests {
     }
 
     #[test]
-    fn who_quits_is_gone_at_once_and_says_nothing_more() {
+    fn a_member_that_quits_is_closed_at_once_and_sends_nothing_more() {
         let (mut room, [ada, bob, eve]) = room_of_three();
-        room.say(ada, "bye\n/quit\nghost\n/nick ghost\n");
-        assert_eq!(room.heard(bob), "ada: bye\nada left\n");
-        assert!(room.script.heard_end(ada));
+        room.send(ada, "bye\n/quit\nghost\n/nick ghost\n");
+        assert_eq!(room.received(bob), "ada: bye\nada left\n");
+        assert!(room.script.received_end(ada));
         room.script.end(ada);
-        room.say(bob, "/nick ada\n");
-        assert_eq!(room.heard(eve), "ada: bye\nada left\nbob is now ada\n", "one left is left once");
+        room.send(bob, "/nick ada\n");
+        assert_eq!(room.received(eve), "ada: bye\nada left\nbob is now ada\n", "one left is left once");
     }
 
     #[test]
-    fn control_characters_reach_nobody() {
+    fn control_characters_reach_no_member() {
         let (mut room, [ada, bob, _]) = room_of_three();
         let nasty =
             b"\x1b[2J\x07\x00red\x7f \xc2\x9b31m \xe2\x80\xaeevil\xe2\x80\xa9 \xff\xfe\rbob: forged\ttab\n";
-        room.say(ada, nasty);
-        let heard = room.heard(bob);
+        room.send(ada, nasty);
+        let heard = room.received(bob);
         assert!(heard.starts_with("ada: ") && heard.ends_with("forged\ttab\n"), "{heard:?}");
         let fine = |c: char| c == '\t' || !(c.is_control() || ('\u{2028}'..='\u{202e}').contains(&c));
         assert!(heard.trim_end_matches('\n').chars().all(fine), "{heard:?}");
     }
 
     #[test]
-    fn too_long_a_line_ends_the_talk_of_one_and_not_of_the_others() {
+    fn a_too_long_line_closes_one_member_and_not_the_others() {
         let (mut room, [ada, bob, eve]) = room_of_three();
-        room.say(ada, [b'x'; 8 * 1024 + 2]);
-        assert!(room.heard(ada).contains("8192 bytes allowed") && room.script.heard_end(ada));
+        room.send(ada, [b'x'; 8 * 1024 + 2]);
+        assert!(room.received(ada).contains("8192 bytes allowed") && room.script.received_end(ada));
         room.script.end(ada);
-        room.say(bob, [&[b'y'; 8 * 1024], &b"\n"[..]].concat());
-        assert_eq!(room.heard(eve).len(), "ada left\n".len() + "bob: \n".len() + 8 * 1024);
-        assert_eq!(room.turns.table.stats.ended(Closed::TooLong), 1);
+        room.send(bob, [&[b'y'; 8 * 1024], &b"\n"[..]].concat());
+        assert_eq!(room.received(eve).len(), "ada left\n".len() + "bob: \n".len() + 8 * 1024);
+        assert_eq!(room.event_loop.table.stats.closed_count(CloseReason::TooLong), 1);
     }
 
     #[test]
-    fn a_member_that_does_not_read_is_dropped_and_the_others_hear_all() {
+    fn a_member_that_does_not_read_is_dropped_and_the_others_receive_everything() {
         let (mut room, [ada, bob, eve]) = room_of_three();
         room.script.window(eve, 0);
         let line = [&[b'x'; 1_000], &b"\n"[..]].concat();
         let mut heard = 0;
         for _ in 0..300 {
-            room.say(ada, &line);
-            heard += room.heard(bob).len();
+            room.send(ada, &line);
+            heard += room.received(bob).len();
         }
-        assert_eq!(room.turns.table.stats.ended(Closed::SlowReader), 1);
+        assert_eq!(room.event_loop.table.stats.closed_count(CloseReason::SlowReader), 1);
         assert_eq!(heard, 300 * ("ada: ".len() + line.len()) + "eve left\n".len());
-        assert_eq!(room.turns.table.memory, 0, "what waited for her is forgotten");
+        assert_eq!(room.event_loop.table.memory, 0, "what waited for her is forgotten");
     }
 
     #[test]
     fn a_line_to_a_thousand_members_is_held_once() {
         let mut room = empty_room();
-        let peers: Vec<Peer> = (0..1_000).map(|_| room.script.connect()).collect();
-        room.settle();
+        let peers: Vec<PeerId> = (0..1_000).map(|_| room.script.connect()).collect();
+        room.turn_until_quiet();
         peers.iter().for_each(|&peer| room.script.window(peer, 0));
-        room.say(peers[0], [&[b'x'; 8_000], &b"\n"[..]].concat());
-        let each = (room.turns.table.memory - 8_000) / 1_000;
+        room.send(peers[0], [&[b'x'; 8_000], &b"\n"[..]].concat());
+        let each = (room.event_loop.table.memory - 8_000) / 1_000;
         assert!(each < 100, "each member costs {each} bytes for a line of 8,000");
     }
 }

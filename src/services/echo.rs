@@ -45,7 +45,7 @@ impl Echo {
 
     /// Limits for people who type, or for programs if it is [raw](Echo::raw).
     pub fn limits(&self) -> SocketLimits {
-        if self.talks { SocketLimits::typed() } else { SocketLimits::default() }
+        if self.talks { SocketLimits::interactive() } else { SocketLimits::default() }
     }
 }
 
@@ -90,7 +90,7 @@ impl Service for Echo {
 
     fn end(&mut self, _: &mut bool, socket: &mut Socket<'_>) {
         // A `qui` that never became `quit` was only a few bytes to be sent back.
-        let undecided = socket.untaken().to_vec();
+        let undecided = socket.unread().to_vec();
         socket.send(&undecided);
         socket.finish();
     }
@@ -111,13 +111,13 @@ fn compare(line: &[u8]) -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::reason::Closed;
-    use crate::services::testing::Trial;
+    use crate::base::reason::CloseReason;
+    use crate::services::testing::TestServer;
 
     const GREETED: &str = "echo server ready (type quit to exit)\n";
 
-    fn talk() -> Trial {
-        Trial::of(Echo::new(), Echo::new().limits())
+    fn talk() -> TestServer {
+        TestServer::new(Echo::new(), Echo::new().limits())
     }
 
     #[test]
@@ -125,15 +125,15 @@ mod tests {
         for quit in ["quit\n", "quit\r\n"] {
             let said = format!("a\nquite\n{quit}never said\n");
             for at in 0..=said.len() {
-                let mut trial = talk();
-                let peer = trial.script.connect();
-                trial.say(peer, &said[..at]);
-                trial.say(peer, &said[at..]);
-                assert_eq!(trial.heard(peer), format!("{GREETED}a\nquite\n"), "split at {at}");
-                assert!(trial.script.heard_end(peer));
-                trial.script.end(peer);
-                trial.settle();
-                assert_eq!(trial.turns.table.stats.ended(Closed::Local), 1);
+                let mut server = talk();
+                let peer = server.script.connect();
+                server.send(peer, &said[..at]);
+                server.send(peer, &said[at..]);
+                assert_eq!(server.received(peer), format!("{GREETED}a\nquite\n"), "split at {at}");
+                assert!(server.script.received_end(peer));
+                server.script.end(peer);
+                server.turn_until_quiet();
+                assert_eq!(server.event_loop.table.stats.closed_count(CloseReason::Local), 1);
             }
         }
     }
@@ -143,24 +143,24 @@ mod tests {
         for (said, heard) in
             [("qui", "qui"), ("quit", "quit"), ("quid\nqu", "quid\nqu"), ("x quit\n", "x quit\n")]
         {
-            let mut trial = talk();
-            let peer = trial.script.connect();
+            let mut server = talk();
+            let peer = server.script.connect();
             for byte in said.bytes() {
-                trial.say(peer, [byte]);
+                server.send(peer, [byte]);
             }
-            trial.script.end(peer);
-            trial.settle();
-            assert_eq!(trial.heard(peer), format!("{GREETED}{heard}"));
-            assert_eq!(trial.turns.table.stats.ended(Closed::Finished), 1);
+            server.script.end(peer);
+            server.turn_until_quiet();
+            assert_eq!(server.received(peer), format!("{GREETED}{heard}"));
+            assert_eq!(server.event_loop.table.stats.closed_count(CloseReason::Finished), 1);
         }
     }
 
     #[test]
     fn raw_sends_back_bytes_and_nothing_else() {
-        let mut trial = Trial::of(Echo::raw(), Echo::raw().limits());
-        let peer = trial.script.connect();
-        trial.say(peer, "quit\nquit\n");
-        assert_eq!(trial.heard(peer), "quit\nquit\n");
+        let mut server = TestServer::new(Echo::raw(), Echo::raw().limits());
+        let peer = server.script.connect();
+        server.send(peer, "quit\nquit\n");
+        assert_eq!(server.received(peer), "quit\nquit\n");
     }
 
     #[test]

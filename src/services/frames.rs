@@ -34,7 +34,7 @@ impl Frames {
     /// messages are lines.
     pub fn limits(&self) -> SocketLimits {
         let usual = match self.framing {
-            Framing::Lines(_) => SocketLimits::typed(),
+            Framing::Lines(_) => SocketLimits::interactive(),
             _ => SocketLimits::default(),
         };
         SocketLimits { message: self.framing.inbox_limit(), ..usual }
@@ -72,48 +72,48 @@ impl Service for Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::reason::Closed;
-    use crate::services::testing::Trial;
+    use crate::base::reason::CloseReason;
+    use crate::services::testing::TestServer;
 
-    fn frames(name: &str) -> Trial {
+    fn frames(name: &str) -> TestServer {
         let framing: Framing = name.parse().expect("a framing's name");
         let frames = Frames::new(framing.max(1_000));
         let limits = frames.limits();
-        Trial::of(frames, limits)
+        TestServer::new(frames, limits)
     }
 
     #[test]
     fn each_message_is_answered_wherever_it_is_split() {
         let wire = b"\0\0\0\x05hello\0\0\0\0\0\0\0\x01!";
         for at in 0..=wire.len() {
-            let mut trial = frames("u32be");
-            let peer = trial.script.connect();
-            trial.say(peer, &wire[..at]);
-            trial.say(peer, &wire[at..]);
-            assert_eq!(trial.script.heard(peer), wire, "split at {at}");
+            let mut server = frames("u32be");
+            let peer = server.script.connect();
+            server.send(peer, &wire[..at]);
+            server.send(peer, &wire[at..]);
+            assert_eq!(server.script.received(peer), wire, "split at {at}");
         }
     }
 
     #[test]
     fn a_length_beyond_the_limit_closes_at_once_behind_the_answers_before_it() {
-        let mut trial = frames("u32be");
-        let peer = trial.script.connect();
-        trial.say(peer, b"\0\0\0\x02ok\xff\xff\xff\xff");
-        assert_eq!(trial.script.heard(peer), b"\0\0\0\x02ok");
-        assert!(trial.script.heard_end(peer) && trial.turns.table.memory == 0);
-        trial.script.end(peer);
-        trial.settle();
-        assert_eq!(trial.turns.table.stats.ended(Closed::TooLong), 1);
+        let mut server = frames("u32be");
+        let peer = server.script.connect();
+        server.send(peer, b"\0\0\0\x02ok\xff\xff\xff\xff");
+        assert_eq!(server.script.received(peer), b"\0\0\0\x02ok");
+        assert!(server.script.received_end(peer) && server.event_loop.table.memory == 0);
+        server.script.end(peer);
+        server.turn_until_quiet();
+        assert_eq!(server.event_loop.table.stats.closed_count(CloseReason::TooLong), 1);
     }
 
     #[test]
     fn what_is_no_line_where_lines_are_strict_is_malformed() {
-        let mut trial = frames("crlf");
-        let peer = trial.script.connect();
-        trial.say(peer, "one\r\ntwo\nthree\r\n");
-        assert_eq!(trial.heard(peer), "one\r\n");
-        trial.script.end(peer);
-        trial.settle();
-        assert_eq!(trial.turns.table.stats.ended(Closed::Malformed), 1);
+        let mut server = frames("crlf");
+        let peer = server.script.connect();
+        server.send(peer, "one\r\ntwo\nthree\r\n");
+        assert_eq!(server.received(peer), "one\r\n");
+        server.script.end(peer);
+        server.turn_until_quiet();
+        assert_eq!(server.event_loop.table.stats.closed_count(CloseReason::Malformed), 1);
     }
 }

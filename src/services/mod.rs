@@ -12,4 +12,4 @@ mod testing;
 pub use chat::Chat;
 pub use echo::Echo;
 pub use frames::Frames;
-pub use proxy::{Leg, Proxy};
+pub use proxy::{Proxy, Role};

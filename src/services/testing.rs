@@ -2,36 +2,38 @@
 
 use crate::config::limits::{Limits, SocketLimits};
 use crate::config::listen::ListenOptions;
-use crate::event_loop::Loop;
+use crate::event_loop::EventLoop;
 use crate::service::Service;
-use crate::sys::sim::{Peer, Script, Sim, address};
+use crate::sys::sim::{PeerId, Script, Sim, address};
 
-pub(super) struct Trial {
-    pub(super) turns: Loop<Sim>,
+pub(super) struct TestServer {
+    pub(super) event_loop: EventLoop<Sim>,
     pub(super) script: Script,
 }
 
-impl Trial {
-    pub(super) fn of(service: impl Service, limits: SocketLimits) -> Trial {
+impl TestServer {
+    pub(super) fn new(service: impl Service, limits: SocketLimits) -> TestServer {
         let (sim, script) = Sim::new();
-        let house = Limits { accepts: 2_000, ..Limits::default() };
-        let mut turns = Loop::new(sim, house).expect("a simulated loop");
-        let service = turns.add(service, Some(limits));
-        turns.listen(&address().into(), service, &ListenOptions::default()).expect("a simulated listener");
-        Trial { turns, script }
+        let reactor_limits = Limits { accepts_per_turn: 2_000, ..Limits::default() };
+        let mut event_loop = EventLoop::new(sim, reactor_limits).expect("a simulated loop");
+        let service = event_loop.add(service, Some(limits));
+        event_loop
+            .listen(&address().into(), service, &ListenOptions::default())
+            .expect("a simulated listener");
+        TestServer { event_loop, script }
     }
 
-    pub(super) fn settle(&mut self) {
-        self.turns.turn_until_quiet(&self.script);
+    pub(super) fn turn_until_quiet(&mut self) {
+        self.event_loop.turn_until_quiet(&self.script);
     }
 
-    pub(super) fn say(&mut self, peer: Peer, bytes: impl AsRef<[u8]>) {
+    pub(super) fn send(&mut self, peer: PeerId, bytes: impl AsRef<[u8]>) {
         self.script.feed(peer, bytes.as_ref());
-        self.settle();
+        self.turn_until_quiet();
     }
 
     /// What the peer has been sent since it last listened. Text: no test here sends anything else.
-    pub(super) fn heard(&self, peer: Peer) -> String {
-        String::from_utf8(self.script.heard(peer)).expect("text")
+    pub(super) fn received(&self, peer: PeerId) -> String {
+        String::from_utf8(self.script.received(peer)).expect("text")
     }
 }

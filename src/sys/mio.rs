@@ -13,10 +13,10 @@ use mio::net::{TcpListener, UnixListener};
 use mio::{Events, Interest, Poll};
 use socket2::SockRef;
 
-use super::splice::Conduit;
-use super::stream::{Listener, Stream, probes};
-use super::timerfd::Alarm;
-use crate::base::address::{Address, Peer};
+use super::splice::KernelPipe;
+use super::stream::{ListenSocket, Stream, keepalive_probes};
+use super::timerfd::DeadlineTimer;
+use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
@@ -28,27 +28,27 @@ use crate::sys::{AcceptError, Answer, Ready, System, Waker};
 pub(crate) struct Kernel {
     poll: Poll,
     events: Events,
-    alarm: Option<Alarm>,
+    timer: Option<DeadlineTimer>,
     epoch: Epoch,
-    reserve: Option<File>,
+    spare_descriptor: Option<File>,
     wake: Arc<mio::Waker>,
     resolver: Resolver,
 }
 
 /// A listener made elsewhere: see [`Reactor::adopt`](crate::Reactor::adopt).
 #[derive(Debug)]
-pub struct Adopted(Listener);
+pub struct Adopted(ListenSocket);
 
 impl From<StdTcpListener> for Adopted {
     fn from(listener: StdTcpListener) -> Adopted {
-        Adopted(Listener::Tcp(TcpListener::from_std(listener)))
+        Adopted(ListenSocket::Tcp(TcpListener::from_std(listener)))
     }
 }
 
 impl From<StdUnixListener> for Adopted {
     /// Whoever made its file removes it.
     fn from(listener: StdUnixListener) -> Adopted {
-        Adopted(Listener::Unix(UnixListener::from_std(listener), None))
+        Adopted(ListenSocket::Unix(UnixListener::from_std(listener), None))
     }
 }
 
@@ -58,14 +58,14 @@ impl Kernel {
         let poll = Poll::new()?;
         // A poll has one waker; posts and resolved names share it.
         let wake = Arc::new(mio::Waker::new(poll.registry(), mio_token(Token::WAKE))?);
-        let alarm = Alarm::new(poll.registry(), mio_token(Token::ALARM));
+        let alarm = DeadlineTimer::new(poll.registry(), mio_token(Token::TIMER));
         let resolved = wake.clone();
         Ok(Kernel {
             poll,
             events: Events::with_capacity(events.max(1)),
-            alarm,
+            timer: alarm,
             epoch: Epoch::from_now(),
-            reserve: None,
+            spare_descriptor: None,
             wake,
             resolver: Resolver::new(Box::new(move || resolved.wake())),
         })
@@ -73,7 +73,7 @@ impl Kernel {
 
     /// Has names looked up by another function than the system's resolver.
     pub(crate) fn look_up_with(&mut self, look_up: LookUp) {
-        self.resolver.replace(look_up);
+        self.resolver.set_look_up(look_up);
     }
 
     /// Watches a listener that was made elsewhere, as if it had been made here.
@@ -82,22 +82,22 @@ impl Kernel {
         adopted: Adopted,
         options: &ListenOptions,
         token: Token,
-    ) -> io::Result<Listener> {
+    ) -> io::Result<ListenSocket> {
         let Adopted(listener) = adopted;
         match &listener {
-            Listener::Tcp(listener) => SockRef::from(listener).set_nonblocking(true)?,
-            Listener::Unix(listener, _) => SockRef::from(listener).set_nonblocking(true)?,
+            ListenSocket::Tcp(listener) => SockRef::from(listener).set_nonblocking(true)?,
+            ListenSocket::Unix(listener, _) => SockRef::from(listener).set_nonblocking(true)?,
         }
         self.watch(listener, options, token)
     }
 
     fn watch(
         &mut self,
-        mut listener: Listener,
+        mut listener: ListenSocket,
         options: &ListenOptions,
         token: Token,
-    ) -> io::Result<Listener> {
-        listener.prepare(options)?;
+    ) -> io::Result<ListenSocket> {
+        listener.set_inherited_options(options)?;
         self.poll.registry().register(listener.source(), mio_token(token), Interest::READABLE)?;
         Ok(listener)
     }
@@ -110,9 +110,9 @@ impl AsFd for Kernel {
 }
 
 impl System for Kernel {
-    type Listener = Listener;
+    type Listener = ListenSocket;
     type Stream = Stream;
-    type Conduit = Conduit;
+    type KernelPipe = KernelPipe;
 
     fn epoch(&self) -> Epoch {
         self.epoch
@@ -130,9 +130,9 @@ impl System for Kernel {
     ) -> io::Result<()> {
         let epoch = self.epoch;
         let now = || epoch.elapsed();
-        let wait = match (&mut self.alarm, until) {
+        let wait = match (&mut self.timer, until) {
             (Some(alarm), Some(until)) if wait != Some(Duration::ZERO) => {
-                alarm.set(until, now)?;
+                alarm.arm_by(until, now)?;
                 wait
             }
             (None, Some(until)) => Some(wait.unwrap_or(Duration::MAX).min(until.saturating_sub(now()))),
@@ -149,8 +149,8 @@ impl System for Kernel {
         }
         for event in &self.events {
             let token = Token(event.token().0 as u64);
-            if let (Token::ALARM, Some(alarm)) = (token, &mut self.alarm) {
-                alarm.heard();
+            if let (Token::TIMER, Some(alarm)) = (token, &mut self.timer) {
+                alarm.on_fired();
                 continue;
             }
             ready.push(Ready {
@@ -163,15 +163,15 @@ impl System for Kernel {
         Ok(())
     }
 
-    fn listen(&mut self, at: &Address, options: &ListenOptions, token: Token) -> io::Result<Listener> {
-        self.watch(Listener::bind(at, options)?, options, token)
+    fn listen(&mut self, at: &Address, options: &ListenOptions, token: Token) -> io::Result<ListenSocket> {
+        self.watch(ListenSocket::bind(at, options)?, options, token)
     }
 
-    fn listening_at(&self, listener: &Listener) -> io::Result<Address> {
+    fn listener_address(&self, listener: &ListenSocket) -> io::Result<Address> {
         listener.address()
     }
 
-    fn accept(&mut self, listener: &Listener) -> Result<(Stream, Peer), AcceptError> {
+    fn accept(&mut self, listener: &ListenSocket) -> Result<(Stream, PeerAddress), AcceptError> {
         listener.accept().map_err(AcceptError::from)
     }
 
@@ -179,7 +179,7 @@ impl System for Kernel {
         Stream::connect(to, options)
     }
 
-    fn connected(&mut self, stream: &Stream) -> io::Result<bool> {
+    fn check_connected(&mut self, stream: &Stream) -> io::Result<bool> {
         if let Some(error) = stream.take_error()? {
             return Err(error);
         }
@@ -195,11 +195,11 @@ impl System for Kernel {
         Ok(true)
     }
 
-    fn local(&self, stream: &Stream) -> Option<SocketAddr> {
+    fn local_address(&self, stream: &Stream) -> Option<SocketAddr> {
         stream.local().ok().flatten()
     }
 
-    fn set(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()> {
+    fn set_option(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()> {
         let socket = SockRef::from(stream);
         let Some(local) = stream.local()? else {
             return match option {
@@ -213,7 +213,9 @@ impl System for Kernel {
             SocketOption::SendBuffer(bytes) => socket.set_send_buffer_size(bytes),
             SocketOption::RecvBuffer(bytes) => socket.set_recv_buffer_size(bytes),
             SocketOption::NoDelay(on) => socket.set_tcp_nodelay(on),
-            SocketOption::KeepAlive(Some(keep_alive)) => socket.set_tcp_keepalive(&probes(keep_alive)),
+            SocketOption::KeepAlive(Some(keep_alive)) => {
+                socket.set_tcp_keepalive(&keepalive_probes(keep_alive))
+            }
             SocketOption::KeepAlive(None) => socket.set_keepalive(false),
             SocketOption::UserTimeout(span) => set_user_timeout(&socket, span),
             SocketOption::Tos(tos) if local.is_ipv4() => socket.set_tos_v4(u32::from(tos)),
@@ -234,24 +236,24 @@ impl System for Kernel {
         stream.write(from)
     }
 
-    fn conduit(&mut self) -> io::Result<Conduit> {
-        Conduit::new()
+    fn new_pipe(&mut self) -> io::Result<KernelPipe> {
+        KernelPipe::new()
     }
 
-    fn fill(&mut self, from: &Stream, conduit: &Conduit, most: usize) -> io::Result<usize> {
-        conduit.fill(from, most)
+    fn splice_in(&mut self, from: &Stream, pipe: &KernelPipe, max: usize) -> io::Result<usize> {
+        pipe.splice_in(from, max)
     }
 
-    fn drain(&mut self, conduit: &Conduit, to: &Stream, most: usize) -> io::Result<usize> {
-        conduit.drain(to, most)
+    fn splice_out(&mut self, pipe: &KernelPipe, to: &Stream, max: usize) -> io::Result<usize> {
+        pipe.splice_out(to, max)
     }
 
-    fn scoop(&mut self, conduit: &Conduit, into: &mut [u8]) -> io::Result<usize> {
-        conduit.scoop(into)
+    fn read_pipe(&mut self, pipe: &KernelPipe, into: &mut [u8]) -> io::Result<usize> {
+        pipe.read(into)
     }
 
-    fn finish(&mut self, stream: &Stream) -> io::Result<()> {
-        stream.finish()
+    fn shutdown_write(&mut self, stream: &Stream) -> io::Result<()> {
+        stream.shutdown_write()
     }
 
     fn reset(&mut self, stream: Stream) {
@@ -261,27 +263,27 @@ impl System for Kernel {
         }
     }
 
-    fn hold_reserve(&mut self) -> bool {
-        if self.reserve.is_none() {
-            self.reserve = File::open("/").ok();
+    fn reserve_descriptor(&mut self) -> bool {
+        if self.spare_descriptor.is_none() {
+            self.spare_descriptor = File::open("/").ok();
         }
-        self.reserve.is_some()
+        self.spare_descriptor.is_some()
     }
 
-    fn release_reserve(&mut self) -> bool {
-        self.reserve.take().is_some()
+    fn release_descriptor(&mut self) -> bool {
+        self.spare_descriptor.take().is_some()
     }
 
     fn look_up(&mut self, number: u64, host: &str, port: u16) {
-        self.resolver.ask(number, host, port);
+        self.resolver.look_up(number, host, port);
     }
 
-    fn forget(&mut self, number: u64) -> bool {
-        self.resolver.forget(number)
+    fn cancel_look_up(&mut self, number: u64) -> bool {
+        self.resolver.cancel(number)
     }
 
-    fn answer(&mut self) -> Option<Answer> {
-        self.resolver.answer()
+    fn next_answer(&mut self) -> Option<Answer> {
+        self.resolver.next_answer()
     }
 
     fn seed(&mut self) -> u64 {

@@ -21,7 +21,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::base::address::{Address, Peer};
+use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
@@ -32,7 +32,7 @@ pub(crate) trait System {
     type Listener;
     type Stream;
     /// A pipe of the kernel's that bytes go through from one stream to another, without being copied.
-    type Conduit;
+    type KernelPipe;
 
     /// When it began.
     fn epoch(&self) -> Epoch;
@@ -51,20 +51,20 @@ pub(crate) trait System {
 
     fn listen(&mut self, at: &Address, options: &ListenOptions, token: Token) -> io::Result<Self::Listener>;
 
-    fn listening_at(&self, listener: &Self::Listener) -> io::Result<Address>;
+    fn listener_address(&self, listener: &Self::Listener) -> io::Result<Address>;
 
-    fn accept(&mut self, listener: &Self::Listener) -> Result<(Self::Stream, Peer), AcceptError>;
+    fn accept(&mut self, listener: &Self::Listener) -> Result<(Self::Stream, PeerAddress), AcceptError>;
 
-    /// Begins to connect; [`connected`](System::connected) says how it went, after the stream was writable.
+    /// Begins to connect; [`check_connected`](System::check_connected) says how it went, after the stream was writable.
     fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Self::Stream>;
 
     /// Whether it is connected; an error is why it never will be.
-    fn connected(&mut self, stream: &Self::Stream) -> io::Result<bool>;
+    fn check_connected(&mut self, stream: &Self::Stream) -> io::Result<bool>;
 
     /// Its own IP address and port, if it has one.
-    fn local(&self, stream: &Self::Stream) -> Option<SocketAddr>;
+    fn local_address(&self, stream: &Self::Stream) -> Option<SocketAddr>;
 
-    fn set(&mut self, stream: &Self::Stream, option: SocketOption) -> io::Result<()>;
+    fn set_option(&mut self, stream: &Self::Stream, option: SocketOption) -> io::Result<()>;
 
     /// Watches a stream, for reading and writing, edge-triggered, once and for all.
     fn register(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
@@ -73,39 +73,39 @@ pub(crate) trait System {
 
     fn write(&mut self, stream: &Self::Stream, from: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Makes a conduit; not every system has them. Of its errors `Unsupported` says that the system has none, or not
-    /// for such streams.
-    fn conduit(&mut self) -> io::Result<Self::Conduit>;
+    /// Makes a kernel pipe; not every system has them. Of its errors `Unsupported` says that the system has none, or
+    /// not for such streams.
+    fn new_pipe(&mut self) -> io::Result<Self::KernelPipe>;
 
-    /// Moves at most so many bytes that have arrived into an empty conduit; none when the peer has ended.
-    fn fill(&mut self, from: &Self::Stream, conduit: &Self::Conduit, most: usize) -> io::Result<usize>;
+    /// Moves at most so many bytes that have arrived into an empty kernel pipe; none when the peer has ended.
+    fn splice_in(&mut self, from: &Self::Stream, pipe: &Self::KernelPipe, max: usize) -> io::Result<usize>;
 
-    /// Moves at most so many bytes out of a conduit that holds as many.
-    fn drain(&mut self, conduit: &Self::Conduit, to: &Self::Stream, most: usize) -> io::Result<usize>;
+    /// Moves at most so many bytes out of a kernel pipe that holds as many.
+    fn splice_out(&mut self, pipe: &Self::KernelPipe, to: &Self::Stream, max: usize) -> io::Result<usize>;
 
-    /// Copies bytes out of a conduit.
-    fn scoop(&mut self, conduit: &Self::Conduit, into: &mut [u8]) -> io::Result<usize>;
+    /// Copies bytes out of a kernel pipe.
+    fn read_pipe(&mut self, pipe: &Self::KernelPipe, into: &mut [u8]) -> io::Result<usize>;
 
     /// Sends our end (FIN).
-    fn finish(&mut self, stream: &Self::Stream) -> io::Result<()>;
+    fn shutdown_write(&mut self, stream: &Self::Stream) -> io::Result<()>;
 
     /// Closes with a reset.
     fn reset(&mut self, stream: Self::Stream);
 
     /// Opens the descriptor that is held back for the moment when there is no other. Says whether it is held now.
-    fn hold_reserve(&mut self) -> bool;
+    fn reserve_descriptor(&mut self) -> bool;
 
     /// Closes that descriptor; says whether there was one.
-    fn release_reserve(&mut self) -> bool;
+    fn release_descriptor(&mut self) -> bool;
 
-    /// Begins to look up a name. The answer wakes the poll, and [`answer`](System::answer) has it then.
+    /// Begins to look up a name. The answer wakes the poll, and [`next_answer`](System::next_answer) has it then.
     fn look_up(&mut self, number: u64, host: &str, port: u16);
 
     /// Takes back a lookup; says whether that was in time: whether it had not begun.
-    fn forget(&mut self, number: u64) -> bool;
+    fn cancel_look_up(&mut self, number: u64) -> bool;
 
     /// A lookup that has been answered: any of them, those included that nobody waits for any more.
-    fn answer(&mut self) -> Option<Answer>;
+    fn next_answer(&mut self) -> Option<Answer>;
 
     /// A number that differs from one run to the next, where it should.
     fn seed(&mut self) -> u64;

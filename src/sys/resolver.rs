@@ -25,28 +25,28 @@ pub(crate) type LookUp = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + 
 /// seconds: a program that dials no names has none. A lookup cannot be called off once it has begun (getaddrinfo(3) has
 /// no such thing), so nobody waits for a thread, not even the process when it ends.
 pub(crate) struct Resolver {
-    shared: Arc<Shared>,
+    shared: Arc<Pool>,
     look_up: LookUp,
     /// Lookups that are in the queue or under way.
     pending: usize,
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct Pool {
+    state: Mutex<PoolState>,
     work: Condvar,
     wake: Box<dyn Fn() -> io::Result<()> + Send + Sync>,
 }
 
 #[derive(Default)]
-struct State {
-    queue: VecDeque<Question>,
+struct PoolState {
+    queue: VecDeque<Request>,
     done: Vec<Answer>,
     threads: usize,
-    free: usize,
-    over: bool,
+    idle: usize,
+    shut_down: bool,
 }
 
-struct Question {
+struct Request {
     number: u64,
     host: Box<str>,
     port: u16,
@@ -54,25 +54,25 @@ struct Question {
 
 /// More would help against slow resolvers, and cost descriptors and memory; libuv has as many.
 const THREADS_MAX: usize = 4;
-const FREE_FOR: Duration = Duration::from_secs(10);
+const IDLE_TIME: Duration = Duration::from_secs(10);
 
 impl Resolver {
     pub(crate) fn new(wake: Box<dyn Fn() -> io::Result<()> + Send + Sync>) -> Resolver {
-        let shared = Shared { state: Mutex::default(), work: Condvar::new(), wake };
+        let shared = Pool { state: Mutex::default(), work: Condvar::new(), wake };
         let system = |host: &str, port: u16| (host, port).to_socket_addrs().map(Iterator::collect);
         Resolver { shared: Arc::new(shared), look_up: Arc::new(system), pending: 0 }
     }
 
     /// Has another function asked than the system's resolver.
-    pub(crate) fn replace(&mut self, look_up: LookUp) {
+    pub(crate) fn set_look_up(&mut self, look_up: LookUp) {
         self.look_up = look_up;
     }
 
-    pub(crate) fn ask(&mut self, number: u64, host: &str, port: u16) {
+    pub(crate) fn look_up(&mut self, number: u64, host: &str, port: u16) {
         self.pending += 1;
         let mut state = self.shared.lock();
-        state.queue.push_back(Question { number, host: host.into(), port });
-        if state.free >= state.queue.len() {
+        state.queue.push_back(Request { number, host: host.into(), port });
+        if state.idle >= state.queue.len() {
             self.shared.work.notify_one();
             return;
         }
@@ -84,12 +84,12 @@ impl Resolver {
         let (shared, look_up) = (self.shared.clone(), self.look_up.clone());
         let started = thread::Builder::new().name("resolver".into()).spawn(move || shared.work(&look_up));
         if let Err(error) = started {
-            self.cannot_start(number, error);
+            self.on_spawn_error(number, error);
         }
     }
 
     /// Without a single thread nobody would ever answer.
-    fn cannot_start(&self, number: u64, error: io::Error) {
+    fn on_spawn_error(&self, number: u64, error: io::Error) {
         let mut state = self.shared.lock();
         state.threads -= 1;
         if state.threads == 0 {
@@ -102,7 +102,7 @@ impl Resolver {
     }
 
     /// Takes a question out of the queue, if it is still there.
-    pub(crate) fn forget(&mut self, number: u64) -> bool {
+    pub(crate) fn cancel(&mut self, number: u64) -> bool {
         let mut state = self.shared.lock();
         let before = state.queue.len();
         state.queue.retain(|question| question.number != number);
@@ -111,7 +111,7 @@ impl Resolver {
         forgotten
     }
 
-    pub(crate) fn answer(&mut self) -> Option<Answer> {
+    pub(crate) fn next_answer(&mut self) -> Option<Answer> {
         if self.pending == 0 {
             return None;
         }
@@ -121,9 +121,9 @@ impl Resolver {
     }
 }
 
-impl Shared {
+impl Pool {
     /// A panic while the lock is held can only come from running out of memory; the state is whole all the same.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -131,15 +131,15 @@ impl Shared {
     fn work(&self, look_up: &LookUp) {
         let mut state = self.lock();
         loop {
-            if state.over {
+            if state.shut_down {
                 break;
             }
-            let Some(Question { number, host, port }) = state.queue.pop_front() else {
-                state.free += 1;
+            let Some(Request { number, host, port }) = state.queue.pop_front() else {
+                state.idle += 1;
                 let (woken, wait) =
-                    self.work.wait_timeout(state, FREE_FOR).unwrap_or_else(PoisonError::into_inner);
+                    self.work.wait_timeout(state, IDLE_TIME).unwrap_or_else(PoisonError::into_inner);
                 state = woken;
-                state.free -= 1;
+                state.idle -= 1;
                 if wait.timed_out() && state.queue.is_empty() {
                     break;
                 }
@@ -148,7 +148,7 @@ impl Shared {
             drop(state);
             let result = look_up(&host, port);
             state = self.lock();
-            if state.over {
+            if state.shut_down {
                 break;
             }
             state.done.push(Answer { number, result });
@@ -161,7 +161,7 @@ impl Shared {
 
 impl Drop for Resolver {
     fn drop(&mut self) {
-        self.shared.lock().over = true;
+        self.shared.lock().shut_down = true;
         self.shared.work.notify_all();
     }
 }
@@ -191,39 +191,39 @@ mod tests {
         let mut answers = Vec::new();
         while answers.len() < count {
             wakes.recv_timeout(PATIENCE).expect("a wake-up");
-            answers.extend(std::iter::from_fn(|| resolver.answer()));
+            answers.extend(std::iter::from_fn(|| resolver.next_answer()));
         }
         answers
     }
 
     #[test]
-    fn an_answer_wakes_the_poll_and_says_whose_it_is() {
+    fn an_answer_wakes_the_poll_and_carries_its_number() {
         let (mut resolver, wakes) = resolver();
-        resolver.ask(7, "127.0.0.1", 80);
+        resolver.look_up(7, "127.0.0.1", 80);
         let answer = answers(&mut resolver, &wakes, 1).remove(0);
         assert_eq!((answer.number, answer.result.unwrap()), (7, vec!["127.0.0.1:80".parse().unwrap()]));
     }
 
     #[test]
-    fn four_stuck_lookups_hold_four_threads_and_what_has_not_begun_can_be_forgotten() {
+    fn four_stuck_lookups_hold_four_threads_and_a_queued_one_can_be_cancelled() {
         let (mut resolver, wakes) = resolver();
         let (begun, begins) = channel();
         let (let_go, stuck) = channel::<()>();
         let stuck = Mutex::new(stuck);
-        let most = Arc::new(AtomicUsize::new(0));
-        let running = most.clone();
-        resolver.replace(Arc::new(move |_, _| {
+        let max = Arc::new(AtomicUsize::new(0));
+        let running = max.clone();
+        resolver.set_look_up(Arc::new(move |_, _| {
             running.fetch_add(1, Ordering::SeqCst);
             begun.send(()).map_err(io::Error::other)?;
             let _ = stuck.lock().map(|stuck| stuck.recv());
             Ok(Vec::new())
         }));
         for number in 0..10 {
-            resolver.ask(number, "name", 1);
+            resolver.look_up(number, "name", 1);
         }
         (0..4).for_each(|_| begins.recv_timeout(PATIENCE).expect("a lookup begins"));
-        assert!(resolver.forget(9) && !resolver.forget(9) && !resolver.forget(0));
-        assert_eq!(most.load(Ordering::SeqCst), 4);
+        assert!(resolver.cancel(9) && !resolver.cancel(9) && !resolver.cancel(0));
+        assert_eq!(max.load(Ordering::SeqCst), 4);
         drop(let_go);
         let mut numbers: Vec<u64> =
             answers(&mut resolver, &wakes, 9).iter().map(|answer| answer.number).collect();

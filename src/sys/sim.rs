@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::base::address::{Address, Peer as PeerAddress};
+use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
@@ -35,16 +35,16 @@ pub(crate) struct Fd {
 
 /// A pipe of the kernel's.
 #[derive(Default)]
-pub(crate) struct SimConduit(RefCell<VecDeque<u8>>);
+pub(crate) struct SimPipe(RefCell<VecDeque<u8>>);
 
 struct World {
     epoch: Epoch,
     now: Duration,
     sockets: Vec<SimSocket>,
     backlog: VecDeque<usize>,
-    door: Option<Token>,
-    door_edge: bool,
-    door_open: bool,
+    listener: Option<Token>,
+    listener_edge: bool,
+    is_listening: bool,
     open: usize,
     descriptors: usize,
     reserve: bool,
@@ -53,17 +53,17 @@ struct World {
     register_errors: usize,
     stale: Vec<Ready>,
     /// How long the reactor last wanted to sleep; `None` outside: it has not polled yet.
-    asked_to_wait: Option<Option<Duration>>,
-    chaos: Option<Rng>,
+    last_wait: Option<Option<Duration>>,
+    faults: Option<Rng>,
     calls: Calls,
     /// Lookups that have been asked for, and those that have been answered and not been told.
-    questions: Vec<(u64, String)>,
+    lookups: Vec<(u64, String)>,
     answers: Vec<Answer>,
     /// Where callers come from; the port tells them apart.
     from: Option<IpAddr>,
-    door_address: Option<Address>,
+    listener_address: Option<Address>,
     /// How long a poll takes that finds nothing.
-    call_takes: Duration,
+    poll_cost: Duration,
 }
 
 /// How often each call was made.
@@ -73,17 +73,17 @@ pub(crate) struct Calls {
     pub(crate) accepts: usize,
     pub(crate) reads: usize,
     pub(crate) writes: usize,
-    pub(crate) fills: usize,
+    pub(crate) splices: usize,
 }
 
 /// A connection, from above: both its ends.
 #[derive(Default)]
 struct SimSocket {
     token: Option<Token>,
-    inward: VecDeque<u8>,
-    inward_end: bool,
-    outward: Vec<u8>,
-    outward_end: bool,
+    inbound: VecDeque<u8>,
+    inbound_end: bool,
+    outbound: Vec<u8>,
+    outbound_end: bool,
     /// Bytes that the kernel still takes.
     window: usize,
     reset: bool,
@@ -92,9 +92,9 @@ struct SimSocket {
     is_dial: bool,
     to: Option<Address>,
     options: Vec<SocketOption>,
-    gone: Option<Gone>,
+    released: Option<Released>,
     edge: Edge,
-    hungry: bool,
+    write_refused: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -106,7 +106,7 @@ struct Edge {
 
 /// How the reactor let go of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Gone {
+pub(crate) enum Released {
     /// Closed with nothing unread: an orderly end.
     Closed,
     /// Closed with unread input, which makes a kernel send a reset.
@@ -116,7 +116,7 @@ pub(crate) enum Gone {
 }
 
 /// A remote end.
-pub(crate) type Peer = usize;
+pub(crate) type PeerId = usize;
 
 const PEER: &str = "10.0.0.1:4000";
 
@@ -127,9 +127,9 @@ impl Sim {
             now: Duration::ZERO,
             sockets: Vec::new(),
             backlog: VecDeque::new(),
-            door: None,
-            door_edge: false,
-            door_open: false,
+            listener: None,
+            listener_edge: false,
+            is_listening: false,
             open: 0,
             descriptors: usize::MAX,
             reserve: false,
@@ -137,14 +137,14 @@ impl Sim {
             accept_errors: VecDeque::new(),
             register_errors: 0,
             stale: Vec::new(),
-            asked_to_wait: None,
-            chaos: None,
+            last_wait: None,
+            faults: None,
             calls: Calls::default(),
-            questions: Vec::new(),
+            lookups: Vec::new(),
             answers: Vec::new(),
             from: None,
-            door_address: None,
-            call_takes: Duration::ZERO,
+            listener_address: None,
+            poll_cost: Duration::ZERO,
         };
         let world = Rc::new(RefCell::new(world));
         (Sim(world.clone()), Script(world))
@@ -158,12 +158,12 @@ impl Sim {
 
 impl Script {
     /// From here on calls come up short, early, late and interrupted, as the seed says.
-    pub(crate) fn misbehave(&self, seed: u64) {
-        self.0.borrow_mut().chaos = Some(Rng(seed));
+    pub(crate) fn inject_faults(&self, seed: u64) {
+        self.0.borrow_mut().faults = Some(Rng(seed));
     }
 
-    pub(crate) fn calm(&self) {
-        self.0.borrow_mut().chaos = None;
+    pub(crate) fn stop_faults(&self) {
+        self.0.borrow_mut().faults = None;
     }
 
     pub(crate) fn calls(&self) -> Calls {
@@ -171,31 +171,31 @@ impl Script {
     }
 
     /// A peer connects; it stands in the backlog.
-    pub(crate) fn connect(&self) -> Peer {
+    pub(crate) fn connect(&self) -> PeerId {
         let mut world = self.0.borrow_mut();
         world.sockets.push(SimSocket { window: usize::MAX, ..SimSocket::default() });
         let peer = world.sockets.len() - 1;
         world.backlog.push_back(peer);
-        world.door_edge = true;
+        world.listener_edge = true;
         peer
     }
 
-    pub(crate) fn feed(&self, peer: Peer, bytes: &[u8]) {
+    pub(crate) fn feed(&self, peer: PeerId, bytes: &[u8]) {
         let mut world = self.0.borrow_mut();
         let socket = &mut world.sockets[peer];
-        socket.inward.extend(bytes);
+        socket.inbound.extend(bytes);
         socket.edge.readable = true;
     }
 
-    pub(crate) fn end(&self, peer: Peer) {
+    pub(crate) fn end(&self, peer: PeerId) {
         let mut world = self.0.borrow_mut();
         let socket = &mut world.sockets[peer];
-        socket.inward_end = true;
+        socket.inbound_end = true;
         socket.edge.readable = true;
         socket.edge.end = true;
     }
 
-    pub(crate) fn reset(&self, peer: Peer) {
+    pub(crate) fn reset(&self, peer: PeerId) {
         let mut world = self.0.borrow_mut();
         let socket = &mut world.sockets[peer];
         socket.reset = true;
@@ -203,33 +203,33 @@ impl Script {
     }
 
     /// The kernel takes so many more bytes for this peer, and an edge says so if a write had been refused.
-    pub(crate) fn window(&self, peer: Peer, bytes: usize) {
+    pub(crate) fn window(&self, peer: PeerId, bytes: usize) {
         let mut world = self.0.borrow_mut();
         let socket = &mut world.sockets[peer];
         socket.window = bytes;
-        socket.edge.writable |= socket.hungry && bytes > 0;
-        socket.hungry &= bytes == 0;
+        socket.edge.writable |= socket.write_refused && bytes > 0;
+        socket.write_refused &= bytes == 0;
     }
 
     /// What the reactor has written since the last look.
-    pub(crate) fn heard(&self, peer: Peer) -> Vec<u8> {
-        std::mem::take(&mut self.0.borrow_mut().sockets[peer].outward)
+    pub(crate) fn received(&self, peer: PeerId) -> Vec<u8> {
+        std::mem::take(&mut self.0.borrow_mut().sockets[peer].outbound)
     }
 
-    pub(crate) fn heard_end(&self, peer: Peer) -> bool {
-        self.0.borrow().sockets[peer].outward_end
+    pub(crate) fn received_end(&self, peer: PeerId) -> bool {
+        self.0.borrow().sockets[peer].outbound_end
     }
 
-    pub(crate) fn gone(&self, peer: Peer) -> Option<Gone> {
-        self.0.borrow().sockets[peer].gone
+    pub(crate) fn released(&self, peer: PeerId) -> Option<Released> {
+        self.0.borrow().sockets[peer].released
     }
 
-    pub(crate) fn unread(&self, peer: Peer) -> usize {
-        self.0.borrow().sockets[peer].inward.len()
+    pub(crate) fn unread(&self, peer: PeerId) -> usize {
+        self.0.borrow().sockets[peer].inbound.len()
     }
 
     /// How a dial ends.
-    pub(crate) fn answer(&self, peer: Peer, result: Result<(), i32>) {
+    pub(crate) fn finish_dial(&self, peer: PeerId, result: Result<(), i32>) {
         let mut world = self.0.borrow_mut();
         let socket = &mut world.sockets[peer];
         socket.dialed = Some(result);
@@ -237,50 +237,50 @@ impl Script {
     }
 
     /// Every remote end that was dialed, in order.
-    pub(crate) fn dialed(&self) -> Vec<Peer> {
+    pub(crate) fn dialed(&self) -> Vec<PeerId> {
         let world = self.0.borrow();
         (0..world.sockets.len()).filter(|&peer| world.sockets[peer].is_dial).collect()
     }
 
     /// Whom a remote end was dialed as.
-    pub(crate) fn dialed_as(&self, peer: Peer) -> String {
+    pub(crate) fn dialed_as(&self, peer: PeerId) -> String {
         self.0.borrow().sockets[peer].to.as_ref().map(Address::to_string).unwrap_or_default()
     }
 
     /// The options that were set on it, in order.
-    pub(crate) fn options(&self, peer: Peer) -> Vec<SocketOption> {
+    pub(crate) fn options(&self, peer: PeerId) -> Vec<SocketOption> {
         self.0.borrow().sockets[peer].options.clone()
     }
 
     /// The names that are being looked up, with the number of each lookup.
-    pub(crate) fn questions(&self) -> Vec<(u64, String)> {
-        self.0.borrow().questions.clone()
+    pub(crate) fn lookups(&self) -> Vec<(u64, String)> {
+        self.0.borrow().lookups.clone()
     }
 
     /// The resolver answers.
     pub(crate) fn resolve(&self, number: u64, addresses: &[&str]) {
         let result = Ok(addresses.iter().map(|text| text.parse().expect("an address")).collect());
         let mut world = self.0.borrow_mut();
-        world.questions.retain(|(asked, _)| *asked != number);
+        world.lookups.retain(|(asked, _)| *asked != number);
         world.answers.push(Answer { number, result });
     }
 
     /// The resolver knows no such name.
-    pub(crate) fn resolve_not(&self, number: u64) {
+    pub(crate) fn fail_lookup(&self, number: u64) {
         let result = Err(io::Error::other("No such name"));
         let mut world = self.0.borrow_mut();
-        world.questions.retain(|(asked, _)| *asked != number);
+        world.lookups.retain(|(asked, _)| *asked != number);
         world.answers.push(Answer { number, result });
     }
 
     /// Those who come from here on come from this address.
-    pub(crate) fn come_from(&self, ip: &str) {
+    pub(crate) fn connect_from(&self, ip: &str) {
         self.0.borrow_mut().from = Some(ip.parse().expect("an address"));
     }
 
     /// From here on a poll that finds nothing takes so long.
-    pub(crate) fn polls_take(&self, span: Duration) {
-        self.0.borrow_mut().call_takes = span;
+    pub(crate) fn set_poll_cost(&self, span: Duration) {
+        self.0.borrow_mut().poll_cost = span;
     }
 
     /// An event out of nowhere.
@@ -288,7 +288,7 @@ impl Script {
         self.0.borrow_mut().stale.push(Ready { token, readable: true, writable: true, end: false });
     }
 
-    pub(crate) fn token(&self, peer: Peer) -> Option<Token> {
+    pub(crate) fn token(&self, peer: PeerId) -> Option<Token> {
         self.0.borrow().sockets[peer].token
     }
 
@@ -301,8 +301,8 @@ impl Script {
         self.0.borrow_mut().register_errors = times;
     }
 
-    pub(crate) fn descriptors(&self, most: usize) {
-        self.0.borrow_mut().descriptors = most;
+    pub(crate) fn descriptors(&self, max: usize) {
+        self.0.borrow_mut().descriptors = max;
     }
 
     pub(crate) fn open_descriptors(&self) -> usize {
@@ -310,7 +310,7 @@ impl Script {
     }
 
     pub(crate) fn is_listening(&self) -> bool {
-        self.0.borrow().door_open
+        self.0.borrow().is_listening
     }
 
     pub(crate) fn backlog(&self) -> usize {
@@ -327,30 +327,34 @@ impl Script {
         self.0.borrow_mut().no_splice = true;
     }
 
-    pub(crate) fn fills(&self) -> usize {
-        self.0.borrow().calls.fills
+    pub(crate) fn splices(&self) -> usize {
+        self.0.borrow().calls.splices
     }
 
-    pub(crate) fn asked_to_wait(&self) -> Option<Option<Duration>> {
-        self.0.borrow().asked_to_wait
+    pub(crate) fn last_wait(&self) -> Option<Option<Duration>> {
+        self.0.borrow().last_wait
     }
 
     /// Whether the kernel has nothing more to say.
-    pub(crate) fn is_silent(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         let world = self.0.borrow();
-        let edges = world.sockets.iter().any(|s| s.token.is_some() && s.gone.is_none() && s.edge.any());
-        !edges && !world.door_edge && world.stale.is_empty() && world.answers.is_empty()
+        let edges = world.sockets.iter().any(|s| s.token.is_some() && s.released.is_none() && s.edge.any());
+        !edges && !world.listener_edge && world.stale.is_empty() && world.answers.is_empty()
     }
 }
 
 impl World {
     /// Draws one time in `n`, if this world misbehaves.
-    fn mishap(&mut self, n: u64) -> bool {
-        self.chaos.as_mut().is_some_and(|rng| rng.below(n) == 0)
+    fn draw_fault(&mut self, n: u64) -> bool {
+        self.faults.as_mut().is_some_and(|rng| rng.below(n) == 0)
     }
 
     fn shorten(&mut self, n: usize) -> usize {
-        if self.mishap(2) { self.chaos.as_mut().map_or(n, |rng| 1 + rng.below(n as u64) as usize) } else { n }
+        if self.draw_fault(2) {
+            self.faults.as_mut().map_or(n, |rng| 1 + rng.below(n as u64) as usize)
+        } else {
+            n
+        }
     }
 
     fn take_descriptor(&mut self) -> io::Result<()> {
@@ -367,7 +371,7 @@ impl Edge {
 impl System for Sim {
     type Listener = Fd;
     type Stream = Fd;
-    type Conduit = SimConduit;
+    type KernelPipe = SimPipe;
 
     fn epoch(&self) -> Epoch {
         self.0.borrow().epoch
@@ -386,17 +390,17 @@ impl System for Sim {
         let mut world = self.0.borrow_mut();
         let wait = until.map(|until| until.saturating_sub(world.now)).into_iter().chain(wait).min();
         world.calls.polls += 1;
-        world.asked_to_wait = Some(wait);
+        world.last_wait = Some(wait);
         ready.append(&mut world.stale);
-        if let (true, Some(token)) = (world.door_edge, world.door) {
-            world.door_edge = false;
+        if let (true, Some(token)) = (world.listener_edge, world.listener) {
+            world.listener_edge = false;
             ready.push(Ready { token, readable: true, writable: false, end: false });
         }
         for key in 0..world.sockets.len() {
-            let late = world.mishap(4);
-            let spurious = world.mishap(32);
+            let late = world.draw_fault(4);
+            let spurious = world.draw_fault(32);
             let socket = &mut world.sockets[key];
-            let (Some(token), None) = (socket.token, socket.gone) else { continue };
+            let (Some(token), None) = (socket.token, socket.released) else { continue };
             if socket.edge.any() && !late {
                 let edge = std::mem::take(&mut socket.edge);
                 ready.push(Ready { token, readable: edge.readable, writable: edge.writable, end: edge.end });
@@ -407,7 +411,7 @@ impl System for Sim {
         if ready.is_empty() {
             world.now += wait.unwrap_or(Duration::ZERO);
             if wait == Some(Duration::ZERO) {
-                let takes = world.call_takes;
+                let takes = world.poll_cost;
                 world.now += takes;
             }
         }
@@ -416,15 +420,15 @@ impl System for Sim {
 
     fn listen(&mut self, at: &Address, _: &ListenOptions, token: Token) -> io::Result<Fd> {
         let mut world = self.0.borrow_mut();
-        world.door_address = Some(at.clone());
-        world.door = Some(token);
-        world.door_open = true;
+        world.listener_address = Some(at.clone());
+        world.listener = Some(token);
+        world.is_listening = true;
         drop(world);
-        Ok(self.fd(DOOR))
+        Ok(self.fd(LISTENER))
     }
 
-    fn listening_at(&self, _: &Fd) -> io::Result<Address> {
-        Ok(self.0.borrow().door_address.clone().expect("a listener"))
+    fn listener_address(&self, _: &Fd) -> io::Result<Address> {
+        Ok(self.0.borrow().listener_address.clone().expect("a listener"))
     }
 
     fn accept(&mut self, _: &Fd) -> Result<(Fd, PeerAddress), AcceptError> {
@@ -458,7 +462,7 @@ impl System for Sim {
         Ok(self.fd(key))
     }
 
-    fn connected(&mut self, stream: &Fd) -> io::Result<bool> {
+    fn check_connected(&mut self, stream: &Fd) -> io::Result<bool> {
         match self.0.borrow().sockets[stream.key].dialed {
             None => Ok(false),
             Some(Ok(())) => Ok(true),
@@ -466,28 +470,28 @@ impl System for Sim {
         }
     }
 
-    fn local(&self, stream: &Fd) -> Option<SocketAddr> {
+    fn local_address(&self, stream: &Fd) -> Option<SocketAddr> {
         let inet = self.0.borrow().sockets[stream.key].to.as_ref().is_none_or(|to| !to.is_unix());
         inet.then(|| SocketAddr::from(([10, 0, 0, 2], 5_000 + stream.key as u16)))
     }
 
-    fn set(&mut self, stream: &Fd, option: SocketOption) -> io::Result<()> {
+    fn set_option(&mut self, stream: &Fd, option: SocketOption) -> io::Result<()> {
         self.0.borrow_mut().sockets[stream.key].options.push(option);
         Ok(())
     }
 
     fn look_up(&mut self, number: u64, host: &str, port: u16) {
-        self.0.borrow_mut().questions.push((number, format!("{host}:{port}")));
+        self.0.borrow_mut().lookups.push((number, format!("{host}:{port}")));
     }
 
-    fn forget(&mut self, number: u64) -> bool {
+    fn cancel_look_up(&mut self, number: u64) -> bool {
         let mut world = self.0.borrow_mut();
-        let before = world.questions.len();
-        world.questions.retain(|(asked, _)| *asked != number);
-        world.questions.len() < before
+        let before = world.lookups.len();
+        world.lookups.retain(|(asked, _)| *asked != number);
+        world.lookups.len() < before
     }
 
-    fn answer(&mut self) -> Option<Answer> {
+    fn next_answer(&mut self) -> Option<Answer> {
         let answers = &mut self.0.borrow_mut().answers;
         (!answers.is_empty()).then(|| answers.remove(0))
     }
@@ -506,34 +510,34 @@ impl System for Sim {
         socket.token = Some(token);
         // Registering reports what is true already.
         socket.edge.writable |= socket.window > 0 && (!socket.is_dial || socket.dialed.is_some());
-        socket.edge.readable |= !socket.inward.is_empty();
+        socket.edge.readable |= !socket.inbound.is_empty();
         Ok(())
     }
 
     fn read(&mut self, stream: &Fd, into: &mut [u8]) -> io::Result<usize> {
         let mut world = self.0.borrow_mut();
         world.calls.reads += 1;
-        if world.mishap(16) {
+        if world.draw_fault(16) {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        if world.mishap(8) {
+        if world.draw_fault(8) {
             let socket = &mut world.sockets[stream.key];
             socket.edge.readable = true;
-            socket.edge.end |= socket.inward_end || socket.reset;
+            socket.edge.end |= socket.inbound_end || socket.reset;
             return Err(io::ErrorKind::WouldBlock.into());
         }
         // On Linux what was received before a reset can still be read.
-        let there = world.sockets[stream.key].inward.len().min(into.len());
+        let there = world.sockets[stream.key].inbound.len().min(into.len());
         // Between a short read and the next edge lies the promise that nothing more is there: no shortening here.
         let n = there;
         let socket = &mut world.sockets[stream.key];
         if n > 0 {
-            for (place, byte) in into.iter_mut().zip(socket.inward.drain(..n)) {
+            for (place, byte) in into.iter_mut().zip(socket.inbound.drain(..n)) {
                 *place = byte;
             }
             return Ok(n);
         }
-        match (socket.reset, socket.inward_end) {
+        match (socket.reset, socket.inbound_end) {
             (true, _) => Err(error(ECONNRESET, io::ErrorKind::ConnectionReset)),
             (false, true) => Ok(0),
             (false, false) => Err(io::ErrorKind::WouldBlock.into()),
@@ -543,81 +547,81 @@ impl System for Sim {
     fn write(&mut self, stream: &Fd, from: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut world = self.0.borrow_mut();
         world.calls.writes += 1;
-        if world.mishap(16) {
+        if world.draw_fault(16) {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        if world.mishap(8) {
+        if world.draw_fault(8) {
             world.sockets[stream.key].edge.writable = true;
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let all: Vec<u8> = from.iter().flat_map(|slice| slice.iter().copied()).collect();
         assert!(!all.is_empty(), "a write of nothing is a wasted call");
-        let most = world.shorten(all.len());
+        let max = world.shorten(all.len());
         let socket = &mut world.sockets[stream.key];
-        assert!(!socket.outward_end, "written after our end");
+        assert!(!socket.outbound_end, "written after our end");
         if socket.reset {
             return Err(error(EPIPE, io::ErrorKind::BrokenPipe));
         }
-        let n = most.min(socket.window);
+        let n = max.min(socket.window);
         if n == 0 {
-            socket.hungry = true;
+            socket.write_refused = true;
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        socket.outward.extend_from_slice(&all[..n]);
+        socket.outbound.extend_from_slice(&all[..n]);
         socket.window = socket.window.saturating_sub(if socket.window == usize::MAX { 0 } else { n });
         Ok(n)
     }
 
-    fn conduit(&mut self) -> io::Result<SimConduit> {
-        Ok(SimConduit::default())
+    fn new_pipe(&mut self) -> io::Result<SimPipe> {
+        Ok(SimPipe::default())
     }
 
-    fn fill(&mut self, from: &Fd, conduit: &SimConduit, most: usize) -> io::Result<usize> {
-        let mut held = conduit.0.borrow_mut();
-        self.0.borrow_mut().calls.fills += 1;
+    fn splice_in(&mut self, from: &Fd, pipe: &SimPipe, max: usize) -> io::Result<usize> {
+        let mut contents = pipe.0.borrow_mut();
+        self.0.borrow_mut().calls.splices += 1;
         if self.0.borrow().no_splice {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        assert!(held.is_empty(), "a conduit that holds bytes makes EAGAIN mean two things");
+        assert!(contents.is_empty(), "a conduit that holds bytes makes EAGAIN mean two things");
         // It has slots, and what a slot holds is up to the peer's packets.
-        let most = match &mut self.0.borrow_mut().chaos {
-            Some(rng) => 1 + rng.below(most as u64) as usize,
-            None => most,
+        let max = match &mut self.0.borrow_mut().faults {
+            Some(rng) => 1 + rng.below(max as u64) as usize,
+            None => max,
         };
-        let mut bytes = vec![0; most];
+        let mut bytes = vec![0; max];
         let n = self.read(from, &mut bytes)?;
-        held.extend(&bytes[..n]);
+        contents.extend(&bytes[..n]);
         Ok(n)
     }
 
-    fn drain(&mut self, conduit: &SimConduit, to: &Fd, most: usize) -> io::Result<usize> {
-        let mut held = conduit.0.borrow_mut();
-        assert!(most <= held.len(), "more is asked of a conduit than it holds");
-        let n = self.write(to, &[IoSlice::new(&held.make_contiguous()[..most])])?;
-        held.drain(..n);
+    fn splice_out(&mut self, pipe: &SimPipe, to: &Fd, max: usize) -> io::Result<usize> {
+        let mut contents = pipe.0.borrow_mut();
+        assert!(max <= contents.len(), "more is asked of a conduit than it holds");
+        let n = self.write(to, &[IoSlice::new(&contents.make_contiguous()[..max])])?;
+        contents.drain(..n);
         Ok(n)
     }
 
-    fn scoop(&mut self, conduit: &SimConduit, into: &mut [u8]) -> io::Result<usize> {
-        let mut held = conduit.0.borrow_mut();
-        let n = into.len().min(held.len());
-        into.iter_mut().zip(held.drain(..n)).for_each(|(place, byte)| *place = byte);
+    fn read_pipe(&mut self, pipe: &SimPipe, into: &mut [u8]) -> io::Result<usize> {
+        let mut contents = pipe.0.borrow_mut();
+        let n = into.len().min(contents.len());
+        into.iter_mut().zip(contents.drain(..n)).for_each(|(place, byte)| *place = byte);
         Ok(n)
     }
 
-    fn finish(&mut self, stream: &Fd) -> io::Result<()> {
+    fn shutdown_write(&mut self, stream: &Fd) -> io::Result<()> {
         let mut world = self.0.borrow_mut();
         let socket = &mut world.sockets[stream.key];
-        assert!(!socket.outward_end, "our end was sent twice");
-        socket.outward_end = true;
+        assert!(!socket.outbound_end, "our end was sent twice");
+        socket.outbound_end = true;
         Ok(())
     }
 
     fn reset(&mut self, stream: Fd) {
-        self.0.borrow_mut().sockets[stream.key].gone = Some(Gone::Reset);
+        self.0.borrow_mut().sockets[stream.key].released = Some(Released::Reset);
     }
 
-    fn hold_reserve(&mut self) -> bool {
+    fn reserve_descriptor(&mut self) -> bool {
         let mut world = self.0.borrow_mut();
         if !world.reserve && world.take_descriptor().is_ok() {
             world.open += 1;
@@ -626,11 +630,11 @@ impl System for Sim {
         world.reserve
     }
 
-    fn release_reserve(&mut self) -> bool {
+    fn release_descriptor(&mut self) -> bool {
         let mut world = self.0.borrow_mut();
-        let held = std::mem::take(&mut world.reserve);
-        world.open -= usize::from(held);
-        held
+        let contents = std::mem::take(&mut world.reserve);
+        world.open -= usize::from(contents);
+        contents
     }
 
     fn waker(&mut self) -> io::Result<Waker> {
@@ -638,19 +642,19 @@ impl System for Sim {
     }
 }
 
-const DOOR: usize = usize::MAX;
+const LISTENER: usize = usize::MAX;
 
 impl Drop for Fd {
     fn drop(&mut self) {
         let mut world = self.world.borrow_mut();
         world.open -= 1;
-        if self.key == DOOR {
-            world.door_open = false;
-            world.door = None;
+        if self.key == LISTENER {
+            world.is_listening = false;
+            world.listener = None;
         } else {
             let socket = &mut world.sockets[self.key];
-            let unread = !socket.inward.is_empty();
-            socket.gone.get_or_insert(if unread { Gone::ClosedUnread } else { Gone::Closed });
+            let unread = !socket.inbound.is_empty();
+            socket.released.get_or_insert(if unread { Released::ClosedUnread } else { Released::Closed });
         }
     }
 }

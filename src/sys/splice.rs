@@ -1,9 +1,9 @@
 //! A pipe of the kernel's, for bytes that go from one socket to another without being copied.
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) use elsewhere::Conduit;
+pub(crate) use elsewhere::KernelPipe;
 #[cfg(target_os = "linux")]
-pub(crate) use linux::Conduit;
+pub(crate) use linux::KernelPipe;
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -15,9 +15,9 @@ mod linux {
 
     /// Both ends of a pipe. What is in it are references to the pages that the network card filled.
     #[derive(Debug)]
-    pub(crate) struct Conduit {
-        back: OwnedFd,
-        front: OwnedFd,
+    pub(crate) struct KernelPipe {
+        write_end: OwnedFd,
+        read_end: OwnedFd,
     }
 
     /// What an unprivileged process may ask for (`fs.pipe-max-size`). A pipe has a slot for every 4 KiB of it, and a
@@ -26,7 +26,7 @@ mod linux {
 
     /// Tells the errors that mean "not on this system, or not for such descriptors" (splice(2): EINVAL) from those of
     /// one connection. A sandbox that forbids the call answers EPERM or ENOSYS.
-    fn supported(error: Errno) -> io::Error {
+    fn into_io_error(error: Errno) -> io::Error {
         match error {
             Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP => {
                 io::Error::new(io::ErrorKind::Unsupported, error)
@@ -35,27 +35,27 @@ mod linux {
         }
     }
 
-    impl Conduit {
-        pub(crate) fn new() -> io::Result<Conduit> {
-            let (front, back) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).map_err(supported)?;
+    impl KernelPipe {
+        pub(crate) fn new() -> io::Result<KernelPipe> {
+            let (front, back) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).map_err(into_io_error)?;
             if let Err(error) = fcntl_setpipe_size(&back, SIZE) {
                 // A user has a budget of pipe pages, and one that is small does its work as well.
-                log::debug!("a pipe stays as small as it is: {error}");
+                log::debug!("cannot enlarge a kernel pipe: {error}");
             }
-            Ok(Conduit { back, front })
+            Ok(KernelPipe { write_end: back, read_end: front })
         }
 
-        pub(crate) fn fill(&self, from: impl AsFd, most: usize) -> io::Result<usize> {
-            splice(from, None, &self.back, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)
-                .map_err(supported)
+        pub(crate) fn splice_in(&self, from: impl AsFd, max: usize) -> io::Result<usize> {
+            splice(from, None, &self.write_end, None, max, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)
+                .map_err(into_io_error)
         }
 
-        pub(crate) fn drain(&self, to: impl AsFd, most: usize) -> io::Result<usize> {
-            Ok(splice(&self.front, None, to, None, most, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
+        pub(crate) fn splice_out(&self, to: impl AsFd, max: usize) -> io::Result<usize> {
+            Ok(splice(&self.read_end, None, to, None, max, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
         }
 
-        pub(crate) fn scoop(&self, into: &mut [u8]) -> io::Result<usize> {
-            Ok(rustix::io::read(&self.front, into)?)
+        pub(crate) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+            Ok(rustix::io::read(&self.read_end, into)?)
         }
     }
 }
@@ -66,22 +66,22 @@ mod elsewhere {
 
     /// There are none.
     #[derive(Debug)]
-    pub(crate) enum Conduit {}
+    pub(crate) enum KernelPipe {}
 
-    impl Conduit {
-        pub(crate) fn new() -> io::Result<Conduit> {
+    impl KernelPipe {
+        pub(crate) fn new() -> io::Result<KernelPipe> {
             Err(io::ErrorKind::Unsupported.into())
         }
 
-        pub(crate) fn fill<T>(&self, _: T, _: usize) -> io::Result<usize> {
+        pub(crate) fn splice_in<T>(&self, _: T, _: usize) -> io::Result<usize> {
             match *self {}
         }
 
-        pub(crate) fn drain<T>(&self, _: T, _: usize) -> io::Result<usize> {
+        pub(crate) fn splice_out<T>(&self, _: T, _: usize) -> io::Result<usize> {
             match *self {}
         }
 
-        pub(crate) fn scoop(&self, _: &mut [u8]) -> io::Result<usize> {
+        pub(crate) fn read(&self, _: &mut [u8]) -> io::Result<usize> {
             match *self {}
         }
     }

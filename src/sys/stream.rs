@@ -13,7 +13,7 @@ use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::base::address::{Address, Peer};
+use crate::base::address::{Address, PeerAddress};
 use crate::config::dial::{DialOptions, KeepAlive};
 use crate::config::listen::ListenOptions;
 use crate::sys::AcceptError;
@@ -28,22 +28,22 @@ pub(crate) struct Stream(TcpStream);
 
 /// A listener's socket.
 #[derive(Debug)]
-pub(crate) enum Listener {
+pub(crate) enum ListenSocket {
     Tcp(TcpListener),
     /// With its file, if that is ours to remove.
-    Unix(UnixListener, #[expect(dead_code, reason = "it is there to be dropped")] Option<Place>),
+    Unix(UnixListener, #[expect(dead_code, reason = "it is there to be dropped")] Option<SocketFile>),
 }
 
 impl Stream {
     /// Begins to connect, without waiting.
     pub(super) fn connect(to: &Address, options: &DialOptions) -> io::Result<Stream> {
-        let (address, domain, protocol) = target(to)?;
+        let (address, domain, protocol) = socket_address(to)?;
         let socket = Socket::new(domain, Type::STREAM, protocol)?;
         socket.set_nonblocking(true)?;
         if protocol.is_some() {
             socket.set_tcp_nodelay(options.nodelay)?;
             if let Some(keep_alive) = options.keep_alive {
-                socket.set_tcp_keepalive(&probes(keep_alive))?;
+                socket.set_tcp_keepalive(&keepalive_probes(keep_alive))?;
             }
             if let Some(local) = options.local {
                 // Many may call from one address at once; without this, a port is held back for a minute after each.
@@ -88,7 +88,7 @@ impl Stream {
         }
     }
 
-    pub(super) fn finish(&self) -> io::Result<()> {
+    pub(super) fn shutdown_write(&self) -> io::Result<()> {
         self.0.shutdown(Shutdown::Write)
     }
 }
@@ -99,17 +99,17 @@ impl AsFd for Stream {
     }
 }
 
-impl Listener {
-    pub(super) fn bind(at: &Address, options: &ListenOptions) -> io::Result<Listener> {
-        let (address, domain, protocol) = target(at)?;
+impl ListenSocket {
+    pub(super) fn bind(at: &Address, options: &ListenOptions) -> io::Result<ListenSocket> {
+        let (address, domain, protocol) = socket_address(at)?;
         let socket = Socket::new(domain, Type::STREAM, protocol)?;
         socket.set_nonblocking(true)?;
         let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
         if protocol.is_none() {
             bind_unix(&socket, &address, at)?;
             socket.listen(backlog)?;
-            let place = Place::of(at)?;
-            return Ok(Listener::Unix(UnixListener::from_std(socket.into()), place));
+            let place = SocketFile::of(at)?;
+            return Ok(ListenSocket::Unix(UnixListener::from_std(socket.into()), place));
         }
         // On Unix this lets a restarted server have its port back while old connections are in TIME_WAIT, no more.
         socket.set_reuse_address(true)?;
@@ -122,38 +122,38 @@ impl Listener {
         socket.bind(&address)?;
         // mio's own bind would set the backlog to 128.
         socket.listen(backlog)?;
-        Ok(Listener::Tcp(TcpListener::from_std(socket.into())))
+        Ok(ListenSocket::Tcp(TcpListener::from_std(socket.into())))
     }
 
     /// What accepted sockets are to inherit (they do on Linux and the BSDs), which saves two calls for each of them.
-    pub(super) fn prepare(&self, options: &ListenOptions) -> io::Result<()> {
-        if let Listener::Tcp(listener) = self {
+    pub(super) fn set_inherited_options(&self, options: &ListenOptions) -> io::Result<()> {
+        if let ListenSocket::Tcp(listener) = self {
             let socket = SockRef::from(listener);
             socket.set_tcp_nodelay(options.nodelay)?;
             if let Some(keep_alive) = options.keep_alive {
-                socket.set_tcp_keepalive(&probes(keep_alive))?;
+                socket.set_tcp_keepalive(&keepalive_probes(keep_alive))?;
             }
         }
         Ok(())
     }
 
-    pub(super) fn accept(&self) -> io::Result<(Stream, Peer)> {
+    pub(super) fn accept(&self) -> io::Result<(Stream, PeerAddress)> {
         match self {
-            Listener::Tcp(listener) => {
-                listener.accept().map(|(stream, peer)| (Stream(stream), Peer::from(peer)))
+            ListenSocket::Tcp(listener) => {
+                listener.accept().map(|(stream, peer)| (Stream(stream), PeerAddress::from(peer)))
             }
-            Listener::Unix(listener, _) => {
+            ListenSocket::Unix(listener, _) => {
                 let (stream, _) = listener.accept()?;
                 let stream = StdTcpStream::from(OwnedFd::from(StdUnixStream::from(stream)));
-                Ok((Stream(TcpStream::from_std(stream)), Peer::UNIX))
+                Ok((Stream(TcpStream::from_std(stream)), PeerAddress::UNIX))
             }
         }
     }
 
     pub(super) fn address(&self) -> io::Result<Address> {
         match self {
-            Listener::Tcp(listener) => listener.local_addr().map(Address::Inet),
-            Listener::Unix(listener, _) => {
+            ListenSocket::Tcp(listener) => listener.local_addr().map(Address::Inet),
+            ListenSocket::Unix(listener, _) => {
                 let address = listener.local_addr()?;
                 Ok(address.as_pathname().map_or_else(|| abstract_name(&address), Address::from))
             }
@@ -162,8 +162,8 @@ impl Listener {
 
     pub(super) fn source(&mut self) -> &mut dyn Source {
         match self {
-            Listener::Tcp(listener) => listener,
-            Listener::Unix(listener, _) => listener,
+            ListenSocket::Tcp(listener) => listener,
+            ListenSocket::Unix(listener, _) => listener,
         }
     }
 }
@@ -181,7 +181,7 @@ fn abstract_name(_: &std::os::unix::net::SocketAddr) -> Address {
 }
 
 /// An address as the system wants it, with what kind of socket it asks for.
-fn target(address: &Address) -> io::Result<(SockAddr, Domain, Option<Protocol>)> {
+fn socket_address(address: &Address) -> io::Result<(SockAddr, Domain, Option<Protocol>)> {
     let unusable = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{address}: {why}"));
     match address {
         Address::Inet(inet) => Ok(((*inet).into(), Domain::for_address(*inet), Some(Protocol::TCP))),
@@ -201,23 +201,23 @@ fn target(address: &Address) -> io::Result<(SockAddr, Domain, Option<Protocol>)>
 
 /// The file of a Unix-domain socket that we listen on: removed when we no longer do, if it is still ours.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
 }
 
-impl Place {
-    fn of(at: &Address) -> io::Result<Option<Place>> {
+impl SocketFile {
+    fn of(at: &Address) -> io::Result<Option<SocketFile>> {
         let Address::Unix(path) = at else { return Ok(None) };
         let file = fs::symlink_metadata(path)?;
         // A relative path would mean another file after a change of directory.
         let path = std::path::absolute(path)?;
-        Ok(Some(Place { path, device: file.dev(), inode: file.ino() }))
+        Ok(Some(SocketFile { path, device: file.dev(), inode: file.ino() }))
     }
 }
 
-impl Drop for Place {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|file| file.dev() == self.device && file.ino() == self.inode);
@@ -238,7 +238,7 @@ fn bind_unix(socket: &Socket, address: &SockAddr, at: &Address) -> io::Result<()
             if !is_stale(path, address)? {
                 return Err(error);
             }
-            log::info!("{at}: nobody answers there any more, replacing it");
+            log::info!("{at}: replacing a stale socket file");
             fs::remove_file(path)?;
             socket.bind(address)
         }
@@ -251,13 +251,13 @@ fn is_stale(path: &Path, address: &SockAddr) -> io::Result<bool> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in the way"));
     }
-    let caller = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // A listener whose backlog is full answers "try again", which is an answer.
-    caller.set_nonblocking(true)?;
-    Ok(caller.connect(address).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+    probe.set_nonblocking(true)?;
+    Ok(probe.connect(address).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
 }
 
-pub(super) fn probes(keep_alive: KeepAlive) -> TcpKeepalive {
+pub(super) fn keepalive_probes(keep_alive: KeepAlive) -> TcpKeepalive {
     // The kernel counts in seconds and refuses zero.
     let seconds = |span: Duration| Duration::from_secs(span.as_secs().max(1));
     let mut probes = TcpKeepalive::new().with_time(seconds(keep_alive.idle));

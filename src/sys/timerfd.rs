@@ -12,48 +12,48 @@ use mio::Registry;
 /// sleeps, because activity does not move the wheel's entries. It is set again when something is due earlier than it
 /// says, and when it has fired: which it does in vain when what it was set for is gone, once.
 #[derive(Debug)]
-pub(super) struct Alarm {
-    timer: Timer,
+pub(super) struct DeadlineTimer {
+    timer: TimerFd,
     /// When it fires, measured from the reactor's start.
-    set: Option<Duration>,
+    armed_for: Option<Duration>,
 }
 
-impl Alarm {
+impl DeadlineTimer {
     /// None where there is no such timer, or no descriptor for it.
-    pub(super) fn new(registry: &Registry, token: mio::Token) -> Option<Alarm> {
-        match Timer::new(registry, token) {
-            Ok(timer) => Some(Alarm { timer, set: None }),
+    pub(super) fn new(registry: &Registry, token: mio::Token) -> Option<DeadlineTimer> {
+        match TimerFd::new(registry, token) {
+            Ok(timer) => Some(DeadlineTimer { timer, armed_for: None }),
             Err(error) => {
-                log::debug!("sleeping with timeouts, since there is no timer: {error}");
+                log::debug!("no timer descriptor, using poll timeouts: {error}");
                 None
             }
         }
     }
 
     /// Has it fire at this moment or before.
-    pub(super) fn set(&mut self, at: Duration, now: impl FnOnce() -> Duration) -> io::Result<()> {
-        if self.set.is_none_or(|set| at < set) {
+    pub(super) fn arm_by(&mut self, at: Duration, now: impl FnOnce() -> Duration) -> io::Result<()> {
+        if self.armed_for.is_none_or(|set| at < set) {
             // Nothing at all would switch it off.
             let span = at.saturating_sub(now()).max(Duration::from_nanos(1));
             self.timer.fire_in(span)?;
-            self.set = Some(at);
+            self.armed_for = Some(at);
         }
         Ok(())
     }
 
     /// It has fired.
-    pub(super) fn heard(&mut self) {
-        self.set = None;
+    pub(super) fn on_fired(&mut self) {
+        self.armed_for = None;
     }
 }
 
 #[cfg(target_os = "linux")]
 #[derive(Debug)]
-struct Timer(std::os::fd::OwnedFd);
+struct TimerFd(std::os::fd::OwnedFd);
 
 #[cfg(target_os = "linux")]
-impl Timer {
-    fn new(registry: &Registry, token: mio::Token) -> io::Result<Timer> {
+impl TimerFd {
+    fn new(registry: &Registry, token: mio::Token) -> io::Result<TimerFd> {
         use std::os::fd::AsRawFd;
 
         use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
@@ -63,7 +63,7 @@ impl Timer {
         let interest = mio::Interest::READABLE;
         // Edge-triggered: each time it fires is an event, read or not.
         registry.register(&mut mio::unix::SourceFd(&timer.as_raw_fd()), token, interest)?;
-        Ok(Timer(timer))
+        Ok(TimerFd(timer))
     }
 
     fn fire_in(&self, span: Duration) -> io::Result<()> {
@@ -81,11 +81,11 @@ impl Timer {
 
 #[cfg(not(target_os = "linux"))]
 #[derive(Debug)]
-enum Timer {}
+enum TimerFd {}
 
 #[cfg(not(target_os = "linux"))]
-impl Timer {
-    fn new(_: &Registry, _: mio::Token) -> io::Result<Timer> {
+impl TimerFd {
+    fn new(_: &Registry, _: mio::Token) -> io::Result<TimerFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

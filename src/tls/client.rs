@@ -11,16 +11,16 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
 
-use super::identity::{Authorities, Identity};
+use super::identity::{CertifiedKey, RootCerts};
 use super::session::Session;
-use super::{TlsError, Version, check_protocols, provider, versions};
+use super::{TlsError, TlsVersion, check_protocols, provider, versions};
 use crate::base::address::Address;
-use crate::base::filter::{Filter, Secure, Security};
+use crate::base::filter::{Filter, FilterConfig, FilterFactory};
 
 /// The side that calls. Cheap to clone; all clones are one, and its connections resume each other's sessions.
 #[derive(Clone)]
 pub struct Client {
-    security: Security,
+    filter: FilterConfig,
 }
 
 /// Whom a client believes, and what it shows.
@@ -29,27 +29,27 @@ pub struct ClientOptions {
     /// Whom it believes. By default whom the system trusts.
     pub trust: Trust,
     /// What it shows to a server that asks. Nothing by default.
-    pub identity: Option<Identity>,
+    pub certificate: Option<CertifiedKey>,
     /// The protocols that it speaks (ALPN), the best first; a name has 1 to 255 bytes. A server that knows none of them
-    /// may refuse, or go on without: see [`Secured::protocol`](crate::Secured::protocol). None by default.
-    pub protocols: Vec<Vec<u8>>,
+    /// may refuse, or go on without: see [`FilterInfo::protocol`](crate::FilterInfo::protocol). None by default.
+    pub alpn: Vec<Vec<u8>>,
     /// The name or the IP address that the server's certificate must be for. By default the host that is dialed; a
     /// Unix-domain socket has none, so there it must be given.
-    pub name: Option<String>,
-    /// The oldest version of TLS that it speaks. Default [`Version::V12`].
-    pub oldest: Version,
+    pub server_name: Option<String>,
+    /// The oldest version of TLS that it speaks. Default [`TlsVersion::V12`].
+    pub min_version: TlsVersion,
 }
 
 /// Whom a client believes.
 #[derive(Clone, Debug, Default)]
 pub enum Trust {
-    /// Whom the system trusts: see [`Authorities::system`].
+    /// Whom the system trusts: see [`RootCerts::system`].
     #[default]
     System,
     /// These, and nobody else.
-    Only(Authorities),
+    Only(RootCerts),
     /// Whoever answers, without looking at the certificate: no protection against anyone in between. For tests.
-    AnyoneInsecurely,
+    DangerAcceptAny,
 }
 
 impl Client {
@@ -57,30 +57,30 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When [`name`](ClientOptions::name) is none, a protocol's name is too short or too long, or the system trusts
-    /// nobody.
+    /// When [`name`](ClientOptions::server_name) is none, a protocol's name is too short or too long, or the system
+    /// trusts nobody.
     pub fn new(options: ClientOptions) -> Result<Client, TlsError> {
-        let name = options.name.as_deref().map(given_name).transpose()?;
-        let spoken = versions(options.oldest);
+        let name = options.server_name.as_deref().map(parse_server_name).transpose()?;
+        let spoken = versions(options.min_version);
         let config = Arc::new(config(options, spoken)?);
-        Ok(Client { security: Security::new(Dialer { config, name }) })
+        Ok(Client { filter: FilterConfig::new(ClientFilters { config, name }) })
     }
 
     /// To be given to a dial or to a socket.
-    pub fn security(&self) -> Security {
-        self.security.clone()
+    pub fn filter_config(&self) -> FilterConfig {
+        self.filter.clone()
     }
 }
 
-impl From<Client> for Security {
-    fn from(client: Client) -> Security {
-        client.security
+impl From<Client> for FilterConfig {
+    fn from(client: Client) -> FilterConfig {
+        client.filter
     }
 }
 
-impl From<&Client> for Security {
-    fn from(client: &Client) -> Security {
-        client.security()
+impl From<&Client> for FilterConfig {
+    fn from(client: &Client) -> FilterConfig {
+        client.filter_config()
     }
 }
 
@@ -90,7 +90,7 @@ impl fmt::Debug for Client {
     }
 }
 
-fn given_name(name: &str) -> Result<ServerName<'static>, TlsError> {
+fn parse_server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(name.to_string()).map_err(|_| {
         TlsError::new(format!(
             "cannot expect a certificate for {name:?}: it is neither a name nor an IP address"
@@ -98,20 +98,20 @@ fn given_name(name: &str) -> Result<ServerName<'static>, TlsError> {
     })
 }
 
-struct Dialer {
+struct ClientFilters {
     config: Arc<ClientConfig>,
     name: Option<ServerName<'static>>,
 }
 
-impl Secure for Dialer {
+impl FilterFactory for ClientFilters {
     fn filter(&self, peer: &Address) -> io::Result<Box<dyn Filter>> {
-        let name = self.name.clone().map_or_else(|| dialed_name(peer), Ok)?;
+        let name = self.name.clone().map_or_else(|| server_name_of(peer), Ok)?;
         let session = Session::client(self.config.clone(), name).map_err(io::Error::other)?;
         Ok(Box::new(session))
     }
 }
 
-fn dialed_name(peer: &Address) -> io::Result<ServerName<'static>> {
+fn server_name_of(peer: &Address) -> io::Result<ServerName<'static>> {
     let cannot =
         |why| io::Error::new(io::ErrorKind::InvalidInput, format!("cannot dial {peer} with TLS: {why}"));
     match peer {
@@ -126,31 +126,31 @@ pub(super) fn config(
     options: ClientOptions,
     spoken: &[&'static SupportedProtocolVersion],
 ) -> Result<ClientConfig, TlsError> {
-    check_protocols(&options.protocols)?;
+    check_protocols(&options.alpn)?;
     let cannot = |error: rustls::Error| TlsError::new(format!("cannot dial with TLS: {error}"));
     let builder = ClientConfig::builder_with_provider(provider());
     let builder = builder.with_protocol_versions(spoken).map_err(cannot)?;
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier(options.trust)?);
-    let mut config = match options.identity {
+    let mut config = match options.certificate {
         None => builder.with_no_client_auth(),
         Some(identity) => {
             let shown = SingleCertAndKey::from(identity.certified_key().clone());
             builder.with_client_cert_resolver(Arc::new(shown))
         }
     };
-    config.alpn_protocols = options.protocols;
+    config.alpn_protocols = options.alpn;
     Ok(config)
 }
 
 fn verifier(trust: Trust) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
     let authorities = match trust {
-        Trust::System => Authorities::system()?,
+        Trust::System => RootCerts::system()?,
         Trust::Only(authorities) => authorities,
-        Trust::AnyoneInsecurely => {
+        Trust::DangerAcceptAny => {
             log::warn!(
-                "TLS without looking at certificates: whoever is in between can read and change everything"
+                "certificates are not verified: an attacker on the path can read and change everything"
             );
-            return Ok(Arc::new(Anyone(provider().signature_verification_algorithms)));
+            return Ok(Arc::new(AcceptAny(provider().signature_verification_algorithms)));
         }
     };
     let builder = WebPkiServerVerifier::builder_with_provider(authorities.roots().clone(), provider());
@@ -160,9 +160,9 @@ fn verifier(trust: Trust) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
 
 /// Believes every certificate. Whoever shows one must still have its key, as the handshake's signature proves.
 #[derive(Debug)]
-struct Anyone(WebPkiSupportedAlgorithms);
+struct AcceptAny(WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

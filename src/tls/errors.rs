@@ -10,7 +10,7 @@ use crate::base::text::Escaped;
 const DAY: u64 = 24 * 60 * 60;
 
 /// Why a session cannot go on.
-pub(super) fn of(error: &Error) -> String {
+pub(super) fn describe(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(why) => {
             format!("the peer's certificate is not trusted: {}", distrusted(why))
@@ -44,8 +44,8 @@ pub(super) fn of(error: &Error) -> String {
     }
 }
 
-/// As [`of`], for the first bytes that were sent: they are often not TLS at all.
-pub(super) fn of_first(error: &Error, first: &[u8]) -> String {
+/// As [`describe`], for the first bytes that were sent: they are often not TLS at all.
+pub(super) fn describe_first(error: &Error, first: &[u8]) -> String {
     let is_framing = matches!(
         error,
         Error::InvalidMessage(
@@ -58,7 +58,7 @@ pub(super) fn of_first(error: &Error, first: &[u8]) -> String {
     if is_framing && !matches!(first, [20..=23, 3, ..]) {
         return format!("the peer does not speak TLS (it sent \"{}\")", Escaped(first));
     }
-    of(error)
+    describe(error)
 }
 
 fn distrusted(why: &CertificateError) -> String {
@@ -73,7 +73,7 @@ fn distrusted(why: &CertificateError) -> String {
             format!("not valid for another {}", days(not_before.as_secs().saturating_sub(time.as_secs())))
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
-            let names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
+            let names: Vec<&str> = presented.iter().map(|name| inner_name(name)).collect();
             let is_for = if names.is_empty() { "no name at all".into() } else { names.join(", ") };
             format!("not valid for {} (it is for {})", expected.to_str(), Escaped(is_for.as_bytes()))
         }
@@ -98,7 +98,7 @@ fn days(seconds: u64) -> String {
 }
 
 /// The name in `DnsName("a.example")` or `IpAddress(192.0.2.7)`.
-fn bare(presented: &str) -> &str {
+fn inner_name(presented: &str) -> &str {
     let inside = presented.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
     inside.unwrap_or(presented).trim_matches('"')
 }
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_rustls_become_words() {
+    fn rustls_names_become_plain_text() {
         let pairs = [
             ("UnknownCA", "unknown CA"),
             ("CertificateRequired", "certificate required"),
@@ -178,16 +178,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_tls_is_shown_escaped() {
+    fn non_tls_bytes_are_shown_escaped() {
         let error = Error::InvalidMessage(InvalidMessage::InvalidContentType);
-        assert_eq!(of_first(&error, b"GET / HT"), "the peer does not speak TLS (it sent \"GET / HT\")");
-        assert_eq!(of_first(&error, b"\x1b[2J"), "the peer does not speak TLS (it sent \"\\x1b[2J\")");
+        assert_eq!(describe_first(&error, b"GET / HT"), "the peer does not speak TLS (it sent \"GET / HT\")");
+        assert_eq!(describe_first(&error, b"\x1b[2J"), "the peer does not speak TLS (it sent \"\\x1b[2J\")");
     }
 
     #[test]
-    fn what_begins_as_tls_is_not_called_something_else() {
+    fn bytes_that_begin_as_tls_are_not_reported_as_non_tls() {
         let error = Error::InvalidMessage(InvalidMessage::MessageTooLarge);
-        let why = of_first(&error, b"\x16\x03\x01\xff\xff");
+        let why = describe_first(&error, b"\x16\x03\x01\xff\xff");
         assert_eq!(why, "the peer sent a malformed message: message too large");
     }
 

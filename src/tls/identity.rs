@@ -8,16 +8,16 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
+use rustls::sign;
 
 use super::{TlsError, provider};
-use crate::base::reason::plain;
+use crate::base::reason::os_message;
 
 /// A certificate with those that vouch for it, and the private key that belongs to it. Cheap to clone.
 #[derive(Clone)]
-pub struct Identity(Arc<CertifiedKey>);
+pub struct CertifiedKey(Arc<sign::CertifiedKey>);
 
-impl Identity {
+impl CertifiedKey {
     /// From PEM: the chain with one's own certificate first, and the private key (PKCS #8, PKCS #1 or SEC 1). What else
     /// there is between the certificates is passed over, and so is every key after the first, so that both may come
     /// from the same text.
@@ -26,7 +26,7 @@ impl Identity {
     ///
     /// When there is no certificate or no key, when one of them is malformed or of a kind that is not supported, when
     /// the key is encrypted, or when the two do not belong together.
-    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Identity, TlsError> {
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsError> {
         identity(chain, "the certificate", key, "the key")
     }
 
@@ -35,15 +35,15 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// As [`from_pem`](Identity::from_pem), and when a file cannot be read. The error names the file.
-    pub fn from_pem_files(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Identity, TlsError> {
+    /// As [`from_pem`](CertifiedKey::from_pem), and when a file cannot be read. The error names the file.
+    pub fn from_pem_files(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<CertifiedKey, TlsError> {
         let (chain, key) = (chain.as_ref(), key.as_ref());
         let chain_named = format!("the certificate in {}", chain.display());
         let key_named = format!("the key in {}", key.display());
         identity(&read(chain, &chain_named)?, &chain_named, &read(key, &key_named)?, &key_named)
     }
 
-    pub(super) fn certified_key(&self) -> &Arc<CertifiedKey> {
+    pub(super) fn certified_key(&self) -> &Arc<sign::CertifiedKey> {
         &self.0
     }
 
@@ -54,16 +54,16 @@ impl Identity {
 }
 
 fn read(path: &Path, named: &str) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|error| TlsError::new(format!("cannot read {named}: {}", plain(&error))))
+    fs::read(path).map_err(|error| TlsError::new(format!("cannot read {named}: {}", os_message(&error))))
 }
 
 /// The names say where the two came from.
-fn identity(chain: &[u8], chain_named: &str, key: &[u8], key_named: &str) -> Result<Identity, TlsError> {
+fn identity(chain: &[u8], chain_named: &str, key: &[u8], key_named: &str) -> Result<CertifiedKey, TlsError> {
     let chain = certificates(chain, chain_named)?;
     let key = private_key(key, key_named)?;
     let cannot = |what: &str, why: &str| TlsError::new(format!("cannot use {what}: {why}"));
-    match CertifiedKey::from_der(chain, key, &provider()) {
-        Ok(certified) => Ok(Identity(Arc::new(certified))),
+    match sign::CertifiedKey::from_der(chain, key, &provider()) {
+        Ok(certified) => Ok(CertifiedKey(Arc::new(certified))),
         Err(rustls::Error::InconsistentKeys(_)) => {
             Err(cannot(key_named, &format!("it does not belong to {chain_named}")))
         }
@@ -112,7 +112,7 @@ fn malformed(error: &PemError) -> String {
     }
 }
 
-impl fmt::Debug for Identity {
+impl fmt::Debug for CertifiedKey {
     /// Not the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Identity")
@@ -121,15 +121,15 @@ impl fmt::Debug for Identity {
 
 /// Those whose signature on a certificate is believed. Never empty. Cheap to clone.
 #[derive(Clone)]
-pub struct Authorities(Arc<RootCertStore>);
+pub struct RootCerts(Arc<RootCertStore>);
 
-impl Authorities {
+impl RootCerts {
     /// Those whose certificates are in this PEM text.
     ///
     /// # Errors
     ///
     /// When there is none, or when one is malformed.
-    pub fn from_pem(certificates: &[u8]) -> Result<Authorities, TlsError> {
+    pub fn from_pem(certificates: &[u8]) -> Result<RootCerts, TlsError> {
         authorities(certificates, "the certificate of an authority")
     }
 
@@ -137,8 +137,8 @@ impl Authorities {
     ///
     /// # Errors
     ///
-    /// As [`from_pem`](Authorities::from_pem), and when the file cannot be read.
-    pub fn from_pem_file(path: impl AsRef<Path>) -> Result<Authorities, TlsError> {
+    /// As [`from_pem`](RootCerts::from_pem), and when the file cannot be read.
+    pub fn from_pem_file(path: impl AsRef<Path>) -> Result<RootCerts, TlsError> {
         let path = path.as_ref();
         let named = format!("the certificate of an authority in {}", path.display());
         authorities(&read(path, &named)?, &named)
@@ -150,7 +150,7 @@ impl Authorities {
     /// # Errors
     ///
     /// When none were found.
-    pub fn system() -> Result<Authorities, TlsError> {
+    pub fn system() -> Result<RootCerts, TlsError> {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(found.certs);
@@ -161,7 +161,7 @@ impl Authorities {
                  OpenSSL looks{why} (install ca-certificates, or name a file)"
             )));
         }
-        Ok(Authorities(Arc::new(roots)))
+        Ok(RootCerts(Arc::new(roots)))
     }
 
     pub(super) fn roots(&self) -> &Arc<RootCertStore> {
@@ -169,16 +169,16 @@ impl Authorities {
     }
 }
 
-fn authorities(pem: &[u8], named: &str) -> Result<Authorities, TlsError> {
+fn authorities(pem: &[u8], named: &str) -> Result<RootCerts, TlsError> {
     let mut roots = RootCertStore::empty();
     for (n, certificate) in (1..).zip(certificates(pem, named)?) {
         let added = roots.add(certificate);
         added.map_err(|_| TlsError::new(format!("cannot use {named}: number {n} is malformed")))?;
     }
-    Ok(Authorities(Arc::new(roots)))
+    Ok(RootCerts(Arc::new(roots)))
 }
 
-impl fmt::Debug for Authorities {
+impl fmt::Debug for RootCerts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Authorities({})", self.0.len())
     }

@@ -3,7 +3,7 @@
 //! # An echo server
 //!
 //! ```no_run
-//! use tidemill::tls::{Identity, Server, ServerOptions};
+//! use tidemill::tls::{CertifiedKey, Server, ServerOptions};
 //! use tidemill::{Input, Limits, ListenOptions, Reactor, Service, Socket};
 //!
 //! struct Echo;
@@ -16,12 +16,12 @@
 //!     }
 //! }
 //!
-//! let identity = Identity::from_pem_files("cert.pem", "key.pem")?;
-//! let server = Server::new(ServerOptions { identities: vec![identity], ..ServerOptions::default() })?;
+//! let identity = CertifiedKey::from_pem_files("cert.pem", "key.pem")?;
+//! let server = Server::new(ServerOptions { certificates: vec![identity], ..ServerOptions::default() })?;
 //!
 //! let mut reactor = Reactor::new(Limits::default())?;
 //! let echo = reactor.add(Echo);
-//! let options = ListenOptions { secure: Some(server.security()), ..ListenOptions::default() };
+//! let options = ListenOptions { filter: Some(server.filter_config()), ..ListenOptions::default() };
 //! reactor.listen_with("127.0.0.1:9443", echo, &options)?;
 //! reactor.run()?;
 //! # Ok::<(), std::io::Error>(())
@@ -31,16 +31,16 @@
 //!
 //! ```no_run
 //! use tidemill::services::Echo;
-//! use tidemill::tls::{Authorities, Client, ClientOptions, Trust};
+//! use tidemill::tls::{RootCerts, Client, ClientOptions, Trust};
 //! use tidemill::{DialOptions, Limits, Reactor};
 //!
 //! // Without options it trusts whom the system trusts.
-//! let trust = Trust::Only(Authorities::from_pem_file("ca.pem")?);
+//! let trust = Trust::Only(RootCerts::from_pem_file("ca.pem")?);
 //! let client = Client::new(ClientOptions { trust, ..ClientOptions::default() })?;
 //!
 //! let mut reactor = Reactor::new(Limits::default())?;
 //! let service = reactor.add(Echo::default());
-//! let options = DialOptions { secure: Some(client.security()), ..DialOptions::default() };
+//! let options = DialOptions { filter: Some(client.filter_config()), ..DialOptions::default() };
 //! reactor.dial_with("a.example:9443", service, options)?;
 //! reactor.run()?;
 //! # Ok::<(), std::io::Error>(())
@@ -78,13 +78,13 @@ mod sni;
 mod tests;
 
 pub use client::{Client, ClientOptions, Trust};
-pub use identity::{Authorities, Identity};
-pub use server::{Clients, Server, ServerOptions};
+pub use identity::{CertifiedKey, RootCerts};
+pub use server::{ClientAuth, Server, ServerOptions};
 
 /// A version of TLS.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[non_exhaustive]
-pub enum Version {
+pub enum TlsVersion {
     /// TLS 1.2 (RFC 5246).
     #[default]
     V12,
@@ -129,10 +129,10 @@ fn provider() -> Arc<CryptoProvider> {
 /// The newest first.
 static VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
 
-fn versions(oldest: Version) -> &'static [&'static SupportedProtocolVersion] {
+fn versions(oldest: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     match oldest {
-        Version::V12 => &VERSIONS,
-        Version::V13 => &VERSIONS[..1],
+        TlsVersion::V12 => &VERSIONS,
+        TlsVersion::V13 => &VERSIONS[..1],
     }
 }
 

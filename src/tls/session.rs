@@ -13,7 +13,7 @@ use rustls::unbuffered::{
 use rustls::{ClientConfig, CommonState, HandshakeKind, ServerConfig};
 
 use super::{errors, sni};
-use crate::base::filter::{Filter, Opened, Secured};
+use crate::base::filter::{Filter, FilterInfo, Opened};
 
 /// A session of either side.
 ///
@@ -26,23 +26,23 @@ use crate::base::filter::{Filter, Opened, Secured};
 pub(super) struct Session<C> {
     connection: C,
     /// The beginning of a record, or records that hold the beginning of a message of the handshake.
-    kept: Vec<u8>,
+    buffered: Vec<u8>,
     /// What the client has asked for, if that is a name.
     server_name: Option<Box<str>>,
     /// Whether a record of the peer was taken.
-    heard: bool,
+    received_record: bool,
     /// Whether the peer has said that it will send nothing more.
-    ended: bool,
+    peer_ended: bool,
     /// Whether the peer was told so.
-    said_end: bool,
+    close_notify_sent: bool,
     /// Why it cannot go on.
-    broken: Option<Box<str>>,
+    error: Option<Box<str>>,
 }
 
 /// A message of the handshake has at most 64 KiB (more is refused by rustls), and a record has at most 5 + 256 bytes
 /// that are not its contents. Whoever needs more than these few records does it on purpose: in records of one byte
 /// each, a message would take 1.5 MiB.
-const KEPT_MAX: usize = (64 << 10) + 8 * (5 + 256);
+const BUFFERED_MAX: usize = (64 << 10) + 8 * (5 + 256);
 
 /// The most that fits into a record. Sealed one by one, so that the bytes are still near when they are sealed.
 const RECORD: usize = 16 << 10;
@@ -59,7 +59,7 @@ pub(super) trait Side {
     fn common(&self) -> &CommonState;
 
     /// The name in the hello that was processed just now.
-    fn asked_for() -> Option<Box<str>>;
+    fn take_server_name() -> Option<Box<str>>;
 }
 
 impl Side for UnbufferedServerConnection {
@@ -73,8 +73,8 @@ impl Side for UnbufferedServerConnection {
         self
     }
 
-    fn asked_for() -> Option<Box<str>> {
-        sni::asked_for()
+    fn take_server_name() -> Option<Box<str>> {
+        sni::take()
     }
 }
 
@@ -89,7 +89,7 @@ impl Side for UnbufferedClientConnection {
         self
     }
 
-    fn asked_for() -> Option<Box<str>> {
+    fn take_server_name() -> Option<Box<str>> {
         None
     }
 }
@@ -105,11 +105,11 @@ impl Session<UnbufferedClientConnection> {
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> Result<Self, rustls::Error> {
-        let asked_for = match &name {
+        let server_name = match &name {
             ServerName::DnsName(name) => Some(name.as_ref().into()),
             _ => None,
         };
-        Ok(Session::new(UnbufferedClientConnection::new(config, name)?, asked_for))
+        Ok(Session::new(UnbufferedClientConnection::new(config, name)?, server_name))
     }
 }
 
@@ -117,48 +117,48 @@ impl<C: Side> Session<C> {
     fn new(connection: C, server_name: Option<Box<str>>) -> Session<C> {
         Session {
             connection,
-            kept: Vec::new(),
+            buffered: Vec::new(),
             server_name,
-            heard: false,
-            ended: false,
-            said_end: false,
-            broken: None,
+            received_record: false,
+            peer_ended: false,
+            close_notify_sent: false,
+            error: None,
         }
     }
 }
 
 impl<C: Side> Filter for Session<C> {
-    fn kept(&self) -> usize {
-        self.kept.len()
+    fn buffered(&self) -> usize {
+        self.buffered.len()
     }
 
     fn open(&mut self, wire: &mut [u8], out: &mut Vec<u8>) -> Opened {
         // Taken, not copied: what is not needed any more is given back, and an idle session holds nothing.
-        let kept = mem::take(&mut self.kept);
+        let kept = mem::take(&mut self.buffered);
         wire[..kept.len()].copy_from_slice(&kept);
         drop(kept);
         let mut plain = 0;
-        if self.broken.is_none() {
+        if self.error.is_none() {
             match self.advance_guarded(wire, &mut plain, out) {
                 // Bytes behind the peer's last word could be anyone's.
-                Ok(_) if self.ended => {}
-                Ok(used) if wire.len() - used > KEPT_MAX => {
+                Ok(_) if self.peer_ended => {}
+                Ok(used) if wire.len() - used > BUFFERED_MAX => {
                     self.fail("the peer has begun a message that is too long".into(), out);
                 }
-                Ok(used) => self.kept = wire[used..].to_vec(),
+                Ok(used) => self.buffered = wire[used..].to_vec(),
                 Err(why) => self.fail(why, out),
             }
         }
         Opened {
-            plain,
+            plaintext: plain,
             ready: !self.connection.common().is_handshaking(),
-            ended: self.ended,
-            broken: self.broken.as_deref().map(Into::into),
+            peer_ended: self.peer_ended,
+            error: self.error.as_deref().map(Into::into),
         }
     }
 
     fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-        if let Some(why) = &self.broken {
+        if let Some(why) = &self.error {
             return Err(why.to_string());
         }
         out.reserve(plain.len() + ROOM * (1 + plain.len() / RECORD));
@@ -172,10 +172,10 @@ impl<C: Side> Filter for Session<C> {
     }
 
     fn seal_end(&mut self, out: &mut Vec<u8>) {
-        if self.broken.is_some() || self.said_end || self.connection.common().is_handshaking() {
+        if self.error.is_some() || self.close_notify_sent || self.connection.common().is_handshaking() {
             return;
         }
-        self.said_end = true;
+        self.close_notify_sent = true;
         let ended = self.speak(out, |traffic, out| {
             append(out, ROOM, |room| traffic.queue_close_notify(room)).map_err(|error| error.to_string())
         });
@@ -184,10 +184,10 @@ impl<C: Side> Filter for Session<C> {
         }
     }
 
-    fn secured(&self) -> Secured {
+    fn info(&self) -> FilterInfo {
         let common = self.connection.common();
         let certificates = common.peer_certificates().unwrap_or_default();
-        Secured {
+        FilterInfo {
             version: errors::version(common.protocol_version()),
             cipher: errors::cipher(common.negotiated_cipher_suite()),
             server_name: self.server_name.as_deref().map(Into::into),
@@ -222,17 +222,17 @@ impl<C: Side> Session<C> {
         let (mut used, mut record) = (0, Vec::new());
         loop {
             let is_handshaking = self.connection.common().is_handshaking();
-            let first = if self.heard { [0; 8] } else { beginning(wire) };
+            let first = if self.received_record { [0; 8] } else { beginning(wire) };
             let UnbufferedStatus { discard, state } = self.connection.process(&mut wire[used..]);
             used += discard;
-            self.heard |= used > 0;
+            self.received_record |= used > 0;
             if is_handshaking {
-                self.server_name = C::asked_for().or(self.server_name.take());
+                self.server_name = C::take_server_name().or(self.server_name.take());
             }
             match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(next) = traffic.next_record() {
-                        let next = next.map_err(|error| errors::of(&error))?;
+                        let next = next.map_err(|error| errors::describe(&error))?;
                         record.extend_from_slice(next.payload);
                         used += next.discard;
                     }
@@ -240,10 +240,10 @@ impl<C: Side> Session<C> {
                 Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, out),
                 // Whatever is in `out` is sent before anything that is sealed later.
                 Ok(ConnectionState::TransmitTlsData(sent)) => sent.done(),
-                Ok(ConnectionState::PeerClosed) => self.ended = true,
+                Ok(ConnectionState::PeerClosed) => self.peer_ended = true,
                 Ok(_) => return Ok(used),
-                Err(error) if self.heard => return Err(errors::of(&error)),
-                Err(error) => return Err(errors::of_first(&error, &first[..wire.len().min(8)])),
+                Err(error) if self.received_record => return Err(errors::describe(&error)),
+                Err(error) => return Err(errors::describe_first(&error, &first[..wire.len().min(8)])),
             }
             // rustls lends the record together with the wire: it cannot be put there before both are given back.
             let end = *plain + record.len();
@@ -261,7 +261,7 @@ impl<C: Side> Session<C> {
     {
         loop {
             // With what is kept, never with nothing: rustls indexes into the bytes of a message that has begun.
-            let UnbufferedStatus { discard, state } = self.connection.process(&mut self.kept);
+            let UnbufferedStatus { discard, state } = self.connection.process(&mut self.buffered);
             let said = match state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => Some(say(&mut traffic, out)),
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
@@ -273,9 +273,9 @@ impl<C: Side> Session<C> {
                     None
                 }
                 Ok(_) => Some(Err("nothing can be sent now".into())),
-                Err(error) => Some(Err(errors::of(&error))),
+                Err(error) => Some(Err(errors::describe(&error))),
             };
-            self.kept.drain(..discard);
+            self.buffered.drain(..discard);
             if let Some(said) = said {
                 self.flush(out);
                 return said;
@@ -297,8 +297,8 @@ impl<C: Side> Session<C> {
     /// Ends it for good, with the alert that says so to the peer if there is one.
     fn fail(&mut self, why: String, out: &mut Vec<u8>) {
         self.flush(out);
-        self.kept = Vec::new();
-        self.broken = Some(why.into());
+        self.buffered = Vec::new();
+        self.error = Some(why.into());
     }
 }
 

@@ -3,11 +3,11 @@
 use std::cell::Cell;
 
 thread_local! {
-    static ASKED_FOR: Cell<Option<Box<str>>> = const { Cell::new(None) };
+    static REQUESTED_NAME: Cell<Option<Box<str>>> = const { Cell::new(None) };
 }
 
-pub(super) fn note(name: Option<&str>) {
-    ASKED_FOR.set(name.map(Into::into));
+pub(super) fn set(name: Option<&str>) {
+    REQUESTED_NAME.set(name.map(Into::into));
 }
 
 /// The name in the hello that was read last on this thread, once.
@@ -15,6 +15,6 @@ pub(super) fn note(name: Option<&str>) {
 /// An unbuffered connection of rustls does not tell the name. It asks for the certificate in every handshake, also in
 /// a resumed one, but does not tell on whose behalf. So the name is left here, and the session looks right after each
 /// call that can have read a hello.
-pub(super) fn asked_for() -> Option<Box<str>> {
-    ASKED_FOR.take()
+pub(super) fn take() -> Option<Box<str>> {
+    REQUESTED_NAME.take()
 }

@@ -4,12 +4,12 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread;
 
-use crate::peer::Numbers;
-use crate::server::{Server, alone, among_others, run};
+use crate::peer::Random;
+use crate::server::{Server, exclusive, run, shared};
 
 #[test]
 fn every_byte_goes_there_and_back() {
-    let _others = among_others();
+    let _others = shared();
     let server = Server::start("echo --raw");
     let all: Vec<u8> = (0..=255).collect();
     let outcome = run(&["connect", &server.address.to_string()], &all);
@@ -18,9 +18,9 @@ fn every_byte_goes_there_and_back() {
 
 #[test]
 fn what_is_larger_than_any_queue_goes_through_whole() {
-    let _others = among_others();
+    let _others = shared();
     let server = Server::start("echo --raw");
-    let sent = Numbers(3).bytes(8 * 1024 * 1024);
+    let sent = Random(3).bytes(8 * 1024 * 1024);
     let outcome = run(&["connect", &server.address.to_string()], &sent);
     assert!(outcome.stdout == sent, "{} of {} bytes", outcome.stdout.len(), sent.len());
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
@@ -28,8 +28,8 @@ fn what_is_larger_than_any_queue_goes_through_whole() {
 
 /// A server that answers only after it has seen the end of what it was sent.
 #[test]
-fn the_end_of_stdin_is_sent_and_the_answer_still_heard() {
-    let _others = among_others();
+fn the_end_of_stdin_is_sent_and_the_answer_still_received() {
+    let _others = shared();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address").to_string();
     let answers = thread::spawn(move || {
@@ -45,18 +45,18 @@ fn the_end_of_stdin_is_sent_and_the_answer_still_heard() {
 }
 
 #[test]
-fn a_server_that_leaves_first_ends_it() {
-    let _others = among_others();
+fn a_server_that_closes_first_ends_the_client() {
+    let _others = shared();
     let server = Server::start("chat");
     let outcome = run(&["connect", &server.address.to_string()], b"/nick ann\n/who\n/quit\n");
-    let said = String::from_utf8_lossy(&outcome.stdout);
-    assert!(said.ends_with("is now ann\n1 here: ann\n"), "{said}");
+    let sent = String::from_utf8_lossy(&outcome.stdout);
+    assert!(sent.ends_with("is now ann\n1 here: ann\n"), "{sent}");
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
 }
 
 #[test]
-fn only_connecting_says_by_its_exit_code_whether_somebody_is_there() {
-    let _quiet = alone();
+fn only_connect_reports_reachability_by_its_exit_code() {
+    let _quiet = exclusive();
     let server = Server::start("chat");
     let outcome = run(&["connect", "-z", &server.address.to_string()], b"never sent");
     assert_eq!((outcome.code, outcome.stdout.len(), outcome.stderr.as_str()), (Some(0), 0, ""));
@@ -67,7 +67,7 @@ fn only_connecting_says_by_its_exit_code_whether_somebody_is_there() {
 
 #[test]
 fn frames_are_lines_on_this_side_and_hexadecimal_is_for_looking_at_bytes() {
-    let _others = among_others();
+    let _others = shared();
     let frames = Server::start("frames --framing u16le");
     let to = frames.address.to_string();
     let outcome = run(&["connect", "--framing", "u16le", &to], b"one\n\ntwo");
@@ -88,15 +88,15 @@ fn frames_are_lines_on_this_side_and_hexadecimal_is_for_looking_at_bytes() {
 
 #[test]
 fn line_ends_become_those_of_the_network_when_asked_for() {
-    let _others = among_others();
+    let _others = shared();
     let echo = Server::start("echo --raw");
     let outcome = run(&["connect", "--crlf", &echo.address.to_string()], b"one\ntwo\r\n");
     assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"one\r\ntwo\r\n"[..], Some(0)));
 }
 
 #[test]
-fn a_server_that_says_nothing_more_is_waited_for_as_long_as_was_asked() {
-    let _others = among_others();
+fn a_silent_server_is_waited_for_as_long_as_asked() {
+    let _others = shared();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address").to_string();
     let silent = thread::spawn(move || {
@@ -114,7 +114,7 @@ fn a_server_that_says_nothing_more_is_waited_for_as_long_as_was_asked() {
 
 #[test]
 fn names_and_unix_domain_sockets_can_be_connected_to() {
-    let _others = among_others();
+    let _others = shared();
     let path = std::env::temp_dir().join(format!("tidemill-connect-{}.sock", std::process::id()));
     let unix = format!("unix:{}", path.display());
     let mut server = Server::start(&format!("echo --raw --listen {unix} --listen 127.0.0.1:0"));
@@ -128,9 +128,9 @@ fn names_and_unix_domain_sockets_can_be_connected_to() {
 }
 
 #[test]
-fn nobody_there_is_said_in_one_sentence_with_exit_1() {
+fn a_refused_connection_is_one_sentence_with_exit_1() {
     // Nobody else may take the port meanwhile.
-    let _quiet = alone();
+    let _quiet = exclusive();
     let free =
         TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").to_string();
     let outcome = run(&["connect", &free], b"hello\n");
@@ -146,8 +146,8 @@ fn nobody_there_is_said_in_one_sentence_with_exit_1() {
 }
 
 #[test]
-fn a_connection_torn_by_its_server_exits_1_and_says_why() {
-    let _others = among_others();
+fn a_reset_connection_exits_1_and_says_why() {
+    let _others = shared();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address").to_string();
     let tears = thread::spawn(move || {

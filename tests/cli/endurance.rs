@@ -4,32 +4,32 @@ use std::thread;
 use std::time::Duration;
 
 use crate::peer::Peer;
-use crate::server::{Server, alone, until};
+use crate::server::{Server, exclusive, until};
 
-const CALLERS: u8 = 8;
+const PEERS: u8 = 8;
 
 /// Each caller has an address of its own, because one address has only twenty-eight thousand ports and each is kept
 /// from reuse for a minute (TIME_WAIT, RFC 9293 3.3.2).
 fn calls(server: &Server, each: usize) {
     let to = server.address;
-    let callers: Vec<_> = (0..CALLERS)
-        .map(|caller| {
+    let peers: Vec<_> = (0..PEERS)
+        .map(|number| {
             thread::spawn(move || {
                 for call in 0..each {
-                    let mut peer = Peer::connect_from(caller + 2, to);
-                    assert!(peer.echoes(&format!("{caller} calls for the {call}th time")));
+                    let mut peer = Peer::connect_from(number + 2, to);
+                    assert!(peer.echoes(&format!("peer {number}, connection {call}")));
                 }
             })
         })
         .collect();
-    for caller in callers {
-        caller.join().expect("all its calls are answered");
+    for peer in peers {
+        peer.join().expect("all its calls are answered");
     }
 }
 
 #[test]
 fn a_hundred_thousand_connections_leave_nothing_behind() {
-    let _quiet = alone();
+    let _quiet = exclusive();
     let mut server = Server::start("echo --raw");
     let descriptors = server.descriptors();
     calls(&server, 1_250);

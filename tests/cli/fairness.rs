@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::peer::Peer;
-use crate::server::{Server, alone, meanwhile, until, within_one_of_three};
+use crate::server::{Server, exclusive, meanwhile, until, within_one_of_three};
 
 /// Sends and reads as much as it goes, on all of them in turn, and counts what came back on each.
 fn blast(peers: &[Peer], back: &[AtomicU64], over: &AtomicBool) {
-    let (bytes, mut heard) = (vec![1; 256 * 1024], vec![0; 256 * 1024]);
+    let (bytes, mut received) = (vec![1; 256 * 1024], vec![0; 256 * 1024]);
     for peer in peers {
         peer.0.set_nonblocking(true).expect("an option");
     }
@@ -17,7 +17,7 @@ fn blast(peers: &[Peer], back: &[AtomicU64], over: &AtomicBool) {
         for (peer, back) in peers.iter().zip(back) {
             // An error is a full socket, which has its turn again.
             let _ = (&peer.0).write(&bytes);
-            if let Ok(count) = (&peer.0).read(&mut heard) {
+            if let Ok(count) = (&peer.0).read(&mut received) {
                 back.fetch_add(count as u64, Ordering::Relaxed);
             }
         }
@@ -35,11 +35,11 @@ fn slowest_round() -> Duration {
         for word in 0..20 {
             let word = format!("word {word}");
             for peer in &mut pingers {
-                peer.say(&word);
+                peer.send(&word);
             }
             let at = Instant::now();
             for peer in &mut pingers {
-                assert_eq!(peer.hear(word.len()), word.as_bytes());
+                assert_eq!(peer.receive(word.len()), word.as_bytes());
             }
             slowest = slowest.max(at.elapsed());
         }
@@ -52,14 +52,14 @@ fn slowest_round() -> Duration {
 }
 
 #[test]
-fn one_who_sends_all_it_can_starves_none_of_a_hundred_who_say_a_word() {
-    let _quiet = alone();
+fn one_peer_in_bulk_does_not_starve_a_hundred_small_ones() {
+    let _quiet = exclusive();
     within_one_of_three("a round of a hundred words", Duration::from_millis(200), slowest_round);
 }
 
 #[test]
-fn two_who_send_all_they_can_share_evenly() {
-    let _quiet = alone();
+fn two_peers_in_bulk_share_evenly() {
+    let _quiet = exclusive();
     let server = Server::start("echo --raw");
     let blasters = [Peer::connect(server.address), Peer::connect(server.address)];
     let back = [AtomicU64::new(0), AtomicU64::new(0)];

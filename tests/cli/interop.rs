@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::server::{Process, Server, alone, among_others, run, until};
+use crate::server::{Process, Server, exclusive, run, shared, until};
 
 /// Whether a program is there. It must be, where the environment says so.
 pub fn has(program: &str) -> bool {
@@ -30,7 +30,7 @@ pub fn node(script: &str, words: &[&str]) -> String {
     command.arg("-e").arg(format!("{PRELUDE}{script}")).args(words);
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut process = Process(child.expect("node"));
-    process.ended(Duration::from_secs(60));
+    process.wait_for_exit(Duration::from_secs(60));
     let (mut out, mut err) = (String::new(), String::new());
     process.0.stdout.take().expect("its stdout").read_to_string(&mut out).expect("text");
     process.0.stderr.take().expect("its stderr").read_to_string(&mut err).expect("text");
@@ -65,7 +65,7 @@ const listen = (server) => server.listen(0, '127.0.0.1', () => told(String(serve
 
 #[test]
 fn a_node_client_sees_the_echo_it_sees_of_node_itself() {
-    let _others = among_others();
+    let _others = shared();
     if !has("node") {
         return;
     }
@@ -101,7 +101,7 @@ fn a_node_client_sees_the_echo_it_sees_of_node_itself() {
 
 #[test]
 fn a_node_client_sees_clean_ends_where_it_is_refused_idle_or_denied_and_resets_where_it_is_reset() {
-    let _others = among_others();
+    let _others = shared();
     if !has("node") {
         return;
     }
@@ -131,7 +131,7 @@ fn a_node_client_sees_clean_ends_where_it_is_refused_idle_or_denied_and_resets_w
 
 #[test]
 fn a_node_client_that_resets_or_never_reads_costs_only_itself() {
-    let _others = among_others();
+    let _others = shared();
     if !has("node") {
         return;
     }
@@ -159,7 +159,7 @@ fn a_node_client_that_resets_or_never_reads_costs_only_itself() {
 
 #[test]
 fn node_chats_and_frames_with_us() {
-    let _others = among_others();
+    let _others = shared();
     if !has("node") {
         return;
     }
@@ -206,7 +206,7 @@ fn node_chats_and_frames_with_us() {
 
 #[test]
 fn our_client_talks_to_a_node_server() {
-    let _others = among_others();
+    let _others = shared();
     if !has("node") {
         return;
     }
@@ -242,7 +242,7 @@ fn our_client_talks_to_a_node_server() {
 
 #[test]
 fn ten_megabytes_and_a_half_close_pass_the_proxy_between_two_nodes() {
-    let _others = among_others();
+    let _others = shared();
     if !has("node") {
         return;
     }
@@ -276,7 +276,7 @@ fn ten_megabytes_and_a_half_close_pass_the_proxy_between_two_nodes() {
 /// The third column of each line of `redis-benchmark --csv` is no matter; that each test is there, and none failed, is.
 #[test]
 fn redis_benchmark_passes_the_proxy_as_it_passes_without() {
-    let _quiet = alone();
+    let _quiet = exclusive();
     if !has("redis-server") || !has("redis-benchmark") {
         return;
     }
@@ -313,16 +313,16 @@ fn redis_benchmark_passes_the_proxy_as_it_passes_without() {
     assert_eq!(tests(proxy.address.port()), without);
     // What was written through the proxy is there without it, and the other way round.
     let mut through = crate::peer::Peer::connect(proxy.address);
-    through.say("SET tide mill\r\n");
-    assert_eq!(through.hear(5), b"+OK\r\n");
+    through.send("SET tide mill\r\n");
+    assert_eq!(through.receive(5), b"+OK\r\n");
     let mut direct = crate::peer::Peer::connect(direct);
-    direct.say("GET tide\r\n");
-    assert_eq!(direct.hear(10), b"$4\r\nmill\r\n");
+    direct.send("GET tide\r\n");
+    assert_eq!(direct.receive(10), b"$4\r\nmill\r\n");
 }
 
 #[test]
 fn wrk_passes_the_proxy_without_an_error() {
-    let _quiet = alone();
+    let _quiet = exclusive();
     if !has("wrk") || !has("node") {
         return;
     }
@@ -344,19 +344,19 @@ fn wrk_passes_the_proxy_without_an_error() {
 /// one connection, then a word of farewell.
 #[test]
 fn questions_and_answers_on_one_connection_pass_the_proxy_byte_for_byte() {
-    let _others = among_others();
+    let _others = shared();
     let frames = Server::start("frames");
     let proxy = Server::start(&format!("proxy --to {}", frames.address));
     let mut client = crate::peer::Peer::connect(proxy.address);
-    let mut numbers = crate::peer::Numbers(crate::peer::seed());
+    let mut numbers = crate::peer::Random(crate::peer::seed());
     for _ in 0..500 {
         let length = 5 + (numbers.next() % 40_000) as usize;
         let body = numbers.bytes(length);
         let mut message = u32::try_from(body.len()).expect("a length").to_be_bytes().to_vec();
         message.extend(&body);
-        client.say(&message);
-        assert!(client.hear(message.len()) == message);
+        client.send(&message);
+        assert!(client.receive(message.len()) == message);
     }
     client.finish();
-    assert!(client.hear_all().is_empty());
+    assert!(client.receive_all().is_empty());
 }

@@ -6,39 +6,39 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::peer::Peer;
-use crate::server::{Server, alone, among_others, raise_descriptors, until, within_one_of_three};
+use crate::server::{Server, exclusive, raise_descriptors, shared, until, within_one_of_three};
 
 const BUSY: &[u8] = b"server busy\n";
 
 #[test]
-fn of_two_hundred_callers_exactly_a_hundred_are_served_and_the_rest_hear_why() {
-    let _others = among_others();
+fn of_two_hundred_peers_exactly_a_hundred_are_served_and_the_rest_get_the_busy_reply() {
+    let _others = shared();
     let mut server = Server::start("echo --raw --max-connections 100");
     let to = server.address;
     // Every other one has sent 64 KiB before it listens: what it sent must not turn the answer into a reset.
-    let callers: Vec<_> = (0..200)
+    let peers: Vec<_> = (0..200)
         .map(|index| {
             thread::spawn(move || {
                 let mut peer = Peer::connect(to);
-                let said = if index % 2 == 0 { vec![b'x'; 64 * 1024] } else { vec![b'x'] };
-                peer.say(&said);
-                let mut heard = peer.hear(1);
-                if heard == b"x" {
-                    heard.extend(peer.hear(said.len() - 1));
-                    assert_eq!(heard, said);
+                let sent = if index % 2 == 0 { vec![b'x'; 64 * 1024] } else { vec![b'x'] };
+                peer.send(&sent);
+                let mut received = peer.receive(1);
+                if received == b"x" {
+                    received.extend(peer.receive(sent.len() - 1));
+                    assert_eq!(received, sent);
                     return Some(peer);
                 }
-                heard.extend(peer.hear_all());
-                assert_eq!(heard, BUSY);
+                received.extend(peer.receive_all());
+                assert_eq!(received, BUSY);
                 None
             })
         })
         .collect();
-    let inside: Vec<Option<Peer>> = callers.into_iter().map(|caller| caller.join().expect("heard")).collect();
+    let inside: Vec<Option<Peer>> = peers.into_iter().map(|peer| peer.join().expect("heard")).collect();
     let mut inside: Vec<Peer> = inside.into_iter().flatten().collect();
     assert_eq!(inside.len(), 100);
 
-    assert_eq!(Peer::connect(to).hear_all(), BUSY);
+    assert_eq!(Peer::connect(to).receive_all(), BUSY);
     // A seat that becomes free is taken by whoever comes next, and only that one seat.
     drop(inside.pop());
     let mut next = None;
@@ -48,7 +48,7 @@ fn of_two_hundred_callers_exactly_a_hundred_are_served_and_the_rest_hear_why() {
         next = served.then_some(peer);
         served
     });
-    assert_eq!(Peer::connect(to).hear_all(), BUSY);
+    assert_eq!(Peer::connect(to).receive_all(), BUSY);
     assert!(inside.iter_mut().all(|peer| peer.echoes("still here")));
     drop((inside, next));
     let log = server.end();
@@ -57,41 +57,41 @@ fn of_two_hundred_callers_exactly_a_hundred_are_served_and_the_rest_hear_why() {
 
 #[test]
 fn the_busy_reply_is_what_was_asked_for() {
-    let _others = among_others();
+    let _others = shared();
     let server = Server::start("echo --raw --max-connections 1 --busy-reply full");
     let mut inside = Peer::connect(server.address);
     assert!(inside.echoes("in"));
-    assert_eq!(Peer::connect(server.address).hear_all(), b"full\n");
+    assert_eq!(Peer::connect(server.address).receive_all(), b"full\n");
     let server = Server::start("echo --raw --max-connections 1 --busy-reply=");
     let mut inside = Peer::connect(server.address);
     assert!(inside.echoes("in"));
-    assert_eq!(Peer::connect(server.address).hear_all(), b"");
+    assert_eq!(Peer::connect(server.address).receive_all(), b"");
 }
 
 #[test]
-fn those_who_may_wait_are_served_when_a_seat_becomes_free() {
-    let _others = among_others();
+fn waiting_peers_are_served_when_a_slot_is_freed() {
+    let _others = shared();
     let server = Server::start("echo --raw --max-connections 10 --overflow wait");
     let mut inside: Vec<Peer> = (0..10).map(|_| Peer::connect(server.address)).collect();
     assert!(inside.iter_mut().all(|peer| peer.echoes("in")));
     let mut waiting: Vec<Peer> = (0..10).map(|_| Peer::connect(server.address)).collect();
     for peer in &mut waiting {
-        peer.say("w");
+        peer.send("w");
         peer.0.set_nonblocking(true).expect("an option");
         assert!(peer.0.read(&mut [0]).is_err(), "it is not served yet");
         peer.0.set_nonblocking(false).expect("an option");
     }
     drop(inside);
     for peer in &mut waiting {
-        assert_eq!(peer.hear(1), b"w");
+        assert_eq!(peer.receive(1), b"w");
     }
 }
 
 /// Two thousand callers, more than descriptors. Gives the ones who are served and the ones who are not.
-fn crowd(server: &Server) -> (Vec<Peer>, Vec<Peer>) {
+fn at_capacity(server: &Server) -> (Vec<Peer>, Vec<Peer>) {
     let mut crowd: Vec<Peer> = (0..2_000).map(|_| Peer::connect(server.address)).collect();
     for peer in &mut crowd {
-        peer.say("?");
+        peer.send("?");
         peer.0.set_nonblocking(true).expect("an option");
     }
     let mut served = vec![false; crowd.len()];
@@ -115,7 +115,7 @@ fn crowd(server: &Server) -> (Vec<Peer>, Vec<Peer>) {
 
 /// While nothing is said for two seconds but a word now and then, it uses next to nothing of a core.
 #[track_caller]
-fn costs_no_processor(server: &Server, inside: &mut [Peer]) {
+fn assert_idle(server: &Server, inside: &mut [Peer]) {
     let (spent, began) = (server.busy(), Instant::now());
     for word in 0..4 {
         assert!(
@@ -129,7 +129,7 @@ fn costs_no_processor(server: &Server, inside: &mut [Peer]) {
 }
 
 /// How many of those who wait have their answer within this time, with no further connect.
-fn served_soon(outside: &mut [Peer], at_least: usize, within: Duration) {
+fn assert_served_within(outside: &mut [Peer], at_least: usize, within: Duration) {
     for peer in outside.iter_mut() {
         peer.0.set_nonblocking(true).expect("an option");
     }
@@ -144,55 +144,56 @@ fn served_soon(outside: &mut [Peer], at_least: usize, within: Duration) {
 
 /// A server whose descriptors were taken away after it had made its cap: now accept fails with EMFILE, whoever waits
 /// and whether anyone does. With it, the crowd.
-fn starved(words: &str) -> (Server, Vec<Peer>, Vec<Peer>) {
+fn out_of_descriptors(words: &str) -> (Server, Vec<Peer>, Vec<Peer>) {
     raise_descriptors();
     let server = Server::start(words);
     server.limit_descriptors(64);
-    let (inside, outside) = crowd(&server);
+    let (inside, outside) = at_capacity(&server);
     assert!((40..64).contains(&inside.len()), "{}", inside.len());
     (server, inside, outside)
 }
 
 #[test]
-fn sixty_four_descriptors_and_two_thousand_callers_cost_no_processor() {
-    let _quiet = alone();
+fn sixty_four_descriptors_and_two_thousand_peers_use_no_processor_time() {
+    let _quiet = exclusive();
     raise_descriptors();
     let server =
         Server::start_with_descriptors(64, "echo --raw --overflow wait --backlog 4096 --idle-timeout 0");
-    let (mut inside, mut outside) = crowd(&server);
+    let (mut inside, mut outside) = at_capacity(&server);
     // 64 less the sixteen that are kept free.
     assert_eq!(inside.len(), 48);
-    costs_no_processor(&server, &mut inside);
+    assert_idle(&server, &mut inside);
     drop(inside.split_off(28));
-    served_soon(&mut outside, 20, Duration::from_secs(1));
+    assert_served_within(&mut outside, 20, Duration::from_secs(1));
 }
 
 #[test]
 fn a_server_that_truly_runs_out_of_descriptors_serves_on_and_recovers_by_itself() {
-    let _quiet = alone();
+    let _quiet = exclusive();
     let (mut server, mut inside, mut outside) =
-        starved("echo --raw --overflow wait --backlog 4096 --idle-timeout 0");
-    costs_no_processor(&server, &mut inside);
+        out_of_descriptors("echo --raw --overflow wait --backlog 4096 --idle-timeout 0");
+    assert_idle(&server, &mut inside);
     assert!(server.log().contains("cannot accept: out of descriptors"), "{}", server.log());
     // Our own closes make room at once ...
     drop(inside.split_off(20));
-    served_soon(&mut outside, 20, Duration::from_secs(1));
+    assert_served_within(&mut outside, 20, Duration::from_secs(1));
     // ... and descriptors that come free elsewhere are noticed without any event.
     server.limit_descriptors(4_096);
-    served_soon(&mut outside, 1_900, Duration::from_secs(2));
+    assert_served_within(&mut outside, 1_900, Duration::from_secs(2));
     drop((inside, outside));
     server.end();
 }
 
 #[test]
-fn without_descriptors_those_who_may_not_wait_are_let_go() {
-    let _quiet = alone();
-    let (mut server, mut inside, mut outside) = starved("echo --raw --backlog 4096 --idle-timeout 0");
+fn without_descriptors_excess_peers_are_closed() {
+    let _quiet = exclusive();
+    let (mut server, mut inside, mut outside) =
+        out_of_descriptors("echo --raw --backlog 4096 --idle-timeout 0");
     for peer in &mut outside {
         // No descriptor, no answer: an end, or a reset because what it sent was never read.
         assert!(!matches!(peer.0.read(&mut [0]), Ok(1..)));
     }
-    costs_no_processor(&server, &mut inside);
+    assert_idle(&server, &mut inside);
     server.limit_descriptors(4_096);
     until("newcomers are served again", Duration::from_secs(1), || {
         TcpStream::connect(server.address).is_ok_and(|stream| Peer(stream).echoes("new"))
@@ -211,7 +212,7 @@ fn longest_silence() -> Duration {
             let mut peer = Peer::connect(to);
             let at = Instant::now();
             thread::Builder::new().stack_size(64 * 1024).spawn(move || {
-                assert!(peer.hear_all().is_empty());
+                assert!(peer.receive_all().is_empty());
                 at.elapsed()
             })
         })
@@ -227,19 +228,19 @@ fn longest_silence() -> Duration {
 
 #[test]
 fn five_hundred_silent_peers_are_closed_in_time_and_not_before() {
-    let _quiet = alone();
+    let _quiet = exclusive();
     // One tick of 10 ms, and 100 ms for a machine with other things to do.
     within_one_of_three("the longest silence", Duration::from_millis(2_110), longest_silence);
 }
 
 #[test]
-fn a_peer_that_says_a_word_in_time_stays() {
-    let _others = among_others();
+fn a_peer_that_sends_in_time_stays() {
+    let _others = shared();
     let server = Server::start("echo --raw --idle-timeout 500ms");
     let mut talks = Peer::connect(server.address);
     for _ in 0..3 {
         let mut silent = Peer::connect(server.address);
-        let ends = thread::spawn(move || silent.hear_all());
+        let ends = thread::spawn(move || silent.receive_all());
         until("the silent one is closed", Duration::from_secs(10), || {
             assert!(talks.echoes("still here"));
             ends.is_finished()
@@ -250,8 +251,8 @@ fn a_peer_that_says_a_word_in_time_stays() {
 
 /// Each of the clocks ends a connection with its own word.
 #[test]
-fn every_clock_closes_with_its_own_reason() {
-    let _others = among_others();
+fn every_timeout_closes_with_its_own_reason() {
+    let _others = shared();
     let clocks: &[(&str, &str, &[u8])] = &[
         ("echo --raw --first-byte-timeout 200ms", "first-byte=1", b""),
         ("echo --raw --max-lifetime 200ms", "lifetime=1", b""),
@@ -259,11 +260,11 @@ fn every_clock_closes_with_its_own_reason() {
         // A message that is begun must go on at this pace.
         ("frames --min-rate 1KiB/200ms", "too-slow=1", b"\x00\x00\x10\x00begun"),
     ];
-    for (words, reason, said) in clocks {
+    for (words, reason, sent) in clocks {
         let mut server = Server::start(words);
         let mut peer = Peer::connect(server.address);
-        peer.say(said);
-        peer.hear_all();
+        peer.send(sent);
+        peer.receive_all();
         let log = server.end();
         assert!(log.contains(reason), "{words}: {log}");
     }

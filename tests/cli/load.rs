@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::server::{Server, alone, among_others, run};
+use crate::server::{Server, exclusive, run, shared};
 
 /// Loads a server for a moment; gives what is told as JSON.
 #[track_caller]
@@ -20,13 +20,13 @@ fn load(words: &str) -> Value {
     serde_json::from_slice(&outcome.stdout).expect("JSON")
 }
 
-fn number(told: &Value, key: &str) -> f64 {
-    told[key].as_f64().unwrap_or_else(|| panic!("{key} is no number in {told}"))
+fn number(output: &Value, key: &str) -> f64 {
+    output[key].as_f64().unwrap_or_else(|| panic!("{key} is no number in {output}"))
 }
 
 #[test]
 fn each_shape_of_load_is_carried_and_no_byte_is_wrong() {
-    let _quiet = alone();
+    let _quiet = exclusive();
     let echo = Server::start("echo --raw");
     let to = echo.address;
     for words in [
@@ -37,35 +37,35 @@ fn each_shape_of_load_is_carried_and_no_byte_is_wrong() {
         "--rate 2000",
         "--shape churn",
     ] {
-        let told = load(&format!("{to} --duration 300ms {words}"));
-        assert!(number(&told, "count") > 10.0 && number(&told, "failed") == 0.0, "{words}: {told}");
-        let latency = &told["latency_us"];
+        let output = load(&format!("{to} --duration 300ms {words}"));
+        assert!(number(&output, "count") > 10.0 && number(&output, "failed") == 0.0, "{words}: {output}");
+        let latency = &output["latency_us"];
         assert!(
             number(latency, "p50") > 0.0 && number(latency, "p50") <= number(latency, "max"),
-            "{words}: {told}"
+            "{words}: {output}"
         );
     }
-    let told = load(&format!("{to} --duration 300ms --shape idle --connections 300"));
-    assert_eq!(number(&told, "connections_at_the_end"), 300.0);
+    let output = load(&format!("{to} --duration 300ms --shape idle --connections 300"));
+    assert_eq!(number(&output, "connections_at_the_end"), 300.0);
     let frames = Server::start("frames --framing u16be");
-    let told = load(&format!("{} --duration 300ms --framing u16be --size 1000", frames.address));
-    assert!(number(&told, "count") > 10.0);
+    let output = load(&format!("{} --duration 300ms --framing u16be --size 1000", frames.address));
+    assert!(number(&output, "count") > 10.0);
     let chat = Server::start("chat");
     for lines in [1, 8] {
-        let told = load(&format!(
+        let output = load(&format!(
             "{} --duration 300ms --shape fan-out --connections 20 --pipeline {lines}",
             chat.address
         ));
-        assert!(number(&told, "count") >= 20.0 && number(&told, "failed") == 0.0, "{told}");
+        assert!(number(&output, "count") >= 20.0 && number(&output, "failed") == 0.0, "{output}");
     }
 }
 
 #[test]
-fn what_it_counts_is_what_the_server_has_seen() {
-    let _quiet = alone();
+fn it_counts_what_the_server_has_seen() {
+    let _quiet = exclusive();
     let mut echo = Server::start("echo --raw");
-    let told = load(&format!("{} --duration 500ms --rate 4000 --size 100", echo.address));
-    let count = number(&told, "count");
+    let output = load(&format!("{} --duration 500ms --rate 4000 --size 100", echo.address));
+    let count = number(&output, "count");
     assert!((1_900.0..=2_001.0).contains(&count), "4,000 a second for half a second are {count}");
     let log = echo.end();
     let seen: f64 =
@@ -74,8 +74,8 @@ fn what_it_counts_is_what_the_server_has_seen() {
 }
 
 #[test]
-fn a_wrong_byte_a_lost_connection_and_nobody_there_are_failures_with_exit_1() {
-    let _others = among_others();
+fn a_wrong_byte_a_lost_connection_and_a_refused_one_are_failures_with_exit_1() {
+    let _others = shared();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address").to_string();
     let spoils = thread::spawn(move || {
@@ -107,8 +107,8 @@ fn a_wrong_byte_a_lost_connection_and_nobody_there_are_failures_with_exit_1() {
 }
 
 #[test]
-fn a_server_that_stalls_is_charged_for_all_who_would_have_come_meanwhile() {
-    let _quiet = alone();
+fn a_stalled_server_is_charged_for_the_messages_scheduled_meanwhile() {
+    let _quiet = exclusive();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address").to_string();
     let stalls = thread::spawn(move || {
@@ -124,29 +124,29 @@ fn a_server_that_stalls_is_charged_for_all_who_would_have_come_meanwhile() {
             }
         }
     });
-    let told = load(&format!("{address} --connections 1 --rate 1000 --duration 1s"));
+    let output = load(&format!("{address} --connections 1 --rate 1000 --duration 1s"));
     stalls.join().expect("it ends");
     // Four hundred messages of a thousand fell into the stall: they waited from nothing to 400 ms. A generator that
     // waits for answers before it sends would have seen one slow message.
-    let latency = &told["latency_us"];
-    assert!(number(latency, "p90") > 200_000.0 && number(latency, "max") < 600_000.0, "{told}");
-    assert!(number(latency, "p50") < 100_000.0, "{told}");
+    let latency = &output["latency_us"];
+    assert!(number(latency, "p90") > 200_000.0 && number(latency, "max") < 600_000.0, "{output}");
+    assert!(number(latency, "p50") < 100_000.0, "{output}");
 }
 
 #[test]
-fn the_ceiling_is_told_first_and_a_picture_is_drawn() {
-    let _quiet = alone();
+fn the_ceiling_is_printed_first_and_a_plot_is_drawn() {
+    let _quiet = exclusive();
     let echo = Server::start("echo --raw");
     let picture = std::env::temp_dir().join(format!("tidemill-load-{}.svg", std::process::id()));
     let to = echo.address.to_string();
     let path = picture.to_string_lossy();
     let outcome = run(&["load", &to, "--duration", "300ms", "--plot", &path], b"");
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    let told = String::from_utf8(outcome.stdout).expect("text");
-    let lines: Vec<&str> = told.lines().collect();
+    let output = String::from_utf8(outcome.stdout).expect("text");
+    let lines: Vec<&str> = output.lines().collect();
     assert!(
         lines[0].starts_with("ceiling ") && lines[1].starts_with("rate ") && lines[2].starts_with("latency "),
-        "{told}"
+        "{output}"
     );
     let svg = std::fs::read_to_string(&picture).expect("a picture");
     assert!(svg.contains("<polyline") && svg.contains("50 connections"));
@@ -159,9 +159,9 @@ fn the_ceiling_is_told_first_and_a_picture_is_drawn() {
 }
 
 #[test]
-fn a_server_that_may_look_before_it_sleeps_does_not_while_nobody_hurries() {
-    let _quiet = alone();
-    let echo = Server::start("echo --raw --spin 200us");
+fn a_server_with_busy_polling_sleeps_while_traffic_is_slow() {
+    let _quiet = exclusive();
+    let echo = Server::start("echo --raw --busy-poll 200us");
     let calm = |rate: &str| {
         let before = echo.busy();
         load(&format!("{} --connections 1 --rate {rate} --duration 900ms", echo.address));

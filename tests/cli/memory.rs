@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::peer::Peer;
-use crate::server::{Server, alone, among_others, meanwhile, raise_descriptors, until, within_one_of_three};
+use crate::server::{Server, exclusive, meanwhile, raise_descriptors, shared, until, within_one_of_three};
 
 const MIB: usize = 1024 * 1024;
 
@@ -18,7 +18,7 @@ const P99: Duration = Duration::from_millis(50);
 /// each, one with a task per connection several thousand.
 #[test]
 fn an_idle_connection_costs_its_160_bytes() {
-    let _quiet = alone();
+    let _quiet = exclusive();
     let count = 10_000.min(raise_descriptors() - 200);
     let server = Server::start("echo --raw --idle-timeout 10min");
     let descriptors = server.descriptors();
@@ -33,34 +33,34 @@ fn an_idle_connection_costs_its_160_bytes() {
     let each = (server.memory() - before) / count;
     println!("{each} bytes for each of {count} idle connections");
     // In a build with assertions mio keeps twelve bytes more in each socket, to tell when it meets a strange poller.
-    let most = if cfg!(debug_assertions) { 192 } else { 160 };
-    assert!(each <= most, "{each} bytes for each of {count} idle connections");
+    let max = if cfg!(debug_assertions) { 192 } else { 160 };
+    assert!(each <= max, "{each} bytes for each of {count} idle connections");
     drop(peers);
 }
 
 #[test]
 fn a_promise_of_four_gigabytes_takes_no_memory() {
-    let _quiet = alone();
+    let _quiet = exclusive();
     raise_descriptors();
     let mut server = Server::start("frames");
     let mut warm = Peer::connect(server.address);
-    warm.say(b"\x00\x00\x00\x01x");
-    assert_eq!(warm.hear(5), b"\x00\x00\x00\x01x");
+    warm.send(b"\x00\x00\x00\x01x");
+    assert_eq!(warm.receive(5), b"\x00\x00\x00\x01x");
     let before = server.resident();
     let mut liars: Vec<Peer> = (0..1_000).map(|_| Peer::connect(server.address)).collect();
     for peer in &mut liars {
-        peer.say(b"\xff\xff\xff\xff");
+        peer.send(b"\xff\xff\xff\xff");
     }
     let at = Instant::now();
     for peer in &mut liars {
-        assert!(peer.hear_all().is_empty());
+        assert!(peer.receive_all().is_empty());
     }
     assert!(at.elapsed() < Duration::from_secs(5), "it took {:?}", at.elapsed());
     let grown = server.peak().saturating_sub(before);
     assert!(grown < 8 * MIB, "{} KiB of growth", grown / 1024);
     // Nothing at all is a message like any other.
-    warm.say(b"\x00\x00\x00\x00");
-    assert_eq!(warm.hear(4), b"\x00\x00\x00\x00");
+    warm.send(b"\x00\x00\x00\x00");
+    assert_eq!(warm.receive(4), b"\x00\x00\x00\x00");
     drop((warm, liars));
     let log = server.end();
     assert!(log.contains("too-long=1000"), "{log}");
@@ -122,8 +122,8 @@ fn never_readers(words: &str, budget: usize, logged: &str) -> Duration {
 }
 
 #[test]
-fn two_hundred_who_never_read_are_read_no_further_and_disturb_nobody() {
-    let _quiet = alone();
+fn two_hundred_peers_that_never_read_are_not_read_further_and_disturb_no_other() {
+    let _quiet = exclusive();
     within_one_of_three("a bystander's p99", P99, || {
         // Each may queue its high water and what was read before it was noticed.
         never_readers("echo --raw --drain 0", 200 * 192 * 1024, "accepted=201 ")
@@ -131,8 +131,8 @@ fn two_hundred_who_never_read_are_read_no_further_and_disturb_nobody() {
 }
 
 #[test]
-fn two_hundred_who_never_read_stay_within_the_budget_of_the_house() {
-    let _quiet = alone();
+fn two_hundred_peers_that_never_read_stay_within_the_memory_budget() {
+    let _quiet = exclusive();
     within_one_of_three("a bystander's p99", P99, || {
         let words = "echo --raw --high-water 1MiB --max-queued 2MiB --memory 16MiB --drain 0";
         // Some of the largest queues were closed for it.
@@ -142,19 +142,19 @@ fn two_hundred_who_never_read_stay_within_the_budget_of_the_house() {
 
 #[test]
 fn a_member_that_does_not_read_is_dropped_and_the_room_goes_on() {
-    let _others = among_others();
+    let _others = shared();
     let mut server = Server::start("chat --drain 0");
     let mut deaf = Peer::connect(server.address);
-    deaf.say("/nick deaf\n");
+    deaf.send("/nick deaf\n");
     let (mut ann, mut bob) = (Peer::connect(server.address), Peer::connect(server.address));
     // The kernel takes a few megabytes for it, and the house 256 KiB.
     let line = format!("{}\n", "x".repeat(8_000));
     let mut lines = 0;
-    let mut heard = vec![0; 64 * 1024];
+    let mut received = vec![0; 64 * 1024];
     for peer in [&ann, &bob] {
         peer.0.set_nonblocking(true).expect("an option");
     }
-    let (mut left, mut said) = (line.as_bytes(), String::new());
+    let (mut left, mut sent) = (line.as_bytes(), String::new());
     until("it is dropped", Duration::from_secs(30), || {
         match ann.0.write(left) {
             Ok(count) => left = &left[count..],
@@ -164,13 +164,13 @@ fn a_member_that_does_not_read_is_dropped_and_the_room_goes_on() {
             (left, lines) = (line.as_bytes(), lines + 1);
         }
         for (peer, keeps) in [(&mut ann, false), (&mut bob, true)] {
-            while let Ok(count @ 1..) = peer.0.read(&mut heard) {
+            while let Ok(count @ 1..) = peer.0.read(&mut received) {
                 if keeps {
-                    said.push_str(&String::from_utf8_lossy(&heard[..count]).replace('x', ""));
+                    sent.push_str(&String::from_utf8_lossy(&received[..count]).replace('x', ""));
                 }
             }
         }
-        said.contains("deaf left")
+        sent.contains("deaf left")
     });
     assert!(lines > 30);
     let log = server.end();

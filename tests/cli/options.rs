@@ -4,19 +4,19 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
 use crate::peer::Peer;
-use crate::server::{Server, TIDEMILL, among_others, run};
+use crate::server::{Server, TIDEMILL, run, shared};
 
 /// The whole of what a person needs after a mistake: one sentence that names it, and exit code 2.
 #[test]
 fn bad_options_get_one_clear_sentence_and_exit_2() {
-    let _others = among_others();
+    let _others = shared();
     let wrong: &[(&str, &str)] = &[
         ("echo --listen nowhere", "'nowhere' for '--listen <ADDR>': a port is missing, as in :9001"),
         ("echo --listen 127.0.0.1:99999", "a port is at most 65535"),
         ("echo --listen ::1:9001", "write IPv6 in brackets, as in [::1]:9001"),
         ("echo --listen unix:", "a path is missing, as in unix:/run/app.sock"),
         ("echo --deny 10.0.0.1/8", "did you mean 10.0.0.0/8?"),
-        ("echo --deny 10.0.0.0/8=shout", "choose reply, end, reset or hold"),
+        ("echo --deny 10.0.0.0/8=shout", "choose reply, end, reset or tarpit"),
         ("echo --allow 10.0.0.0/8=reply", "only --deny says how somebody is refused"),
         ("echo --accept-rate 0", "0 is not in 1.."),
         ("echo --rate 0", "at least 1 byte is needed"),
@@ -68,7 +68,7 @@ fn bad_options_get_one_clear_sentence_and_exit_2() {
 
 #[test]
 fn without_a_command_the_help_is_shown() {
-    let _others = among_others();
+    let _others = shared();
     let outcome = run(&[], b"");
     assert_eq!(outcome.code, Some(2));
     for command in ["echo", "chat", "frames", "proxy", "connect", "load"] {
@@ -78,7 +78,7 @@ fn without_a_command_the_help_is_shown() {
 
 #[test]
 fn help_names_every_option_with_its_default_and_fits_a_terminal() {
-    let _others = among_others();
+    let _others = shared();
     let served = [
         ("--listen", "127.0.0.1:9001"),
         ("--backlog", "1024"),
@@ -96,7 +96,7 @@ fn help_names_every_option_with_its_default_and_fits_a_terminal() {
         ("--high-water", "64KiB"),
         ("--max-queued", "1MiB, chat: 256KiB"),
         ("--memory", "64MiB"),
-        ("--spin", "0"),
+        ("--busy-poll", "0"),
     ];
     for command in ["echo", "chat", "frames", "proxy", "connect", "load"] {
         for columns in [80, 100] {
@@ -125,7 +125,7 @@ fn help_names_every_option_with_its_default_and_fits_a_terminal() {
 
 #[test]
 fn a_closed_pipe_after_help_is_no_error() {
-    let _others = among_others();
+    let _others = shared();
     let mut child =
         Command::new(TIDEMILL).args(["chat", "--help"]).stdout(Stdio::piped()).spawn().expect("help");
     drop(child.stdout.take());
@@ -134,30 +134,30 @@ fn a_closed_pipe_after_help_is_no_error() {
 
 #[test]
 fn a_port_in_use_is_named_and_exits_1() {
-    let _others = among_others();
+    let _others = shared();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("its address").to_string();
     let outcome = run(&["chat", "--listen", &address], b"");
     assert_eq!(outcome.code, Some(1));
     assert!(outcome.stdout.is_empty());
-    let said = outcome.stderr.lines().last().expect("a sentence");
+    let sent = outcome.stderr.lines().last().expect("a sentence");
     assert!(
-        said.starts_with(&format!("tidemill: cannot listen on {address}: the address is in use")),
-        "{said}"
+        sent.starts_with(&format!("tidemill: cannot listen on {address}: the address is in use")),
+        "{sent}"
     );
 }
 
 #[test]
 fn one_service_listens_where_it_is_told_to() {
-    let _others = among_others();
+    let _others = shared();
     let server = Server::start("chat --listen 127.0.0.1:0 --listen [::1]:0");
     assert_eq!(server.addresses.len(), 2);
     assert!(server.addresses[0].is_ipv4() && server.addresses[1].is_ipv6());
     // Both doors lead to one room.
     let mut four = Peer::connect(server.addresses[0]);
     let joined = format!("{} joined\n", four.0.local_addr().expect("an address"));
-    assert_eq!(four.hear(joined.len()), joined.as_bytes());
+    assert_eq!(four.receive(joined.len()), joined.as_bytes());
     let six = Peer::connect(server.addresses[1]);
     let joined = format!("{} joined\n", six.0.local_addr().expect("an address"));
-    assert_eq!(four.hear(joined.len()), joined.as_bytes());
+    assert_eq!(four.receive(joined.len()), joined.as_bytes());
 }

@@ -5,17 +5,17 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// No answer takes longer than this on a machine that is not broken.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Peer(pub TcpStream);
 
 impl Peer {
     #[track_caller]
     pub fn connect(to: SocketAddr) -> Peer {
-        let stream = TcpStream::connect_timeout(&to, PATIENCE).expect("a connection");
+        let stream = TcpStream::connect_timeout(&to, TIMEOUT).expect("a connection");
         stream.set_nodelay(true).expect("an option");
-        stream.set_read_timeout(Some(PATIENCE)).expect("an option");
-        stream.set_write_timeout(Some(PATIENCE)).expect("an option");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("an option");
+        stream.set_write_timeout(Some(TIMEOUT)).expect("an option");
         Peer(stream)
     }
 
@@ -27,36 +27,36 @@ impl Peer {
         let from = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)), 0);
         socket.bind(&from.into()).expect("an address of ours");
         socket.connect(&to.into()).expect("a connection");
-        socket.set_read_timeout(Some(PATIENCE)).expect("an option");
+        socket.set_read_timeout(Some(TIMEOUT)).expect("an option");
         Peer(socket.into())
     }
 
     #[track_caller]
-    pub fn say(&mut self, bytes: impl AsRef<[u8]>) {
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.write_all(bytes.as_ref()).expect("it takes what we say");
     }
 
     /// Exactly so much.
     #[track_caller]
-    pub fn hear(&mut self, bytes: usize) -> Vec<u8> {
-        let mut heard = vec![0; bytes];
-        self.0.read_exact(&mut heard).expect("an answer");
-        heard
+    pub fn receive(&mut self, bytes: usize) -> Vec<u8> {
+        let mut received = vec![0; bytes];
+        self.0.read_exact(&mut received).expect("an answer");
+        received
     }
 
     /// Everything to the end, which must be a proper one and no reset.
     #[track_caller]
-    pub fn hear_all(&mut self) -> Vec<u8> {
-        let mut heard = Vec::new();
-        self.0.read_to_end(&mut heard).expect("an end");
-        heard
+    pub fn receive_all(&mut self) -> Vec<u8> {
+        let mut received = Vec::new();
+        self.0.read_to_end(&mut received).expect("an end");
+        received
     }
 
     /// Whether what is said comes back.
     pub fn echoes(&mut self, word: &str) -> bool {
-        let mut heard = vec![0; word.len()];
-        self.0.write_all(word.as_bytes()).and_then(|()| self.0.read_exact(&mut heard)).is_ok()
-            && heard == word.as_bytes()
+        let mut received = vec![0; word.len()];
+        self.0.write_all(word.as_bytes()).and_then(|()| self.0.read_exact(&mut received)).is_ok()
+            && received == word.as_bytes()
     }
 
     pub fn finish(&mut self) {
@@ -65,9 +65,9 @@ impl Peer {
 }
 
 /// A small generator of numbers, so that a run can be repeated from its seed (splitmix64, Steele et al. 2014).
-pub struct Numbers(pub u64);
+pub struct Random(pub u64);
 
-impl Numbers {
+impl Random {
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

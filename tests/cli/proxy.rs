@@ -6,8 +6,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::peer::{Numbers, Peer, seed};
-use crate::server::{Server, alone, among_others, run, until, within_one_of_three};
+use crate::peer::{Peer, Random, seed};
+use crate::server::{Server, exclusive, run, shared, until, within_one_of_three};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -18,7 +18,7 @@ fn upstream() -> (TcpListener, SocketAddr) {
 }
 
 /// An address at which nobody listens.
-const NOBODY: &str = "127.77.0.1:1";
+const CLOSED_PORT: &str = "127.77.0.1:1";
 
 fn accept(listener: &TcpListener) -> Peer {
     let (stream, _) = listener.accept().expect("a connection from the proxy");
@@ -27,17 +27,17 @@ fn accept(listener: &TcpListener) -> Peer {
 }
 
 /// The last line about a proxied connection.
-fn line_with(server: &Server, word: &str) -> String {
+fn log_line(server: &Server, word: &str) -> String {
     until(word, 10 * SECOND, || server.log().lines().any(|line| line.contains(word)));
     server.log().lines().rfind(|line| line.contains(word)).expect("it is there").to_string()
 }
 
 #[test]
 fn bytes_pass_unchanged_both_ways_at_once() {
-    let _others = among_others();
+    let _others = shared();
     let echo = Server::start("echo --raw");
     let proxy = Server::start(&format!("proxy --to {}", echo.address));
-    let mut numbers = Numbers(seed());
+    let mut numbers = Random(seed());
     let all = numbers.bytes(16 << 20);
     let mut peer = Peer::connect(proxy.address);
     let mut writer = peer.0.try_clone().expect("a second handle");
@@ -51,15 +51,15 @@ fn bytes_pass_unchanged_both_ways_at_once() {
         }
         writer.shutdown(std::net::Shutdown::Write).expect("it is connected");
     });
-    assert!(peer.hear_all() == all);
+    assert!(peer.receive_all() == all);
     writes.join().expect("all is sent");
-    let line = line_with(&proxy, "client=finished upstream=finished");
-    assert!(line.contains(&format!("-> {} in=16777216 out=16777216 lived=", echo.address)), "{line}");
+    let line = log_line(&proxy, "client=finished upstream=finished");
+    assert!(line.contains(&format!("-> {} in=16777216 out=16777216 duration=", echo.address)), "{line}");
 }
 
 #[test]
 fn an_end_is_passed_on_in_either_direction_and_ten_megabytes_follow_it() {
-    let _others = among_others();
+    let _others = shared();
     const ANSWER: usize = 10 << 20;
     let (listener, address) = upstream();
     let proxy = Server::start(&format!("proxy --to {address}"));
@@ -68,37 +68,37 @@ fn an_end_is_passed_on_in_either_direction_and_ten_megabytes_follow_it() {
         let mut server = accept(&listener);
         let (asks, answers) =
             if client_asks { (&mut client, &mut server) } else { (&mut server, &mut client) };
-        asks.say("question");
+        asks.send("question");
         asks.finish();
-        assert_eq!(answers.hear_all(), b"question", "the end arrives while the other direction is open");
+        assert_eq!(answers.receive_all(), b"question", "the end arrives while the other direction is open");
         let mut stream = answers.0.try_clone().expect("a second handle");
         let says = thread::spawn(move || {
             stream.write_all(&vec![b'a'; ANSWER]).expect("it takes it");
             stream.shutdown(std::net::Shutdown::Write).expect("it is connected");
         });
-        assert_eq!(asks.hear_all().len(), ANSWER);
+        assert_eq!(asks.receive_all().len(), ANSWER);
         says.join().expect("the answer is sent");
     }
 }
 
 #[test]
 fn an_upstream_that_cannot_be_had_gives_the_client_a_clean_end_in_time() {
-    let _quiet = alone();
+    let _quiet = exclusive();
     let hole = black_hole();
-    for (to, most) in [
-        (NOBODY.to_string(), SECOND),
+    for (to, max) in [
+        (CLOSED_PORT.to_string(), SECOND),
         (hole.1.to_string(), 2 * SECOND),
         ("no-such-host.invalid:1".into(), 6 * SECOND),
     ] {
         let proxy = Server::start(&format!("proxy --connect-timeout 1s --to {to}"));
-        within_one_of_three(&format!("an end for {to}"), most, || {
+        within_one_of_three(&format!("an end for {to}"), max, || {
             let begun = Instant::now();
             let mut client = Peer::connect(proxy.address);
-            client.say("is anybody there?");
-            assert_eq!(client.hear_all(), b"", "{to}");
+            client.send("is anybody there?");
+            assert_eq!(client.receive_all(), b"", "{to}");
             begun.elapsed()
         });
-        let line = line_with(&proxy, " client=");
+        let line = log_line(&proxy, " client=");
         assert!(line.contains(" out=0 "), "{line}");
         assert!(line.contains(&format!("cannot connect to {to}: ")), "{line}");
     }
@@ -106,21 +106,21 @@ fn an_upstream_that_cannot_be_had_gives_the_client_a_clean_end_in_time() {
 
 #[test]
 fn an_upstream_that_resets_gives_the_client_what_it_had_sent_and_a_clean_end() {
-    let _others = among_others();
+    let _others = shared();
     let (listener, address) = upstream();
     let proxy = Server::start(&format!("proxy --to {address}"));
     let mut client = Peer::connect(proxy.address);
     let mut server = accept(&listener);
-    client.say("hello");
-    server.hear(5);
-    server.say("half an ans");
-    let mut heard = client.hear(11);
+    client.send("hello");
+    server.receive(5);
+    server.send("half an ans");
+    let mut received = client.receive(11);
     socket2::SockRef::from(&server.0).set_linger(Some(Duration::ZERO)).expect("an option");
     drop(server);
-    heard.extend(client.hear_all());
-    assert_eq!(heard, b"half an ans");
+    received.extend(client.receive_all());
+    assert_eq!(received, b"half an ans");
     drop(client);
-    assert!(line_with(&proxy, "upstream=reset").contains("client=leg"));
+    assert!(log_line(&proxy, "upstream=reset").contains("client=pipe-peer-closed"));
 }
 
 /// A listener whose backlog is full: who connects is never answered. Kept with those who fill it.
@@ -137,7 +137,7 @@ fn black_hole() -> (socket2::Socket, SocketAddr, Vec<TcpStream>) {
 
 #[test]
 fn a_slow_client_of_200_mib_costs_no_more_than_the_water_marks() {
-    let _quiet = alone();
+    let _quiet = exclusive();
     const ALL: usize = 200 << 20;
     let (listener, address) = upstream();
     let proxy = Server::start(&format!("proxy --to {address}"));
@@ -146,32 +146,32 @@ fn a_slow_client_of_200_mib_costs_no_more_than_the_water_marks() {
     let before = proxy.memory();
     let sends = thread::spawn(move || {
         let chunk = vec![b'x'; 1 << 20];
-        (0..200).for_each(|_| server.say(&chunk));
+        (0..200).for_each(|_| server.send(&chunk));
         server.finish();
     });
-    let (mut heard, mut most, mut buffer) = (0, 0, vec![0; 256 * 1024]);
+    let (mut received, mut max, mut buffer) = (0, 0, vec![0; 256 * 1024]);
     loop {
         let n = client.0.read(&mut buffer).expect("more of it");
         if n == 0 {
             break;
         }
-        heard += n;
+        received += n;
         // Slower than the sender could, and at times much slower.
-        if heard % (4 << 20) < n {
+        if received % (4 << 20) < n {
             thread::sleep(Duration::from_millis(20));
-            most = most.max(proxy.memory().saturating_sub(before));
+            max = max.max(proxy.memory().saturating_sub(before));
         }
     }
     sends.join().expect("all is sent");
-    assert_eq!(heard, ALL);
-    println!("{} KiB more than before", most / 1024);
+    assert_eq!(received, ALL);
+    println!("{} KiB more than before", max / 1024);
     // A queue up to its high mark and one read beyond it, in chunks of powers of two; and the arena's block.
-    assert!(most <= 1 << 20, "{most} bytes more than before");
+    assert!(max <= 1 << 20, "{max} bytes more than before");
 }
 
 #[test]
-fn upstreams_take_turns_and_one_that_is_down_is_passed_over_until_it_is_back() {
-    let _others = among_others();
+fn upstreams_take_turns_and_a_down_one_is_skipped_until_it_is_back() {
+    let _others = shared();
     let (one, other) = (Server::start("echo --raw --busy-reply one"), upstream());
     let words = format!("proxy --check-every 200ms --to {} --to {}", one.address, other.1);
     let mut proxy = Server::start(&words);
@@ -213,42 +213,42 @@ fn upstreams_take_turns_and_one_that_is_down_is_passed_over_until_it_is_back() {
 
 #[test]
 fn a_header_is_read_from_trusted_senders_only_and_from_these_always() {
-    let _others = among_others();
+    let _others = shared();
     let (listener, address) = upstream();
     let words = format!("proxy --to {address} --proxy-protocol-in 127.0.0.2 --proxy-protocol-out v1");
     let proxy = Server::start(&words);
     let own = proxy.address;
     // From a stranger it is payload.
     let mut stranger = Peer::connect(own);
-    stranger.say("PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\nhi");
+    stranger.send("PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\nhi");
     let from = stranger.0.local_addr().expect("an address");
     let expected = format!(
         "PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\nPROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\nhi",
         from.port(),
         own.port()
     );
-    assert_eq!(String::from_utf8_lossy(&accept(&listener).hear(expected.len())), expected);
+    assert_eq!(String::from_utf8_lossy(&accept(&listener).receive(expected.len())), expected);
     // From a trusted one it is believed, in both versions, however it is cut.
     let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xc0\0\x02\x01\x01\0\x02\0";
     for header in [&b"PROXY TCP4 192.0.2.7 192.0.2.1 256 512\r\n"[..], v2] {
         let mut balancer = Peer::connect_from(2, own);
         for byte in header {
-            balancer.say([*byte]);
+            balancer.send([*byte]);
         }
-        balancer.say("hi");
+        balancer.send("hi");
         let expected = "PROXY TCP4 192.0.2.7 192.0.2.1 256 512\r\nhi";
         let mut server = accept(&listener);
-        assert_eq!(String::from_utf8_lossy(&server.hear(expected.len())), expected);
+        assert_eq!(String::from_utf8_lossy(&server.receive(expected.len())), expected);
         server.finish();
         balancer.finish();
-        assert!(line_with(&proxy, "192.0.2.7:256 -> ").contains("client="));
+        assert!(log_line(&proxy, "192.0.2.7:256 -> ").contains("client="));
     }
     // One that has none, or a wrong one, is closed, and no upstream hears of it.
     listener.set_nonblocking(true).expect("an option");
     for wrong in ["GET / HTTP/1.0\r\n\r\n", "PROXY TCP4 1.2.3.4 1.2.3.4 1 99999\r\n"] {
         let mut balancer = Peer::connect_from(2, own);
-        balancer.say(wrong);
-        assert_eq!(balancer.hear_all(), b"");
+        balancer.send(wrong);
+        assert_eq!(balancer.receive_all(), b"");
     }
     let _silent = Peer::connect_from(2, own);
     until("one that says nothing is closed too", 10 * SECOND, || {
@@ -259,42 +259,42 @@ fn a_header_is_read_from_trusted_senders_only_and_from_these_always() {
 
 #[test]
 fn the_binary_header_is_sent_when_asked_for() {
-    let _others = among_others();
+    let _others = shared();
     let (listener, address) = upstream();
     let proxy = Server::start(&format!("proxy --to {address} --proxy-protocol-out v2"));
     let client = Peer::connect(proxy.address);
-    let heard = accept(&listener).hear(28);
-    assert_eq!(heard[..16], *b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c");
+    let received = accept(&listener).receive(28);
+    assert_eq!(received[..16], *b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c");
     let port = client.0.local_addr().expect("an address").port();
     assert_eq!(
-        (&heard[16..24], &heard[24..26]),
+        (&received[16..24], &received[24..26]),
         (&[127, 0, 0, 1, 127, 0, 0, 1][..], &port.to_be_bytes()[..])
     );
 }
 
 #[test]
 fn a_denied_peer_costs_no_upstream_byte_and_a_dry_run_only_counts_it() {
-    let _others = among_others();
+    let _others = shared();
     let (listener, address) = upstream();
     listener.set_nonblocking(true).expect("an option");
     let rules = "--deny 127.0.0.3=reset --allow 127.0.0.0/28 --deny 127.0.0.0/8=reply --busy-reply no";
     let mut proxy = Server::start(&format!("proxy --to {address} {rules}"));
     let mut reset = Peer::connect_from(3, proxy.address);
     assert!(reset.0.read(&mut [0]).is_err(), "it is reset");
-    assert_eq!(Peer::connect_from(99, proxy.address).hear_all(), b"no\n");
+    assert_eq!(Peer::connect_from(99, proxy.address).receive_all(), b"no\n");
     assert_eq!(listener.accept().expect_err("nobody called").kind(), ErrorKind::WouldBlock);
-    let line = line_with(&proxy, "turned away 2: denied=2, lastly 127.0.0.99:");
+    let line = log_line(&proxy, "refused 2: denied=2, last 127.0.0.99:");
     assert!(line.contains("INFO"), "{line}");
     let _allowed = Peer::connect_from(4, proxy.address);
     until("the upstream is called", 10 * SECOND, || listener.accept().is_ok());
     let log = proxy.end();
-    for said in [
-        "deny 127.0.0.3 decided 1 times",
-        "allow 127.0.0.0/28 decided 1 times",
-        "deny 127.0.0.0/8 decided 1 times",
+    for sent in [
+        "rule deny 127.0.0.3 matched 1 times",
+        "rule allow 127.0.0.0/28 matched 1 times",
+        "rule deny 127.0.0.0/8 matched 1 times",
         "refused-denied=2",
     ] {
-        assert!(log.contains(said), "{said} is not in {log}");
+        assert!(log.contains(sent), "{sent} is not in {log}");
     }
     let mut proxy = Server::start(&format!("proxy --dry-run --max-per-ip 1 --to {address} {rules}"));
     let _both = [Peer::connect_from(99, proxy.address), Peer::connect_from(99, proxy.address)];
@@ -306,15 +306,12 @@ fn a_denied_peer_costs_no_upstream_byte_and_a_dry_run_only_counts_it() {
     drop(_both);
     let log = proxy.end();
     assert!(log.contains("would-refuse-denied=2 would-refuse-per-address=1"), "{log}");
-    assert!(
-        log.contains("127.0.0.99 would have been turned away: a rule denies its address (dry run)"),
-        "{log}"
-    );
+    assert!(log.contains("127.0.0.99 would have been refused: a rule denies its address (dry run)"), "{log}");
 }
 
 #[test]
 fn the_cap_for_one_address_is_exact_and_its_rate_of_connects_too() {
-    let _others = among_others();
+    let _others = shared();
     let echo = Server::start("echo --raw");
     let proxy = Server::start(&format!("proxy --to {} --max-per-ip 7", echo.address));
     let mut peers: Vec<Peer> = (0..20).map(|_| Peer::connect(proxy.address)).collect();
@@ -323,18 +320,18 @@ fn the_cap_for_one_address_is_exact_and_its_rate_of_connects_too() {
     assert!(Peer::connect_from(2, proxy.address).echoes("another address"));
     peers.remove(0);
     until("the place is free again", 10 * SECOND, || Peer::connect(proxy.address).echoes("x"));
-    let hurried = Server::start(&format!("proxy --to {} --accept-rate 5", echo.address));
+    let too_fast = Server::start(&format!("proxy --to {} --accept-rate 5", echo.address));
     let begun = Instant::now();
     let served = (0..50)
-        .filter(|_| TcpStream::connect(hurried.address).is_ok_and(|stream| Peer(stream).echoes("x")))
+        .filter(|_| TcpStream::connect(too_fast.address).is_ok_and(|stream| Peer(stream).echoes("x")))
         .count();
-    let most = 5 + 5 * (begun.elapsed().as_secs() as usize + 1);
-    assert!((5..=most).contains(&served), "{served} of 50 in {:?}", begun.elapsed());
+    let max = 5 + 5 * (begun.elapsed().as_secs() as usize + 1);
+    assert!((5..=max).contains(&served), "{served} of 50 in {:?}", begun.elapsed());
 }
 
 #[test]
 fn a_rate_of_one_mib_a_second_is_held_within_a_twentieth_over_ten_seconds() {
-    let _quiet = alone();
+    let _quiet = exclusive();
     let (listener, address) = upstream();
     let proxy = Server::start(&format!("proxy --to {address} --rate 1MiB"));
     let mut client = Peer::connect(proxy.address);
@@ -343,11 +340,11 @@ fn a_rate_of_one_mib_a_second_is_held_within_a_twentieth_over_ten_seconds() {
         let chunk = vec![b'x'; 64 * 1024];
         while client.0.write_all(&chunk).is_ok() {}
     });
-    let (begun, mut heard, mut buffer) = (Instant::now(), 0, vec![0; 64 * 1024]);
+    let (begun, mut received, mut buffer) = (Instant::now(), 0, vec![0; 64 * 1024]);
     while begun.elapsed() < 10 * SECOND {
-        heard += server.0.read(&mut buffer).expect("more of it");
+        received += server.0.read(&mut buffer).expect("more of it");
     }
-    let share = heard as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 20);
+    let share = received as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 20);
     drop((server, proxy));
     sends.join().expect("it ends with the connection");
     println!("{share:.3} of the rate");
@@ -355,8 +352,8 @@ fn a_rate_of_one_mib_a_second_is_held_within_a_twentieth_over_ten_seconds() {
 }
 
 #[test]
-fn a_proxied_connection_is_two_and_nobody_is_let_in_without_room_for_both() {
-    let _others = among_others();
+fn a_proxied_connection_takes_two_slots_and_is_accepted_only_with_room_for_both() {
+    let _others = shared();
     let echo = Server::start("echo --raw");
     let proxy = Server::start(&format!("proxy --to {} --max-connections 11", echo.address));
     let before = proxy.descriptors();
@@ -364,7 +361,7 @@ fn a_proxied_connection_is_two_and_nobody_is_let_in_without_room_for_both() {
     for (n, peer) in peers.iter_mut().enumerate() {
         match n {
             0..5 => assert!(peer.echoes("in"), "client {n}"),
-            _ => assert_eq!(peer.hear_all(), b"server busy\n", "client {n}"),
+            _ => assert_eq!(peer.receive_all(), b"server busy\n", "client {n}"),
         }
     }
     assert!(proxy.descriptors() >= before + 10);
@@ -373,8 +370,8 @@ fn a_proxied_connection_is_two_and_nobody_is_let_in_without_room_for_both() {
 }
 
 #[test]
-fn few_descriptors_are_shared_out_before_anybody_is_let_in() {
-    let _others = among_others();
+fn few_descriptors_are_divided_before_any_connection_is_accepted() {
+    let _others = shared();
     let echo = Server::start("echo --raw");
     let mut proxy = Server::start_with_descriptors(64, &format!("proxy --to {}", echo.address));
     let mut peers: Vec<Peer> = (0..60).map(|_| Peer::connect(proxy.address)).collect();
@@ -386,7 +383,7 @@ fn few_descriptors_are_shared_out_before_anybody_is_let_in() {
 
 #[test]
 fn a_proxy_to_itself_is_refused_at_the_start() {
-    let _others = among_others();
+    let _others = shared();
     // Below the ports that the system gives away by itself, so that no other test has just been given it.
     let port = 20_000 + std::process::id() % 10_000;
     for (listen, to) in [
@@ -407,7 +404,7 @@ fn a_proxy_to_itself_is_refused_at_the_start() {
 
 #[test]
 fn unix_domain_sockets_are_as_good_on_either_side() {
-    let _others = among_others();
+    let _others = shared();
     let folder = std::env::temp_dir().join(format!("tidemill-proxy-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let (front, back) = (folder.join("front.sock"), folder.join("back.sock"));
@@ -417,9 +414,9 @@ fn unix_domain_sockets_are_as_good_on_either_side() {
     let mut client = UnixStream::connect(&front).expect("a connection");
     let (mut server, _) = listener.accept().expect("the proxy calls");
     client.write_all(b"through two files").expect("it takes it");
-    let mut heard = [0; 17];
-    server.read_exact(&mut heard).expect("it arrives");
-    assert_eq!(&heard, b"through two files");
+    let mut received = [0; 17];
+    server.read_exact(&mut received).expect("it arrives");
+    assert_eq!(&received, b"through two files");
     drop((client, server));
     proxy.end();
     assert!(!front.exists() && back.exists(), "it removes what it has made");

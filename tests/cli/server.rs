@@ -17,12 +17,12 @@ pub const TIDEMILL: &str = env!("CARGO_BIN_EXE_tidemill");
 static MACHINE: RwLock<()> = RwLock::new(());
 
 /// Held by a test that measures time or memory: no other test of this program runs meanwhile.
-pub fn alone() -> RwLockWriteGuard<'static, ()> {
+pub fn exclusive() -> RwLockWriteGuard<'static, ()> {
     MACHINE.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Held by every other test.
-pub fn among_others() -> RwLockReadGuard<'static, ()> {
+pub fn shared() -> RwLockReadGuard<'static, ()> {
     MACHINE.read().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -38,24 +38,24 @@ pub fn until(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
 
 /// A time that a busy machine may spoil, and tidemill must not: the shortest of three attempts counts.
 #[track_caller]
-pub fn within_one_of_three(what: &str, most: Duration, mut attempt: impl FnMut() -> Duration) {
+pub fn within_one_of_three(what: &str, max: Duration, mut attempt: impl FnMut() -> Duration) {
     let mut times = Vec::new();
     while times.len() < 3 {
         times.push(attempt());
-        if times.iter().any(|time| *time <= most) {
+        if times.iter().any(|time| *time <= max) {
             println!("{what}: {times:?}");
             return;
         }
     }
-    panic!("{what} takes more than {most:?}: {times:?}");
+    panic!("{what} takes more than {max:?}: {times:?}");
 }
 
 /// As many descriptors for this process as it is allowed; says how many.
 pub fn raise_descriptors() -> usize {
-    let most = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
+    let max = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: max, maximum: max })
         .expect("the soft limit up to the hard one");
-    usize::try_from(most.unwrap_or(1 << 20)).expect("a number of descriptors")
+    usize::try_from(max.unwrap_or(1 << 20)).expect("a number of descriptors")
 }
 
 /// A child of ours, which does not outlive its test.
@@ -64,7 +64,7 @@ pub struct Process(pub Child);
 impl Process {
     /// Its end, which must come within this time.
     #[track_caller]
-    pub fn ended(&mut self, within: Duration) -> ExitStatus {
+    pub fn wait_for_exit(&mut self, within: Duration) -> ExitStatus {
         let mut status = None;
         until("the end of the process", within, || {
             status = self.0.try_wait().expect("a child of ours");
@@ -115,9 +115,9 @@ impl Server {
     }
 
     /// The same with so many descriptors.
-    pub fn start_with_descriptors(most: usize, words: &str) -> Server {
+    pub fn start_with_descriptors(max: usize, words: &str) -> Server {
         let mut shell = Command::new("sh");
-        shell.args(["-c", &format!("ulimit -n {most} && exec \"$@\""), "sh", TIDEMILL]);
+        shell.args(["-c", &format!("ulimit -n {max} && exec \"$@\""), "sh", TIDEMILL]);
         Server::spawn(shell, words)
     }
 
@@ -167,7 +167,7 @@ impl Server {
     /// Its end, which must come within this time.
     #[track_caller]
     pub fn ended(&mut self, within: Duration) -> ExitStatus {
-        self.process.ended(within)
+        self.process.wait_for_exit(within)
     }
 
     /// Asks it to end, and gives what it logged.
@@ -185,9 +185,9 @@ impl Server {
     }
 
     /// Changes how many descriptors it may open.
-    pub fn limit_descriptors(&self, most: u64) {
+    pub fn limit_descriptors(&self, max: u64) {
         let hard = getrlimit(Resource::Nofile).maximum;
-        prlimit(Some(self.pid()), Resource::Nofile, Rlimit { current: Some(most), maximum: hard })
+        prlimit(Some(self.pid()), Resource::Nofile, Rlimit { current: Some(max), maximum: hard })
             .expect("the limit");
     }
 
@@ -250,7 +250,7 @@ pub fn complete(command: Command, stdin: &[u8]) -> Outcome {
 
 /// The same with more patience.
 #[track_caller]
-pub fn complete_within(most: Duration, mut command: Command, stdin: &[u8]) -> Outcome {
+pub fn complete_within(max: Duration, mut command: Command, stdin: &[u8]) -> Outcome {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process(command.spawn().expect("it"));
     let (mut input, stdin) = (process.0.stdin.take().expect("its stdin"), stdin.to_vec());
@@ -261,7 +261,7 @@ pub fn complete_within(most: Duration, mut command: Command, stdin: &[u8]) -> Ou
         let mut bytes = Vec::new();
         output.read_to_end(&mut bytes).map(|_| bytes)
     });
-    let status = process.ended(most);
+    let status = process.wait_for_exit(max);
     let _ = writer.join().expect("the writer");
     let stdout = reader.join().expect("the reader").expect("its stdout");
     let mut stderr = String::new();

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::peer::Peer;
-use crate::server::{Process, Server, TIDEMILL, alone, among_others, until};
+use crate::server::{Process, Server, TIDEMILL, exclusive, shared, until};
 
 const SOON: Duration = Duration::from_secs(5);
 
 #[test]
-fn a_signal_closes_the_door_at_once_and_the_rest_within_the_drain_time() {
-    let _quiet = alone();
+fn a_signal_closes_the_listeners_at_once_and_connections_within_the_drain_time() {
+    let _quiet = exclusive();
     for signal in [Signal::TERM, Signal::INT] {
         let mut server = Server::start("echo --raw --drain 1s");
         let mut peers: Vec<Peer> = (0..200).map(|_| Peer::connect(server.address)).collect();
@@ -30,7 +30,7 @@ fn a_signal_closes_the_door_at_once_and_the_rest_within_the_drain_time() {
         let stay = peers.split_off(100);
         drop(peers);
         for mut peer in stay {
-            assert!(peer.hear_all().is_empty());
+            assert!(peer.receive_all().is_empty());
         }
         let status = server.ended(SOON);
         let took = at.elapsed();
@@ -40,21 +40,21 @@ fn a_signal_closes_the_door_at_once_and_the_rest_within_the_drain_time() {
 }
 
 #[test]
-fn whoever_leaves_in_time_is_not_waited_for() {
-    let _others = among_others();
+fn a_connection_that_ends_in_time_is_not_waited_for() {
+    let _others = shared();
     let mut server = Server::start("echo --raw --drain 1h");
     let mut peer = Peer::connect(server.address);
     assert!(peer.echoes("before"));
     server.signal(Signal::TERM);
     assert!(peer.echoes("during"));
     peer.finish();
-    assert!(peer.hear_all().is_empty());
+    assert!(peer.receive_all().is_empty());
     assert_eq!(server.ended(SOON).code(), Some(0));
 }
 
 #[test]
-fn an_empty_house_ends_at_once() {
-    let _others = among_others();
+fn a_server_without_connections_ends_at_once() {
+    let _others = shared();
     let mut server = Server::start("chat --drain 1h");
     server.signal(Signal::INT);
     assert_eq!(server.ended(SOON).code(), Some(0));
@@ -62,12 +62,12 @@ fn an_empty_house_ends_at_once() {
 
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    let _others = among_others();
+    let _others = shared();
     let mut server = Server::start("echo --raw --drain 1h");
     let mut peer = Peer::connect(server.address);
     assert!(peer.echoes("before"));
     server.signal(Signal::TERM);
-    until("it drains", SOON, || server.log().contains("closing the listeners"));
+    until("it drains", SOON, || server.log().contains("shutting down: listeners closed"));
     server.signal(Signal::TERM);
     assert_eq!(server.ended(SOON).code(), Some(128 + 15));
 }
@@ -75,7 +75,7 @@ fn a_second_signal_ends_it_at_once() {
 #[test]
 fn a_restart_on_the_same_port_succeeds_at_once_twenty_times_in_a_row() {
     // Nobody else may take the port meanwhile.
-    let _quiet = alone();
+    let _quiet = exclusive();
     let mut server = Server::start("echo --raw --drain 0");
     let address = server.address;
     for _ in 0..20 {
@@ -84,15 +84,15 @@ fn a_restart_on_the_same_port_succeeds_at_once_twenty_times_in_a_row() {
         server.signal(Signal::TERM);
         // The server ends first, so that its side of the connection stays behind in TIME_WAIT.
         assert_eq!(server.ended(SOON).code(), Some(0), "{}", server.log());
-        assert!(peer.hear_all().is_empty());
+        assert!(peer.receive_all().is_empty());
         server = Server::start(&format!("echo --raw --drain 0 --listen {address}"));
     }
 }
 
 #[test]
-fn it_serves_on_when_nobody_reads_its_stdout() {
+fn it_serves_on_when_its_stdout_is_not_read() {
     // Nobody else may take the port meanwhile.
-    let _quiet = alone();
+    let _quiet = exclusive();
     let port =
         std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
     let mut command = Command::new(TIDEMILL);

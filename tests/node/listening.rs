@@ -5,64 +5,64 @@ use std::net::TcpListener;
 
 use tidemill::{ListenOptions, Reactor};
 
-use crate::desk::{Desk, Peer, Told};
+use crate::fixture::{Event, Fixture, Peer};
 
 #[test]
 fn l1_an_address_in_use_is_an_error_of_the_second_listener_only() {
-    let mut desk = Desk::new();
-    let address = desk.listen();
-    let error = desk.reactor.listen(address, desk.service).expect_err("it is taken");
+    let mut fixture = Fixture::new();
+    let address = fixture.listen();
+    let error = fixture.reactor.listen(address, fixture.service).expect_err("it is taken");
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
-    desk.caller(address);
+    fixture.connect(address);
 }
 
 #[test]
 fn l2_after_a_failed_listen_another_address_works() {
-    let mut desk = Desk::new();
+    let mut fixture = Fixture::new();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("its address");
-    desk.reactor.listen(address, desk.service).expect_err("it is taken");
-    let free = desk.listen();
-    desk.caller(free);
+    fixture.reactor.listen(address, fixture.service).expect_err("it is taken");
+    let free = fixture.listen();
+    fixture.connect(free);
 }
 
 #[test]
 fn l3_one_service_can_listen_in_several_places_at_once() {
-    let mut desk = Desk::new();
-    let places = [desk.listen(), desk.listen(), desk.listen()];
+    let mut fixture = Fixture::new();
+    let places = [fixture.listen(), fixture.listen(), fixture.listen()];
     for place in places {
-        desk.caller(place);
+        fixture.connect(place);
     }
-    assert_eq!(desk.opened().len(), 3);
+    assert_eq!(fixture.opened().len(), 3);
 }
 
 #[test]
 fn l4_a_closed_listener_has_no_address_and_its_port_can_be_listened_on_again() {
-    let mut desk = Desk::new();
-    let (listener, address) = desk.listen_with(&ListenOptions::default());
-    let (mut peer, _) = desk.caller(address);
-    assert!(desk.reactor.close_listener(listener) && !desk.reactor.close_listener(listener));
-    assert_eq!(desk.reactor.local_addr(listener), None);
-    desk.reactor.listen(address, desk.service).expect("the port is free, whoever is still connected");
-    desk.caller(address);
-    peer.say("still here");
-    let first = desk.opened()[0];
-    desk.until("the old connection goes on", |desk| desk.heard(first) == b"still here");
+    let mut fixture = Fixture::new();
+    let (listener, address) = fixture.listen_with(&ListenOptions::default());
+    let (mut peer, _) = fixture.connect(address);
+    assert!(fixture.reactor.close_listener(listener) && !fixture.reactor.close_listener(listener));
+    assert_eq!(fixture.reactor.local_addr(listener), None);
+    fixture.reactor.listen(address, fixture.service).expect("the port is free, whoever is still connected");
+    fixture.connect(address);
+    peer.send("still here");
+    let first = fixture.opened()[0];
+    fixture.until("the old connection goes on", |fixture| fixture.received(first) == b"still here");
 }
 
 #[test]
 fn l5_port_zero_picks_a_port_and_says_which() {
-    let mut desk = Desk::new();
-    let (one, other) = (desk.listen(), desk.listen());
+    let mut fixture = Fixture::new();
+    let (one, other) = (fixture.listen(), fixture.listen());
     assert!(one.port() != 0 && other.port() != 0 && one != other);
-    desk.caller(one);
+    fixture.connect(one);
 }
 
 #[test]
 fn l6_an_address_that_is_none_is_refused_before_anything_is_asked_of_the_system() {
-    let mut desk = Desk::new();
+    let mut fixture = Fixture::new();
     for wrong in ["127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:http", "127.0.0.1", ":80", "300.0.0.1:80"] {
-        let error = desk.reactor.listen(wrong, desk.service).expect_err(wrong);
+        let error = fixture.reactor.listen(wrong, fixture.service).expect_err(wrong);
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{wrong}: {error}");
         assert!(error.to_string().contains(wrong), "{error}");
     }
@@ -70,21 +70,23 @@ fn l6_an_address_that_is_none_is_refused_before_anything_is_asked_of_the_system(
 
 #[test]
 fn l7_a_listener_on_version_six_takes_version_four_or_leaves_it_alone_as_asked() {
-    let mut desk = Desk::new();
+    let mut fixture = Fixture::new();
     let mut listen = |only| {
         let options = ListenOptions { ipv6_only: Some(only), ..ListenOptions::default() };
-        let listener = desk.reactor.listen_with("[::]:0", desk.service, &options).expect("a listener");
-        desk.reactor.local_addr(listener).and_then(|address| address.port()).expect("a port")
+        let listener = fixture.reactor.listen_with("[::]:0", fixture.service, &options).expect("a listener");
+        fixture.reactor.local_addr(listener).and_then(|address| address.port()).expect("a port")
     };
     let (only_six, both) = (listen(true), listen(false));
     assert!(TcpListener::bind(("127.0.0.1", only_six)).is_ok(), "version four is left to others");
     assert!(TcpListener::bind(("127.0.0.1", both)).is_err());
-    let _four = desk.caller(([127, 0, 0, 1], both).into());
-    let _six = desk.caller(format!("[::1]:{only_six}").parse().expect("an address"));
-    let peers: Vec<String> = desk
+    let _four = fixture.connect(([127, 0, 0, 1], both).into());
+    let _six = fixture.connect(format!("[::1]:{only_six}").parse().expect("an address"));
+    let peers: Vec<String> = fixture
         .opened()
         .into_iter()
-        .map(|id| desk.with_socket_of(id, |socket| socket.peer_addr().ip().expect("an address").to_string()))
+        .map(|id| {
+            fixture.with_socket_of(id, |socket| socket.peer_addr().ip().expect("an address").to_string())
+        })
         .collect();
     assert_eq!(peers, ["::ffff:127.0.0.1", "::1"]);
 }
@@ -92,11 +94,11 @@ fn l7_a_listener_on_version_six_takes_version_four_or_leaves_it_alone_as_asked()
 #[test]
 fn l8_two_reactors_can_share_a_port_if_both_want_to() {
     let shared = ListenOptions { reuse_port: true, ..ListenOptions::default() };
-    let (mut one, mut other) = (Desk::new(), Desk::new());
+    let (mut one, mut other) = (Fixture::new(), Fixture::new());
     let (_, address) = one.listen_with(&shared);
     other.reactor.listen(address, other.service).expect_err("both must want to");
     other.reactor.listen_with(address, other.service, &shared).expect("a second listener");
-    let _peers: Vec<Peer> = (0..64).map(|_| Peer::call(address)).collect();
+    let _peers: Vec<Peer> = (0..64).map(|_| Peer::connect(address)).collect();
     one.until("everybody is let in by either", |one| {
         other.reactor.turn(Some(std::time::Duration::ZERO)).expect("a turn");
         one.opened().len() + other.opened().len() == 64
@@ -106,17 +108,17 @@ fn l8_two_reactors_can_share_a_port_if_both_want_to() {
 
 #[test]
 fn l9_a_listener_made_elsewhere_is_served_like_any_other() {
-    let mut desk = Desk::new();
+    let mut fixture = Fixture::new();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
-    let early = Peer::call(address);
+    let early = Peer::connect(address);
     let adopted =
-        desk.reactor.adopt(listener, desk.service, &ListenOptions::default()).expect("it is adopted");
-    assert_eq!(desk.reactor.local_addr(adopted).and_then(|address| address.inet()), Some(address));
-    desk.until("who came before is served too", |desk| desk.opened().len() == 1);
-    assert_eq!(desk.told(Told::Open(desk.opened()[0])), 1, "each is announced once");
+        fixture.reactor.adopt(listener, fixture.service, &ListenOptions::default()).expect("it is adopted");
+    assert_eq!(fixture.reactor.local_addr(adopted).and_then(|address| address.inet()), Some(address));
+    fixture.until("who came before is served too", |fixture| fixture.opened().len() == 1);
+    assert_eq!(fixture.count(Event::Open(fixture.opened()[0])), 1, "each is announced once");
     drop(early);
     // A service of another reactor is nobody's here.
     let mut stranger = Reactor::new(tidemill::Limits::default()).expect("a reactor");
-    assert!(stranger.listen("127.0.0.1:0", desk.service).is_err());
+    assert!(stranger.listen("127.0.0.1:0", fixture.service).is_err());
 }

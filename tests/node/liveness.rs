@@ -2,11 +2,11 @@
 
 use tidemill::services::Echo;
 
-use crate::desk::{Desk, MS, Peer};
+use crate::fixture::{Fixture, MS, Peer};
 
 #[test]
-fn f1_the_loop_ends_when_nothing_is_left_that_could_happen_and_not_before() {
-    let mut idle = Desk::new();
+fn f1_run_returns_when_nothing_is_left_that_could_happen_and_not_before() {
+    let mut idle = Fixture::new();
     idle.reactor.run().expect("an empty loop ends at once");
     // A handle that is kept does not keep it turning; a timer, a connection and a listener do.
     let _handle = idle.reactor.handle();
@@ -19,10 +19,10 @@ fn f1_the_loop_ends_when_nothing_is_left_that_could_happen_and_not_before() {
     let listener = idle.reactor.listen("127.0.0.1:0", echo).expect("a listener");
     let address = idle.address(listener);
     let client = std::thread::spawn(move || {
-        let peer = Peer::call(address);
+        let peer = Peer::connect(address);
         peer.stream.shutdown(std::net::Shutdown::Write).expect("it is connected");
     });
-    idle.until("the caller has come and gone", |desk| desk.reactor.stats().ended_in_all() == 1);
+    idle.until("the caller has come and gone", |fixture| fixture.reactor.stats().closed_total() == 1);
     client.join().expect("a peer");
     assert!(idle.reactor.close_listener(listener));
     idle.reactor.run().expect("nothing is left");

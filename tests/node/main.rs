@@ -2,7 +2,7 @@
 //! test files fall. Over real sockets, in one process, turn by turn; nothing here sleeps and hopes.
 #![cfg(target_os = "linux")]
 
-mod desk;
+mod fixture;
 
 mod addresses;
 mod connecting;

@@ -8,12 +8,12 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 use socket2::SockRef;
 use tidemill::{ConnId, DialOptions, KeepAlive, ListenOptions};
 
-use crate::desk::{Desk, Host, Peer, Told};
+use crate::fixture::{Event, Fixture, Peer, TestServer};
 
 /// A second descriptor for the socket of this process that has the two ends of a connection.
 #[track_caller]
-fn of_kernel(desk: &mut Desk, id: ConnId) -> OwnedFd {
-    let (local, peer) = desk.with_socket_of(id, |socket| {
+fn of_kernel(fixture: &mut Fixture, id: ConnId) -> OwnedFd {
+    let (local, peer) = fixture.with_socket_of(id, |socket| {
         let local = socket.local_addr().and_then(|local| local.inet()).expect("a local end");
         (local, socket.peer_addr().inet().expect("a peer"))
     });
@@ -35,15 +35,15 @@ fn of_kernel(desk: &mut Desk, id: ConnId) -> OwnedFd {
 
 #[test]
 fn o1_what_a_listener_asks_for_holds_for_all_it_accepts() {
-    let mut desk = Desk::new();
+    let mut fixture = Fixture::new();
     let probes =
         KeepAlive { idle: Duration::from_secs(7), interval: Some(Duration::from_secs(3)), count: Some(4) };
     let quiet = ListenOptions { nodelay: false, ..ListenOptions::default() };
     let probing = ListenOptions { keep_alive: Some(probes), ..ListenOptions::default() };
     for (options, nodelay, keeps_alive) in [(&quiet, false, false), (&probing, true, true)] {
-        let (_, address) = desk.listen_with(options);
-        let (_peer, id) = desk.caller(address);
-        let copy = of_kernel(&mut desk, id);
+        let (_, address) = fixture.listen_with(options);
+        let (_peer, id) = fixture.connect(address);
+        let copy = of_kernel(&mut fixture, id);
         let socket = SockRef::from(&copy);
         assert_eq!(socket.tcp_nodelay().expect("an option"), nodelay);
         assert_eq!(socket.keepalive().expect("an option"), keeps_alive);
@@ -57,73 +57,73 @@ fn o1_what_a_listener_asks_for_holds_for_all_it_accepts() {
 
 #[test]
 fn o2_what_is_set_before_connecting_or_asked_of_the_dial_holds_from_the_beginning() {
-    let mut desk = Desk::new().on_open(|socket| {
+    let mut fixture = Fixture::new().on_open(|socket| {
         socket.set_tos(0xb8);
         socket.set_user_timeout(Some(Duration::from_secs(30)));
         socket.set_nodelay(false);
         socket.set_nodelay(false);
     });
-    let host = Host::new();
+    let server = TestServer::new();
     let options = DialOptions {
         keep_alive: Some(KeepAlive::after(Duration::from_millis(2_500))),
         ..DialOptions::default()
     };
-    let id = desk.reactor.dial_with(host.address(), desk.service, options).expect("a slot");
-    let _peer: Peer = host.answer(&mut desk);
-    desk.until("it is connected", |desk| desk.told(Told::Connected(id)) == 1);
-    let copy = of_kernel(&mut desk, id);
+    let id = fixture.reactor.dial_with(server.address(), fixture.service, options).expect("a slot");
+    let _peer: Peer = server.accept(&mut fixture);
+    fixture.until("it is connected", |fixture| fixture.count(Event::Connected(id)) == 1);
+    let copy = of_kernel(&mut fixture, id);
     let socket = SockRef::from(&copy);
     assert_eq!(socket.tos_v4().expect("an option"), 0xb8);
     assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(Duration::from_secs(30)));
     assert!(!socket.tcp_nodelay().expect("an option"));
     assert_eq!(socket.tcp_keepalive_time().expect("an option"), Duration::from_secs(2), "whole seconds");
-    assert_eq!(desk.reactor.stats().options_refused, 0);
+    assert_eq!(fixture.reactor.stats().options_refused, 0);
 }
 
 #[test]
 fn o3_what_is_set_on_an_open_socket_holds_from_the_end_of_the_turn_and_can_be_set_again() {
-    let mut desk = Desk::new();
-    let address = desk.listen();
-    let (_peer, id) = desk.caller(address);
-    let copy = of_kernel(&mut desk, id);
+    let mut fixture = Fixture::new();
+    let address = fixture.listen();
+    let (_peer, id) = fixture.connect(address);
+    let copy = of_kernel(&mut fixture, id);
     let socket = SockRef::from(&copy);
     let probes =
         KeepAlive { interval: Some(Duration::from_secs(9)), ..KeepAlive::after(Duration::from_secs(60)) };
     for _ in 0..2 {
-        desk.with_socket_of(id, |socket| {
+        fixture.with_socket_of(id, |socket| {
             socket.set_keep_alive(Some(probes));
             socket.set_nodelay(false);
             socket.set_send_buffer(40_000);
             socket.set_recv_buffer(50_000);
         });
-        desk.reactor.turn(Some(Duration::ZERO)).expect("a turn");
+        fixture.reactor.turn(Some(Duration::ZERO)).expect("a turn");
         assert!(socket.keepalive().expect("an option") && !socket.tcp_nodelay().expect("an option"));
         assert_eq!(socket.tcp_keepalive_interval().expect("an option"), Duration::from_secs(9));
         // Linux keeps twice what is asked for, for its own book-keeping (socket(7)).
         assert_eq!(socket.send_buffer_size().expect("an option"), 80_000);
         assert_eq!(socket.recv_buffer_size().expect("an option"), 100_000);
     }
-    desk.with_socket_of(id, |socket| {
+    fixture.with_socket_of(id, |socket| {
         socket.set_keep_alive(None);
         socket.set_nodelay(true);
     });
-    desk.reactor.turn(Some(Duration::ZERO)).expect("a turn");
+    fixture.reactor.turn(Some(Duration::ZERO)).expect("a turn");
     assert!(!socket.keepalive().expect("an option") && socket.tcp_nodelay().expect("an option"));
 }
 
 #[test]
 fn o4_the_type_of_service_is_set_for_both_versions_and_what_the_system_refuses_is_counted() {
-    let mut desk = Desk::new();
-    let listener = desk.reactor.listen("[::1]:0", desk.service).expect("a listener");
-    let six = desk.address(listener);
-    let (_peer, id) = desk.caller(six);
-    desk.with_socket_of(id, |socket| socket.set_tos(0x28));
-    desk.reactor.turn(Some(Duration::ZERO)).expect("a turn");
-    let copy = of_kernel(&mut desk, id);
+    let mut fixture = Fixture::new();
+    let listener = fixture.reactor.listen("[::1]:0", fixture.service).expect("a listener");
+    let six = fixture.address(listener);
+    let (_peer, id) = fixture.connect(six);
+    fixture.with_socket_of(id, |socket| socket.set_tos(0x28));
+    fixture.reactor.turn(Some(Duration::ZERO)).expect("a turn");
+    let copy = of_kernel(&mut fixture, id);
     assert_eq!(SockRef::from(&copy).tclass_v6().expect("an option"), 0x28);
     // More probes than the kernel allows (127).
     let probes = KeepAlive { count: Some(1_000), ..KeepAlive::after(Duration::from_secs(1)) };
-    desk.with_socket_of(id, |socket| socket.set_keep_alive(Some(probes)));
-    desk.reactor.turn(Some(Duration::ZERO)).expect("a turn");
-    assert_eq!((desk.reactor.stats().options_refused, desk.closed(id)), (1, None));
+    fixture.with_socket_of(id, |socket| socket.set_keep_alive(Some(probes)));
+    fixture.reactor.turn(Some(Duration::ZERO)).expect("a turn");
+    assert_eq!((fixture.reactor.stats().options_refused, fixture.closed(id)), (1, None));
 }

@@ -3,124 +3,126 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use tidemill::{Closed, SocketLimits};
+use tidemill::{CloseReason, SocketLimits};
 
-use crate::desk::{Desk, End, Host, MS, Told};
+use crate::fixture::{End, Event, Fixture, MS, TestServer};
 
 #[test]
-fn r1_what_is_sent_after_closing_is_dropped_counted_and_no_event() {
-    let mut desk = Desk::new().on_data(|socket, input| {
+fn r1_data_sent_after_closing_is_dropped_and_counted_without_a_callback() {
+    let mut fixture = Fixture::new().on_data(|socket, input| {
         input.take_all();
         socket.close();
         socket.send(b"after");
     });
-    let address = desk.listen();
-    let (mut peer, id) = desk.caller(address);
-    peer.say("x");
-    assert_eq!(desk.hear_end(&mut peer), (vec![], End::Clean));
+    let address = fixture.listen();
+    let (mut peer, id) = fixture.connect(address);
+    peer.send("x");
+    assert_eq!(fixture.receive_end(&mut peer), (vec![], End::Clean));
     drop(peer);
-    assert_eq!(desk.until_closed(id), Closed::Local);
-    assert_eq!(desk.reactor.stats().sent_too_late, 5);
+    assert_eq!(fixture.until_closed(id), CloseReason::Local);
+    assert_eq!(fixture.reactor.stats().sent_too_late, 5);
 }
 
 #[test]
 fn r2_closing_twice_is_closing_once() {
-    let mut desk = Desk::new().on_data(|socket, input| {
+    let mut fixture = Fixture::new().on_data(|socket, input| {
         input.take_all();
         socket.close();
         socket.close();
-        socket.close_as(Closed::Malformed);
+        socket.close_as(CloseReason::Malformed);
     });
-    let address = desk.listen();
-    let (mut peer, id) = desk.caller(address);
-    peer.say("x");
-    desk.hear_end(&mut peer);
+    let address = fixture.listen();
+    let (mut peer, id) = fixture.connect(address);
+    peer.send("x");
+    fixture.receive_end(&mut peer);
     drop(peer);
-    assert_eq!(desk.until_closed(id), Closed::Local);
-    desk.turn_for(20 * MS);
-    assert_eq!(desk.farewells(id).len(), 1);
+    assert_eq!(fixture.until_closed(id), CloseReason::Local);
+    fixture.turn_for(20 * MS);
+    assert_eq!(fixture.close_reasons(id).len(), 1);
 }
 
 #[test]
 fn r3_aborting_twice_is_aborting_once_and_the_peer_sees_a_reset() {
-    let mut desk = Desk::new().on_data(|socket, input| {
+    let mut fixture = Fixture::new().on_data(|socket, input| {
         input.take_all();
         socket.abort();
         socket.abort();
         socket.close();
     });
-    let address = desk.listen();
-    let (mut peer, id) = desk.caller(address);
-    peer.say("x");
-    assert_eq!(desk.hear_end(&mut peer), (vec![], End::Reset));
-    assert_eq!(desk.farewells(id), [Closed::Aborted]);
+    let address = fixture.listen();
+    let (mut peer, id) = fixture.connect(address);
+    peer.send("x");
+    assert_eq!(fixture.receive_end(&mut peer), (vec![], End::Reset));
+    assert_eq!(fixture.close_reasons(id), [CloseReason::Aborted]);
 }
 
 #[test]
-fn r4_an_abort_drops_what_is_queued_and_nothing_is_told_afterwards() {
-    let mut desk = Desk::new().on_data(|socket, input| {
+fn r4_an_abort_drops_the_queue_and_gives_no_further_callback() {
+    let mut fixture = Fixture::new().on_data(|socket, input| {
         socket.send(input.take_all());
         socket.abort();
     });
-    let address = desk.listen();
-    let (mut peer, id) = desk.caller(address);
-    peer.say("never echoed");
-    assert_eq!(desk.hear_end(&mut peer), (vec![], End::Reset));
-    desk.turn_for(20 * MS);
-    assert_eq!(*desk.all_told().last().expect("something"), Told::Closed(id, Closed::Aborted));
+    let address = fixture.listen();
+    let (mut peer, id) = fixture.connect(address);
+    peer.send("never echoed");
+    assert_eq!(fixture.receive_end(&mut peer), (vec![], End::Reset));
+    fixture.turn_for(20 * MS);
+    assert_eq!(*fixture.events().last().expect("something"), Event::Closed(id, CloseReason::Aborted));
 }
 
 #[test]
-fn r5_a_peers_reset_is_told_as_one_and_a_dialed_peers_too() {
-    let mut desk = Desk::new();
-    let address = desk.listen();
-    let (peer, id) = desk.caller(address);
+fn r5_a_peers_reset_is_reported_as_one_and_a_dialed_peers_too() {
+    let mut fixture = Fixture::new();
+    let address = fixture.listen();
+    let (peer, id) = fixture.connect(address);
     peer.reset();
-    assert_eq!(desk.until_closed(id), Closed::Reset);
-    let host = Host::new();
-    let id = desk.dial(host.address());
-    let peer = host.answer(&mut desk);
-    desk.until("it is connected", |desk| desk.told(Told::Connected(id)) == 1);
+    assert_eq!(fixture.until_closed(id), CloseReason::Reset);
+    let server = TestServer::new();
+    let id = fixture.dial(server.address());
+    let peer = server.accept(&mut fixture);
+    fixture.until("it is connected", |fixture| fixture.count(Event::Connected(id)) == 1);
     peer.reset();
-    assert_eq!(desk.until_closed(id), Closed::Reset);
-    assert_eq!(desk.told(Told::End(id)), 0, "a reset is no end");
+    assert_eq!(fixture.until_closed(id), CloseReason::Reset);
+    assert_eq!(fixture.count(Event::End(id)), 0, "a reset is no end");
 }
 
 #[test]
 fn r6_a_peer_whose_process_is_killed_is_noticed_at_once() {
-    let mut desk = Desk::new();
-    let address = desk.listen();
+    let mut fixture = Fixture::new();
+    let address = fixture.listen();
     // A shell that connects and waits; its death closes the socket without a word of its own.
     let script = format!("exec 3<>/dev/tcp/127.0.0.1/{}; echo hello >&3; exec sleep 60", address.port());
     let mut child = Command::new("bash").args(["-c", &script]).stdin(Stdio::null()).spawn().expect("a shell");
-    desk.until("it says hello", |desk| desk.opened().first().is_some_and(|&id| desk.heard(id) == b"hello\n"));
-    let id = desk.opened()[0];
+    fixture.until("it says hello", |fixture| {
+        fixture.opened().first().is_some_and(|&id| fixture.received(id) == b"hello\n")
+    });
+    let id = fixture.opened()[0];
     child.kill().expect("it runs");
     child.wait().expect("it ends");
-    assert!(matches!(desk.until_closed(id), Closed::Finished | Closed::Reset));
+    assert!(matches!(fixture.until_closed(id), CloseReason::Finished | CloseReason::Reset));
 }
 
 #[test]
 fn r7_an_abrupt_end_with_64_mib_queued_neither_hangs_nor_loops() {
     const MUCH: usize = 64 << 20;
     let limits = SocketLimits { queue: 2 * MUCH, ..SocketLimits::default() };
-    let house = tidemill::Limits { memory: 4 * MUCH, socket: limits, ..tidemill::Limits::default() };
-    let mut desk = Desk::with(house).on_open(|socket| socket.send(&vec![0; MUCH]));
-    let address = desk.listen();
-    let (peer, id) = desk.caller(address);
-    desk.turn_for(20 * MS);
-    assert!(desk.with_socket_of(id, |socket| socket.queued()) > MUCH / 2);
+    let limits = tidemill::Limits { memory: 4 * MUCH, socket: limits, ..tidemill::Limits::default() };
+    let mut fixture = Fixture::with(limits).on_open(|socket| socket.send(&vec![0; MUCH]));
+    let address = fixture.listen();
+    let (peer, id) = fixture.connect(address);
+    fixture.turn_for(20 * MS);
+    assert!(fixture.with_socket_of(id, |socket| socket.queued()) > MUCH / 2);
     peer.reset();
-    assert_eq!(desk.until_closed(id), Closed::Reset);
-    assert_eq!(desk.reactor.sockets().memory(), 0);
-    let turns = desk.reactor.stats().turns;
-    desk.reactor.turn(Some(Duration::from_millis(30))).expect("a turn");
-    assert_eq!(desk.reactor.stats().turns, turns + 1, "it sleeps again");
+    assert_eq!(fixture.until_closed(id), CloseReason::Reset);
+    assert_eq!(fixture.reactor.sockets().memory(), 0);
+    let turns = fixture.reactor.stats().turns;
+    fixture.reactor.turn(Some(Duration::from_millis(30))).expect("a turn");
+    assert_eq!(fixture.reactor.stats().turns, turns + 1, "it sleeps again");
 }
 
 #[test]
-fn r8_closing_others_from_inside_a_callback_tells_each_of_them_once() {
-    let mut desk = Desk::new().on_data(|socket, input| {
+fn r8_closing_others_from_a_callback_gives_each_one_closed_callback() {
+    let mut fixture = Fixture::new().on_data(|socket, input| {
         input.take_all();
         let own = socket.id();
         let mut all = socket.all();
@@ -128,20 +130,20 @@ fn r8_closing_others_from_inside_a_callback_tells_each_of_them_once() {
             all.get(id).expect("it is there").abort();
         }
     });
-    let address = desk.listen();
-    let mut guests: Vec<_> = (0..5).map(|_| desk.caller(address)).collect();
+    let address = fixture.listen();
+    let mut peers: Vec<_> = (0..5).map(|_| fixture.connect(address)).collect();
     // All of them have something to deliver in the turn in which the first closes them.
-    for (peer, _) in &mut guests {
-        peer.say("x");
+    for (peer, _) in &mut peers {
+        peer.send("x");
     }
-    desk.until("one is left", |desk| desk.reactor.sockets().len() == 1);
-    desk.turn_for(20 * MS);
-    let farewells: usize = guests.iter().map(|(_, id)| desk.farewells(*id).len()).sum();
-    assert_eq!(farewells, 4);
-    let told = desk.all_told();
-    for (_, id) in &guests {
-        let last = told.iter().rposition(|told| matches!(told, Told::Data(of) if of == id));
-        let gone = told.iter().position(|told| matches!(told, Told::Closed(of, _) if of == id));
+    fixture.until("one is left", |fixture| fixture.reactor.sockets().len() == 1);
+    fixture.turn_for(20 * MS);
+    let closed: usize = peers.iter().map(|(_, id)| fixture.close_reasons(*id).len()).sum();
+    assert_eq!(closed, 4);
+    let events = fixture.events();
+    for (_, id) in &peers {
+        let last = events.iter().rposition(|events| matches!(events, Event::Data(of) if of == id));
+        let gone = events.iter().position(|events| matches!(events, Event::Closed(of, _) if of == id));
         assert!(
             gone.is_none_or(|gone| last.is_none_or(|last| last < gone)),
             "nothing comes after the farewell"

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use tidemill::{Address, Guard, IpRange, Refusal, Refuse, Rules, Verdict};
+use tidemill::{AccessPolicy, Action, Address, IpRange, Refusal, RefuseMode, Rules};
 
-use crate::desk::{Desk, End, Peer, Told};
+use crate::fixture::{End, Event, Fixture, Peer};
 
 #[test]
 fn i1_what_is_an_ip_address_and_what_is_not() {
@@ -52,9 +52,9 @@ fn i2_a_list_holds_addresses_ranges_and_networks_and_mapped_ones_are_of_version_
         "8592:757c:efae::/48",
         "2001:db8::-2001:db8::ff",
     ] {
-        rules.deny(text.parse().expect(text), Refuse::End);
+        rules.deny(text.parse().expect(text), RefuseMode::End);
     }
-    let mut denied = |text: &str| rules.decide(text.parse().expect("an address")) != Verdict::Allow;
+    let mut denied = |text: &str| rules.decide(text.parse().expect("an address")) != Action::Allow;
     for text in [
         "123.123.123.123",
         "10.0.0.1",
@@ -82,17 +82,17 @@ fn i2_a_list_holds_addresses_ranges_and_networks_and_mapped_ones_are_of_version_
     }
     let gone: IpRange = "192.168.0.0/16".parse().expect("a range");
     assert_eq!((rules.remove(gone), rules.len()), (1, 4));
-    assert_eq!(rules.decide("192.168.0.1".parse().expect("an address")), Verdict::Allow);
+    assert_eq!(rules.decide("192.168.0.1".parse().expect("an address")), Action::Allow);
 }
 
 #[test]
-fn i3_a_list_at_the_door_turns_away_whom_it_denies_and_says_so() {
-    let mut desk = Desk::new().on_open(|socket| socket.send(b"welcome"));
-    let mut guard = Guard::default();
-    guard.rules.deny("127.0.0.66".parse().expect("a range"), Refuse::Reset);
-    guard.rules.deny("127.0.0.67".parse().expect("a range"), Refuse::End);
-    desk.reactor.guard(desk.service, guard);
-    let address = desk.listen();
+fn i3_a_listener_refuses_denied_addresses_and_reports_it() {
+    let mut fixture = Fixture::new().on_open(|socket| socket.send(b"welcome"));
+    let mut guard = AccessPolicy::default();
+    guard.rules.deny("127.0.0.66".parse().expect("a range"), RefuseMode::Reset);
+    guard.rules.deny("127.0.0.67".parse().expect("a range"), RefuseMode::End);
+    fixture.reactor.set_access_policy(fixture.service, guard);
+    let address = fixture.listen();
     let from = |last: u8| {
         let socket =
             socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
@@ -100,28 +100,28 @@ fn i3_a_list_at_the_door_turns_away_whom_it_denies_and_says_so() {
         socket.connect(&address.into()).expect("a connection");
         Peer::of(socket.into())
     };
-    assert_eq!(desk.hear_end(&mut from(66)), (vec![], End::Reset));
-    assert_eq!(desk.hear_end(&mut from(67)), (vec![], End::Clean));
-    assert_eq!(desk.hear(&mut from(68), 7), b"welcome");
-    let refused = desk.refused();
-    assert_eq!(refused.iter().map(|refused| refused.why).collect::<Vec<_>>(), [Refusal::Denied; 2]);
+    assert_eq!(fixture.receive_end(&mut from(66)), (vec![], End::Reset));
+    assert_eq!(fixture.receive_end(&mut from(67)), (vec![], End::Clean));
+    assert_eq!(fixture.receive(&mut from(68), 7), b"welcome");
+    let refused = fixture.refused();
+    assert_eq!(refused.iter().map(|refused| refused.reason).collect::<Vec<_>>(), [Refusal::Denied; 2]);
     let hits: Vec<u64> =
-        desk.reactor.rules(desk.service).expect("a guard").iter().map(|rule| rule.hits).collect();
+        fixture.reactor.rules(fixture.service).expect("a guard").iter().map(|rule| rule.hits).collect();
     assert_eq!(hits, [1, 1]);
 }
 
 #[test]
-fn i4_every_address_of_a_name_is_held_against_the_list_before_it_is_connected() {
-    let mut desk = Desk::new();
-    let host = crate::desk::Host::new();
-    let good = host.address();
-    desk.reactor.look_up_with(move |_, _| Ok(vec!["127.0.0.66:9".parse().expect("an address"), good]));
+fn i4_every_address_of_a_name_is_checked_against_the_list_before_connecting() {
+    let mut fixture = Fixture::new();
+    let server = crate::fixture::TestServer::new();
+    let good = server.address();
+    fixture.reactor.look_up_with(move |_, _| Ok(vec!["127.0.0.66:9".parse().expect("an address"), good]));
     let mut options = tidemill::DialOptions::default();
-    options.rules.deny("127.0.0.66".parse().expect("a range"), Refuse::End);
-    let id = desk.reactor.dial_with("any.example:1", desk.service, options.clone()).expect("a slot");
-    let _peer = host.answer(&mut desk);
-    desk.until("it is connected", |desk| desk.told(Told::Connected(id)) == 1);
-    let id = desk.reactor.dial_with("127.0.0.66:9", desk.service, options).expect("a slot");
-    desk.until_closed(id);
-    assert_eq!(desk.failure(id), "cannot connect to 127.0.0.66:9: a rule forbids this address");
+    options.rules.deny("127.0.0.66".parse().expect("a range"), RefuseMode::End);
+    let id = fixture.reactor.dial_with("any.example:1", fixture.service, options.clone()).expect("a slot");
+    let _peer = server.accept(&mut fixture);
+    fixture.until("it is connected", |fixture| fixture.count(Event::Connected(id)) == 1);
+    let id = fixture.reactor.dial_with("127.0.0.66:9", fixture.service, options).expect("a slot");
+    fixture.until_closed(id);
+    assert_eq!(fixture.dial_error(id), "cannot connect to 127.0.0.66:9: a rule forbids this address");
 }

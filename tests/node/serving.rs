@@ -3,139 +3,141 @@
 use std::net::TcpStream;
 use std::time::Duration;
 
-use tidemill::{Closed, Guard, Limits, Refusal, SocketLimits};
+use tidemill::{AccessPolicy, CloseReason, Limits, Refusal, SocketLimits};
 
-use crate::desk::{Desk, End, MS, Peer, Told};
+use crate::fixture::{End, Event, Fixture, MS, Peer};
 
 #[test]
-fn s1_shutting_down_waits_for_those_who_are_connected_and_ends_once() {
-    let mut desk = Desk::new();
-    let address = desk.listen();
-    let (mut peer, id) = desk.caller(address);
-    desk.reactor.shutdown(Duration::from_secs(60));
-    desk.turn_for(20 * MS);
+fn s1_shutdown_waits_for_open_connections_and_ends_once() {
+    let mut fixture = Fixture::new();
+    let address = fixture.listen();
+    let (mut peer, id) = fixture.connect(address);
+    fixture.reactor.shutdown(Duration::from_secs(60));
+    fixture.turn_for(20 * MS);
     assert!(TcpStream::connect(address).is_err(), "nobody new comes in");
-    peer.say("I am not done");
-    desk.until("it is heard", |desk| desk.heard(id) == b"I am not done");
+    peer.send("I am not done");
+    fixture.until("it is heard", |fixture| fixture.received(id) == b"I am not done");
     peer.finish();
-    desk.reactor.run().expect("the loop ends by itself");
-    assert_eq!(desk.farewells(id), [Closed::Finished]);
+    fixture.reactor.run().expect("the loop ends by itself");
+    assert_eq!(fixture.close_reasons(id), [CloseReason::Finished]);
 }
 
 #[test]
 fn s2_a_peer_that_does_not_end_is_ended_when_the_grace_is_over() {
-    let mut desk = Desk::new();
-    let address = desk.listen();
-    let (_peer, id) = desk.caller(address);
-    desk.reactor.shutdown(50 * MS);
-    desk.reactor.run().expect("the loop ends by itself");
-    assert_eq!(desk.farewells(id), [Closed::Shutdown]);
+    let mut fixture = Fixture::new();
+    let address = fixture.listen();
+    let (_peer, id) = fixture.connect(address);
+    fixture.reactor.shutdown(50 * MS);
+    fixture.reactor.run().expect("the loop ends by itself");
+    assert_eq!(fixture.close_reasons(id), [CloseReason::Shutdown]);
 }
 
-fn full(most: usize) -> (Desk, std::net::SocketAddr) {
-    let mut desk = Desk::with(Limits { connections: most, ..Limits::default() });
-    let address = desk.listen();
-    (desk, address)
+fn full(max: usize) -> (Fixture, std::net::SocketAddr) {
+    let mut fixture = Fixture::with(Limits { connections: max, ..Limits::default() });
+    let address = fixture.listen();
+    (fixture, address)
 }
 
 #[test]
-fn s3_the_first_n_are_let_in_and_the_rest_are_told_and_closed() {
-    let (mut desk, address) = full(3);
-    let mut peers: Vec<Peer> = (0..8).map(|_| Peer::call(address)).collect();
-    desk.until("all have been seen", |desk| desk.opened().len() + desk.refused().len() == 8);
-    assert_eq!(desk.opened().len(), 3);
+fn s3_the_first_n_are_accepted_and_the_rest_are_refused_with_a_reply() {
+    let (mut fixture, address) = full(3);
+    let mut peers: Vec<Peer> = (0..8).map(|_| Peer::connect(address)).collect();
+    fixture.until("all have been seen", |fixture| fixture.opened().len() + fixture.refused().len() == 8);
+    assert_eq!(fixture.opened().len(), 3);
     for refused in &mut peers[3..] {
-        assert_eq!(desk.hear_end(refused), (b"server busy\n".to_vec(), End::Clean));
+        assert_eq!(fixture.receive_end(refused), (b"server busy\n".to_vec(), End::Clean));
     }
-    peers[0].say("inside");
-    let first = desk.opened()[0];
-    desk.until("those inside go on", |desk| desk.heard(first) == b"inside");
+    peers[0].send("inside");
+    let first = fixture.opened()[0];
+    fixture.until("those inside go on", |fixture| fixture.received(first) == b"inside");
 }
 
 #[test]
 fn s4_a_slot_that_is_freed_can_be_used_again() {
-    let (mut desk, address) = full(1);
+    let (mut fixture, address) = full(1);
     for _ in 0..20 {
-        let (peer, id) = desk.caller(address);
+        let (peer, id) = fixture.connect(address);
         drop(peer);
-        desk.until_closed(id);
+        fixture.until_closed(id);
     }
-    assert!(desk.refused().is_empty());
+    assert!(fixture.refused().is_empty());
 }
 
 #[test]
-fn s5_whoever_is_dropped_is_named_with_both_addresses_and_the_reason() {
-    let (mut desk, address) = full(1);
-    let (_inside, _) = desk.caller(address);
-    let late = Peer::call(address);
-    desk.until("it is refused", |desk| !desk.refused().is_empty());
-    let refused = desk.refused().remove(0);
+fn s5_a_refused_connection_is_reported_with_both_addresses_and_the_reason() {
+    let (mut fixture, address) = full(1);
+    let (_inside, _) = fixture.connect(address);
+    let late = Peer::connect(address);
+    fixture.until("it is refused", |fixture| !fixture.refused().is_empty());
+    let refused = fixture.refused().remove(0);
     assert_eq!(refused.peer.inet(), late.stream.local_addr().ok());
-    assert_eq!((refused.at.inet(), refused.why), (Some(address), Refusal::Full));
+    assert_eq!((refused.at.inet(), refused.reason), (Some(address), Refusal::Full));
 }
 
 #[test]
 fn s6_all_connections_can_be_reset_at_once() {
-    let mut desk = Desk::new();
-    let address = desk.listen();
-    let mut peers: Vec<Peer> = (0..10).map(|_| desk.caller(address).0).collect();
-    let mut sockets = desk.reactor.sockets();
+    let mut fixture = Fixture::new();
+    let address = fixture.listen();
+    let mut peers: Vec<Peer> = (0..10).map(|_| fixture.connect(address).0).collect();
+    let mut sockets = fixture.reactor.sockets();
     for id in sockets.ids() {
         sockets.get(id).expect("it is there").abort();
     }
     for peer in &mut peers {
-        assert_eq!(desk.hear_end(peer), (Vec::new(), End::Reset));
+        assert_eq!(fixture.receive_end(peer), (Vec::new(), End::Reset));
     }
-    assert_eq!(desk.reactor.sockets().len(), 0);
+    assert_eq!(fixture.reactor.sockets().len(), 0);
 }
 
 #[test]
 fn s7_paused_on_connect_a_socket_delivers_nothing_until_it_is_resumed() {
-    let mut desk = Desk::new().on_open(|socket| socket.pause());
-    let address = desk.listen();
-    let (mut peer, id) = desk.caller(address);
-    peer.say("patience");
-    desk.turn_for(50 * MS);
-    assert_eq!((desk.heard(id), desk.with_socket_of(id, |socket| socket.bytes_in())), (vec![], 0));
-    desk.with_socket_of(id, |socket| socket.resume());
-    desk.until("it is delivered", |desk| desk.heard(id) == b"patience");
+    let mut fixture = Fixture::new().on_open(|socket| socket.pause());
+    let address = fixture.listen();
+    let (mut peer, id) = fixture.connect(address);
+    peer.send("patience");
+    fixture.turn_for(50 * MS);
+    assert_eq!((fixture.received(id), fixture.with_socket_of(id, |socket| socket.bytes_in())), (vec![], 0));
+    fixture.with_socket_of(id, |socket| socket.resume());
+    fixture.until("it is delivered", |fixture| fixture.received(id) == b"patience");
 }
 
 #[test]
 fn s8_a_service_that_gives_up_on_one_connection_closes_only_that_one() {
-    let mut desk = Desk::new().on_data(|socket, input| match input.take_all() {
-        b"bad" => socket.close_as(Closed::Malformed),
+    let mut fixture = Fixture::new().on_data(|socket, input| match input.take_all() {
+        b"bad" => socket.close_as(CloseReason::Malformed),
         good => socket.send(good),
     });
-    let address = desk.listen();
-    let (mut good, _) = desk.caller(address);
-    let (mut bad, id) = desk.caller(address);
-    bad.say("bad");
-    assert_eq!(desk.hear_end(&mut bad), (vec![], End::Clean));
+    let address = fixture.listen();
+    let (mut good, _) = fixture.connect(address);
+    let (mut bad, id) = fixture.connect(address);
+    bad.send("bad");
+    assert_eq!(fixture.receive_end(&mut bad), (vec![], End::Clean));
     drop(bad);
-    assert_eq!(desk.until_closed(id), Closed::Malformed);
-    good.say("good");
-    assert_eq!(desk.hear(&mut good, 4), b"good");
+    assert_eq!(fixture.until_closed(id), CloseReason::Malformed);
+    good.send("good");
+    assert_eq!(fixture.receive(&mut good, 4), b"good");
 }
 
 #[test]
 fn s9_a_hundred_and_fifty_connections_of_forty_kilobytes_each_arrive_whole() {
-    let mut desk = Desk::with_socket(SocketLimits { read_pace: None, ..SocketLimits::default() });
-    let address = desk.listen();
-    let mut peers: Vec<(Peer, _)> = (0..150).map(|_| desk.caller(address)).collect();
+    let mut fixture = Fixture::with_socket(SocketLimits { min_read_rate: None, ..SocketLimits::default() });
+    let address = fixture.listen();
+    let mut peers: Vec<(Peer, _)> = (0..150).map(|_| fixture.connect(address)).collect();
     for (n, (peer, _)) in peers.iter_mut().enumerate() {
-        peer.say(vec![n as u8; 40 * 1024]);
+        peer.send(vec![n as u8; 40 * 1024]);
         peer.finish();
     }
     for (n, (_, id)) in peers.iter().enumerate() {
-        assert_eq!(desk.until_closed(*id), Closed::Finished);
-        assert!(desk.heard(*id) == vec![n as u8; 40 * 1024], "connection {n}");
-        assert_eq!(desk.told(Told::End(*id)), 1);
+        assert_eq!(fixture.until_closed(*id), CloseReason::Finished);
+        assert!(fixture.received(*id) == vec![n as u8; 40 * 1024], "connection {n}");
+        assert_eq!(fixture.count(Event::End(*id)), 1);
     }
     // Everybody is known to have come from one address; a guard would have seen it.
-    desk.reactor.guard(desk.service, Guard { per_address: Some(1), ..Guard::default() });
-    let (_one, _) = desk.caller(address);
-    let _two = Peer::call(address);
-    desk.until("the second is one too many", |desk| desk.refused().len() == 1);
-    assert_eq!(desk.refused()[0].why, Refusal::PerAddress);
+    fixture
+        .reactor
+        .set_access_policy(fixture.service, AccessPolicy { per_address: Some(1), ..AccessPolicy::default() });
+    let (_one, _) = fixture.connect(address);
+    let _two = Peer::connect(address);
+    fixture.until("the second is one too many", |fixture| fixture.refused().len() == 1);
+    assert_eq!(fixture.refused()[0].reason, Refusal::PerAddress);
 }

@@ -37,7 +37,7 @@ pub(super) fn measure(smoke: bool) -> Measured {
             starts.entry(which).or_default().push(start(program)?);
         }
     }
-    let told = |name: &str, unit, value: &dyn Fn(usize) -> f64| Figure {
+    let figure = |name: &str, unit, value: &dyn Fn(usize) -> f64| Figure {
         name: name.to_string(),
         unit,
         values: programs.iter().enumerate().map(|(n, one)| (one.title.to_string(), value(n))).collect(),
@@ -49,10 +49,10 @@ pub(super) fn measure(smoke: bool) -> Measured {
     };
     let size = |which: usize| fs::metadata(&programs[which].path).map_or(0.0, |file| file.len() as f64 / 1e3);
     Ok(vec![
-        told("the smallest program", "kB", &size),
-        told("from exec to the first echo", "µs", &|n| middle(n, |start| start.took.as_secs_f64() * 1e6)),
-        told("idle Rss", "KiB", &|n| middle(n, |start| start.rss as f64 / 1024.0)),
-        told("idle Pss", "KiB", &|n| middle(n, |start| start.pss as f64 / 1024.0)),
+        figure("the smallest program", "kB", &size),
+        figure("from exec to the first echo", "µs", &|n| middle(n, |start| start.took.as_secs_f64() * 1e6)),
+        figure("idle Rss", "KiB", &|n| middle(n, |start| start.rss as f64 / 1024.0)),
+        figure("idle Pss", "KiB", &|n| middle(n, |start| start.pss as f64 / 1024.0)),
     ])
 }
 

@@ -11,77 +11,83 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tidemill::tls::Server;
 use tidemill::{
-    Address, Closed, Guard, Handle, Limits, ListenOptions, Reactor, Refusal, Rules, Service, SocketLimits,
-    Stats, Verdict,
+    AccessPolicy, Action, Address, CloseReason, Handle, Limits, ListenOptions, Reactor, Refusal, Rules,
+    Service, SocketLimits, Stats,
 };
 
-use crate::args::tls::Shown;
-use crate::args::{Failure, Server as Options};
+use crate::args::tls::ServerTlsArgs;
+use crate::args::{CommandError, ServerArgs as Options};
 
-/// What a service wants of its house beside the limits of its connections.
-pub struct House {
-    pub guard: Guard,
+/// What a service needs from its reactor beside the limits of its connections.
+pub struct ServeSetup {
+    pub access_policy: AccessPolicy,
     /// Whom each connection will have dialed for it.
-    pub dials_to: Vec<Address>,
+    pub upstreams: Vec<Address>,
     /// What is shown of TLS, where it was read already, and whether the listeners show it: else the service does.
-    pub shown: Option<Server>,
-    pub secures_door: bool,
+    pub tls: Option<Server>,
+    pub listeners_filter: bool,
 }
 
-impl House {
+impl ServeSetup {
     /// One whose listeners secure those who come, if that was asked for.
-    fn plain(options: &Options) -> Result<House, Failure> {
-        let shown = options.tls.server().map_err(Failure::Run)?;
-        Ok(House { guard: Guard::default(), dials_to: Vec::new(), shown, secures_door: true })
+    fn plain(options: &Options) -> Result<ServeSetup, CommandError> {
+        let shown = options.tls.server().map_err(CommandError::Run)?;
+        Ok(ServeSetup {
+            access_policy: AccessPolicy::default(),
+            upstreams: Vec::new(),
+            tls: shown,
+            listeners_filter: true,
+        })
     }
 }
 
 /// Serves until a signal comes. `usual` are the limits that the service brings along.
-pub fn serve<S: Service>(service: S, usual: SocketLimits, options: &Options) -> Result<(), Failure> {
-    let house = House::plain(options)?;
-    serve_as(service, usual, house, options)
+pub fn serve<S: Service>(service: S, usual: SocketLimits, options: &Options) -> Result<(), CommandError> {
+    let setup = ServeSetup::plain(options)?;
+    serve_as(service, usual, setup, options)
 }
 
 pub fn serve_as<S: Service>(
     service: S,
     usual: SocketLimits,
-    house: House,
+    setup: ServeSetup,
     options: &Options,
-) -> Result<(), Failure> {
-    let mut limits = options.socket_limits(usual).map_err(Failure::Usage)?;
-    let most = options.limits(descriptors());
-    tell_limits(&most);
-    let failed = |error: std::io::Error| Failure::Run(error.to_string());
-    let mut reactor = Reactor::new(most).map_err(failed)?;
+) -> Result<(), CommandError> {
+    let mut limits = options.socket_limits(usual).map_err(CommandError::Usage)?;
+    let max = options.limits(descriptors());
+    log_limits(&max);
+    let failed = |error: std::io::Error| CommandError::Run(error.to_string());
+    let mut reactor = Reactor::new(max).map_err(failed)?;
     if let Some(rate) = options.total_rate() {
-        limits.group = Some(reactor.sockets().group(rate).map_err(failed)?);
+        limits.group = Some(reactor.sockets().add_group(rate).map_err(failed)?);
     }
     let service = reactor.add_with(service, limits);
-    reactor.guard(service, options.guard(house.guard));
-    let secure = house.shown.as_ref().filter(|_| house.secures_door).map(Server::security);
-    let listen = ListenOptions { dials: !house.dials_to.is_empty(), secure, ..options.listen_options() };
+    reactor.set_access_policy(service, options.access_policy(setup.access_policy));
+    let filter = setup.tls.as_ref().filter(|_| setup.listeners_filter).map(Server::filter_config);
+    let listen =
+        ListenOptions { reserve_slot: !setup.upstreams.is_empty(), filter, ..options.listen_options() };
     // Before anyone can wait for the start line and then send a signal.
-    heed_signals(reactor.handle(), options.drain()).map_err(failed)?;
-    if let Some(shown) = house.shown {
-        heed_reload(shown, options.tls.clone()).map_err(failed)?;
+    handle_signals(reactor.handle(), options.drain()).map_err(failed)?;
+    if let Some(shown) = setup.tls {
+        handle_reload(shown, options.tls.clone()).map_err(failed)?;
     }
     let mut listening = Vec::new();
     for address in &options.listen {
         let listener = reactor.listen_with(address, service, &listen).map_err(failed)?;
         listening.extend(reactor.local_addr(listener));
     }
-    for to in &house.dials_to {
+    for to in &setup.upstreams {
         refuse_self(to, &listening)?;
     }
     listening.iter().for_each(announce);
     reactor.run().map_err(failed)?;
-    tell_rules(reactor.rules(service));
-    tell_stats(&reactor.stats());
+    log_rules(reactor.rules(service));
+    log_stats(&reactor.stats());
     Ok(())
 }
 
-/// A proxy to itself would call itself until the house is full.
-fn refuse_self(to: &Address, listening: &[Address]) -> Result<(), Failure> {
+/// A proxy to itself would call itself until the reactor is at capacity.
+fn refuse_self(to: &Address, listening: &[Address]) -> Result<(), CommandError> {
     // One that is not found now may be found later, and cannot be us.
     let targets: Vec<SocketAddr> = to.to_socket_addrs().map(Iterator::collect).unwrap_or_default();
     let is_ours = |ip: IpAddr| TcpListener::bind((ip, 0)).is_ok();
@@ -95,9 +101,9 @@ fn refuse_self(to: &Address, listening: &[Address]) -> Result<(), Failure> {
     });
     match same {
         None => Ok(()),
-        Some(own) => {
-            Err(Failure::Run(format!("cannot proxy to {to}: that is {own}, where this proxy itself listens")))
-        }
+        Some(own) => Err(CommandError::Run(format!(
+            "cannot proxy to {to}: that is {own}, where this proxy itself listens"
+        ))),
     }
 }
 
@@ -107,10 +113,10 @@ pub fn descriptors() -> usize {
     // macOS has no limit here but refuses to be told so; then what was there before stays.
     let raised = Rlimit { current: before.maximum, maximum: before.maximum };
     let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { before };
-    now.current.map_or(1 << 20, |most| usize::try_from(most).unwrap_or(usize::MAX).min(1 << 20))
+    now.current.map_or(1 << 20, |max| usize::try_from(max).unwrap_or(usize::MAX).min(1 << 20))
 }
 
-fn tell_limits(limits: &Limits) {
+fn log_limits(limits: &Limits) {
     let (connections, memory) = (limits.connections, ByteSize(limits.memory as u64));
     log::info!("at most {connections} connections and {memory} in buffers");
 }
@@ -122,18 +128,18 @@ fn announce(address: &Address) {
 }
 
 /// The first signal drains, the second ends at once with the exit code that shells give a process killed by it.
-fn heed_signals(handle: Handle, drain: Duration) -> std::io::Result<()> {
+fn handle_signals(handle: Handle, drain: Duration) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let waits = thread::Builder::new().name("signals".into());
     waits.spawn(move || {
         let mut draining = false;
         for signal in signals.forever() {
             if draining {
-                log::info!("a second signal: ending at once");
+                log::info!("second signal: exiting at once");
                 std::process::exit(128 + signal);
             }
             draining = true;
-            log::info!("closing the listeners; connections may end within {drain:?}");
+            log::info!("shutting down: listeners closed, connections have {drain:?} to end");
             if handle.post(move |sockets| sockets.shutdown(drain)).is_err() {
                 return; // The loop has ended already.
             }
@@ -143,15 +149,15 @@ fn heed_signals(handle: Handle, drain: Duration) -> std::io::Result<()> {
 }
 
 /// SIGHUP has the certificates read again. What is wrong with the new ones is no reason to lose the old ones.
-fn heed_reload(shown: Server, options: Shown) -> std::io::Result<()> {
+fn handle_reload(shown: Server, options: ServerTlsArgs) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGHUP])?;
     let waits = thread::Builder::new().name("reload".into());
     waits.spawn(move || {
         for _ in signals.forever() {
             let read = options.read().and_then(|read| shown.replace(read).map_err(|error| error.to_string()));
             match read {
-                Ok(()) => log::info!("the certificates were read again, and are shown to whoever comes now"),
-                Err(why) => log::error!("{why}; the certificates of before are still shown"),
+                Ok(()) => log::info!("certificates reloaded, in use for new connections"),
+                Err(why) => log::error!("{why}; keeping the previous certificates"),
             }
         }
     })?;
@@ -159,20 +165,20 @@ fn heed_reload(shown: Server, options: Shown) -> std::io::Result<()> {
 }
 
 /// How often each rule of the door has decided.
-fn tell_rules(rules: Option<&Rules>) {
+fn log_rules(rules: Option<&Rules>) {
     for rule in rules.into_iter().flat_map(Rules::iter) {
-        let what = if rule.verdict == Verdict::Allow { "allow" } else { "deny" };
-        log::info!("{what} {} decided {} times", rule.range, rule.hits);
+        let what = if rule.action == Action::Allow { "allow" } else { "deny" };
+        log::info!("rule {what} {} matched {} times", rule.range, rule.hits);
     }
 }
 
-fn tell_stats(stats: &Stats) {
+fn log_stats(stats: &Stats) {
     let counted = |words: &[&str], counts: &[u64], before: &str| -> String {
         let some = words.iter().zip(counts).filter(|(_, count)| **count > 0);
         some.map(|(word, count)| format!(" {before}{word}={count}")).collect()
     };
-    let ends = counted(&Closed::WORDS, &stats.closed, "");
-    let refusals = counted(&Refusal::WORDS, &stats.refused_for, "refused-");
+    let ends = counted(&CloseReason::WORDS, &stats.closed, "");
+    let refusals = counted(&Refusal::WORDS, &stats.refused_by_reason, "refused-");
     let dry = counted(&Refusal::WORDS, &stats.would_refuse, "would-refuse-");
     let waits = counted(
         &["throttled", "would-throttle", "handshakes", "handshakes-delayed"],

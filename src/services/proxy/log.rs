@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::base::address::Address;
 use crate::base::id::ConnId;
-use crate::base::reason::{Closed, Departed};
+use crate::base::reason::{CloseReason, ClosedInfo};
 use crate::framing::proxy_header::ProxyHeader;
 
 /// What will stand in the log.
@@ -13,24 +13,24 @@ use crate::framing::proxy_header::ProxyHeader;
 pub(super) struct Record {
     pub(super) client: Address,
     /// Since the reactor was made.
-    pub(super) began: Duration,
+    pub(super) started: Duration,
     pub(super) upstream: usize,
     /// Until it is connected.
     pub(super) dialing: Option<Box<Dialing>>,
     pub(super) connected: Option<Duration>,
     /// How each end has ended, what it had moved, and how long the client was here. In a box, because most of its
     /// time a pair has none.
-    pub(super) client_end: Option<Box<(Closed, Departed, Duration)>>,
-    pub(super) upstream_end: Option<Box<(Closed, Departed)>>,
+    pub(super) client_end: Option<Box<(CloseReason, ClosedInfo, Duration)>>,
+    pub(super) upstream_end: Option<Box<(CloseReason, ClosedInfo)>>,
     /// The one that is being dialed or connected.
-    pub(super) leg: Option<ConnId>,
+    pub(super) upstream_id: Option<ConnId>,
 }
 
 /// What is known of a connection while an upstream is dialed.
 #[derive(Debug)]
 pub(super) struct Dialing {
     /// What the client called.
-    pub(super) called: Option<Address>,
+    pub(super) destination: Option<Address>,
     /// Upstreams that have not been tried, in order.
     pub(super) untried: Vec<usize>,
 }
@@ -38,26 +38,26 @@ pub(super) struct Dialing {
 impl Record {
     /// For whom its upstream is to be told that it stands.
     pub(super) fn header(&self) -> ProxyHeader {
-        let called = self.dialing.as_ref().and_then(|dialing| dialing.called.as_ref());
-        let ends = self.client.inet().zip(called.and_then(Address::inet));
+        let destination = self.dialing.as_ref().and_then(|dialing| dialing.destination.as_ref());
+        let ends = self.client.inet().zip(destination.and_then(Address::inet));
         ends.map_or(ProxyHeader::Unknown, |(source, destination)| ProxyHeader::For { source, destination })
     }
 }
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((client, departed, lived)) = self.client_end.as_deref() else { return Ok(()) };
+        let Some((client, info, duration)) = self.client_end.as_deref() else { return Ok(()) };
         // Nobody needs the nanoseconds.
         let micros = |span: Duration| Duration::from_micros(span.as_micros() as u64);
-        write!(f, "in={} out={} lived={:?}", departed.bytes_in, departed.bytes_out, micros(*lived))?;
+        write!(f, "in={} out={} duration={:?}", info.bytes_in, info.bytes_out, micros(*duration))?;
         if let Some(connected) = self.connected {
             write!(f, " connected={:?}", micros(connected))?;
         }
         write!(f, " client={}", client.word())?;
         match self.upstream_end.as_deref() {
             None => Ok(()),
-            Some((upstream, departed)) => match departed.trouble() {
-                Some(trouble) => write!(f, " upstream={} ({trouble})", upstream.word()),
+            Some((upstream, info)) => match info.error_text() {
+                Some(error) => write!(f, " upstream={} ({error})", upstream.word()),
                 None => write!(f, " upstream={}", upstream.word()),
             },
         }
@@ -65,9 +65,9 @@ impl fmt::Display for Record {
 }
 
 /// Why an upstream that was not connected has ended, unless we wanted that.
-pub(super) fn failure(why: Closed, departed: &Departed) -> Option<String> {
-    let wanted = matches!(why, Closed::Local | Closed::Shutdown);
-    (!wanted).then(|| departed.trouble().unwrap_or_else(|| why.to_string()))
+pub(super) fn failure_text(why: CloseReason, info: &ClosedInfo) -> Option<String> {
+    let wanted = matches!(why, CloseReason::Local | CloseReason::Shutdown);
+    (!wanted).then(|| info.error_text().unwrap_or_else(|| why.to_string()))
 }
 
 use crate::base::reason::{Refusal, Refused};
@@ -75,19 +75,19 @@ use crate::parts::timers::TimerId;
 
 /// Who was turned away since the log last said so. A flood of callers must not become a flood of lines.
 #[derive(Debug, Default)]
-pub(super) struct TurnedAway {
+pub(super) struct RefusedSummary {
     pub(super) counts: [u64; Refusal::COUNT],
     pub(super) last: Option<Refused>,
     /// When it will say so.
     pub(super) timer: Option<TimerId>,
 }
 
-impl fmt::Display for TurnedAway {
+impl fmt::Display for RefusedSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "turned away {}:", self.counts.iter().sum::<u64>())?;
+        write!(f, "refused {}:", self.counts.iter().sum::<u64>())?;
         for (word, count) in Refusal::WORDS.iter().zip(self.counts).filter(|(_, count)| *count > 0) {
             write!(f, " {word}={count}")?;
         }
-        self.last.as_ref().map_or(Ok(()), |last| write!(f, ", lastly {}", last.peer))
+        self.last.as_ref().map_or(Ok(()), |last| write!(f, ", last {}", last.peer))
     }
 }

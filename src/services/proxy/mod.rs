@@ -6,18 +6,18 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
-use self::log::{Dialing, Record, TurnedAway, failure};
+use self::log::{Dialing, Record, RefusedSummary, failure_text};
 use crate::base::address::Address;
-use crate::base::filter::Security;
+use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};
-use crate::base::reason::{Closed, Departed, Refused};
+use crate::base::reason::{CloseReason, ClosedInfo, Refused};
 use crate::config::dial::DialOptions;
 use crate::config::limits::SocketLimits;
 use crate::config::rules::IpRange;
 use crate::connection::Origin;
 use crate::connection::socket::Socket;
 use crate::connection::sockets::Sockets;
-use crate::framing::proxy_header::{ProxyHeader, Version};
+use crate::framing::proxy_header::{HeaderVersion, ProxyHeader};
 use crate::parts::inbox::Input;
 use crate::parts::timers::TimerId;
 use crate::service::Service;
@@ -33,13 +33,13 @@ use ::log::{debug, info, warn};
 ///
 /// - **Choice**: round robin over those that are up. One that could not be connected is down for ten seconds, or
 ///   until a check finds it up; when all are down, all are tried.
-/// - **Deadline**: connecting takes at most [`within`](Proxy::within), however many upstreams are tried. A client that
-///   could not be connected sees a clean end.
+/// - **Deadline**: connecting takes at most [`connect_timeout`](Proxy::connect_timeout), however many upstreams are
+///   tried. A client that could not be connected sees a clean end.
 /// - **Names** are looked up for each connection, so that a change is seen at once. A literal address spares that.
 /// - **Not read before it is connected**: what the client says meanwhile waits in the kernel.
 ///
-/// Listen with [`ListenOptions::dials`](crate::ListenOptions::dials), so that everybody who is let in has the second
-/// slot that he needs.
+/// Listen with [`ListenOptions::reserve_slot`](crate::ListenOptions::reserve_slot), so that everybody who is let in has
+/// the second slot that he needs.
 ///
 /// ```
 /// use tidemill::{Limits, ListenOptions, Reactor, services::Proxy};
@@ -48,25 +48,25 @@ use ::log::{debug, info, warn};
 /// let proxy = Proxy::to(vec!["127.0.0.1:5432".parse().unwrap()]);
 /// let limits = proxy.limits();
 /// let proxy = reactor.add_with(proxy, limits);
-/// reactor.listen_with("127.0.0.1:0", proxy, &ListenOptions { dials: true, ..ListenOptions::default() })?;
+/// reactor.listen_with("127.0.0.1:0", proxy, &ListenOptions { reserve_slot: true, ..ListenOptions::default() })?;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct Proxy {
     upstreams: Vec<Upstream>,
     next: usize,
-    own: Option<ServiceId>,
-    trusted: Vec<IpRange>,
-    header_out: Option<Version>,
-    secures_callers: Option<Security>,
-    secures_upstreams: Option<Security>,
-    within: Duration,
+    service: Option<ServiceId>,
+    header_sources: Vec<IpRange>,
+    header_out: Option<HeaderVersion>,
+    client_filter: Option<FilterConfig>,
+    upstream_filter: Option<FilterConfig>,
+    connect_timeout: Duration,
     check_every: Option<Duration>,
     /// By client.
-    open: HashMap<ConnId, Box<Record>>,
+    records: HashMap<ConnId, Box<Record>>,
     /// Connections that only find out whether an upstream is up.
     checks: HashMap<ConnId, usize>,
-    turned_away: TurnedAway,
+    refused_summary: RefusedSummary,
 }
 
 #[derive(Debug)]
@@ -77,11 +77,11 @@ struct Upstream {
 
 /// One end of a proxied connection.
 #[derive(Debug)]
-pub enum Leg {
+pub enum Role {
     /// A client that has to say first for whom it stands.
-    Announcing,
+    AwaitingHeader,
     /// A client in its handshake, and what it called.
-    Securing(Option<Box<Address>>),
+    Handshaking(Option<Box<Address>>),
     /// A client.
     Client,
     /// The upstream of this client.
@@ -103,47 +103,47 @@ impl Proxy {
         Proxy {
             upstreams: upstreams.into_iter().map(|to| Upstream { to, down_until: None }).collect(),
             next: 0,
-            own: None,
-            trusted: Vec::new(),
+            service: None,
+            header_sources: Vec::new(),
             header_out: None,
-            secures_callers: None,
-            secures_upstreams: None,
-            within: Duration::from_secs(10),
+            client_filter: None,
+            upstream_filter: None,
+            connect_timeout: Duration::from_secs(10),
             check_every: Some(Duration::from_secs(5)),
-            open: HashMap::new(),
+            records: HashMap::new(),
             checks: HashMap::new(),
-            turned_away: TurnedAway::default(),
+            refused_summary: RefusedSummary::default(),
         }
     }
 
     /// Senders that say in a PROXY header for whom they stand, and must. From all others a header is payload.
-    pub fn trusting(self, trusted: Vec<IpRange>) -> Proxy {
-        Proxy { trusted, ..self }
+    pub fn accept_header_from(self, trusted: Vec<IpRange>) -> Proxy {
+        Proxy { header_sources: trusted, ..self }
     }
 
     /// Tells upstreams in a PROXY header for whom a connection stands.
-    pub fn announcing(self, version: Option<Version>) -> Proxy {
+    pub fn send_header(self, version: Option<HeaderVersion>) -> Proxy {
         Proxy { header_out: version, ..self }
     }
 
     /// Secures callers, behind the PROXY header of those who send one. Where nobody is trusted to send one, a listener
-    /// that [secures](crate::ListenOptions::secure) them does it better: then only those come in who are.
-    pub fn securing_callers(self, how: Option<Security>) -> Proxy {
-        Proxy { secures_callers: how, ..self }
+    /// that [secures](crate::ListenOptions::filter) them does it better: then only those come in who are.
+    pub fn filter_clients(self, how: Option<FilterConfig>) -> Proxy {
+        Proxy { client_filter: how, ..self }
     }
 
     /// Secures the way to the upstreams. A PROXY header goes before that, as it is.
-    pub fn securing_upstreams(self, how: Option<Security>) -> Proxy {
-        Proxy { secures_upstreams: how, ..self }
+    pub fn filter_upstreams(self, how: Option<FilterConfig>) -> Proxy {
+        Proxy { upstream_filter: how, ..self }
     }
 
     /// How long connecting to an upstream may take, all attempts together. Default 10 s.
-    pub fn within(self, within: Duration) -> Proxy {
-        Proxy { within, ..self }
+    pub fn connect_timeout(self, within: Duration) -> Proxy {
+        Proxy { connect_timeout: within, ..self }
     }
 
     /// How often each of several upstreams is connected to, to see whether it is up. Default 5 s; none: never.
-    pub fn checking(self, every: Option<Duration>) -> Proxy {
+    pub fn check_every(self, every: Option<Duration>) -> Proxy {
         Proxy { check_every: every, ..self }
     }
 
@@ -153,7 +153,7 @@ impl Proxy {
     }
 
     fn is_trusted(&self, peer: &Address) -> bool {
-        peer.ip().is_some_and(|ip| self.trusted.iter().any(|range| range.contains(ip)))
+        peer.ip().is_some_and(|ip| self.header_sources.iter().any(|range| range.contains(ip)))
     }
 
     /// All upstreams in the order in which to try them: those that are up first, each time beginning with another.
@@ -167,44 +167,47 @@ impl Proxy {
     }
 
     /// A client is known by its address.
-    fn meet(&mut self, client: &mut Socket<'_>, called: Option<Address>) -> Leg {
-        match &self.secures_callers {
+    fn begin(&mut self, client: &mut Socket<'_>, destination: Option<Address>) -> Role {
+        match &self.client_filter {
             Some(how) => {
-                client.secure(how.clone());
-                Leg::Securing(called.map(Box::new))
+                client.start_filter(how.clone());
+                Role::Handshaking(destination.map(Box::new))
             }
             None => {
-                self.admit(client, called);
-                Leg::Client
+                self.admit(client, destination);
+                Role::Client
             }
         }
     }
 
     /// A client is known for what it is: it waits, unread, while an upstream is dialed.
-    fn admit(&mut self, client: &mut Socket<'_>, called: Option<Address>) {
+    fn admit(&mut self, client: &mut Socket<'_>, destination: Option<Address>) {
         client.pause();
         let mut untried = self.order(client.elapsed());
         untried.reverse();
         let record = Record {
             client: client.peer_addr(),
-            began: client.elapsed(),
+            started: client.elapsed(),
             upstream: 0,
-            dialing: Some(Box::new(Dialing { called: called.or_else(|| client.local_addr()), untried })),
+            dialing: Some(Box::new(Dialing {
+                destination: destination.or_else(|| client.local_addr()),
+                untried,
+            })),
             connected: None,
             client_end: None,
             upstream_end: None,
-            leg: None,
+            upstream_id: None,
         };
-        self.open.insert(client.id(), Box::new(record));
+        self.records.insert(client.id(), Box::new(record));
         if !self.dial_next(client) {
-            client.close_as(Closed::Local);
+            client.close_as(CloseReason::Local);
         }
     }
 
     /// Dials the next upstream of a client that has not been tried; says whether there was one, and time left for it.
     fn dial_next(&mut self, client: &mut Socket<'_>) -> bool {
-        let Some(record) = self.open.get_mut(&client.id()) else { return false };
-        let left = self.within.saturating_sub(client.elapsed() - record.began);
+        let Some(record) = self.records.get_mut(&client.id()) else { return false };
+        let left = self.connect_timeout.saturating_sub(client.elapsed() - record.started);
         let Some(dialing) = &mut record.dialing else { return false };
         while let Some(upstream) = dialing.untried.pop() {
             // One that does not answer must leave time for the others.
@@ -212,11 +215,11 @@ impl Proxy {
             if timeout.is_zero() {
                 return false;
             }
-            let secure = self.secures_upstreams.clone().filter(|_| self.header_out.is_none());
-            let options = DialOptions { timeout: Some(timeout), secure, ..DialOptions::default() };
+            let filter = self.upstream_filter.clone().filter(|_| self.header_out.is_none());
+            let options = DialOptions { timeout: Some(timeout), filter, ..DialOptions::default() };
             match client.dial_with(&self.upstreams[upstream].to, options) {
-                Ok(leg) => {
-                    (record.upstream, record.leg) = (upstream, Some(leg));
+                Ok(id) => {
+                    (record.upstream, record.upstream_id) = (upstream, Some(id));
                     return true;
                 }
                 Err(error) => warn!("{}: {error}", record.client),
@@ -226,9 +229,9 @@ impl Proxy {
     }
 
     /// A client has its upstream.
-    fn join(&mut self, client: ConnId, upstream: &mut Socket<'_>) {
-        let Some(record) = self.open.get_mut(&client) else { return upstream.close() };
-        record.connected = Some(upstream.elapsed() - record.began);
+    fn connect_pair(&mut self, client: ConnId, upstream: &mut Socket<'_>) {
+        let Some(record) = self.records.get_mut(&client) else { return upstream.close() };
+        record.connected = Some(upstream.elapsed() - record.started);
         record.dialing = None;
         let index = record.upstream;
         self.mark_up(index);
@@ -255,33 +258,33 @@ impl Proxy {
     }
 
     /// An upstream has ended. If it was never connected, the next one is tried.
-    fn upstream_ended(&mut self, client: ConnId, why: Closed, departed: Departed, rest: &mut Sockets<'_>) {
-        let Some(record) = self.open.get_mut(&client) else { return };
+    fn upstream_ended(&mut self, client: ConnId, why: CloseReason, info: ClosedInfo, rest: &mut Sockets<'_>) {
+        let Some(record) = self.records.get_mut(&client) else { return };
         let (upstream, connected) = (record.upstream, record.connected.is_some());
-        record.leg = None;
-        if let Some(failure) = failure(why, &departed).filter(|_| !connected) {
+        record.upstream_id = None;
+        if let Some(failure) = failure_text(why, &info).filter(|_| !connected) {
             self.mark_down(upstream, &failure, rest.elapsed());
         }
-        let Some(record) = self.open.get_mut(&client) else { return };
-        record.upstream_end = Some(Box::new((why, departed)));
+        let Some(record) = self.records.get_mut(&client) else { return };
+        record.upstream_end = Some(Box::new((why, info)));
         if !connected {
             if let Some(mut client) = rest.get(client) {
-                if why == Closed::Shutdown || !self.dial_next(&mut client) {
+                if why == CloseReason::Shutdown || !self.dial_next(&mut client) {
                     client.close_as(why);
                 }
                 return;
             }
         }
-        self.tell(client);
+        self.log_closed(client);
     }
 
     /// One line for one connection, when both its ends have gone.
-    fn tell(&mut self, client: ConnId) {
-        let is_over = |record: &Record| record.client_end.is_some() && record.leg.is_none();
-        if !self.open.get(&client).is_some_and(|record| is_over(record)) {
+    fn log_closed(&mut self, client: ConnId) {
+        let is_over = |record: &Record| record.client_end.is_some() && record.upstream_id.is_none();
+        if !self.records.get(&client).is_some_and(|record| is_over(record)) {
             return;
         }
-        if let Some(record) = self.open.remove(&client) {
+        if let Some(record) = self.records.remove(&client) {
             let to = &self.upstreams[record.upstream].to;
             info!("{} -> {to} {record}", record.client);
         }
@@ -289,10 +292,10 @@ impl Proxy {
 }
 
 impl Service for Proxy {
-    type Session = Leg;
+    type Session = Role;
 
     fn start(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
-        self.own = Some(own);
+        self.service = Some(own);
         if let Some(every) = self.check_every.filter(|_| self.upstreams.len() > 1) {
             if let Err(error) = sockets.set_timer(own, every, Some(every)) {
                 warn!("upstreams will not be checked: {error}");
@@ -300,56 +303,56 @@ impl Service for Proxy {
         }
     }
 
-    fn open(&mut self, socket: &mut Socket<'_>) -> Leg {
+    fn open(&mut self, socket: &mut Socket<'_>) -> Role {
         match socket.origin() {
-            Origin::Dialed { by: Some(client) } => Leg::Upstream(client),
-            Origin::Dialed { by: None } => Leg::Check,
+            Origin::Dialed { by: Some(client) } => Role::Upstream(client),
+            Origin::Dialed { by: None } => Role::Check,
             Origin::Accepted if self.is_trusted(&socket.peer_addr()) => {
                 socket.set_alarm(Some(HEADER_WITHIN));
-                Leg::Announcing
+                Role::AwaitingHeader
             }
-            Origin::Accepted => self.meet(socket, None),
+            Origin::Accepted => self.begin(socket, None),
         }
     }
 
-    fn connected(&mut self, leg: &mut Leg, socket: &mut Socket<'_>) {
-        let &mut Leg::Upstream(client) = leg else {
+    fn connected(&mut self, role: &mut Role, socket: &mut Socket<'_>) {
+        let &mut Role::Upstream(client) = role else {
             if let Some(index) = self.checks.get(&socket.id()).copied() {
                 self.mark_up(index);
             }
             return socket.close();
         };
-        let Some(record) = self.open.get_mut(&client) else { return socket.close() };
+        let Some(record) = self.records.get_mut(&client) else { return socket.close() };
         if let Some(version) = self.header_out {
             let mut header = Vec::new();
             record.header().encode(version, &mut header);
             socket.send(&header);
-            if let Some(how) = &self.secures_upstreams {
-                return socket.secure(how.known_as(self.upstreams[record.upstream].to.clone()));
+            if let Some(how) = &self.upstream_filter {
+                return socket.start_filter(how.for_peer(self.upstreams[record.upstream].to.clone()));
             }
         }
-        self.join(client, socket);
+        self.connect_pair(client, socket);
     }
 
     /// Behind a PROXY header, on either side.
-    fn secured(&mut self, leg: &mut Leg, socket: &mut Socket<'_>) {
-        match leg {
-            Leg::Securing(called) => {
-                let called = called.take().map(|called| *called);
-                *leg = Leg::Client;
-                self.admit(socket, called);
+    fn filter_started(&mut self, role: &mut Role, socket: &mut Socket<'_>) {
+        match role {
+            Role::Handshaking(destination) => {
+                let destination = destination.take().map(|destination| *destination);
+                *role = Role::Client;
+                self.admit(socket, destination);
             }
-            &mut Leg::Upstream(client) => self.join(client, socket),
-            Leg::Announcing | Leg::Client | Leg::Check => {}
+            &mut Role::Upstream(client) => self.connect_pair(client, socket),
+            Role::AwaitingHeader | Role::Client | Role::Check => {}
         }
     }
 
     /// Only a client that has to announce itself is heard here; all else goes through the pipe.
-    fn data(&mut self, leg: &mut Leg, socket: &mut Socket<'_>, input: &mut Input<'_>) {
-        match leg {
-            Leg::Announcing => {}
-            Leg::Client | Leg::Securing(_) | Leg::Upstream(_) => return,
-            Leg::Check => {
+    fn data(&mut self, role: &mut Role, socket: &mut Socket<'_>, input: &mut Input<'_>) {
+        match role {
+            Role::AwaitingHeader => {}
+            Role::Client | Role::Handshaking(_) | Role::Upstream(_) => return,
+            Role::Check => {
                 input.take_all();
                 return;
             }
@@ -363,11 +366,11 @@ impl Service for Proxy {
             }
             Err(error) => {
                 info!("{peer}: closed: {error}");
-                return socket.close_as(Closed::Malformed);
+                return socket.close_as(CloseReason::Malformed);
             }
         };
         socket.set_alarm(None);
-        let called = match header {
+        let destination = match header {
             ProxyHeader::Unknown => None,
             ProxyHeader::For { source, destination } => {
                 if let Err(why) = socket.set_peer_addr(source) {
@@ -377,63 +380,64 @@ impl Service for Proxy {
                 Some(Address::Inet(destination))
             }
         };
-        *leg = self.meet(socket, called);
+        *role = self.begin(socket, destination);
     }
 
-    fn alarm(&mut self, leg: &mut Leg, socket: &mut Socket<'_>) {
-        if let Leg::Announcing = leg {
+    fn alarm(&mut self, role: &mut Role, socket: &mut Socket<'_>) {
+        if let Role::AwaitingHeader = role {
             info!("{}: closed: no PROXY header within {HEADER_WITHIN:?}", socket.peer_addr());
-            socket.close_as(Closed::Unfinished);
+            socket.close_as(CloseReason::Unfinished);
         }
     }
 
     fn refused(&mut self, refused: &Refused, sockets: &mut Sockets<'_>) {
-        self.turned_away.counts[refused.why as usize] += 1;
-        self.turned_away.last = Some(refused.clone());
-        if let (None, Some(own)) = (self.turned_away.timer, self.own) {
-            self.turned_away.timer = sockets.set_timer(own, TELL_AFTER, None).ok();
+        self.refused_summary.counts[refused.reason as usize] += 1;
+        self.refused_summary.last = Some(refused.clone());
+        if let (None, Some(own)) = (self.refused_summary.timer, self.service) {
+            self.refused_summary.timer = sockets.set_timer(own, TELL_AFTER, None).ok();
         }
     }
 
     /// Time to say who was turned away, or to see who is up.
     fn timer(&mut self, timer: TimerId, sockets: &mut Sockets<'_>) {
-        if self.turned_away.timer == Some(timer) {
-            info!("{}", std::mem::take(&mut self.turned_away));
+        if self.refused_summary.timer == Some(timer) {
+            info!("{}", std::mem::take(&mut self.refused_summary));
             return;
         }
-        let Some(own) = self.own else { return };
+        let Some(own) = self.service else { return };
         for (index, upstream) in self.upstreams.iter().enumerate() {
             if self.checks.values().any(|&checked| checked == index) {
                 continue; // The last one is still under way.
             }
-            let secure = self.secures_upstreams.clone().filter(|_| self.header_out.is_none());
-            let options = DialOptions { timeout: Some(self.within), secure, ..DialOptions::default() };
+            let filter = self.upstream_filter.clone().filter(|_| self.header_out.is_none());
+            let options =
+                DialOptions { timeout: Some(self.connect_timeout), filter, ..DialOptions::default() };
             match sockets.dial_with(&upstream.to, own, options) {
                 Ok(id) => drop(self.checks.insert(id, index)),
-                Err(error) => debug!("no check: {error}"),
+                Err(error) => debug!("cannot check an upstream: {error}"),
             }
         }
     }
 
-    fn closed(&mut self, leg: Leg, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
-        let Some(departed) = rest.departed().cloned() else { return };
-        match leg {
-            Leg::Announcing | Leg::Securing(_) => {}
-            Leg::Check => {
+    fn closed(&mut self, role: Role, id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
+        let Some(info) = rest.closed_info().cloned() else { return };
+        match role {
+            Role::AwaitingHeader | Role::Handshaking(_) => {}
+            Role::Check => {
                 let index = self.checks.remove(&id);
-                if let (Some(index), Some(failure)) = (index, failure(why, &departed)) {
+                if let (Some(index), Some(failure)) = (index, failure_text(why, &info)) {
                     self.mark_down(index, &failure, rest.elapsed());
                 }
             }
-            Leg::Upstream(client) => self.upstream_ended(client, why, departed, rest),
-            Leg::Client => {
-                if let Some(record) = self.open.get_mut(&id) {
-                    record.client_end = Some(Box::new((why, departed, rest.elapsed() - record.began)));
+            Role::Upstream(client) => self.upstream_ended(client, why, info, rest),
+            Role::Client => {
+                if let Some(record) = self.records.get_mut(&id) {
+                    record.client_end = Some(Box::new((why, info, rest.elapsed() - record.started)));
                     // One that is connected is closed by the pipe, behind what it is still to get.
-                    if let (Some(leg), None) = (record.leg, record.connected) {
-                        rest.hang_up(leg);
+                    if let (Some(upstream), None) = (record.upstream_id, record.connected) {
+                        rest.cancel_dial(upstream);
                     }
-                    self.tell(id);
+                    self.log_closed(id);
                 }
             }
         }

@@ -11,23 +11,23 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn both_versions_shake_hands_and_echo() {
+fn both_versions_complete_a_handshake_and_echo() {
     let authority = Authority::new();
     for (version, named) in [(&TLS12, "TLSv1.2"), (&TLS13, "TLSv1.3")] {
         let mut pair = Pair::ready(&authority, version);
-        assert_eq!(pair.ask(b"hello"), b"hello");
-        assert_eq!(pair.answer(b"hello to you"), b"hello to you");
+        assert_eq!(pair.client_sends(b"hello"), b"hello");
+        assert_eq!(pair.server_sends(b"hello to you"), b"hello to you");
         for end in [&pair.client, &pair.server] {
-            let secured = end.session.secured();
+            let secured = end.session.info();
             assert_eq!(secured.version, named);
             assert!(secured.cipher.starts_with("TLS_"), "{}", secured.cipher);
             assert_eq!(secured.server_name.as_deref(), Some("a.example"));
             assert!(!secured.resumed);
             assert_eq!(secured.protocol, None);
-            assert_eq!(end.session.kept(), 0, "what is idle keeps nothing");
+            assert_eq!(end.session.buffered(), 0, "what is idle keeps nothing");
         }
-        assert_eq!(pair.client.session.secured().peer_certificates.len(), 1);
-        assert!(pair.server.session.secured().peer_certificates.is_empty());
+        assert_eq!(pair.client.session.info().peer_certificates.len(), 1);
+        assert!(pair.server.session.info().peer_certificates.is_empty());
     }
 }
 
@@ -41,13 +41,13 @@ fn a_handshake_may_come_byte_by_byte_or_cut_anywhere() {
         while at <= longest {
             let how = if at == 0 { Cut::Every(1) } else { Cut::Once(at) };
             // Its own configuration, so that nothing is resumed.
-            let client = End::caller(&authority.config(version), "a.example");
-            let mut pair = Pair::shaken(client, End::server(&server), how);
-            assert!(pair.is_ready(), "{how:?}: {} / {}", pair.client.broken(), pair.server.broken());
+            let client = End::client_with(&authority.config(version), "a.example");
+            let mut pair = Pair::handshaken(client, End::server(&server), how);
+            assert!(pair.is_ready(), "{how:?}: {} / {}", pair.client.error(), pair.server.error());
             longest = longest.max(pair.delivered[0]).max(pair.delivered[1]);
-            assert_eq!(pair.ask(b"ping"), b"ping");
-            assert_eq!(pair.answer(b"pong"), b"pong");
-            assert_eq!((pair.client.session.kept(), pair.server.session.kept()), (0, 0));
+            assert_eq!(pair.client_sends(b"ping"), b"ping");
+            assert_eq!(pair.server_sends(b"pong"), b"pong");
+            assert_eq!((pair.client.session.buffered(), pair.server.session.buffered()), (0, 0));
             at += 1;
         }
         assert!(longest > 500, "only {longest} bytes were cut");
@@ -62,9 +62,13 @@ fn a_mebibyte_arrives_in_pieces_of_any_size() {
         for size in [1, 1000, 20_000] {
             let mut pair = Pair::ready(&authority, version);
             pair.cut = Cut::Every(size);
-            assert!(pair.ask(&data) == data, "in pieces of {size}");
-            assert!(pair.server.most_kept <= 5 + 256 + (16 << 10), "{} were kept", pair.server.most_kept);
-            assert_eq!(pair.server.session.kept(), 0);
+            assert!(pair.client_sends(&data) == data, "in pieces of {size}");
+            assert!(
+                pair.server.max_buffered <= 5 + 256 + (16 << 10),
+                "{} were kept",
+                pair.server.max_buffered
+            );
+            assert_eq!(pair.server.session.buffered(), 0);
         }
     }
 }
@@ -76,115 +80,115 @@ fn records_of_one_call_come_out_together_and_in_order() {
         let mut pair = Pair::ready(&authority, version);
         let mut wire = Vec::new();
         for word in ["one ", "two ", "", "three"] {
-            wire.extend(pair.client.say(word.as_bytes()));
+            wire.extend(pair.client.send(word.as_bytes()));
         }
-        let tail = pair.client.say(b" four");
+        let tail = pair.client.send(b" four");
         wire.extend_from_slice(&tail[..7]);
-        pair.server.hear(&wire);
+        pair.server.receive(&wire);
         assert_eq!(pair.server.plain, b"one two three");
-        assert_eq!(pair.server.session.kept(), 7);
-        pair.server.hear(&tail[7..]);
+        assert_eq!(pair.server.session.buffered(), 7);
+        pair.server.receive(&tail[7..]);
         assert_eq!(pair.server.plain, b"one two three four");
     }
 }
 
 #[test]
-fn data_in_one_flight_with_the_end_of_the_handshake_is_opened() {
+fn data_in_one_flight_with_the_end_of_the_handshake_is_decrypted() {
     let authority = Authority::new();
-    let mut client = End::caller(&authority.config(&TLS13), "a.example");
+    let mut client = End::client_with(&authority.config(&TLS13), "a.example");
     let mut server = End::server(&authority.server());
-    let hello = client.hear(&[]);
-    let flight = server.hear(&hello);
+    let hello = client.receive(&[]);
+    let flight = server.receive(&hello);
     assert!(!server.last.ready);
-    let mut finished = client.hear(&flight);
+    let mut finished = client.receive(&flight);
     assert!(client.last.ready);
-    finished.extend(client.say(b"at once"));
-    finished.extend(client.say_end());
-    server.hear(&finished);
-    assert!(server.last.ready && server.last.ended);
+    finished.extend(client.send(b"at once"));
+    finished.extend(client.send_end());
+    server.receive(&finished);
+    assert!(server.last.ready && server.last.peer_ended);
     assert_eq!(server.plain, b"at once");
 }
 
 #[test]
-fn the_end_comes_behind_what_was_sent_before_it_and_junk_behind_it_is_ignored() {
+fn close_notify_follows_earlier_data_and_bytes_after_it_are_ignored() {
     let authority = Authority::new();
     for version in BOTH {
         let mut pair = Pair::ready(&authority, version);
-        let mut wire = pair.client.say(b"last words");
-        wire.extend(pair.client.say_end());
+        let mut wire = pair.client.send(b"last words");
+        wire.extend(pair.client.send_end());
         wire.extend(pattern(300));
-        pair.server.hear(&wire);
+        pair.server.receive(&wire);
         assert_eq!(pair.server.plain, b"last words");
-        assert!(pair.server.last.ended);
-        assert_eq!(pair.server.last.broken, None);
-        assert_eq!(pair.server.session.kept(), 0);
+        assert!(pair.server.last.peer_ended);
+        assert_eq!(pair.server.last.error, None);
+        assert_eq!(pair.server.session.buffered(), 0);
         // Half of it is closed; the other half goes on.
-        pair.server.hear(b"more junk");
-        assert!(pair.server.last.ended);
-        assert_eq!((pair.server.last.broken.clone(), pair.server.session.kept()), (None, 0));
-        assert_eq!(pair.answer(b"goodbye"), b"goodbye");
-        let end = pair.server.say_end();
-        pair.client.hear(&end);
-        assert!(pair.client.last.ended);
-        assert_eq!(pair.client.last.broken, None);
+        pair.server.receive(b"more junk");
+        assert!(pair.server.last.peer_ended);
+        assert_eq!((pair.server.last.error.clone(), pair.server.session.buffered()), (None, 0));
+        assert_eq!(pair.server_sends(b"goodbye"), b"goodbye");
+        let end = pair.server.send_end();
+        pair.client.receive(&end);
+        assert!(pair.client.last.peer_ended);
+        assert_eq!(pair.client.last.error, None);
     }
 }
 
 #[test]
-fn nothing_can_be_said_before_the_handshake_is_over() {
+fn nothing_can_be_encrypted_before_the_handshake_completes() {
     let authority = Authority::new();
     let mut server = End::server(&authority.server());
-    assert_eq!(server.say_end(), b"");
+    assert_eq!(server.send_end(), b"");
     assert!(server.session.seal(b"early", &mut Vec::new()).is_err());
-    let mut client = End::caller(&authority.config(&TLS13), "a.example");
-    assert!(!client.hear(&[]).is_empty(), "a client begins");
-    assert_eq!(client.say_end(), b"");
+    let mut client = End::client_with(&authority.config(&TLS13), "a.example");
+    assert!(!client.receive(&[]).is_empty(), "a client begins");
+    assert_eq!(client.send_end(), b"");
 }
 
 #[test]
-fn a_flipped_bit_breaks_it_and_what_came_before_counts() {
+fn a_flipped_bit_fails_the_session_and_earlier_data_counts() {
     let authority = Authority::new();
     for version in BOTH {
         let mut pair = Pair::ready(&authority, version);
-        let mut wire = pair.client.say(b"sound");
-        let mut damaged = pair.client.say(b"damaged");
+        let mut wire = pair.client.send(b"sound");
+        let mut damaged = pair.client.send(b"damaged");
         damaged[12] ^= 1;
         wire.extend(damaged);
-        let alert = pair.server.hear(&wire);
+        let alert = pair.server.receive(&wire);
         assert_eq!(pair.server.plain, b"sound");
-        assert_eq!(pair.server.broken(), "a record was damaged on its way");
+        assert_eq!(pair.server.error(), "a record was damaged on its way");
         assert!(!alert.is_empty(), "the peer is told");
-        pair.client.hear(&alert);
-        assert_eq!(pair.client.broken(), "the peer refused: bad record mac");
+        pair.client.receive(&alert);
+        assert_eq!(pair.client.error(), "the peer refused: bad record mac");
         // From then on it says the same, takes nothing, and sends nothing.
-        assert_eq!(pair.server.hear(b"anything"), b"");
-        assert_eq!(pair.server.broken(), "a record was damaged on its way");
-        assert_eq!((pair.server.last.plain, pair.server.session.kept()), (0, 0));
+        assert_eq!(pair.server.receive(b"anything"), b"");
+        assert_eq!(pair.server.error(), "a record was damaged on its way");
+        assert_eq!((pair.server.last.plaintext, pair.server.session.buffered()), (0, 0));
         assert!(pair.server.session.seal(b"more", &mut Vec::new()).is_err());
-        assert_eq!(pair.server.say_end(), b"");
+        assert_eq!(pair.server.send_end(), b"");
     }
 }
 
 #[test]
-fn what_is_not_tls_is_named() {
+fn a_non_tls_peer_is_named_in_the_error() {
     let server = Authority::new().server();
     let mut end = End::server(&server);
-    let alert = end.hear(b"GET / HTTP/1.1\r\n\r\n");
-    assert_eq!(end.broken(), "the peer does not speak TLS (it sent \"GET / HT\")");
+    let alert = end.receive(b"GET / HTTP/1.1\r\n\r\n");
+    assert_eq!(end.error(), "the peer does not speak TLS (it sent \"GET / HT\")");
     assert_eq!(alert[0], 21, "an alert in the clear");
     let mut slow = End::server(&server);
     for byte in b"GET / HTTP/1.1\r\n\r\n" {
-        slow.hear(std::slice::from_ref(byte));
+        slow.receive(std::slice::from_ref(byte));
     }
-    assert!(slow.broken().starts_with("the peer does not speak TLS (it sent \"G"), "{}", slow.broken());
+    assert!(slow.error().starts_with("the peer does not speak TLS (it sent \"G"), "{}", slow.error());
     let mut zeroes = End::server(&server);
-    zeroes.hear(&[0; 4096]);
-    assert!(zeroes.broken().contains(r"(it sent "), "{}", zeroes.broken());
+    zeroes.receive(&[0; 4096]);
+    assert!(zeroes.error().contains(r"(it sent "), "{}", zeroes.error());
     let client = Authority::new().config(&TLS13);
-    let mut client = End::caller(&client, "a.example");
-    client.hear(&[]);
-    client.hear(b"220 mail.example ESMTP\r\n");
-    assert_eq!(client.broken(), "the peer does not speak TLS (it sent \"220 mail\")");
+    let mut client = End::client_with(&client, "a.example");
+    client.receive(&[]);
+    client.receive(b"220 mail.example ESMTP\r\n");
+    assert_eq!(client.error(), "the peer does not speak TLS (it sent \"220 mail\")");
 }
 
 #[test]
@@ -221,36 +225,36 @@ proptest! {
         let mut end = if by_client {
             End::server(&authority.0)
         } else {
-            let mut client = End::caller(&authority.1, "a.example");
-            client.hear(&[]);
+            let mut client = End::client_with(&authority.1, "a.example");
+            client.receive(&[]);
             client
         };
         for piece in bytes.chunks(size) {
-            end.hear(piece);
-            end.say_end();
-            prop_assert_eq!(end.last.plain, 0);
+            end.receive(piece);
+            end.send_end();
+            prop_assert_eq!(end.last.plaintext, 0);
             prop_assert!(!end.last.ready);
         }
-        prop_assert!(bytes.is_empty() || end.last.broken.is_some() || end.session.kept() > 0);
+        prop_assert!(bytes.is_empty() || end.last.error.is_some() || end.session.buffered() > 0);
     }
 
     #[test]
-    fn a_stream_that_is_damaged_anywhere_breaks(at in 3..172usize, bit in 0..8u8, second in any::<bool>()) {
+    fn a_stream_damaged_anywhere_fails(at in 3..172usize, bit in 0..8u8, second in any::<bool>()) {
         let authority = &*AUTHORITY;
-        let client = End::caller(&authority.1, "a.example");
-        let mut pair = Pair::shaken(client, End::server(&authority.0), WHOLE);
+        let client = End::client_with(&authority.1, "a.example");
+        let mut pair = Pair::handshaken(client, End::server(&authority.0), WHOLE);
         let data = pattern(150);
-        let mut wire = pair.client.say(&data);
-        wire.extend(pair.client.say(&data));
+        let mut wire = pair.client.send(&data);
+        wire.extend(pair.client.send(&data));
         // The type and the version of a sealed record say nothing, and rustls does not look at them (RFC 8446, 5.2).
         let record = wire.len() / 2;
         prop_assert_eq!(record, 172);
         let at = if second { at + record } else { at };
         wire[at] ^= 1 << bit;
-        pair.server.hear(&wire);
+        pair.server.receive(&wire);
         // A longer length waits for more, which never opens to anything.
-        pair.server.hear(&[0; 20_000]);
-        prop_assert!(pair.server.last.broken.is_some());
+        pair.server.receive(&[0; 20_000]);
+        prop_assert!(pair.server.last.error.is_some());
         prop_assert_eq!(&pair.server.plain[..], if second { &data[..] } else { &[] });
     }
 }
@@ -261,36 +265,36 @@ static AUTHORITY: std::sync::LazyLock<(Server, Arc<ClientConfig>)> = std::sync::
 });
 
 #[test]
-fn what_goes_on_after_the_end_was_said_may_be_damaged_too() {
+fn damage_after_close_notify_is_detected_too() {
     let authority = Authority::new();
     for version in BOTH {
         let mut pair = Pair::ready(&authority, version);
-        pair.server.say_end();
-        let mut damaged = pair.client.say(b"damaged");
+        pair.server.send_end();
+        let mut damaged = pair.client.send(b"damaged");
         damaged[12] ^= 1;
-        pair.server.hear(&damaged);
-        assert!(pair.server.last.broken.is_some());
-        let sound = pair.client.say(b"sound");
-        pair.server.hear(&sound);
-        assert!(pair.server.last.broken.is_some());
+        pair.server.receive(&damaged);
+        assert!(pair.server.last.error.is_some());
+        let sound = pair.client.send(b"sound");
+        pair.server.receive(&sound);
+        assert!(pair.server.last.error.is_some());
         assert_eq!(pair.server.plain, b"");
     }
 }
 
 #[test]
-fn the_end_is_said_once() {
+fn close_notify_is_sent_once() {
     let authority = Authority::new();
     for version in BOTH {
         let mut pair = Pair::ready(&authority, version);
-        pair.to_client = pair.server.say_end();
+        pair.to_client = pair.server.send_end();
         assert!(!pair.to_client.is_empty());
-        pair.settle();
-        assert!(pair.client.last.ended);
-        pair.to_server = pair.client.say_end();
-        pair.settle();
-        assert!(pair.server.last.ended);
-        assert_eq!((pair.server.say_end(), pair.client.say_end()), (Vec::new(), Vec::new()));
-        assert_eq!((pair.server.hear(b"junk"), pair.client.hear(b"junk")), (Vec::new(), Vec::new()));
-        assert_eq!((pair.server.broken(), pair.client.broken()), ("not broken", "not broken"));
+        pair.run_until_quiet();
+        assert!(pair.client.last.peer_ended);
+        pair.to_server = pair.client.send_end();
+        pair.run_until_quiet();
+        assert!(pair.server.last.peer_ended);
+        assert_eq!((pair.server.send_end(), pair.client.send_end()), (Vec::new(), Vec::new()));
+        assert_eq!((pair.server.receive(b"junk"), pair.client.receive(b"junk")), (Vec::new(), Vec::new()));
+        assert_eq!((pair.server.error(), pair.client.error()), ("not broken", "not broken"));
     }
 }

@@ -16,8 +16,12 @@ struct Forger {
 
 impl Forger {
     /// One whose handshake with `server` is over.
-    fn shaken(authority: &Authority, version: &'static SupportedProtocolVersion, server: &mut End) -> Forger {
-        let mut config = client::config(authority.trusting(), &[version]).unwrap();
+    fn handshaken(
+        authority: &Authority,
+        version: &'static SupportedProtocolVersion,
+        server: &mut End,
+    ) -> Forger {
+        let mut config = client::config(authority.client_options(), &[version]).unwrap();
         config.enable_secret_extraction = true;
         let connection = connected(Arc::new(config), server);
         let suite = connection.negotiated_cipher_suite().unwrap();
@@ -51,7 +55,7 @@ fn connected(config: Arc<ClientConfig>, server: &mut End) -> ClientConnection {
         while client.wants_write() {
             client.write_tls(&mut wire).unwrap();
         }
-        let answer = server.hear(&wire);
+        let answer = server.receive(&wire);
         if answer.is_empty() {
             break;
         }
@@ -68,35 +72,35 @@ fn connected(config: Arc<ClientConfig>, server: &mut End) -> ClientConnection {
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 
 #[test]
-fn a_fragment_of_a_message_does_not_hurt_those_who_speak_meanwhile() {
+fn a_partial_message_does_not_disturb_other_sessions() {
     let authority = Authority::new();
     let mut server = End::server(&authority.server());
-    let mut forger = Forger::shaken(&authority, &TLS13, &mut server);
+    let mut forger = Forger::handshaken(&authority, &TLS13, &mut server);
     let fragment = forger.record(ContentType::Handshake, &KEY_UPDATE[..3]);
-    server.hear(&fragment);
-    assert_eq!(server.last.broken, None);
-    assert!(server.session.kept() >= fragment.len());
+    server.receive(&fragment);
+    assert_eq!(server.last.error, None);
+    assert!(server.session.buffered() >= fragment.len());
     // rustls indexes into what it was given before, whatever it is called for.
-    assert!(!server.say(b"meanwhile").is_empty());
-    server.hear(&[]);
-    assert!(!server.say(b"and again").is_empty());
-    assert!(!server.say_end().is_empty());
+    assert!(!server.send(b"meanwhile").is_empty());
+    server.receive(&[]);
+    assert!(!server.send(b"and again").is_empty());
+    assert!(!server.send_end().is_empty());
     let rest = forger.record(ContentType::Handshake, &KEY_UPDATE[3..]);
-    server.hear(&rest);
-    assert_eq!(server.last.broken, None);
-    assert_eq!(server.session.kept(), 0, "the message is complete");
+    server.receive(&rest);
+    assert_eq!(server.last.error, None);
+    assert_eq!(server.session.buffered(), 0, "the message is complete");
 }
 
 #[test]
 fn the_end_in_the_middle_of_a_hello_does_not_panic() {
     let authority = Authority::new();
-    let hello = End::caller(&authority.config(&TLS13), "a.example").hear(&[]);
+    let hello = End::client_with(&authority.config(&TLS13), "a.example").receive(&[]);
     let mut server = End::server(&authority.server());
     // The first bytes of the message, as a record of their own.
     let mut record = vec![22, 3, 1, 0, 20];
     record.extend_from_slice(&hello[5..25]);
-    server.hear(&record);
-    assert_eq!((server.say_end(), server.session.kept()), (Vec::new(), record.len()));
+    server.receive(&record);
+    assert_eq!((server.send_end(), server.session.buffered()), (Vec::new(), record.len()));
     assert!(server.session.seal(b"early", &mut Vec::new()).is_err());
 }
 
@@ -108,15 +112,15 @@ fn a_message_in_a_thousand_records_is_not_kept_for_ever() {
     let mut sent = 0;
     for byte in [1, 0, 0xff, 0xff].into_iter().chain(std::iter::repeat_n(0, 0xffff)) {
         sent += 1;
-        server.hear(&[22, 3, 1, 0, 1, byte]);
-        if server.last.broken.is_some() {
+        server.receive(&[22, 3, 1, 0, 1, byte]);
+        if server.last.error.is_some() {
             break;
         }
     }
-    assert_eq!(server.broken(), "the peer has begun a message that is too long");
+    assert_eq!(server.error(), "the peer has begun a message that is too long");
     assert!((10_000..12_000).contains(&sent), "after {sent} records");
-    assert!(server.most_kept <= (64 << 10) + 8 * (5 + 256), "{} were kept", server.most_kept);
-    assert_eq!(server.session.kept(), 0);
+    assert!(server.max_buffered <= (64 << 10) + 8 * (5 + 256), "{} were kept", server.max_buffered);
+    assert_eq!(server.session.buffered(), 0);
 }
 
 #[test]
@@ -124,13 +128,13 @@ fn a_flood_of_empty_records_is_ended() {
     let authority = Authority::new();
     for version in BOTH {
         let mut server = End::server(&authority.server());
-        let mut forger = Forger::shaken(&authority, version, &mut server);
-        let mut said = 0;
+        let mut forger = Forger::handshaken(&authority, version, &mut server);
+        let mut sent = 0;
         for _ in 0..2000 {
-            said += server.hear(&forger.record(ContentType::ApplicationData, &[])).len();
+            sent += server.receive(&forger.record(ContentType::ApplicationData, &[])).len();
         }
-        assert_eq!(server.broken(), "the peer broke TLS's rules: too many empty fragments");
-        assert!(said < 100, "{said} bytes were answered");
+        assert_eq!(server.error(), "the peer broke TLS's rules: too many empty fragments");
+        assert!(sent < 100, "{sent} bytes were answered");
     }
 }
 
@@ -139,15 +143,15 @@ fn a_flood_of_warnings_is_ended() {
     let authority = Authority::new();
     for version in BOTH {
         let mut server = End::server(&authority.server());
-        let mut forger = Forger::shaken(&authority, version, &mut server);
+        let mut forger = Forger::handshaken(&authority, version, &mut server);
         let mut wire = Vec::new();
         for _ in 0..2000 {
             // A warning: user_canceled, the only one that TLS 1.3 still knows.
             wire.extend(forger.record(ContentType::Alert, &[1, 90]));
         }
-        let said = server.hear(&wire);
-        assert_eq!(server.broken(), "the peer broke TLS's rules: too many warning alerts received");
-        assert!(said.len() < 100, "{} bytes were answered", said.len());
+        let sent = server.receive(&wire);
+        assert_eq!(server.error(), "the peer broke TLS's rules: too many warning alerts received");
+        assert!(sent.len() < 100, "{} bytes were answered", sent.len());
     }
 }
 
@@ -155,14 +159,14 @@ fn a_flood_of_warnings_is_ended() {
 fn a_flood_of_new_hellos_is_ended() {
     let authority = Authority::new();
     let mut server = End::server(&authority.server());
-    let mut forger = Forger::shaken(&authority, &TLS12, &mut server);
-    let hello = End::caller(&authority.config(&TLS12), "a.example").hear(&[]);
-    let mut said = 0;
+    let mut forger = Forger::handshaken(&authority, &TLS12, &mut server);
+    let hello = End::client_with(&authority.config(&TLS12), "a.example").receive(&[]);
+    let mut sent = 0;
     for _ in 0..1000 {
-        said += server.hear(&forger.record(ContentType::Handshake, &hello[5..])).len();
+        sent += server.receive(&forger.record(ContentType::Handshake, &hello[5..])).len();
     }
-    assert_eq!(server.broken(), "the peer broke TLS's rules: too many renegotiation requests");
-    assert!(said < 200, "{said} bytes were answered");
+    assert_eq!(server.error(), "the peer broke TLS's rules: too many renegotiation requests");
+    assert!(sent < 200, "{sent} bytes were answered");
 }
 
 #[test]
@@ -170,19 +174,19 @@ fn a_flood_of_new_keys_is_ended_or_answered_once() {
     let authority = Authority::new();
     let mut server = End::server(&authority.server());
     let mut client = connected(authority.config(&TLS13), &mut server);
-    let mut said = 0;
+    let mut sent = 0;
     for round in 0..1000 {
         client.refresh_traffic_keys().unwrap();
         let mut wire = Vec::new();
         client.write_tls(&mut wire).unwrap();
-        said += server.hear(&wire).len();
-        if server.last.broken.is_some() {
+        sent += server.receive(&wire).len();
+        if server.last.error.is_some() {
             assert!(round > 8, "a few are allowed");
             break;
         }
     }
-    assert_eq!(server.broken(), "the peer broke TLS's rules: too many key update requests");
-    assert!(said < 100, "{said} bytes were answered");
+    assert_eq!(server.error(), "the peer broke TLS's rules: too many key update requests");
+    assert!(sent < 100, "{sent} bytes were answered");
 }
 
 #[test]
@@ -198,13 +202,13 @@ fn new_keys_are_answered_with_the_next_data_and_all_of_it_can_be_read() {
             client.write_tls(&mut wire).unwrap();
         }
         server.plain.clear();
-        assert_eq!(server.hear(&wire), b"", "round {round}");
-        assert_eq!((&server.plain[..], server.broken()), (&b"question"[..], "not broken"));
-        let answer = server.say(b"answer");
+        assert_eq!(server.receive(&wire), b"", "round {round}");
+        assert_eq!((&server.plain[..], server.error()), (&b"question"[..], "not broken"));
+        let answer = server.send(b"answer");
         client.read_tls(&mut &answer[..]).unwrap();
         client.process_new_packets().unwrap();
-        let mut heard = [0; 6];
-        client.reader().read_exact(&mut heard).unwrap();
-        assert_eq!(&heard, b"answer");
+        let mut received = [0; 6];
+        client.reader().read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"answer");
     }
 }

@@ -2,8 +2,8 @@
 
 mod bytes;
 mod floods;
+mod simulated;
 mod trust;
-mod world;
 
 use std::sync::Arc;
 
@@ -13,9 +13,9 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, SupportedProtocolVersion};
 
 use super::session::Session;
-use super::{Authorities, Client, ClientOptions, Identity, Server, ServerOptions, Trust, client};
+use super::{CertifiedKey, Client, ClientOptions, RootCerts, Server, ServerOptions, Trust, client};
 use crate::base::address::Address;
-use crate::base::filter::{Filter, Opened, Security};
+use crate::base::filter::{Filter, FilterConfig, Opened};
 
 const BOTH: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
@@ -32,17 +32,17 @@ impl Authority {
         Authority(CertifiedIssuer::self_signed(params, key).unwrap())
     }
 
-    fn authorities(&self) -> Authorities {
-        Authorities::from_pem(self.0.pem().as_bytes()).unwrap()
+    fn root_certs(&self) -> RootCerts {
+        RootCerts::from_pem(self.0.pem().as_bytes()).unwrap()
     }
 
-    fn identity(&self, names: &[&str]) -> Identity {
-        self.identity_but(names, |_| {})
+    fn certificate(&self, names: &[&str]) -> CertifiedKey {
+        self.certificate_but(names, |_| {})
     }
 
-    fn identity_but(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Identity {
+    fn certificate_but(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> CertifiedKey {
         let (certificate, key) = self.pem_but(names, change);
-        Identity::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()
+        CertifiedKey::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()
     }
 
     fn pem(&self, names: &[&str]) -> (String, String) {
@@ -60,20 +60,20 @@ impl Authority {
 
     /// A server for `a.example`.
     fn server(&self) -> Server {
-        Server::new(self.serving()).unwrap()
+        Server::new(self.server_options()).unwrap()
     }
 
-    fn serving(&self) -> ServerOptions {
-        ServerOptions { identities: vec![self.identity(&["a.example"])], ..ServerOptions::default() }
+    fn server_options(&self) -> ServerOptions {
+        ServerOptions { certificates: vec![self.certificate(&["a.example"])], ..ServerOptions::default() }
     }
 
-    fn trusting(&self) -> ClientOptions {
-        ClientOptions { trust: Trust::Only(self.authorities()), ..ClientOptions::default() }
+    fn client_options(&self) -> ClientOptions {
+        ClientOptions { trust: Trust::Only(self.root_certs()), ..ClientOptions::default() }
     }
 
     /// A client's configuration, for one version.
     fn config(&self, version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
-        config(self.trusting(), version)
+        config(self.client_options(), version)
     }
 }
 
@@ -90,57 +90,57 @@ struct End {
     session: Box<dyn Filter>,
     plain: Vec<u8>,
     last: Opened,
-    most_kept: usize,
+    max_buffered: usize,
 }
 
 impl End {
     fn new(session: Box<dyn Filter>) -> End {
-        End { session, plain: Vec::new(), last: Opened::default(), most_kept: 0 }
+        End { session, plain: Vec::new(), last: Opened::default(), max_buffered: 0 }
     }
 
-    fn of(security: &Security, peer: &str) -> End {
-        End::new(security.filter(&address(peer)).unwrap())
+    fn of(filter: &FilterConfig, peer: &str) -> End {
+        End::new(filter.filter(&address(peer)).unwrap())
     }
 
     fn server(server: &Server) -> End {
-        End::of(&server.security(), "192.0.2.7:4444")
+        End::of(&server.filter_config(), "192.0.2.7:4444")
     }
 
     fn client(client: &Client, to: &str) -> End {
-        End::of(&client.security(), to)
+        End::of(&client.filter_config(), to)
     }
 
-    fn caller(config: &Arc<ClientConfig>, name: &'static str) -> End {
+    fn client_with(config: &Arc<ClientConfig>, name: &'static str) -> End {
         let name = ServerName::try_from(name).unwrap();
         End::new(Box::new(Session::client(config.clone(), name).unwrap()))
     }
 
     /// What it answers to these bytes.
-    fn hear(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let kept = self.session.kept();
+    fn receive(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let kept = self.session.buffered();
         let mut wire = vec![0xee; kept];
         wire.extend_from_slice(bytes);
         let mut out = Vec::new();
         self.last = self.session.open(&mut wire, &mut out);
-        self.plain.extend_from_slice(&wire[..self.last.plain]);
-        self.most_kept = self.most_kept.max(self.session.kept());
+        self.plain.extend_from_slice(&wire[..self.last.plaintext]);
+        self.max_buffered = self.max_buffered.max(self.session.buffered());
         out
     }
 
-    fn say(&mut self, plain: &[u8]) -> Vec<u8> {
+    fn send(&mut self, plain: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         self.session.seal(plain, &mut out).unwrap();
         out
     }
 
-    fn say_end(&mut self) -> Vec<u8> {
+    fn send_end(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
         self.session.seal_end(&mut out);
         out
     }
 
-    fn broken(&self) -> &str {
-        self.last.broken.as_deref().unwrap_or("not broken")
+    fn error(&self) -> &str {
+        self.last.error.as_deref().unwrap_or("not broken")
     }
 }
 
@@ -169,54 +169,57 @@ impl Pair {
     }
 
     /// A pair whose handshake is over, in whichever way it ended.
-    fn shaken(client: End, server: End, cut: Cut) -> Pair {
+    fn handshaken(client: End, server: End, cut: Cut) -> Pair {
         let mut pair = Pair::new(client, server, cut);
-        pair.to_server = pair.client.hear(&[]);
-        pair.to_client = pair.server.hear(&[]);
-        pair.settle();
+        pair.to_server = pair.client.receive(&[]);
+        pair.to_client = pair.server.receive(&[]);
+        pair.run_until_quiet();
         pair
     }
 
     /// A pair that is ready.
     fn ready(authority: &Authority, version: &'static SupportedProtocolVersion) -> Pair {
         let (client, server) = (authority.config(version), authority.server());
-        let pair =
-            Pair::shaken(End::caller(&client, "a.example"), End::server(&server), Cut::Every(usize::MAX));
-        assert!(pair.is_ready(), "{} / {}", pair.client.broken(), pair.server.broken());
+        let pair = Pair::handshaken(
+            End::client_with(&client, "a.example"),
+            End::server(&server),
+            Cut::Every(usize::MAX),
+        );
+        assert!(pair.is_ready(), "{} / {}", pair.client.error(), pair.server.error());
         pair
     }
 
     fn is_ready(&self) -> bool {
         let ends = [&self.client, &self.server];
-        ends.iter().all(|end| end.last.ready && end.last.broken.is_none())
+        ends.iter().all(|end| end.last.ready && end.last.error.is_none())
     }
 
     /// Delivers until nobody has anything to say.
-    fn settle(&mut self) {
+    fn run_until_quiet(&mut self) {
         while !self.to_client.is_empty() || !self.to_server.is_empty() {
             let (to_server, to_client) =
                 (std::mem::take(&mut self.to_server), std::mem::take(&mut self.to_client));
             for piece in cut(&to_server, self.cut, &mut self.delivered[0]) {
-                self.to_client.extend(self.server.hear(piece));
+                self.to_client.extend(self.server.receive(piece));
             }
             for piece in cut(&to_client, self.cut, &mut self.delivered[1]) {
-                self.to_server.extend(self.client.hear(piece));
+                self.to_server.extend(self.client.receive(piece));
             }
         }
     }
 
     /// Says it on one side and delivers it; what the server heard.
-    fn ask(&mut self, plain: &[u8]) -> Vec<u8> {
+    fn client_sends(&mut self, plain: &[u8]) -> Vec<u8> {
         self.server.plain.clear();
-        self.to_server = self.client.say(plain);
-        self.settle();
+        self.to_server = self.client.send(plain);
+        self.run_until_quiet();
         std::mem::take(&mut self.server.plain)
     }
 
-    fn answer(&mut self, plain: &[u8]) -> Vec<u8> {
+    fn server_sends(&mut self, plain: &[u8]) -> Vec<u8> {
         self.client.plain.clear();
-        self.to_client = self.server.say(plain);
-        self.settle();
+        self.to_client = self.server.send(plain);
+        self.run_until_quiet();
         std::mem::take(&mut self.client.plain)
     }
 }

@@ -5,17 +5,17 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Caller, Papers, client_hello, s_client};
+use super::{Certificates, TlsPeer, client_hello, s_client};
 use crate::interop::has;
-use crate::peer::{Numbers, Peer, seed};
-use crate::server::{Server, alone, among_others, until};
+use crate::peer::{Peer, Random, seed};
+use crate::server::{Server, exclusive, shared, until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 #[track_caller]
-fn still_serves(server: &Server, papers: &Papers) {
-    let mut caller = Caller::connect(&papers.trusting(), server.address).expect("a connection");
-    assert!(caller.echoes(b"still here"), "{}", server.log());
+fn still_serves(server: &Server, certificates: &Certificates) {
+    let mut peer = TlsPeer::connect(&certificates.client_config(), server.address).expect("a connection");
+    assert!(peer.echoes(b"still here"), "{}", server.log());
 }
 
 /// How long it takes until the server ends this connection, on which we say a byte of this now and then.
@@ -43,33 +43,33 @@ fn lasts(server: &Server, says: &[u8]) -> Duration {
 }
 
 #[test]
-fn silent_and_dribbling_callers_are_closed_when_the_handshake_should_be_over_and_not_before() {
-    let _quiet = alone();
-    let papers = Papers::of("silent");
-    let words = papers.shows("server");
+fn silent_and_slow_handshakes_are_closed_at_the_handshake_timeout_and_not_before() {
+    let _quiet = exclusive();
+    let certificates = Certificates::of("silent");
+    let words = certificates.server_args("server");
     let mut echo = Server::start(&format!("echo --raw --handshake-timeout 1s {words}"));
     let plain = Server::start("echo --raw");
     let proxy = Server::start(&format!("proxy --to {} --handshake-timeout 1s {words}", plain.address));
-    let hello = client_hello(&papers);
+    let hello = client_hello(&certificates);
     for server in [&echo, &proxy] {
         for (who, says) in [("silent", &b""[..]), ("dribbling", &hello[..])] {
             let lasted = lasts(server, says);
             println!("{who}: {lasted:?}");
             assert!(lasted > SECOND * 9 / 10 && lasted < 3 * SECOND, "{who}: {lasted:?}");
         }
-        still_serves(server, &papers);
+        still_serves(server, &certificates);
     }
     assert!(echo.end().contains(" handshake-timeout=2"), "{}", echo.log());
 }
 
 #[test]
-fn what_is_no_tls_is_ended_with_a_word_in_the_log_and_the_server_serves_on() {
-    let _others = among_others();
-    let papers = Papers::of("no-tls");
-    let mut echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
-    let garbage = Numbers(seed()).bytes(5000);
+fn non_tls_bytes_are_logged_and_the_server_serves_on() {
+    let _others = shared();
+    let certificates = Certificates::of("no-tls");
+    let mut echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
+    let garbage = Random(seed()).bytes(5000);
     // A record that claims to be a hello, and is not.
-    let mut wrong_hello = client_hello(&papers);
+    let mut wrong_hello = client_hello(&certificates);
     wrong_hello[5] = 99;
     let long = [&[22, 3, 1, 0xff, 0xff][..], &[1; 3000]].concat();
     for (says, why) in [
@@ -87,17 +87,17 @@ fn what_is_no_tls_is_ended_with_a_word_in_the_log_and_the_server_serves_on() {
     ] {
         let mut peer = Peer::connect(echo.address);
         let from = peer.0.local_addr().expect("an address");
-        peer.say(says);
+        peer.send(says);
         // Whatever it answers, there is a proper end behind it.
-        let heard = peer.hear_all();
-        assert!(heard.len() <= 7, "an alert at most: {heard:?}");
+        let received = peer.receive_all();
+        assert!(received.len() <= 7, "an alert at most: {received:?}");
         let begins = format!("{from}: closed: handshake: ");
         until("a word in the log", 10 * SECOND, || echo.log().contains(&begins));
         let log = echo.log();
         let line = log.lines().find(|line| line.contains(&begins)).expect("it is there");
         assert!(line.contains(why), "{why}: {line}");
     }
-    still_serves(&echo, &papers);
+    still_serves(&echo, &certificates);
     assert!(echo.end().contains(" handshake=8"), "{}", echo.log());
 }
 
@@ -130,18 +130,18 @@ fn byte_by_byte(to: SocketAddr) -> SocketAddr {
 
 #[test]
 fn a_handshake_that_comes_byte_by_byte_is_as_good_as_any() {
-    let _others = among_others();
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("bytes");
-    let (cert, ca) = (papers.shows("server"), papers.path("ca.pem"));
+    let certificates = Certificates::of("bytes");
+    let (cert, ca) = (certificates.server_args("server"), certificates.path("ca.pem"));
     let echo = Server::start(&format!("echo {cert} --tls-client-ca {ca} --tls-client-optional"));
     let relay = byte_by_byte(echo.address);
-    let shown = format!("-cert {} -key {}", papers.path("client.pem"), papers.path("client.key"));
+    let shown = format!("-cert {} -key {}", certificates.path("client.pem"), certificates.path("client.key"));
     for version in ["-tls1_2", "-tls1_3"] {
         for shown in ["", &shown] {
-            let outcome = s_client(&papers, relay, &format!("{version} {shown}"), b"hello\nquit\n");
+            let outcome = s_client(&certificates, relay, &format!("{version} {shown}"), b"hello\nquit\n");
             assert!(outcome.text().contains("\nhello\n"), "{version}: {}{}", outcome.text(), outcome.stderr);
             assert_eq!(outcome.code, Some(0), "{version}: {}", outcome.stderr);
         }
@@ -149,20 +149,20 @@ fn a_handshake_that_comes_byte_by_byte_is_as_good_as_any() {
 }
 
 #[test]
-fn whoever_leaves_in_the_middle_of_a_hello_gets_a_clean_end_wherever_that_is() {
-    let _others = among_others();
-    let papers = Papers::of("prefixes");
-    let mut echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
-    let hello = client_hello(&papers);
+fn a_peer_that_leaves_anywhere_in_its_hello_gets_a_clean_end() {
+    let _others = shared();
+    let certificates = Certificates::of("prefixes");
+    let mut echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
+    let hello = client_hello(&certificates);
     for length in 0..=hello.len() {
         let mut peer = Peer::connect(echo.address);
-        peer.say(&hello[..length]);
+        peer.send(&hello[..length]);
         peer.finish();
-        let heard = peer.hear_all();
-        assert!(length == hello.len() || heard.len() <= 7, "{length} bytes: {heard:?}");
+        let received = peer.receive_all();
+        assert!(length == hello.len() || received.len() <= 7, "{length} bytes: {received:?}");
     }
     let descriptors = echo.descriptors();
-    still_serves(&echo, &papers);
+    still_serves(&echo, &certificates);
     until("nothing stays behind", 10 * SECOND, || echo.descriptors() <= descriptors);
     let log = echo.end();
     assert!(log.contains("handshake: the peer left during the handshake"), "{log}");
@@ -170,16 +170,16 @@ fn whoever_leaves_in_the_middle_of_a_hello_gets_a_clean_end_wherever_that_is() {
 }
 
 #[test]
-fn a_session_that_is_damaged_on_its_way_is_ended_as_such() {
-    let _others = among_others();
-    let papers = Papers::of("damaged");
-    let mut echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
-    let mut caller = Caller::connect(&papers.trusting(), echo.address).expect("a connection");
-    assert!(caller.echoes(b"in order"));
+fn a_session_damaged_in_transit_is_closed_as_such() {
+    let _others = shared();
+    let certificates = Certificates::of("damaged");
+    let mut echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
+    let mut peer = TlsPeer::connect(&certificates.client_config(), echo.address).expect("a connection");
+    assert!(peer.echoes(b"in order"));
     // A record that nobody has sealed.
-    caller.0.sock.write_all(&[&[0x17, 3, 3, 0, 40][..], &[7; 40]].concat()).expect("it takes it");
-    let said = caller.0.read(&mut [0; 10]).expect_err("an alert").to_string();
-    assert!(said.contains("BadRecordMac"), "{said}");
+    peer.0.sock.write_all(&[&[0x17, 3, 3, 0, 40][..], &[7; 40]].concat()).expect("it takes it");
+    let sent = peer.0.read(&mut [0; 10]).expect_err("an alert").to_string();
+    assert!(sent.contains("BadRecordMac"), "{sent}");
     let log = echo.end();
     assert!(log.contains("closed: tls: a record was damaged on its way") && log.contains(" tls=1"), "{log}");
 }

@@ -19,7 +19,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use crate::server::{Outcome, Server, complete, until};
 
 mod attacks;
-mod callers;
+mod clients;
 mod memory;
 mod mutual;
 mod node;
@@ -35,29 +35,29 @@ mod upstreams;
 /// - `ca` has signed `server` (for localhost and 127.0.0.1), `other` (for other.example and *.wild.example), `client`
 ///   and `expired` (for localhost, until 2020).
 /// - `stranger-ca` has signed `stranger` (for localhost).
-struct Papers {
+struct Certificates {
     folder: PathBuf,
     authority: CertifiedIssuer<'static, KeyPair>,
 }
 
-impl Papers {
-    fn of(test: &str) -> Papers {
+impl Certificates {
+    fn of(test: &str) -> Certificates {
         let folder = std::env::temp_dir().join(format!("tidemill-tls-{}-{test}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
-        let papers = Papers { folder, authority: authority("tidemill's tests") };
-        papers.write("ca.pem", papers.authority.pem());
+        let certificates = Certificates { folder, authority: authority("tidemill's tests") };
+        certificates.write("ca.pem", certificates.authority.pem());
         let local = ["localhost", "127.0.0.1"];
-        papers.issue("server", "server", &local);
-        papers.issue("other", "other", &["other.example", "*.wild.example"]);
-        papers.issue("client", "client", &["client.example"]);
+        certificates.issue("server", "server", &local);
+        certificates.issue("other", "other", &["other.example", "*.wild.example"]);
+        certificates.issue("client", "client", &["client.example"]);
         let mut expired = params("expired", &local);
         expired.not_before = date_time_ymd(2019, 1, 1);
         expired.not_after = date_time_ymd(2020, 1, 1);
-        papers.sign("expired", &expired, &papers.authority);
+        certificates.sign("expired", &expired, &certificates.authority);
         let strangers = authority("somebody else's");
-        papers.write("stranger-ca.pem", strangers.pem());
-        papers.sign("stranger", &params("stranger", &local), &strangers);
-        papers
+        certificates.write("stranger-ca.pem", strangers.pem());
+        certificates.sign("stranger", &params("stranger", &local), &strangers);
+        certificates
     }
 
     /// Has the authority sign a certificate for these names, and writes it and its key to these files, which may be
@@ -90,7 +90,7 @@ impl Papers {
     }
 
     /// The words that have a server show this certificate.
-    fn shows(&self, name: &str) -> String {
+    fn server_args(&self, name: &str) -> String {
         let (cert, key) = (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")));
         format!("--tls-cert {cert} --tls-key {key}")
     }
@@ -104,7 +104,7 @@ impl Papers {
     }
 
     /// What a client of rustls needs to trust our authority. Its connections resume each other's sessions.
-    fn trusting(&self) -> Arc<ClientConfig> {
+    fn client_config(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate("ca")).expect("our authority");
         let config = ClientConfig::builder_with_provider(ring())
@@ -116,7 +116,7 @@ impl Papers {
     }
 }
 
-impl Drop for Papers {
+impl Drop for Certificates {
     fn drop(&mut self) {
         // What cannot be removed is left to the system.
         let _ = fs::remove_dir_all(&self.folder);
@@ -143,32 +143,32 @@ fn authority(common_name: &str) -> CertifiedIssuer<'static, KeyPair> {
     CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")
 }
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A caller by rustls.
-struct Caller(StreamOwned<ClientConnection, TcpStream>);
+struct TlsPeer(StreamOwned<ClientConnection, TcpStream>);
 
-impl Caller {
+impl TlsPeer {
     /// Calls localhost; its handshake is done.
-    fn connect(config: &Arc<ClientConfig>, to: SocketAddr) -> std::io::Result<Caller> {
-        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        Caller::over(config, stream)
+    fn connect(config: &Arc<ClientConfig>, to: SocketAddr) -> std::io::Result<TlsPeer> {
+        let stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
+        TlsPeer::over(config, stream)
     }
 
     /// The same on a connection that is there already.
-    fn over(config: &Arc<ClientConfig>, stream: TcpStream) -> std::io::Result<Caller> {
+    fn over(config: &Arc<ClientConfig>, stream: TcpStream) -> std::io::Result<TlsPeer> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut caller = Caller(StreamOwned::new(conversation(config), stream));
-        caller.0.conn.complete_io(&mut caller.0.sock)?;
-        Ok(caller)
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        let mut peer = TlsPeer(StreamOwned::new(client_connection(config), stream));
+        peer.0.conn.complete_io(&mut peer.0.sock)?;
+        Ok(peer)
     }
 
     /// Whether what is said comes back.
     fn echoes(&mut self, word: &[u8]) -> bool {
-        let mut heard = vec![0; word.len()];
-        self.0.write_all(word).and_then(|()| self.0.read_exact(&mut heard)).is_ok() && heard == word
+        let mut received = vec![0; word.len()];
+        self.0.write_all(word).and_then(|()| self.0.read_exact(&mut received)).is_ok() && received == word
     }
 
     fn finish(&mut self) {
@@ -177,10 +177,10 @@ impl Caller {
     }
 
     /// Everything to the end, which must be announced.
-    fn hear_all(&mut self) -> Vec<u8> {
-        let mut heard = Vec::new();
-        self.0.read_to_end(&mut heard).expect("an end");
-        heard
+    fn receive_all(&mut self) -> Vec<u8> {
+        let mut received = Vec::new();
+        self.0.read_to_end(&mut received).expect("an end");
+        received
     }
 
     fn certificate(&self) -> CertificateDer<'static> {
@@ -189,22 +189,22 @@ impl Caller {
     }
 }
 
-fn conversation(config: &Arc<ClientConfig>) -> ClientConnection {
+fn client_connection(config: &Arc<ClientConfig>) -> ClientConnection {
     let name = ServerName::try_from("localhost").expect("a name");
     ClientConnection::new(config.clone(), name).expect("a client")
 }
 
 /// The first thing that a client says.
-fn client_hello(papers: &Papers) -> Vec<u8> {
+fn client_hello(certificates: &Certificates) -> Vec<u8> {
     let mut hello = Vec::new();
-    conversation(&papers.trusting()).write_tls(&mut hello).expect("memory");
+    client_connection(&certificates.client_config()).write_tls(&mut hello).expect("memory");
     hello
 }
 
 /// `openssl s_client` with these words, which says this and then listens until the server ends.
-fn s_client(papers: &Papers, to: SocketAddr, words: &str, says: &[u8]) -> Outcome {
+fn s_client(certificates: &Certificates, to: SocketAddr, words: &str, says: &[u8]) -> Outcome {
     let mut command = Command::new("openssl");
-    command.args(["s_client", "-connect", &to.to_string(), "-CAfile", &papers.path("ca.pem")]);
+    command.args(["s_client", "-connect", &to.to_string(), "-CAfile", &certificates.path("ca.pem")]);
     command.args(["-verify_return_error", "-ign_eof"]).args(words.split_whitespace());
     complete(command, says)
 }
@@ -212,7 +212,7 @@ fn s_client(papers: &Papers, to: SocketAddr, words: &str, says: &[u8]) -> Outcom
 /// What is said comes a moment after it has happened.
 #[track_caller]
 fn logs(server: &Server, words: &str) {
-    until(&format!("{words:?} in the log"), PATIENCE, || server.log().contains(words));
+    until(&format!("{words:?} in the log"), TIMEOUT, || server.log().contains(words));
 }
 
 impl Outcome {

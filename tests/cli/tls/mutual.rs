@@ -1,46 +1,50 @@
 //! Clients that show a certificate.
 
-use super::{Papers, logs, s_client};
+use super::{Certificates, logs, s_client};
 use crate::interop::has;
-use crate::server::{Server, among_others};
+use crate::server::{Server, shared};
 
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 
 /// Whether openssl is let in with this certificate, or with none.
-fn is_let_in(papers: &Papers, server: &Server, version: &str, shows: &str) -> bool {
+fn is_let_in(certificates: &Certificates, server: &Server, version: &str, shows: &str) -> bool {
     let shown = match shows {
         "" => String::new(),
         name => {
             format!(
                 "-cert {} -key {}",
-                papers.path(&format!("{name}.pem")),
-                papers.path(&format!("{name}.key"))
+                certificates.path(&format!("{name}.pem")),
+                certificates.path(&format!("{name}.key"))
             )
         }
     };
-    let outcome = s_client(papers, server.address, &format!("{version} {shown}"), b"hello\nquit\n");
-    let heard = outcome.text().contains("\nhello\n");
-    assert_eq!(outcome.code, Some(if heard { 0 } else { 1 }), "{version} {shows}: {}", outcome.stderr);
-    heard
+    let outcome = s_client(certificates, server.address, &format!("{version} {shown}"), b"hello\nquit\n");
+    let received = outcome.text().contains("\nhello\n");
+    assert_eq!(outcome.code, Some(if received { 0 } else { 1 }), "{version} {shows}: {}", outcome.stderr);
+    received
 }
 
 #[test]
-fn only_clients_with_a_certificate_of_ours_come_in_and_the_log_says_why_others_do_not() {
-    let _others = among_others();
+fn only_clients_with_a_trusted_certificate_are_accepted_and_the_log_says_why_others_are_not() {
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("mutual");
-    let words = format!("echo --tls-client-ca {} {}", papers.path("ca.pem"), papers.shows("server"));
+    let certificates = Certificates::of("mutual");
+    let words = format!(
+        "echo --tls-client-ca {} {}",
+        certificates.path("ca.pem"),
+        certificates.server_args("server")
+    );
     for version in VERSIONS {
         let mut echo = Server::start(&words);
-        assert!(is_let_in(&papers, &echo, version, "client"), "{version}: {}", echo.log());
+        assert!(is_let_in(&certificates, &echo, version, "client"), "{version}: {}", echo.log());
         for (shows, why) in [
             ("", "handshake: the peer has shown no certificate, and must"),
             ("stranger", "handshake: the peer's certificate is not trusted: unknown issuer"),
             ("expired", "handshake: the peer's certificate is not trusted: expired "),
         ] {
-            assert!(!is_let_in(&papers, &echo, version, shows), "{version} {shows:?}");
+            assert!(!is_let_in(&certificates, &echo, version, shows), "{version} {shows:?}");
             logs(&echo, why);
         }
         let log = echo.end();
@@ -50,20 +54,20 @@ fn only_clients_with_a_certificate_of_ours_come_in_and_the_log_says_why_others_d
 
 #[test]
 fn a_certificate_that_is_optional_may_be_missing_but_not_be_wrong() {
-    let _others = among_others();
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("optional");
-    let ca = papers.path("ca.pem");
-    let words = format!("--tls-client-ca {ca} --tls-client-optional {}", papers.shows("server"));
+    let certificates = Certificates::of("optional");
+    let ca = certificates.path("ca.pem");
+    let words = format!("--tls-client-ca {ca} --tls-client-optional {}", certificates.server_args("server"));
     let plain = Server::start("echo");
     let mut proxy = Server::start(&format!("proxy --to {} {words}", plain.address));
     for server in [&Server::start(&format!("echo {words}")), &proxy] {
         for version in VERSIONS {
-            assert!(is_let_in(&papers, server, version, ""), "{version}");
-            assert!(is_let_in(&papers, server, version, "client"), "{version}");
-            assert!(!is_let_in(&papers, server, version, "stranger"), "{version}");
+            assert!(is_let_in(&certificates, server, version, ""), "{version}");
+            assert!(is_let_in(&certificates, server, version, "client"), "{version}");
+            assert!(!is_let_in(&certificates, server, version, "stranger"), "{version}");
         }
         logs(server, "is not trusted: unknown issuer");
     }
@@ -72,23 +76,27 @@ fn a_certificate_that_is_optional_may_be_missing_but_not_be_wrong() {
 }
 
 #[test]
-fn a_refused_client_is_told_so_and_a_resumed_one_is_still_the_one_it_was() {
-    let _others = among_others();
+fn a_refused_client_gets_an_alert_and_a_resumed_one_keeps_its_certificate() {
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("mutual-resumed");
-    let words = format!("echo --tls-client-ca {} {}", papers.path("ca.pem"), papers.shows("server"));
+    let certificates = Certificates::of("mutual-resumed");
+    let words = format!(
+        "echo --tls-client-ca {} {}",
+        certificates.path("ca.pem"),
+        certificates.server_args("server")
+    );
     let echo = Server::start(&words);
-    let shown = format!("-cert {} -key {}", papers.path("client.pem"), papers.path("client.key"));
+    let shown = format!("-cert {} -key {}", certificates.path("client.pem"), certificates.path("client.key"));
     for version in VERSIONS {
-        let refused = s_client(&papers, echo.address, version, b"hello\nquit\n");
+        let refused = s_client(&certificates, echo.address, version, b"hello\nquit\n");
         assert!(refused.stderr.contains("alert"), "{version}: {}", refused.stderr);
-        let session = papers.path(&format!("session{version}"));
+        let session = certificates.path(&format!("session{version}"));
         let out = format!("{version} {shown} -sess_out {session}");
-        assert!(s_client(&papers, echo.address, &out, b"quit\n").text().contains("New, "));
+        assert!(s_client(&certificates, echo.address, &out, b"quit\n").text().contains("New, "));
         let again =
-            s_client(&papers, echo.address, &format!("{version} -sess_in {session}"), b"hello\nquit\n");
+            s_client(&certificates, echo.address, &format!("{version} -sess_in {session}"), b"hello\nquit\n");
         assert!(again.text().contains("Reused, ") && again.text().contains("\nhello\n"), "{}", again.text());
     }
 }

@@ -1,8 +1,8 @@
 //! Node's `tls` on the other side of our servers.
 
-use super::Papers;
+use super::Certificates;
 use crate::interop::{has, node};
-use crate::server::{Server, among_others};
+use crate::server::{Server, shared};
 
 /// What every program here needs: `extra` is the folder of the certificates.
 pub const TLS: &str = r"
@@ -35,32 +35,32 @@ socket.on('close', (hadError) =>
 
 #[test]
 fn a_node_client_has_ten_megabytes_back_then_a_clean_end_and_thinks_well_of_our_certificate() {
-    let _others = among_others();
+    let _others = shared();
     if !has("node") {
         return;
     }
-    let papers = Papers::of("node-bulk");
-    let shown = format!("--tls-alpn tide {}", papers.shows("server"));
+    let certificates = Certificates::of("node-bulk");
+    let shown = format!("--tls-alpn tide {}", certificates.server_args("server"));
     let echo = Server::start(&format!("echo --raw {shown}"));
     let plain = Server::start("echo --raw");
     let proxy = Server::start(&format!("proxy --to {} {shown}", plain.address));
     for to in [echo.address, proxy.address] {
         for version in ["TLSv1.2", "TLSv1.3"] {
-            let words = [&to.port().to_string(), &papers.path(""), version];
-            let told = node(&format!("{TLS}{BULK}"), &words);
-            assert_eq!(told, "secure true true tide server end close false true\n", "{version} to {to}");
+            let words = [&to.port().to_string(), &certificates.path(""), version];
+            let output = node(&format!("{TLS}{BULK}"), &words);
+            assert_eq!(output, "secure true true tide server end close false true\n", "{version} to {to}");
         }
     }
 }
 
 #[test]
 fn a_node_client_frames_and_chats_with_us() {
-    let _others = among_others();
+    let _others = shared();
     if !has("node") {
         return;
     }
-    let papers = Papers::of("node-frames");
-    let frames = Server::start(&format!("frames {}", papers.shows("server")));
+    let certificates = Certificates::of("node-frames");
+    let frames = Server::start(&format!("frames {}", certificates.server_args("server")));
     let frame = r"
     const bodies = ['', 'a', 'x'.repeat(70000), 'last'];
     const wire = Buffer.concat(bodies.flatMap((body) => {
@@ -77,7 +77,7 @@ fn a_node_client_frames_and_chats_with_us() {
     socket.on('data', (data) => heard = Buffer.concat([heard, data]));
     socket.on('close', (hadError) => told([hadError, heard.equals(wire)].join(' ')));
     ";
-    let chat = Server::start(&format!("chat {}", papers.shows("server")));
+    let chat = Server::start(&format!("chat {}", certificates.server_args("server")));
     let talk = r"
     const [ann, bob] = [0, 1].map(() => tls.connect({ ...trusting, maxVersion: version }));
     ann.write('/nick ann\n');
@@ -92,7 +92,7 @@ fn a_node_client_frames_and_chats_with_us() {
     ";
     for version in ["TLSv1.2", "TLSv1.3"] {
         for (to, script) in [(frames.address, frame), (chat.address, talk)] {
-            let words = [&to.port().to_string(), &papers.path(""), version];
+            let words = [&to.port().to_string(), &certificates.path(""), version];
             assert_eq!(node(&format!("{TLS}{script}"), &words), "false true\n", "{version}");
         }
     }

@@ -3,26 +3,27 @@
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-use super::{Papers, logs, s_client};
+use super::{Certificates, logs, s_client};
 use crate::interop::has;
-use crate::server::{Process, Server, among_others};
+use crate::server::{Process, Server, shared};
 
 const VERSIONS: [(&str, &str); 2] = [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")];
 
 #[test]
-fn openssl_is_greeted_and_hears_its_own_line_in_either_version_also_through_a_proxy_that_takes_the_tls_off() {
-    let _others = among_others();
+fn openssl_gets_its_echo_in_either_version_also_through_a_tls_terminating_proxy() {
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("greeted");
-    let echo = Server::start(&format!("echo {}", papers.shows("server")));
+    let certificates = Certificates::of("greeted");
+    let echo = Server::start(&format!("echo {}", certificates.server_args("server")));
     let plain = Server::start("echo");
-    let proxy = Server::start(&format!("proxy --to {} {}", plain.address, papers.shows("server")));
+    let proxy =
+        Server::start(&format!("proxy --to {} {}", plain.address, certificates.server_args("server")));
     for to in [echo.address, proxy.address] {
         for (option, version) in VERSIONS {
             let words = format!("{option} -servername localhost -verify_hostname localhost");
-            let outcome = s_client(&papers, to, &words, b"hello\nquit\n");
+            let outcome = s_client(&certificates, to, &words, b"hello\nquit\n");
             let text = outcome.text();
             assert_eq!(outcome.code, Some(0), "{version}: {text}{}", outcome.stderr);
             for part in [
@@ -41,12 +42,12 @@ fn openssl_is_greeted_and_hears_its_own_line_in_either_version_also_through_a_pr
 
 #[test]
 fn the_name_that_is_asked_for_chooses_the_certificate_wildcards_included() {
-    let _others = among_others();
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("names");
-    let words = format!("echo {} {}", papers.shows("server"), papers.shows("other"));
+    let certificates = Certificates::of("names");
+    let words = format!("echo {} {}", certificates.server_args("server"), certificates.server_args("other"));
     let echo = Server::start(&words);
     for (asked, gets) in [
         ("-servername localhost", "localhost"),
@@ -60,24 +61,25 @@ fn the_name_that_is_asked_for_chooses_the_certificate_wildcards_included() {
     ] {
         for (option, _) in VERSIONS {
             let words = format!("{option} {asked} -verify_hostname {gets}");
-            let outcome = s_client(&papers, echo.address, &words, b"quit\n");
+            let outcome = s_client(&certificates, echo.address, &words, b"quit\n");
             assert_eq!(outcome.code, Some(0), "{words}: {}{}", outcome.text(), outcome.stderr);
             assert!(outcome.text().contains("Verification: OK"), "{words}: {}", outcome.text());
         }
     }
     // A check that can fail: this name has the first certificate.
-    let outcome = s_client(&papers, echo.address, "-servername x.example -verify_hostname x.example", b"");
+    let outcome =
+        s_client(&certificates, echo.address, "-servername x.example -verify_hostname x.example", b"");
     assert_eq!(outcome.code, Some(1), "{}", outcome.text());
 }
 
 #[test]
-fn the_protocol_is_the_servers_first_choice_and_whoever_offers_only_others_is_refused() {
-    let _others = among_others();
+fn alpn_is_the_servers_first_choice_and_clients_offering_only_others_are_refused() {
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("alpn");
-    let words = format!("echo {} --tls-alpn tide/2 --tls-alpn tide/1", papers.shows("server"));
+    let certificates = Certificates::of("alpn");
+    let words = format!("echo {} --tls-alpn tide/2 --tls-alpn tide/1", certificates.server_args("server"));
     let mut echo = Server::start(&words);
     for (option, _) in VERSIONS {
         for (offers, agreed) in [
@@ -86,10 +88,10 @@ fn the_protocol_is_the_servers_first_choice_and_whoever_offers_only_others_is_re
             ("", "No ALPN negotiated"),
         ] {
             let words = format!("{option} {offers}");
-            let outcome = s_client(&papers, echo.address, &words, b"quit\n");
+            let outcome = s_client(&certificates, echo.address, &words, b"quit\n");
             assert!(outcome.text().contains(agreed), "{words}: {}{}", outcome.text(), outcome.stderr);
         }
-        let outcome = s_client(&papers, echo.address, &format!("{option} -alpn http/1.1"), b"quit\n");
+        let outcome = s_client(&certificates, echo.address, &format!("{option} -alpn http/1.1"), b"quit\n");
         assert_eq!(outcome.code, Some(1), "{}", outcome.text());
     }
     let log = echo.end();
@@ -98,47 +100,48 @@ fn the_protocol_is_the_servers_first_choice_and_whoever_offers_only_others_is_re
 }
 
 #[test]
-fn older_versions_than_are_spoken_here_are_refused_and_the_log_says_so() {
-    let _others = among_others();
+fn too_old_versions_are_refused_and_logged() {
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("versions");
-    let newest = Server::start(&format!("echo --tls-min 1.3 {}", papers.shows("server")));
-    let usual = Server::start(&format!("echo {}", papers.shows("server")));
+    let certificates = Certificates::of("versions");
+    let newest = Server::start(&format!("echo --tls-min 1.3 {}", certificates.server_args("server")));
+    let usual = Server::start(&format!("echo {}", certificates.server_args("server")));
     let unspoken = "handshake: the peer speaks no version of TLS that is spoken here";
     // openssl itself has to be talked into the old one, whose hello lacks more than the version.
     let old = "-tls1_1 -cipher DEFAULT:@SECLEVEL=0";
     for (server, refused, why) in [(&newest, "-tls1_2", unspoken), (&usual, old, "handshake: the peer ")] {
-        let outcome = s_client(&papers, server.address, refused, b"quit\n");
+        let outcome = s_client(&certificates, server.address, refused, b"quit\n");
         assert_eq!(outcome.code, Some(1), "{refused}: {}", outcome.text());
         logs(server, why);
-        let outcome = s_client(&papers, server.address, "-tls1_3", b"quit\n");
+        let outcome = s_client(&certificates, server.address, "-tls1_3", b"quit\n");
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     }
 }
 
 #[test]
 fn a_second_connection_resumes_the_session_of_the_first() {
-    let _others = among_others();
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("resumed");
-    let echo = Server::start(&format!("echo {}", papers.shows("server")));
+    let certificates = Certificates::of("resumed");
+    let echo = Server::start(&format!("echo {}", certificates.server_args("server")));
     for (option, version) in VERSIONS {
-        let session = papers.path(&format!("session{option}"));
-        let first = s_client(&papers, echo.address, &format!("{option} -sess_out {session}"), b"quit\n");
+        let session = certificates.path(&format!("session{option}"));
+        let first =
+            s_client(&certificates, echo.address, &format!("{option} -sess_out {session}"), b"quit\n");
         assert!(first.text().contains(&format!("New, {version}, ")), "{}", first.text());
         let words = format!("{option} -sess_in {session}");
-        let second = s_client(&papers, echo.address, &words, b"hello\nquit\n");
+        let second = s_client(&certificates, echo.address, &words, b"hello\nquit\n");
         assert!(second.text().contains(&format!("Reused, {version}, ")), "{}", second.text());
         assert!(second.text().contains("\nhello\n"), "{}", second.text());
     }
     // Another process has other keys, and begins anew.
-    let other = Server::start(&format!("echo {}", papers.shows("server")));
-    let words = format!("-tls1_3 -sess_in {}", papers.path("session-tls1_3"));
-    let third = s_client(&papers, other.address, &words, b"hello\nquit\n");
+    let other = Server::start(&format!("echo {}", certificates.server_args("server")));
+    let words = format!("-tls1_3 -sess_in {}", certificates.path("session-tls1_3"));
+    let third = s_client(&certificates, other.address, &words, b"hello\nquit\n");
     assert!(
         third.text().contains("New, TLSv1.3, ") && third.text().contains("\nhello\n"),
         "{}",
@@ -148,23 +151,23 @@ fn a_second_connection_resumes_the_session_of_the_first() {
 
 #[test]
 fn openssl_sends_a_frame_and_gets_it_back() {
-    let _others = among_others();
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("frame");
-    let frames = Server::start(&format!("frames {}", papers.shows("server")));
+    let certificates = Certificates::of("frame");
+    let frames = Server::start(&format!("frames {}", certificates.server_args("server")));
     for (option, _) in VERSIONS {
         // It ends when its stdin does, and does not wait for answers that are under way.
         let mut command = Command::new("timeout");
         command.args(["30", "openssl", "s_client", "-quiet", "-no_ign_eof", "-verify_return_error", option]);
-        command.args(["-connect", &frames.address.to_string(), "-CAfile", &papers.path("ca.pem")]);
+        command.args(["-connect", &frames.address.to_string(), "-CAfile", &certificates.path("ca.pem")]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = Process(command.spawn().expect("openssl"));
         let mut stdin = process.0.stdin.take().expect("its stdin");
         stdin.write_all(b"\0\0\0\x06framed").expect("it takes it");
-        let mut heard = [0; 10];
-        process.0.stdout.take().expect("its stdout").read_exact(&mut heard).expect("a frame");
-        assert_eq!(&heard, b"\0\0\0\x06framed");
+        let mut received = [0; 10];
+        process.0.stdout.take().expect("its stdout").read_exact(&mut received).expect("a frame");
+        assert_eq!(&received, b"\0\0\0\x06framed");
     }
 }

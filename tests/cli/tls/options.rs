@@ -1,16 +1,16 @@
 //! What is wrong with options and files, and the load generator's.
 
-use super::Papers;
-use crate::server::{Server, alone, among_others, run};
+use super::Certificates;
+use crate::server::{Server, exclusive, run, shared};
 
 #[test]
-fn what_is_wrong_with_the_files_is_said_in_one_line_before_anybody_is_served() {
-    let _others = among_others();
-    let papers = Papers::of("wrong-files");
-    papers.write("empty.pem", "");
-    papers.write("text.pem", "no certificate here\n");
-    papers.write("cut.pem", &papers.text("server.pem")[..200]);
-    let path = |file: &str| papers.path(file);
+fn errors_in_the_files_are_reported_in_one_line_before_serving() {
+    let _others = shared();
+    let certificates = Certificates::of("wrong-files");
+    certificates.write("empty.pem", "");
+    certificates.write("text.pem", "no certificate here\n");
+    certificates.write("cut.pem", &certificates.text("server.pem")[..200]);
+    let path = |file: &str| certificates.path(file);
     let (cert, key) = (path("server.pem"), path("server.key"));
     let belongs = format!(
         "cannot use the key in {}: it does not belong to the certificate in {cert}",
@@ -53,7 +53,7 @@ fn what_is_wrong_with_the_files_is_said_in_one_line_before_anybody_is_served() {
 
 #[test]
 fn options_of_tls_that_mean_nothing_alone_are_usage_errors() {
-    let _others = among_others();
+    let _others = shared();
     for (words, sentence) in [
         ("connect a:1 --insecure", "--tls"),
         ("load a:1 --insecure", "--tls"),
@@ -79,10 +79,10 @@ fn options_of_tls_that_mean_nothing_alone_are_usage_errors() {
 
 #[test]
 fn each_shape_of_load_is_carried_over_tls_and_nothing_fails() {
-    let _quiet = alone();
-    let papers = Papers::of("load");
-    let echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
-    let (to, ca) = (echo.address.to_string(), papers.path("ca.pem"));
+    let _quiet = exclusive();
+    let certificates = Certificates::of("load");
+    let echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
+    let (to, ca) = (echo.address.to_string(), certificates.path("ca.pem"));
     for words in ["", "--pipeline 16", "--size 1MiB --connections 4", "--connections 300", "--shape churn"] {
         let mut all = vec![
             "load",
@@ -99,19 +99,19 @@ fn each_shape_of_load_is_carried_over_tls_and_nothing_fails() {
         all.extend(words.split_whitespace());
         let outcome = run(&all, b"");
         assert_eq!(outcome.code, Some(0), "{words}: {}", outcome.stderr);
-        let told: serde_json::Value = serde_json::from_slice(&outcome.stdout).expect("JSON");
-        assert_eq!(told["failed"].as_f64(), Some(0.0), "{words}: {told}");
-        assert!(told["count"].as_f64().is_some_and(|count| count > 5.0), "{words}: {told}");
+        let output: serde_json::Value = serde_json::from_slice(&outcome.stdout).expect("JSON");
+        assert_eq!(output["failed"].as_f64(), Some(0.0), "{words}: {output}");
+        assert!(output["count"].as_f64().is_some_and(|count| count > 5.0), "{words}: {output}");
     }
 }
 
 #[test]
-fn a_server_that_is_not_trusted_is_not_loaded_and_the_reason_is_told() {
-    let _others = among_others();
-    let papers = Papers::of("load-distrust");
-    let echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
+fn an_untrusted_server_is_not_loaded_and_the_reason_is_printed() {
+    let _others = shared();
+    let certificates = Certificates::of("load-distrust");
+    let echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
     let plain = Server::start("echo");
-    let (strangers, none) = (papers.path("stranger-ca.pem"), papers.path("none.pem"));
+    let (strangers, none) = (certificates.path("stranger-ca.pem"), certificates.path("none.pem"));
     for (ca, to, why) in [
         (&strangers, &echo, "the peer's certificate is not trusted: unknown issuer"),
         (&strangers, &plain, "the peer does not speak TLS (it sent \"echo ser\")"),

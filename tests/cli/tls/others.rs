@@ -3,13 +3,13 @@
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Papers, logs};
+use super::{Certificates, logs};
 use crate::interop::{has, node_server};
-use crate::server::{Server, among_others, complete, complete_within};
+use crate::server::{Server, complete, complete_within, shared};
 
 /// Runs a Python program that speaks to this port; what it prints is its verdict.
 #[track_caller]
-fn python(papers: &Papers, port: u16, script: &str) -> String {
+fn python(certificates: &Certificates, port: u16, script: &str) -> String {
     let prelude = "
 import socket, ssl, sys
 context = ssl.create_default_context(cafile=sys.argv[2])
@@ -17,7 +17,7 @@ raw = socket.create_connection(('127.0.0.1', int(sys.argv[1])), timeout=30)
 tls = context.wrap_socket(raw, server_hostname='localhost', suppress_ragged_eofs=False)
 ";
     let mut command = Command::new("python3");
-    command.args(["-c", &format!("{prelude}{script}"), &port.to_string(), &papers.path("ca.pem")]);
+    command.args(["-c", &format!("{prelude}{script}"), &port.to_string(), &certificates.path("ca.pem")]);
     let outcome = complete(command, b"");
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     outcome.text()
@@ -30,31 +30,31 @@ print(tls.recv(5).decode())
 
 #[test]
 fn python_unwraps_and_gets_our_end_announced() {
-    let _others = among_others();
+    let _others = shared();
     if !has("python3") {
         return;
     }
-    let papers = Papers::of("python");
-    let mut echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
+    let certificates = Certificates::of("python");
+    let mut echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
     // It raises an error where the announcement is missing, and gives back the bare connection where it is not.
     let unwraps = "
 rest = tls.unwrap()
 print(rest.recv(1))
 ";
-    let told = python(&papers, echo.address.port(), &format!("{ECHOES}{unwraps}"));
-    assert_eq!(told, "hello\nb''\n");
+    let output = python(&certificates, echo.address.port(), &format!("{ECHOES}{unwraps}"));
+    assert_eq!(output, "hello\nb''\n");
     let log = echo.end();
     assert!(log.contains(" finished=1") && !log.contains("truncated"), "{log}");
 }
 
 #[test]
 fn python_gets_our_end_announced_also_when_we_end_first() {
-    let _others = among_others();
+    let _others = shared();
     if !has("python3") {
         return;
     }
-    let papers = Papers::of("python-quit");
-    let echo = Server::start(&format!("echo {}", papers.shows("server")));
+    let certificates = Certificates::of("python-quit");
+    let echo = Server::start(&format!("echo {}", certificates.server_args("server")));
     // An end that is not announced is an error here.
     let quits = "
 tls.sendall(b'quit\\n')
@@ -64,7 +64,7 @@ while more := tls.recv(100):
 print(heard.decode(), end='')
 ";
     assert_eq!(
-        python(&papers, echo.address.port(), quits),
+        python(&certificates, echo.address.port(), quits),
         "echo server ready (type quit to exit)\n",
         "{}",
         echo.log()
@@ -73,16 +73,17 @@ print(heard.decode(), end='')
 
 #[test]
 fn an_end_that_is_not_announced_is_called_truncated() {
-    let _others = among_others();
+    let _others = shared();
     if !has("python3") {
         return;
     }
-    let papers = Papers::of("truncated");
-    let mut echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
+    let certificates = Certificates::of("truncated");
+    let mut echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
     let plain = Server::start("echo --raw");
-    let proxy = Server::start(&format!("proxy --to {} {}", plain.address, papers.shows("server")));
+    let proxy =
+        Server::start(&format!("proxy --to {} {}", plain.address, certificates.server_args("server")));
     for to in [echo.address, proxy.address] {
-        assert_eq!(python(&papers, to.port(), &format!("{ECHOES}\ntls.close()")), "hello\n");
+        assert_eq!(python(&certificates, to.port(), &format!("{ECHOES}\ntls.close()")), "hello\n");
     }
     logs(&proxy, "client=truncated upstream=");
     let log = echo.end();
@@ -97,13 +98,13 @@ server.listen(0, '127.0.0.1', () => told(String(server.address().port)));
 
 #[test]
 fn curl_gets_a_page_over_https_from_a_server_that_has_only_http() {
-    let _others = among_others();
+    let _others = shared();
     if !has("curl") || !has("node") {
         return;
     }
-    let papers = Papers::of("curl");
+    let certificates = Certificates::of("curl");
     let (_http, address) = node_server(HTTP);
-    let words = format!("proxy --to {address} --tls-alpn http/1.1 {}", papers.shows("server"));
+    let words = format!("proxy --to {address} --tls-alpn http/1.1 {}", certificates.server_args("server"));
     let proxy = Server::start(&words);
     let curl = |words: &str| {
         let mut command = Command::new("curl");
@@ -111,37 +112,39 @@ fn curl_gets_a_page_over_https_from_a_server_that_has_only_http() {
         command.args(words.split_whitespace());
         complete(command, b"")
     };
-    let (trust, port) = (format!("--cacert {}", papers.path("ca.pem")), proxy.address.port());
+    let (trust, port) = (format!("--cacert {}", certificates.path("ca.pem")), proxy.address.port());
     for version in ["--tls-max 1.2", "--tlsv1.3"] {
         for host in ["127.0.0.1", "localhost"] {
-            let told = curl(&format!("{version} {trust} https://{host}:{port}/page"));
-            assert_eq!(told.code, Some(0), "{version} {host}: {}", told.stderr);
-            assert_eq!(told.text(), format!("GET /page {}", "x".repeat(200_000)));
+            let output = curl(&format!("{version} {trust} https://{host}:{port}/page"));
+            assert_eq!(output.code, Some(0), "{version} {host}: {}", output.stderr);
+            assert_eq!(output.text(), format!("GET /page {}", "x".repeat(200_000)));
         }
     }
     // Two pages over one connection.
     let two = format!("{trust} https://127.0.0.1:{port}/1 https://127.0.0.1:{port}/2");
-    let told = curl(&format!("--verbose {two}"));
-    assert_eq!(told.stdout.len(), 2 * (200_000 + "GET /1 ".len()), "{}", told.stderr);
-    assert!(told.stderr.contains("Re-using existing connection"), "{}", told.stderr);
-    assert!(told.stderr.contains("ALPN: server accepted http/1.1"), "{}", told.stderr);
+    let output = curl(&format!("--verbose {two}"));
+    assert_eq!(output.stdout.len(), 2 * (200_000 + "GET /1 ".len()), "{}", output.stderr);
+    assert!(output.stderr.contains("Re-using existing connection"), "{}", output.stderr);
+    assert!(output.stderr.contains("ALPN: server accepted http/1.1"), "{}", output.stderr);
     // It does check.
-    let told = curl(&format!("--cacert {} https://127.0.0.1:{port}/", papers.path("stranger-ca.pem")));
-    assert_eq!(told.code, Some(60), "{}", told.stderr);
+    let output =
+        curl(&format!("--cacert {} https://127.0.0.1:{port}/", certificates.path("stranger-ca.pem")));
+    assert_eq!(output.code, Some(60), "{}", output.stderr);
 }
 
 /// The versions, the kinds of ciphers, forward secrecy, and every attack that it knows. What it would say about the
 /// certificate is about our certificates, and simulating clients takes long.
 #[test]
 fn testssl_finds_no_version_no_cipher_and_no_hole_that_should_not_be_there() {
-    let _others = among_others();
+    let _others = shared();
     if !has("testssl") || !has("node") {
         return;
     }
-    let papers = Papers::of("testssl");
+    let certificates = Certificates::of("testssl");
     let (_http, address) = node_server(HTTP);
     // It opens connections as fast as it can, and some of them it leaves standing.
-    let words = format!("proxy --to {address} --max-per-ip 0 --drain 0 {}", papers.shows("server"));
+    let words =
+        format!("proxy --to {address} --max-per-ip 0 --drain 0 {}", certificates.server_args("server"));
     let mut proxy = Server::start(&words);
     let mut command = Command::new("testssl");
     command.args(["--quiet", "--color", "0", "--warnings", "off", "--ip", "one", "--openssl-timeout", "10"]);

@@ -10,20 +10,20 @@ use std::time::{Duration, Instant};
 use rustls::StreamOwned;
 use rustls::client::Resumption;
 
-use super::{Caller, Papers, client_hello, conversation};
-use crate::server::{Server, alone, meanwhile, raise_descriptors, until, within_one_of_three};
+use super::{Certificates, TlsPeer, client_connection, client_hello};
+use crate::server::{Server, exclusive, meanwhile, raise_descriptors, until, within_one_of_three};
 
 const MANY: usize = 1000;
 const INSIDE: usize = 20;
 const MOST: Duration = Duration::from_millis(50);
 
 /// The times of a word and its echo, on each of these in turn, until it is over.
-fn pings(inside: &mut [Caller], over: &AtomicBool) -> Vec<Duration> {
+fn pings(inside: &mut [TlsPeer], over: &AtomicBool) -> Vec<Duration> {
     let mut times = Vec::new();
     while !over.load(Ordering::Relaxed) {
-        for caller in inside.iter_mut() {
+        for peer in inside.iter_mut() {
             let begun = Instant::now();
-            assert!(caller.echoes(b"are you still there?"), "one that was inside was dropped");
+            assert!(peer.echoes(b"are you still there?"), "one that was inside was dropped");
             times.push(begun.elapsed());
         }
         thread::sleep(Duration::from_millis(1));
@@ -32,7 +32,7 @@ fn pings(inside: &mut [Caller], over: &AtomicBool) -> Vec<Duration> {
 }
 
 /// The 99th percentile of pings while something goes on, which has to be enough of them to have one.
-fn p99_while(inside: &mut [Caller], goes_on: impl FnOnce()) -> Duration {
+fn p99_while(inside: &mut [TlsPeer], goes_on: impl FnOnce()) -> Duration {
     let mut times = Vec::new();
     meanwhile(|over| times = pings(inside, over), goes_on);
     assert!(times.len() >= 400, "only {} pings", times.len());
@@ -41,24 +41,25 @@ fn p99_while(inside: &mut [Caller], goes_on: impl FnOnce()) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-fn insiders(server: &Server, papers: &Papers) -> Vec<Caller> {
-    let config = papers.trusting();
-    (0..INSIDE).map(|_| Caller::connect(&config, server.address).expect("a connection")).collect()
+fn connected_peers(server: &Server, certificates: &Certificates) -> Vec<TlsPeer> {
+    let config = certificates.client_config();
+    (0..INSIDE).map(|_| TlsPeer::connect(&config, server.address).expect("a connection")).collect()
 }
 
 #[test]
-fn a_thousand_callers_who_stall_in_their_handshake_disturb_nobody_and_an_honest_one_still_comes_in() {
-    let _quiet = alone();
+fn a_thousand_stalled_handshakes_disturb_no_connection_and_a_new_one_is_accepted() {
+    let _quiet = exclusive();
     raise_descriptors();
-    let papers = Papers::of("stall");
-    let mut echo = Server::start(&format!("echo --raw --handshake-timeout 3s {}", papers.shows("server")));
-    let mut inside = insiders(&echo, &papers);
-    let (hello, config) = (client_hello(&papers), papers.trusting());
+    let certificates = Certificates::of("stall");
+    let mut echo =
+        Server::start(&format!("echo --raw --handshake-timeout 3s {}", certificates.server_args("server")));
+    let mut inside = connected_peers(&echo, &certificates);
+    let (hello, config) = (client_hello(&certificates), certificates.client_config());
     within_one_of_three("the p99 of a ping among a thousand who stall", MOST, || {
         p99_while(&mut inside, || {
             let _stalls: Vec<TcpStream> = (0..MANY).map(|_| stalls(&echo, &hello)).collect();
             let begun = Instant::now();
-            let mut honest = Caller::connect(&config, echo.address).expect("it comes in");
+            let mut honest = TlsPeer::connect(&config, echo.address).expect("it comes in");
             assert!(honest.echoes(b"at last"), "{}", echo.log());
             println!("an honest caller is served after {:?}", begun.elapsed());
             assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
@@ -81,13 +82,13 @@ fn stalls(server: &Server, hello: &[u8]) -> TcpStream {
 }
 
 #[test]
-fn a_flood_of_callers_who_stall_and_leave_disturbs_nobody_inside() {
-    let _quiet = alone();
+fn a_flood_of_stalled_handshakes_disturbs_no_open_connection() {
+    let _quiet = exclusive();
     raise_descriptors();
-    let papers = Papers::of("flood");
-    let echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
-    let mut inside = insiders(&echo, &papers);
-    let (hello, config) = (client_hello(&papers), papers.trusting());
+    let certificates = Certificates::of("flood");
+    let echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
+    let mut inside = connected_peers(&echo, &certificates);
+    let (hello, config) = (client_hello(&certificates), certificates.client_config());
     within_one_of_three("the p99 of a ping in a flood of callers who stall", MOST, || {
         let p99 = p99_while(&mut inside, || {
             let (mut here, mut came, begun) = (VecDeque::new(), 0, Instant::now());
@@ -101,7 +102,7 @@ fn a_flood_of_callers_who_stall_and_leave_disturbs_nobody_inside() {
         // Many of them are still there for the server, until it has looked.
         let begun = Instant::now();
         until("an honest caller comes in behind them", Duration::from_secs(10), || {
-            Caller::connect(&config, echo.address).is_ok_and(|mut honest| honest.echoes(b"at last"))
+            TlsPeer::connect(&config, echo.address).is_ok_and(|mut honest| honest.echoes(b"at last"))
         });
         println!("an honest caller is served after {:?}", begun.elapsed());
         p99
@@ -109,11 +110,12 @@ fn a_flood_of_callers_who_stall_and_leave_disturbs_nobody_inside() {
 }
 
 #[test]
-fn callers_who_leave_while_they_wait_for_their_handshake_leave_nothing_behind() {
-    let _quiet = alone();
-    let papers = Papers::of("leavers");
-    let echo = Server::start(&format!("echo --raw --max-handshakes 1 {}", papers.shows("server")));
-    let (hello, before) = (client_hello(&papers), echo.descriptors());
+fn peers_that_leave_while_queued_for_a_handshake_leave_nothing_behind() {
+    let _quiet = exclusive();
+    let certificates = Certificates::of("leavers");
+    let echo =
+        Server::start(&format!("echo --raw --max-handshakes 1 {}", certificates.server_args("server")));
+    let (hello, before) = (client_hello(&certificates), echo.descriptors());
     // He has been answered: now for a second nobody else has a turn.
     let mut first = stalls(&echo, &hello);
     first.read_exact(&mut [0]).expect("an answer");
@@ -124,13 +126,13 @@ fn callers_who_leave_while_they_wait_for_their_handshake_leave_nothing_behind() 
 }
 
 #[test]
-fn a_thousand_real_handshakes_are_done_and_those_inside_are_served_meanwhile() {
-    let _quiet = alone();
-    let papers = Papers::of("storm");
-    let echo = Server::start(&format!("echo --raw {}", papers.shows("server")));
-    let mut inside = insiders(&echo, &papers);
+fn a_thousand_handshakes_complete_while_open_connections_are_served() {
+    let _quiet = exclusive();
+    let certificates = Certificates::of("storm");
+    let echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
+    let mut inside = connected_peers(&echo, &certificates);
     // Each of them pays the whole price.
-    let mut config = (*papers.trusting()).clone();
+    let mut config = (*certificates.client_config()).clone();
     config.resumption = Resumption::disabled();
     let config = std::sync::Arc::new(config);
     within_one_of_three("the p99 of a ping in a storm of handshakes", MOST, || {
@@ -140,8 +142,8 @@ fn a_thousand_real_handshakes_are_done_and_those_inside_are_served_meanwhile() {
                 for _ in 0..4 {
                     scope.spawn(|| {
                         for _ in 0..MANY / 4 {
-                            let mut caller = Caller::connect(&config, echo.address).expect("a connection");
-                            done.fetch_add(usize::from(caller.echoes(b"x")), Ordering::Relaxed);
+                            let mut peer = TlsPeer::connect(&config, echo.address).expect("a connection");
+                            done.fetch_add(usize::from(peer.echoes(b"x")), Ordering::Relaxed);
                         }
                     });
                 }
@@ -154,16 +156,17 @@ fn a_thousand_real_handshakes_are_done_and_those_inside_are_served_meanwhile() {
 }
 
 #[test]
-fn a_thousand_callers_at_once_all_come_in_eight_at_a_time() {
-    let _quiet = alone();
+fn a_thousand_peers_at_once_are_accepted_eight_handshakes_at_a_time() {
+    let _quiet = exclusive();
     raise_descriptors();
-    let papers = Papers::of("at-once");
-    let mut echo = Server::start(&format!("echo --raw --max-handshakes 8 {}", papers.shows("server")));
-    let (config, begun) = (papers.trusting(), Instant::now());
+    let certificates = Certificates::of("at-once");
+    let mut echo =
+        Server::start(&format!("echo --raw --max-handshakes 8 {}", certificates.server_args("server")));
+    let (config, begun) = (certificates.client_config(), Instant::now());
     // All have said their first word before any of them hears an answer.
     let call = |_| {
         let mut stream = TcpStream::connect(echo.address).expect("a connection");
-        let mut conversation = conversation(&config);
+        let mut conversation = client_connection(&config);
         conversation.write_tls(&mut stream).expect("it takes it");
         stream.set_nonblocking(true).expect("an option");
         (conversation, stream)
@@ -174,16 +177,16 @@ fn a_thousand_callers_at_once_all_come_in_eight_at_a_time() {
         assert!(begun.elapsed() < Duration::from_secs(30), "{} still wait: {}", waiting.len(), echo.log());
         for (mut conversation, mut stream) in std::mem::take(&mut waiting) {
             match conversation.complete_io(&mut stream) {
-                Ok(_) => inside.push(Caller(StreamOwned::new(conversation, stream))),
+                Ok(_) => inside.push(TlsPeer(StreamOwned::new(conversation, stream))),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => waiting.push((conversation, stream)),
                 Err(error) => panic!("one is turned away: {error}: {}", echo.log()),
             }
         }
     }
     println!("{MANY} are inside after {:?}", begun.elapsed());
-    for caller in &mut inside {
-        caller.0.sock.set_nonblocking(false).expect("an option");
-        assert!(caller.echoes(b"x"), "{}", echo.log());
+    for peer in &mut inside {
+        peer.0.sock.set_nonblocking(false).expect("an option");
+        assert!(peer.echoes(b"x"), "{}", echo.log());
     }
     drop(inside);
     let log = echo.end();

@@ -9,10 +9,10 @@ use std::time::Duration;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::node::{BULK, TLS};
-use super::{Caller, Papers, logs, ring};
+use super::{Certificates, TlsPeer, logs, ring};
 use crate::interop::{has, node, node_server_with};
 use crate::peer::Peer;
-use crate::server::{Server, among_others, until};
+use crate::server::{Server, shared, until};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -27,45 +27,48 @@ listen(server);
 
 #[test]
 fn ten_megabytes_pass_with_tls_on_the_far_side_and_on_both() {
-    let _others = among_others();
+    let _others = shared();
     if !has("node") {
         return;
     }
-    let papers = Papers::of("both-sides");
-    let folder = papers.path("");
+    let certificates = Certificates::of("both-sides");
+    let folder = certificates.path("");
     for version in ["TLSv1.2", "TLSv1.3"] {
         let (_server, address) =
             node_server_with(&format!("{TLS}{ECHO}"), &["0", &folder, version, "server"]);
-        let to = format!("--to localhost:{} --to-tls --to-tls-ca {}", address.port(), papers.path("ca.pem"));
+        let to =
+            format!("--to localhost:{} --to-tls --to-tls-ca {}", address.port(), certificates.path("ca.pem"));
         let far = Server::start(&format!("proxy {to} --to-tls-alpn tide"));
         let mut plain = Peer::connect(far.address);
-        let sent = crate::peer::Numbers(9).bytes(10 << 20);
+        let sent = crate::peer::Random(9).bytes(10 << 20);
         let mut writer = plain.0.try_clone().expect("a second handle");
         let says = sent.clone();
         let writes = thread::spawn(move || {
             writer.write_all(&says).expect("it takes it");
             writer.shutdown(std::net::Shutdown::Write).expect("it is connected");
         });
-        assert!(plain.hear_all() == sent, "{version}: it comes back as it was sent");
+        assert!(plain.receive_all() == sent, "{version}: it comes back as it was sent");
         writes.join().expect("all is sent");
         logs(&far, "client=finished upstream=finished");
         assert!(far.log().contains(" in=10485760 out=10485760 "), "{}", far.log());
-        let both = Server::start(&format!("proxy {to} --tls-alpn tide {}", papers.shows("server")));
+        let both =
+            Server::start(&format!("proxy {to} --tls-alpn tide {}", certificates.server_args("server")));
         let words = [&both.address.port().to_string(), &folder, version];
-        let told = node(&format!("{TLS}{BULK}"), &words);
-        assert_eq!(told, "secure true true tide server end close false true\n", "{version}");
+        let output = node(&format!("{TLS}{BULK}"), &words);
+        assert_eq!(output, "secure true true tide server end close false true\n", "{version}");
     }
 }
 
 #[test]
-fn an_upstream_whose_certificate_is_wrong_is_down_and_the_log_says_why() {
-    let _others = among_others();
+fn an_upstream_with_a_wrong_certificate_is_down_and_the_log_says_why() {
+    let _others = shared();
     if !has("node") {
         return;
     }
-    let papers = Papers::of("wrong-upstream");
-    let start = |name| node_server_with(&format!("{TLS}{ECHO}"), &["0", &papers.path(""), "TLSv1.3", name]);
-    let trusts = format!("--to-tls --to-tls-ca {} --to-tls-name localhost", papers.path("ca.pem"));
+    let certificates = Certificates::of("wrong-upstream");
+    let start =
+        |name| node_server_with(&format!("{TLS}{ECHO}"), &["0", &certificates.path(""), "TLSv1.3", name]);
+    let trusts = format!("--to-tls --to-tls-ca {} --to-tls-name localhost", certificates.path("ca.pem"));
     for (name, why) in [
         ("stranger", "the peer's certificate is not trusted: unknown issuer"),
         ("expired", "the peer's certificate is not trusted: expired "),
@@ -83,19 +86,19 @@ fn an_upstream_whose_certificate_is_wrong_is_down_and_the_log_says_why() {
         // When it is the only one, its clients see a clean end, and the log says why.
         let only = Server::start(&format!("proxy --to {wrong} {trusts}"));
         let mut client = Peer::connect(only.address);
-        client.say("is anybody there?");
-        assert_eq!(client.hear_all(), b"", "{name}");
+        client.send("is anybody there?");
+        assert_eq!(client.receive_all(), b"", "{name}");
         logs(&only, &format!("upstream=handshake ({why}"));
     }
 }
 
 #[test]
 fn upstreams_are_checked_by_a_handshake_and_come_back_with_a_certificate_that_is_right() {
-    let _others = among_others();
-    let papers = Papers::of("checked");
-    let one = Server::start(&format!("echo --raw {}", papers.shows("server")));
-    let mut other = Server::start(&format!("echo --raw {}", papers.shows("stranger")));
-    let trusts = format!("--to-tls --to-tls-ca {}", papers.path("ca.pem"));
+    let _others = shared();
+    let certificates = Certificates::of("checked");
+    let one = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
+    let mut other = Server::start(&format!("echo --raw {}", certificates.server_args("stranger")));
+    let trusts = format!("--to-tls --to-tls-ca {}", certificates.path("ca.pem"));
     let words = format!("proxy --check-every 200ms --to {} --to {} {trusts}", one.address, other.address);
     let proxy = Server::start(&words);
     until("it is down", SOON, || {
@@ -104,7 +107,7 @@ fn upstreams_are_checked_by_a_handshake_and_come_back_with_a_certificate_that_is
     });
     other.end();
     let listen = format!("--drain 0 --listen {}", other.address);
-    let _again = Server::start(&format!("echo --raw {listen} {}", papers.shows("server")));
+    let _again = Server::start(&format!("echo --raw {listen} {}", certificates.server_args("server")));
     logs(&proxy, &format!("upstream {} is up again", other.address));
     assert!((0..4).all(|_| Peer::connect(proxy.address).echoes("passed on")), "{}", proxy.log());
 }
@@ -122,114 +125,118 @@ fn line(stream: &mut TcpStream) -> String {
 
 #[test]
 fn the_header_goes_before_the_handshake_with_an_upstream_and_in_the_clear() {
-    let _others = among_others();
-    let papers = Papers::of("header-out");
+    let _others = shared();
+    let certificates = Certificates::of("header-out");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
     let config = ServerConfig::builder_with_provider(ring())
         .with_safe_default_protocol_versions()
         .expect("both versions")
         .with_no_client_auth()
-        .with_single_cert(vec![papers.certificate("server")], papers.key("server"));
+        .with_single_cert(vec![certificates.certificate("server")], certificates.key("server"));
     let config = Arc::new(config.expect("a server"));
-    let trusts = format!("--to-tls --to-tls-ca {}", papers.path("ca.pem"));
+    let trusts = format!("--to-tls --to-tls-ca {}", certificates.path("ca.pem"));
     let proxy = Server::start(&format!("proxy --to {address} --proxy-protocol-out v1 {trusts}"));
     let mut client = Peer::connect(proxy.address);
     let from = client.0.local_addr().expect("an address").port();
-    client.say("what is sealed");
+    client.send("what is sealed");
     let (mut stream, _) = listener.accept().expect("the proxy calls");
     stream.set_read_timeout(Some(SOON)).expect("an option");
     let expected = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {from} {}\r\n", proxy.address.port());
     assert_eq!(line(&mut stream), expected);
     let mut secure = StreamOwned::new(ServerConnection::new(config).expect("a server"), stream);
-    let mut heard = [0; 14];
-    secure.read_exact(&mut heard).expect("what the client says");
-    assert_eq!(&heard, b"what is sealed");
+    let mut received = [0; 14];
+    secure.read_exact(&mut received).expect("what the client says");
+    assert_eq!(&received, b"what is sealed");
     secure.write_all(b"and back").expect("it takes it");
     secure.conn.send_close_notify();
     secure.flush().expect("it takes it");
-    assert_eq!(client.hear_all(), b"and back");
+    assert_eq!(client.receive_all(), b"and back");
 }
 
 #[test]
-fn a_header_is_read_before_the_handshake_of_a_trusted_sender_and_others_begin_with_theirs() {
-    let _others = among_others();
-    let papers = Papers::of("header-in");
+fn a_trusted_sender_sends_its_header_before_the_handshake_and_others_start_with_the_handshake() {
+    let _others = shared();
+    let certificates = Certificates::of("header-in");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
-    let words = format!("--proxy-protocol-in 127.0.0.2 --proxy-protocol-out v1 {}", papers.shows("server"));
+    let words = format!(
+        "--proxy-protocol-in 127.0.0.2 --proxy-protocol-out v1 {}",
+        certificates.server_args("server")
+    );
     let proxy = Server::start(&format!("proxy --to {address} {words} --handshake-timeout 1s"));
-    let config = papers.trusting();
+    let config = certificates.client_config();
     let header = b"PROXY TCP4 192.0.2.7 192.0.2.1 256 512\r\n";
     let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xc0\0\x02\x01\x01\0\x02\0";
     for header in [&header[..], v2] {
         let mut balancer = Peer::connect_from(2, proxy.address);
-        balancer.say(header);
-        let mut caller = Caller::over(&config, balancer.0).expect("a handshake");
-        caller.0.write_all(b"hi").expect("it takes it");
+        balancer.send(header);
+        let mut peer = TlsPeer::over(&config, balancer.0).expect("a handshake");
+        peer.0.write_all(b"hi").expect("it takes it");
         let (mut upstream, _) = listener.accept().expect("the proxy calls");
         assert_eq!(line(&mut upstream), "PROXY TCP4 192.0.2.7 192.0.2.1 256 512\r\n");
-        let mut heard = [0; 2];
-        upstream.read_exact(&mut heard).expect("what the client says");
-        assert_eq!(&heard, b"hi");
+        let mut received = [0; 2];
+        upstream.read_exact(&mut received).expect("what the client says");
+        assert_eq!(&received, b"hi");
         upstream.write_all(b"ho").expect("it takes it");
         drop(upstream);
-        assert_eq!(caller.hear_all(), b"ho");
-        caller.finish();
+        assert_eq!(peer.receive_all(), b"ho");
+        peer.finish();
     }
     until("their lines", SOON, || proxy.log().matches("192.0.2.7:256 -> ").count() == 2);
     // A stranger begins with his handshake, and what he says for himself is not believed.
-    let mut stranger = Caller::connect(&config, proxy.address).expect("a handshake");
+    let mut stranger = TlsPeer::connect(&config, proxy.address).expect("a handshake");
     stranger.0.write_all(header).expect("it takes it");
     let (mut upstream, _) = listener.accept().expect("the proxy calls");
     assert!(line(&mut upstream).starts_with("PROXY TCP4 127.0.0.1 127.0.0.1 "));
     assert_eq!(line(&mut upstream).as_bytes(), header);
     let mut lies = Peer::connect(proxy.address);
-    lies.say(header);
-    assert!(lies.hear_all().len() <= 7, "an alert at most");
+    lies.send(header);
+    assert!(lies.receive_all().len() <= 7, "an alert at most");
     logs(&proxy, "the peer does not speak TLS (it sent \"PROXY TC\")");
     // Also behind a header, a handshake must be done in time.
     let mut silent = Peer::connect_from(2, proxy.address);
-    silent.say(header);
-    assert!(silent.hear_all().len() <= 7, "an alert at most");
+    silent.send(header);
+    assert!(silent.receive_all().len() <= 7, "an alert at most");
 }
 
 #[test]
 fn a_header_and_a_hello_may_come_in_one_packet_or_byte_by_byte() {
-    let _others = among_others();
-    let papers = Papers::of("one-packet");
+    let _others = shared();
+    let certificates = Certificates::of("one-packet");
     let plain = Server::start("echo --raw");
-    let words = format!("--proxy-protocol-in 127.0.0.1 {}", papers.shows("server"));
+    let words = format!("--proxy-protocol-in 127.0.0.1 {}", certificates.server_args("server"));
     let proxy = Server::start(&format!("proxy --to {} {words}", plain.address));
-    let config = papers.trusting();
+    let config = certificates.client_config();
     for piece in [usize::MAX, 1, 7] {
         let stream = TcpStream::connect(proxy.address).expect("a connection");
         stream.set_nodelay(true).expect("an option");
         stream.set_read_timeout(Some(SOON)).expect("an option");
-        let mut conversation = super::conversation(&config);
+        let mut conversation = super::client_connection(&config);
         let mut first = b"PROXY TCP4 192.0.2.7 192.0.2.1 256 512\r\n".to_vec();
         conversation.write_tls(&mut first).expect("memory");
         for part in first.chunks(piece.min(first.len())) {
             (&stream).write_all(part).expect("it takes it");
         }
-        let mut caller = Caller(StreamOwned::new(conversation, stream));
-        assert!(caller.echoes(b"behind it"), "pieces of {piece}: {}", proxy.log());
+        let mut peer = TlsPeer(StreamOwned::new(conversation, stream));
+        assert!(peer.echoes(b"behind it"), "pieces of {piece}: {}", proxy.log());
     }
 }
 
 #[test]
 fn an_upstream_that_asks_for_a_certificate_gets_the_proxys() {
-    let _others = among_others();
-    let papers = Papers::of("upstream-asks");
-    let ca = papers.path("ca.pem");
-    let echo = Server::start(&format!("echo --raw --tls-client-ca {ca} {}", papers.shows("server")));
+    let _others = shared();
+    let certificates = Certificates::of("upstream-asks");
+    let ca = certificates.path("ca.pem");
+    let echo =
+        Server::start(&format!("echo --raw --tls-client-ca {ca} {}", certificates.server_args("server")));
     let trusts = format!("--to {} --to-tls --to-tls-ca {ca}", echo.address);
-    let (cert, key) = (papers.path("client.pem"), papers.path("client.key"));
+    let (cert, key) = (certificates.path("client.pem"), certificates.path("client.key"));
     let shows = Server::start(&format!("proxy {trusts} --to-tls-cert {cert} --to-tls-key {key}"));
     assert!(Peer::connect(shows.address).echoes("let in"), "{}", shows.log());
     let mute = Server::start(&format!("proxy {trusts}"));
     let mut client = Peer::connect(mute.address);
-    assert_eq!(client.hear_all(), b"");
+    assert_eq!(client.receive_all(), b"");
     drop(client);
     logs(&mute, "(the peer refused: certificate required)");
     logs(&echo, "the peer has shown no certificate, and must");

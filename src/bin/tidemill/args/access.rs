@@ -2,69 +2,69 @@
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use tidemill::{IpRange, RangeError, Refuse, Rules};
+use tidemill::{IpRange, RangeError, RefuseMode, Rules};
 
 /// The rules of the door, as they were given.
 #[derive(Clone, Debug, Default)]
-pub struct Who {
+pub struct AccessArgs {
     pub rules: Rules,
 }
 
 /// A rule as it stands behind one of the two options.
 #[derive(Clone, Copy, Debug)]
-struct Given {
+struct RuleArg {
     range: IpRange,
-    how: Refuse,
+    how: RefuseMode,
 }
 
 /// The heading of these options.
-pub const WHO: &str = "Who (unless the last rule is an --allow, those in no rule may come in)";
+pub const ACCESS_HEADING: &str = "Who (unless the last rule is an --allow, those in no rule may come in)";
 
-fn given(text: &str) -> Result<Given, String> {
+fn parse_rule(text: &str) -> Result<RuleArg, String> {
     let (range, how) = match text.split_once('=') {
         Some((range, how)) => (range, how.parse()?),
-        None => (text, Refuse::End),
+        None => (text, RefuseMode::End),
     };
-    Ok(Given { range: range.parse().map_err(|error: RangeError| error.why().to_string())?, how })
+    Ok(RuleArg { range: range.parse().map_err(|error: RangeError| error.reason().to_string())?, how })
 }
 
-fn allowed(text: &str) -> Result<Given, String> {
+fn parse_allow(text: &str) -> Result<RuleArg, String> {
     if text.contains('=') {
         return Err("only --deny says how somebody is refused".to_string());
     }
-    given(text)
+    parse_rule(text)
 }
 
 fn option(name: &'static str, value: &'static str, help: &'static str, parser: ValueParser) -> Arg {
-    let option = Arg::new(name).long(name).value_name(value).help(help).help_heading(WHO);
+    let option = Arg::new(name).long(name).value_name(value).help(help).help_heading(ACCESS_HEADING);
     option.action(ArgAction::Append).value_parser(parser)
 }
 
-impl Args for Who {
+impl Args for AccessArgs {
     fn augment_args(command: Command) -> Command {
         command
             .arg(option(
                 "allow",
                 "RANGE",
                 "Let these come in: 10.0.0.0/8, 10.0.0.7 or 10.0.0.1-10.0.0.9; repeatable, the first that fits decides",
-                ValueParser::new(allowed),
+                ValueParser::new(parse_allow),
             ))
             .arg(option(
                 "deny",
                 "RANGE[=HOW]",
-                "Turn these away: by an end, or =reply, =reset, =hold (silently, for 30s)",
-                ValueParser::new(given),
+                "Turn these away: by an end, or =reply, =reset, =tarpit (silently, for 30s)",
+                ValueParser::new(parse_rule),
             ))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
-        Who::augment_args(command)
+        AccessArgs::augment_args(command)
     }
 }
 
-impl FromArgMatches for Who {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Who, clap::Error> {
-        let mut who = Who::default();
+impl FromArgMatches for AccessArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<AccessArgs, clap::Error> {
+        let mut who = AccessArgs::default();
         who.update_from_arg_matches(matches)?;
         Ok(who)
     }
@@ -72,12 +72,12 @@ impl FromArgMatches for Who {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         let of = |name: &'static str| {
             let places = matches.indices_of(name).into_iter().flatten();
-            let values = matches.get_many::<Given>(name).into_iter().flatten();
+            let values = matches.get_many::<RuleArg>(name).into_iter().flatten();
             places.zip(values).map(move |(place, given)| (place, name, *given))
         };
-        let mut all: Vec<(usize, &str, Given)> = of("allow").chain(of("deny")).collect();
+        let mut all: Vec<(usize, &str, RuleArg)> = of("allow").chain(of("deny")).collect();
         all.sort_by_key(|(place, ..)| *place);
-        for (_, name, Given { range, how }) in all {
+        for (_, name, RuleArg { range, how }) in all {
             match name {
                 "allow" => self.rules.allow(range),
                 _ => self.rules.deny(range, how),

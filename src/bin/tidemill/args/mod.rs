@@ -9,12 +9,12 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use tidemill::framing::Framing;
-use tidemill::framing::proxy_header::Version;
-use tidemill::{Address, Guard, IpRange, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
+use tidemill::framing::proxy_header::HeaderVersion;
+use tidemill::{AccessPolicy, Address, IpRange, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
 
-use access::{WHO, Who};
-use tls::{Shown, Trusted, Upstream};
-use values::{Rate, Shape, Size, Span, address, overflow, range, shape, version};
+use access::{ACCESS_HEADING, AccessArgs};
+use tls::{ClientTlsArgs, ServerTlsArgs, UpstreamTlsArgs};
+use values::{DurationArg, MinRateArg, Shape, SizeArg, address, overflow, range, shape, version};
 
 #[derive(Parser)]
 #[command(
@@ -40,7 +40,7 @@ pub enum Command {
         #[arg(long, help_heading = "Echo")]
         raw: bool,
         #[command(flatten)]
-        server: Server,
+        server: ServerArgs,
     },
     /// A room: every line goes to everyone; /nick NAME, /who, /help, /quit
     #[command(
@@ -48,9 +48,9 @@ pub enum Command {
     )]
     Chat {
         #[command(flatten)]
-        server: Server,
+        server: ServerArgs,
         #[command(flatten)]
-        messages: Messages,
+        messages: MessageArgs,
     },
     /// Answer each message with its echo, in a frame of the same kind
     #[command(after_help = "Example: tidemill frames --framing u16be --max-message 4KiB --min-rate 4KiB/5s")]
@@ -59,9 +59,9 @@ pub enum Command {
         #[arg(long, value_name = "KIND", default_value = "u32be", help_heading = "Frames")]
         framing: Framing,
         #[command(flatten)]
-        server: Server,
+        server: ServerArgs,
         #[command(flatten)]
-        messages: Messages,
+        messages: MessageArgs,
     },
     /// Guard another service: pass connections on, within limits
     #[command(
@@ -70,25 +70,25 @@ pub enum Command {
     )]
     Proxy {
         #[command(flatten)]
-        upstreams: Upstreams,
+        upstreams: ProxyArgs,
         #[command(flatten)]
-        server: Server,
+        server: ServerArgs,
     },
     /// Send stdin to a server, write what it answers to stdout
     #[command(after_help = "The end of stdin is sent as an end; what the server still says is waited for.\n\
                       Exit code: 0 when it came to a proper end, 1 when not or never connected, 2 for wrong options.\n\
                       Example: printf 'hello\\n' | tidemill connect localhost:9001")]
-    Connect(Connect),
+    Connect(ConnectArgs),
     /// Measure how fast a server is
     #[command(after_help = "Every byte of an answer is checked.\n\
                       With --rate, a latency counts from when a message was to be sent.\n\
                       It keeps a processor busy all the time, so that its own waking up is no part of the figures.\n\
                       Example: tidemill load 127.0.0.1:9001 --connections 50 --size 64 --plot latency.svg")]
-    Load(Load),
+    Load(LoadArgs),
 }
 
 #[derive(Args)]
-pub struct Load {
+pub struct LoadArgs {
     /// The server, as HOST:PORT or unix:/path
     #[arg(value_name = "ADDR", value_parser = address)]
     pub to: Address,
@@ -101,7 +101,7 @@ pub struct Load {
     pub connections: u32,
     /// Bytes of a message
     #[arg(long, value_name = "SIZE", default_value = "64B")]
-    pub size: Size,
+    pub size: SizeArg,
     /// Messages under way at once on each connection; of a fan-out, lines
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub pipeline: u32,
@@ -110,10 +110,10 @@ pub struct Load {
     pub rate: Option<u32>,
     /// How long to measure
     #[arg(long, value_name = "TIME", default_value = "5s")]
-    pub duration: Span,
+    pub duration: DurationArg,
     /// How long not to count at first
     #[arg(long, value_name = "TIME", default_value = "500ms")]
-    pub warm_up: Span,
+    pub warm_up: DurationArg,
     /// Send each message as a frame: u32be, line, ... (for frames)
     #[arg(long, value_name = "KIND")]
     pub framing: Option<Framing>,
@@ -127,32 +127,32 @@ pub struct Load {
     #[arg(long, value_name = "FILE")]
     pub plot: Option<std::path::PathBuf>,
     #[command(flatten)]
-    pub tls: Trusted,
+    pub tls: ClientTlsArgs,
 }
 
 #[derive(Args)]
-pub struct Upstreams {
+pub struct ProxyArgs {
     /// Where to connect clients to; repeatable: they take turns, and one that is down is passed over
     #[arg(long, value_name = "ADDR", required = true, value_parser = address, help_heading = PROXY)]
     pub to: Vec<Address>,
     /// How long connecting may take, all attempts together
     #[arg(long, value_name = "TIME", default_value = "10s", help_heading = PROXY)]
-    pub connect_timeout: Span,
+    pub connect_timeout: DurationArg,
     /// Connect to each of several upstreams this often, to see whether it is up; 0: never
     #[arg(long, value_name = "TIME", default_value = "5s", help_heading = PROXY)]
-    pub check_every: Span,
+    pub check_every: DurationArg,
     /// Callers from here say in a PROXY header for whom they stand, and must; repeatable
     #[arg(long, value_name = "RANGE", value_parser = range, help_heading = PROXY)]
     pub proxy_protocol_in: Vec<IpRange>,
     /// Say in a PROXY header for whom a connection stands: v1 or v2
     #[arg(long, value_name = "VERSION", hide_possible_values = true, value_parser = version(), help_heading = PROXY)]
-    pub proxy_protocol_out: Option<Version>,
+    pub proxy_protocol_out: Option<HeaderVersion>,
     #[command(flatten)]
-    pub tls: Upstream,
+    pub tls: UpstreamTlsArgs,
 }
 
 /// Why a command did not do what it was asked to.
-pub enum Failure {
+pub enum CommandError {
     /// The options contradict each other: exit code 2.
     Usage(String),
     /// The world did not play along: exit code 1.
@@ -160,16 +160,16 @@ pub enum Failure {
 }
 
 #[derive(Args)]
-pub struct Connect {
+pub struct ConnectArgs {
     /// Where to, as HOST:PORT or unix:/path
     #[arg(value_name = "ADDR", value_parser = address)]
     pub to: Address,
     /// How long looking up the name and connecting may take; 0: as long as the system tries
     #[arg(long, value_name = "TIME", default_value = "10s")]
-    pub timeout: Span,
+    pub timeout: DurationArg,
     /// End when no byte has moved either way for so long; 0: never
     #[arg(long, value_name = "TIME", default_value = "0")]
-    pub wait: Span,
+    pub wait: DurationArg,
     /// Only connect: exit code 0 if somebody is there, 1 if not
     #[arg(short = 'z', long = "only-connect")]
     pub only_connect: bool,
@@ -186,7 +186,7 @@ pub struct Connect {
     #[arg(long)]
     pub raw: bool,
     #[command(flatten)]
-    pub tls: Trusted,
+    pub tls: ClientTlsArgs,
 }
 
 // Options stand under these headings.
@@ -200,7 +200,7 @@ const SPEED: &str = "Speed";
 
 /// What every server command takes.
 #[derive(Args)]
-pub struct Server {
+pub struct ServerArgs {
     /// Where to listen, as HOST:PORT or unix:/path; repeatable. Port 0 picks a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001", value_parser = address,
           help_heading = WHERE)]
@@ -228,56 +228,56 @@ pub struct Server {
     busy_reply: String,
 
     #[command(flatten)]
-    who: Who,
+    access: AccessArgs,
     /// Refuse nobody for --allow, --deny, --max-per-ip, --accept-rate and --rate: count and log only
-    #[arg(long, help_heading = WHO)]
+    #[arg(long, help_heading = ACCESS_HEADING)]
     dry_run: bool,
 
     /// Close when no byte has moved either way for so long [default: 60s, chat: 30min, proxy: 1h]
     #[arg(long, value_name = "TIME", help_heading = LONG)]
-    idle_timeout: Option<Span>,
+    idle_timeout: Option<DurationArg>,
     /// The first byte must come within this
     #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
-    first_byte_timeout: Span,
+    first_byte_timeout: DurationArg,
     /// So much must move while a message or a queue is pending; of typed lines only the queue counts
     #[arg(long, value_name = "SIZE/TIME", default_value = "1KiB/10s", help_heading = LONG)]
-    min_rate: Rate,
+    min_rate: MinRateArg,
     /// Close when one side has ended and no byte has moved for so long
     #[arg(long, value_name = "TIME", default_value = "60s", help_heading = LONG)]
-    half_closed_timeout: Span,
+    half_closed_timeout: DurationArg,
     /// The longest a connection may live
     #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
-    max_lifetime: Span,
+    max_lifetime: DurationArg,
     /// Let the kernel probe a silent peer after so long
     #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
-    keep_alive: Span,
+    keep_alive: DurationArg,
     /// After SIGTERM or SIGINT, let connections end by themselves for so long; a second signal ends at once
     #[arg(long, value_name = "TIME", default_value = "10s", help_heading = END)]
-    drain: Span,
+    drain: DurationArg,
 
     /// Bytes a second that are read from each connection
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
-    rate: Option<Size>,
+    rate: Option<SizeArg>,
     /// Bytes a second that are read from all connections together
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
-    total_rate: Option<Size>,
+    total_rate: Option<SizeArg>,
     /// Queued bytes from which a peer is not read until it reads
     #[arg(long, value_name = "SIZE", default_value = "64KiB", help_heading = MUCH)]
-    high_water: Size,
+    high_water: SizeArg,
     /// Queued bytes at which a peer that does not read is closed [default: 1MiB, chat: 256KiB]
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
-    max_queued: Option<Size>,
+    max_queued: Option<SizeArg>,
     /// Bytes in all buffers together; beyond it, whoever holds most is closed
     #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = MUCH)]
-    memory: Size,
+    memory: SizeArg,
 
     #[command(flatten)]
-    pub tls: Shown,
+    pub tls: ServerTlsArgs,
 
     /// Look for events for so long before sleeping, while they come as soon as that: 50us halves a lone caller's
     /// latency and keeps a processor busy meanwhile; 0: never
     #[arg(long, value_name = "TIME", default_value = "0", help_heading = SPEED)]
-    spin: Span,
+    busy_poll: DurationArg,
     /// Proxied connections at once whose bulk goes through the kernel without being copied, where it can; 0: none
     /// [default: 64, or as many as the descriptors allow]
     #[arg(long, value_name = "N", help_heading = SPEED)]
@@ -286,19 +286,19 @@ pub struct Server {
 
 /// What the commands take that speak in messages.
 #[derive(Args)]
-pub struct Messages {
+pub struct MessageArgs {
     /// The longest message; longer ones close the connection [default: 1MiB, lines: 8KiB]
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
-    max_message: Option<Size>,
+    max_message: Option<SizeArg>,
 }
 
-impl Messages {
-    pub fn longest(&self) -> Option<usize> {
-        self.max_message.map(|Size(bytes)| bytes)
+impl MessageArgs {
+    pub fn max_length(&self) -> Option<usize> {
+        self.max_message.map(|SizeArg(bytes)| bytes)
     }
 }
 
-impl Server {
+impl ServerArgs {
     /// How long connections may go on after a first signal.
     pub fn drain(&self) -> Duration {
         self.drain.0.unwrap_or(Duration::ZERO)
@@ -307,7 +307,7 @@ impl Server {
     /// The limits of one connection: what the service brings along, changed by what was asked for.
     /// A service for people who type has no read pace, and then none is asked for.
     pub fn socket_limits(&self, base: SocketLimits) -> Result<SocketLimits, String> {
-        let queue = self.max_queued.map_or(base.queue, |Size(bytes)| bytes);
+        let queue = self.max_queued.map_or(base.queue, |SizeArg(bytes)| bytes);
         let (high, memory) = (self.high_water.0, self.memory.0);
         let size = |bytes: usize| ByteSize(bytes as u64);
         if high > queue {
@@ -334,33 +334,40 @@ impl Server {
             half_closed: self.half_closed_timeout.0,
             handshake: self.tls.handshake(),
             lifetime: self.max_lifetime.0,
-            read_pace: base.read_pace.and(self.min_rate.0),
-            write_pace: self.min_rate.0,
+            min_read_rate: base.min_read_rate.and(self.min_rate.0),
+            min_write_rate: self.min_rate.0,
             high_water: high,
             low_water: high / 4,
             queue,
-            rate: self.rate.map(|Size(bytes)| bytes).or(base.rate),
+            rate: self.rate.map(|SizeArg(bytes)| bytes).or(base.rate),
             ..base
         })
     }
 
-    /// The limits of the house. `descriptors` is how many the process may open.
+    /// The limits of the reactor. `descriptors` is how many the process may open.
     pub fn limits(&self, descriptors: usize) -> Limits {
         let allowed = Limits::for_descriptors(descriptors);
-        let most = Limits::connections_within(descriptors);
+        let max = Limits::connections_within(descriptors);
         let connections = match self.max_connections {
             None => allowed.connections,
-            Some(asked) if asked as usize <= most => asked as usize,
+            Some(asked) if asked as usize <= max => asked as usize,
             Some(asked) => {
                 log::warn!(
-                    "--max-connections {asked} is cut to {most}: the process may open {descriptors} descriptors"
+                    "--max-connections {asked} is cut to {max}: the process may open {descriptors} descriptors"
                 );
-                most
+                max
             }
         };
-        let splices = self.splices.map_or(allowed.splices, |most| most as usize);
-        let handshakes = self.tls.most_handshakes();
-        Limits { connections, memory: self.memory.0, spin: self.spin.0, splices, handshakes, ..allowed }
+        let splices = self.splices.map_or(allowed.splices, |max| max as usize);
+        let handshakes = self.tls.max_handshakes();
+        Limits {
+            connections,
+            memory: self.memory.0,
+            busy_poll: self.busy_poll.0,
+            splices,
+            handshakes,
+            ..allowed
+        }
     }
 
     pub fn listen_options(&self) -> ListenOptions {
@@ -378,12 +385,12 @@ impl Server {
     }
 
     /// Who may come in; `usual` is what the service brings along.
-    pub fn guard(&self, usual: Guard) -> Guard {
-        let per_address = self.max_per_ip.map_or(usual.per_address, |most| Some(most as usize));
-        Guard {
-            rules: self.who.rules.clone(),
-            per_address: per_address.filter(|&most| most > 0),
-            accept_rate: self.accept_rate.map(|most| most as usize),
+    pub fn access_policy(&self, usual: AccessPolicy) -> AccessPolicy {
+        let per_address = self.max_per_ip.map_or(usual.per_address, |max| Some(max as usize));
+        AccessPolicy {
+            rules: self.access.rules.clone(),
+            per_address: per_address.filter(|&max| max > 0),
+            accept_rate: self.accept_rate.map(|max| max as usize),
             dry_run: self.dry_run,
             ..usual
         }
@@ -391,6 +398,6 @@ impl Server {
 
     /// Bytes a second that all connections may send together.
     pub fn total_rate(&self) -> Option<usize> {
-        self.total_rate.map(|Size(bytes)| bytes)
+        self.total_rate.map(|SizeArg(bytes)| bytes)
     }
 }

@@ -5,18 +5,19 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use tidemill::Security;
+use tidemill::FilterConfig;
 use tidemill::tls::{
-    Authorities, Client, ClientOptions, Clients, Identity, Server, ServerOptions, TlsError, Trust, Version,
+    CertifiedKey, Client, ClientAuth, ClientOptions, RootCerts, Server, ServerOptions, TlsError, TlsVersion,
+    Trust,
 };
 
-use super::values::Span;
+use super::values::DurationArg;
 
 const TLS: &str = "TLS";
 
 /// Of those who listen.
 #[derive(Args, Clone)]
-pub struct Shown {
+pub struct ServerTlsArgs {
     /// Serve TLS with this certificate and those that lead from it to a root, in PEM; repeatable: a caller gets the
     /// first that is for the name it asks for, else the first. SIGHUP reads all files again
     #[arg(long, value_name = "FILE", help_heading = TLS, requires = "tls_key")]
@@ -36,10 +37,10 @@ pub struct Shown {
     /// The oldest version that is spoken: 1.2 or 1.3
     #[arg(long, value_name = "VERSION", default_value = "1.2", hide_possible_values = true, help_heading = TLS,
           value_parser = version())]
-    tls_min: Version,
+    tls_min: TlsVersion,
     /// A handshake must be done within this; 0: whenever
     #[arg(long, value_name = "TIME", default_value = "10s", help_heading = TLS)]
-    handshake_timeout: Span,
+    handshake_timeout: DurationArg,
     /// Handshakes under way at once; further callers wait, and the newest of them goes first
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = TLS,
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -48,7 +49,7 @@ pub struct Shown {
 
 /// Of those who call.
 #[derive(Args, Clone)]
-pub struct Trusted {
+pub struct ClientTlsArgs {
     /// Speak TLS, and trust whom the system trusts
     #[arg(long, help_heading = TLS)]
     tls: bool,
@@ -74,7 +75,7 @@ pub struct Trusted {
 
 /// Of a proxy that calls.
 #[derive(Args, Clone)]
-pub struct Upstream {
+pub struct UpstreamTlsArgs {
     /// Speak TLS to upstreams, and trust whom the system trusts
     #[arg(long, help_heading = TLS)]
     to_tls: bool,
@@ -98,20 +99,20 @@ pub struct Upstream {
     insecure: bool,
 }
 
-fn version() -> impl TypedValueParser<Value = Version> {
+fn version() -> impl TypedValueParser<Value = TlsVersion> {
     PossibleValuesParser::new(["1.2", "1.3"]).map(|name| match name.as_str() {
-        "1.3" => Version::V13,
-        _ => Version::V12,
+        "1.3" => TlsVersion::V13,
+        _ => TlsVersion::V12,
     })
 }
 
-impl Shown {
+impl ServerTlsArgs {
     /// The server side of TLS, if any of it was asked for.
     pub fn server(&self) -> Result<Option<Server>, String> {
         if self.tls_cert.is_empty() {
             return Ok(None);
         }
-        let server = self.read().and_then(|options| Server::new(options).map_err(told))?;
+        let server = self.read().and_then(|options| Server::new(options).map_err(message))?;
         Ok(Some(server))
     }
 
@@ -124,17 +125,17 @@ impl Shown {
             ));
         }
         let pairs = self.tls_cert.iter().zip(&self.tls_key);
-        let identities = pairs.map(|(cert, key)| Identity::from_pem_files(cert, key).map_err(told));
+        let identities = pairs.map(|(cert, key)| CertifiedKey::from_pem_files(cert, key).map_err(message));
         let clients = match (&self.tls_client_ca, self.tls_client_optional) {
-            (None, _) => Clients::Any,
-            (Some(ca), true) => Clients::Optional(Authorities::from_pem_file(ca).map_err(told)?),
-            (Some(ca), false) => Clients::Required(Authorities::from_pem_file(ca).map_err(told)?),
+            (None, _) => ClientAuth::Any,
+            (Some(ca), true) => ClientAuth::Optional(RootCerts::from_pem_file(ca).map_err(message)?),
+            (Some(ca), false) => ClientAuth::Required(RootCerts::from_pem_file(ca).map_err(message)?),
         };
         Ok(ServerOptions {
-            identities: identities.collect::<Result<_, _>>()?,
-            clients,
-            protocols: names(&self.tls_alpn),
-            oldest: self.tls_min,
+            certificates: identities.collect::<Result<_, _>>()?,
+            client_auth: clients,
+            alpn: names(&self.tls_alpn),
+            min_version: self.tls_min,
         })
     }
 
@@ -142,30 +143,30 @@ impl Shown {
         self.handshake_timeout.0
     }
 
-    pub fn most_handshakes(&self) -> usize {
+    pub fn max_handshakes(&self) -> usize {
         self.max_handshakes as usize
     }
 }
 
-impl Trusted {
-    pub fn client(&self) -> Result<Option<Security>, String> {
+impl ClientTlsArgs {
+    pub fn client(&self) -> Result<Option<FilterConfig>, String> {
         if !self.tls {
             return Ok(None);
         }
         let options = ClientOptions {
             trust: trust(self.tls_ca.as_ref(), self.insecure)?,
-            identity: identity(self.tls_cert.as_ref(), self.tls_key.as_ref())?,
-            protocols: names(&self.tls_alpn),
-            name: self.tls_name.clone(),
+            certificate: identity(self.tls_cert.as_ref(), self.tls_key.as_ref())?,
+            alpn: names(&self.tls_alpn),
+            server_name: self.tls_name.clone(),
             ..ClientOptions::default()
         };
-        Ok(Some(Client::new(options).map_err(told)?.security()))
+        Ok(Some(Client::new(options).map_err(message)?.filter_config()))
     }
 }
 
-impl Upstream {
-    pub fn client(&self) -> Result<Option<Security>, String> {
-        let trusted = Trusted {
+impl UpstreamTlsArgs {
+    pub fn client(&self) -> Result<Option<FilterConfig>, String> {
+        let client_args = ClientTlsArgs {
             tls: self.to_tls,
             tls_ca: self.to_tls_ca.clone(),
             tls_name: self.to_tls_name.clone(),
@@ -174,24 +175,24 @@ impl Upstream {
             tls_alpn: self.to_tls_alpn.clone(),
             insecure: self.insecure,
         };
-        trusted.client()
+        client_args.client()
     }
 }
 
-fn told(error: TlsError) -> String {
+fn message(error: TlsError) -> String {
     error.to_string()
 }
 
 fn trust(ca: Option<&PathBuf>, insecure: bool) -> Result<Trust, String> {
     match ca {
-        _ if insecure => Ok(Trust::AnyoneInsecurely),
-        Some(ca) => Ok(Trust::Only(Authorities::from_pem_file(ca).map_err(told)?)),
+        _ if insecure => Ok(Trust::DangerAcceptAny),
+        Some(ca) => Ok(Trust::Only(RootCerts::from_pem_file(ca).map_err(message)?)),
         None => Ok(Trust::System),
     }
 }
 
-fn identity(cert: Option<&PathBuf>, key: Option<&PathBuf>) -> Result<Option<Identity>, String> {
-    cert.zip(key).map(|(cert, key)| Identity::from_pem_files(cert, key).map_err(told)).transpose()
+fn identity(cert: Option<&PathBuf>, key: Option<&PathBuf>) -> Result<Option<CertifiedKey>, String> {
+    cert.zip(key).map(|(cert, key)| CertifiedKey::from_pem_files(cert, key).map_err(message)).transpose()
 }
 
 fn names(given: &[String]) -> Vec<Vec<u8>> {

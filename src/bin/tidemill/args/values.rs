@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use tidemill::framing::proxy_header::Version;
-use tidemill::{Address, IpRange, Overflow, Pace};
+use tidemill::framing::proxy_header::HeaderVersion;
+use tidemill::{Address, IpRange, MinRate, Overflow};
 
 /// What a load consists of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,14 +23,14 @@ pub enum Shape {
 
 /// A span of time; none stands for no limit.
 #[derive(Clone, Copy)]
-pub struct Span(pub Option<Duration>);
+pub struct DurationArg(pub Option<Duration>);
 
-impl FromStr for Span {
+impl FromStr for DurationArg {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Span, String> {
+    fn from_str(text: &str) -> Result<DurationArg, String> {
         if text == "0" {
-            return Ok(Span(None));
+            return Ok(DurationArg(None));
         }
         let span = humantime::parse_duration(text);
         let span = span.map_err(|_| "a time is written as 500ms, 30s or 5min, or 0".to_string())?;
@@ -38,25 +38,25 @@ impl FromStr for Span {
         if span > Duration::from_secs(10 * 366 * 86_400) {
             return Err("ten years are the longest".to_string());
         }
-        Ok(Span(Some(span).filter(|span| !span.is_zero())))
+        Ok(DurationArg(Some(span).filter(|span| !span.is_zero())))
     }
 }
 
 /// A number of bytes.
 #[derive(Clone, Copy)]
-pub struct Size(pub usize);
+pub struct SizeArg(pub usize);
 
-impl FromStr for Size {
+impl FromStr for SizeArg {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Size, String> {
+    fn from_str(text: &str) -> Result<SizeArg, String> {
         let bytes =
             text.parse::<ByteSize>().map_err(|_| "a size is written as 512, 64KiB or 1MiB".to_string())?;
         // Beyond this, sums of sizes could overflow, and no machine has so much.
         let fits = usize::try_from(bytes.as_u64()).ok().filter(|&bytes| bytes <= 1 << 48);
         match fits {
             Some(0) => Err("at least 1 byte is needed".to_string()),
-            Some(bytes) => Ok(Size(bytes)),
+            Some(bytes) => Ok(SizeArg(bytes)),
             None => Err("no machine has so much memory".to_string()),
         }
     }
@@ -64,34 +64,34 @@ impl FromStr for Size {
 
 /// A least rate; none stands for no limit.
 #[derive(Clone, Copy)]
-pub struct Rate(pub Option<Pace>);
+pub struct MinRateArg(pub Option<MinRate>);
 
-impl FromStr for Rate {
+impl FromStr for MinRateArg {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Rate, String> {
+    fn from_str(text: &str) -> Result<MinRateArg, String> {
         if text == "0" {
-            return Ok(Rate(None));
+            return Ok(MinRateArg(None));
         }
         let Some((bytes, per)) = text.split_once('/') else {
             return Err("a rate is written as 1KiB/10s, or 0 for no limit".to_string());
         };
-        let (Size(bytes), Span(per)) = (bytes.parse()?, per.parse()?);
+        let (SizeArg(bytes), DurationArg(per)) = (bytes.parse()?, per.parse()?);
         match per {
-            Some(per) => Ok(Rate(Some(Pace { bytes, per }))),
+            Some(per) => Ok(MinRateArg(Some(MinRate { bytes, per }))),
             None => Err("the time of a rate cannot be 0; 0 alone is no limit".to_string()),
         }
     }
 }
 
 pub fn range(text: &str) -> Result<IpRange, String> {
-    text.parse().map_err(|error: tidemill::RangeError| error.why().to_string())
+    text.parse().map_err(|error: tidemill::RangeError| error.reason().to_string())
 }
 
-pub fn version() -> impl TypedValueParser<Value = Version> {
+pub fn version() -> impl TypedValueParser<Value = HeaderVersion> {
     PossibleValuesParser::new(["v1", "v2"]).map(|name| match name.as_str() {
-        "v1" => Version::V1,
-        _ => Version::V2,
+        "v1" => HeaderVersion::V1,
+        _ => HeaderVersion::V2,
     })
 }
 
@@ -104,7 +104,7 @@ pub fn overflow() -> impl TypedValueParser<Value = Overflow> {
 
 /// Looks at the form only; whether the name can be found is seen when it is used.
 pub fn address(text: &str) -> Result<Address, String> {
-    text.parse().map_err(|error: tidemill::AddressError| error.why().to_string())
+    text.parse().map_err(|error: tidemill::AddressError| error.reason().to_string())
 }
 
 pub fn shape() -> impl TypedValueParser<Value = Shape> {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use tidemill::framing::Framing;
 use tidemill::text::{ForTerminal, Terminal};
-use tidemill::{Closed, Input};
+use tidemill::{CloseReason, Input};
 
 /// Bytes of stdin as they are to be sent.
 #[derive(Default)]
@@ -84,7 +84,7 @@ impl Incoming {
     }
 
     /// What is to be written for what has arrived.
-    pub fn show(&mut self, input: &mut Input<'_>, out: &mut Vec<u8>) -> Result<(), (Closed, String)> {
+    pub fn show(&mut self, input: &mut Input<'_>, out: &mut Vec<u8>) -> Result<(), (CloseReason, String)> {
         let Some(framing) = self.framing.clone() else {
             self.show_bytes(input.take_all(), out);
             return Ok(());
@@ -93,7 +93,7 @@ impl Incoming {
             match framing.next(input) {
                 Ok(Some(body)) => self.show_frame(body, out),
                 Ok(None) => return Ok(()),
-                Err(error) => return Err((Closed::from(error), error.to_string())),
+                Err(error) => return Err((CloseReason::from(error), error.to_string())),
             }
         }
     }

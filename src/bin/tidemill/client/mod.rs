@@ -10,11 +10,11 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use tidemill::{
-    Closed, ConnId, DialError, DialOptions, Handle, Input, Limits, Reactor, Service, Socket, SocketLimits,
-    Sockets,
+    CloseReason, ConnId, DialError, DialOptions, Handle, Input, Limits, Reactor, Service, Socket,
+    SocketLimits, Sockets,
 };
 
-use crate::args::Connect;
+use crate::args::ConnectArgs;
 use codec::{Incoming, Outgoing};
 
 /// How much of stdin is read at once.
@@ -26,7 +26,7 @@ type Failed = Arc<OnceLock<String>>;
 /// How it ended, and why it never began.
 #[derive(Default)]
 struct Ending {
-    why: Option<Closed>,
+    why: Option<CloseReason>,
     failure: Option<DialError>,
     /// What was wrong with TLS.
     broken: Option<Box<str>>,
@@ -34,7 +34,7 @@ struct Ending {
 
 /// Talks until both sides have finished. What a script wants to know is whether it was connected and came to a proper
 /// end: then this is `Ok`.
-pub fn connect(options: &Connect) -> Result<(), String> {
+pub fn connect(options: &ConnectArgs) -> Result<(), String> {
     let cannot = |error: io::Error| format!("cannot connect to {}: {error}", options.to);
     let mut reactor = Reactor::new(Limits::default()).map_err(cannot)?;
     let safely = io::stdout().is_terminal() && !options.raw;
@@ -43,8 +43,8 @@ pub fn connect(options: &Connect) -> Result<(), String> {
     let limits = SocketLimits {
         idle: options.wait.0,
         half_closed: None,
-        read_pace: None,
-        write_pace: None,
+        min_read_rate: None,
+        min_write_rate: None,
         read_when_full: true,
         connect: options.timeout.0,
         handshake: options.timeout.0,
@@ -62,8 +62,8 @@ pub fn connect(options: &Connect) -> Result<(), String> {
         only: options.only_connect,
     };
     let service = reactor.add_with(relay, limits);
-    let secure = options.tls.client()?;
-    let dial = DialOptions { secure, ..DialOptions::default() };
+    let filter = options.tls.client()?;
+    let dial = DialOptions { filter, ..DialOptions::default() };
     let id = reactor.dial_with(&options.to, service, dial).map_err(cannot)?;
     while reactor.sockets().get(id).is_some_and(|socket| socket.is_connecting()) {
         reactor.turn(None).map_err(cannot)?;
@@ -81,10 +81,15 @@ pub fn connect(options: &Connect) -> Result<(), String> {
     }
     let Ending { why, failure, broken } = ending.take();
     match (failure, why) {
-        (Some(failure), Some(Closed::Unresolved | Closed::Unreachable(_) | Closed::ConnectTimeout)) => {
-            Err(failure.to_string())
-        }
-        (_, None | Some(Closed::Finished | Closed::Local | Closed::Aborted | Closed::Idle)) => Ok(()),
+        (
+            Some(failure),
+            Some(CloseReason::Unresolved | CloseReason::Unreachable(_) | CloseReason::ConnectTimeout),
+        ) => Err(failure.to_string()),
+        (
+            _,
+            None
+            | Some(CloseReason::Finished | CloseReason::Local | CloseReason::Aborted | CloseReason::Idle),
+        ) => Ok(()),
         (_, Some(why)) => match broken {
             Some(broken) => Err(format!("{}: {why}: {broken}", options.to)),
             None => Err(format!("{}: {why}", options.to)),
@@ -177,8 +182,8 @@ impl Service for Relay {
 
     fn connected(&mut self, _: &mut (), socket: &mut Socket<'_>) {
         log::debug!("connected to {}", socket.peer_addr());
-        if let Some(secured) = socket.secured() {
-            log::debug!("secured by {} with {}", secured.version, secured.cipher);
+        if let Some(info) = socket.filter_info() {
+            log::debug!("negotiated {} with {}", info.version, info.cipher);
         }
         if self.only {
             socket.close();
@@ -202,12 +207,12 @@ impl Service for Relay {
         let _ = self.drained.send(());
     }
 
-    fn closed(&mut self, _: (), _: ConnId, why: Closed, rest: &mut Sockets<'_>) {
+    fn closed(&mut self, _: (), _: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
         let mut out = Vec::new();
         self.incoming.finish(&mut out);
         let _ = self.write(&out);
-        let (failure, broken) = match rest.departed() {
-            Some(departed) => (departed.failure.clone(), departed.broken.clone()),
+        let (failure, broken) = match rest.closed_info() {
+            Some(info) => (info.dial_error.clone(), info.filter_error.clone()),
             None => (None, None),
         };
         *self.ending.borrow_mut() = Ending { why: Some(why), failure, broken };

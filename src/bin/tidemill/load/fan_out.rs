@@ -5,15 +5,15 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use tidemill::{Closed, ConnId, Departed, Input, Service, Socket, Sockets};
+use tidemill::{CloseReason, ClosedInfo, ConnId, Input, Service, Socket, Sockets};
 
 use super::plan::Plan;
-use super::report::Tally;
+use super::report::Results;
 
 /// What the service and the loop around it both look at.
 pub struct Room {
     plan: Plan,
-    pub tally: Tally,
+    pub results: Results,
     pub counts_from: Option<Instant>,
     pub over: bool,
     pub sender: Option<ConnId>,
@@ -35,7 +35,7 @@ impl Room {
     pub fn new(plan: &Plan) -> Room {
         Room {
             plan: plan.clone(),
-            tally: Tally::new(),
+            results: Results::new(),
             counts_from: None,
             over: false,
             sender: None,
@@ -72,8 +72,8 @@ impl Room {
         }
         self.next.insert(id, number + 1);
         if self.counts_from.is_some_and(|from| now >= from) && !self.over {
-            self.tally.messages += 1;
-            self.tally.bytes += body.len() as u64;
+            self.results.messages += 1;
+            self.results.bytes += body.len() as u64;
         }
         let Some((_, lacking)) = self.lines.get_mut((number - self.first) as usize) else {
             return Err(format!("{id}: line {number} was heard before it was sent"));
@@ -90,7 +90,7 @@ impl Room {
             self.first += 1;
             completed += 1;
             if self.counts_from.is_some_and(|from| sent >= from) && !self.over {
-                self.tally.record(now - sent);
+                self.results.record(now - sent);
             }
         }
         completed
@@ -137,7 +137,7 @@ impl Service for FanOut {
             let Some(at) = line.iter().position(|&byte| byte == MARK) else { continue };
             let body = line[at + 1..].strip_suffix(b"\n").unwrap_or_default();
             if let Err(why) = room.delivered(socket.id(), body, now) {
-                room.tally.fail(why);
+                room.results.fail(why);
                 return socket.abort();
             }
         }
@@ -149,15 +149,15 @@ impl Service for FanOut {
         (0..completed).for_each(|_| room.send(&mut sender));
     }
 
-    fn closed(&mut self, connected: bool, id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
+    fn closed(&mut self, connected: bool, id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
         let mut room = self.shared.borrow_mut();
-        let failure = rest.departed().and_then(Departed::trouble);
+        let failure = rest.closed_info().and_then(ClosedInfo::error_text);
         match connected {
             false => room.connecting -= 1,
             true => room.up -= 1,
         }
         if !room.over {
-            room.tally.fail(failure.unwrap_or_else(|| format!("{id}: {why}")));
+            room.results.fail(failure.unwrap_or_else(|| format!("{id}: {why}")));
         }
     }
 }

@@ -22,31 +22,31 @@ use tidemill::services::{Chat, Echo};
 use tidemill::{Address, Limits, Reactor, SocketLimits};
 
 use crate::args::values::Shape;
-use crate::args::{Failure, Load as Options};
+use crate::args::{CommandError, LoadArgs as Options};
 use crate::serve::descriptors;
-use clients::{Callers, Load};
+use clients::{Clients, Load};
 use fan_out::{FanOut, Room};
 use plan::Plan;
-use report::{Report, Tally};
+use report::{Report, Results};
 
 /// How long all may take to be connected.
 const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 /// When nothing has been heard for so long, everybody has been told of everybody who came in.
 const QUIET: Duration = Duration::from_millis(300);
 
-pub fn load(options: &Options) -> Result<(), Failure> {
-    let secure = options.tls.client().map_err(Failure::Run)?;
-    let plan = Plan { secure, ..options.plan().map_err(Failure::Usage)? };
+pub fn load(options: &Options) -> Result<(), CommandError> {
+    let filter = options.tls.client().map_err(CommandError::Run)?;
+    let plan = Plan { filter, ..options.plan().map_err(CommandError::Usage)? };
     let ceiling = match plan.shape {
         Shape::Idle => None,
         // A server of our own would need a certificate that the options trust.
-        _ if options.no_ceiling || plan.secure.is_some() => None,
-        _ => Some(own_ceiling(&plan).map_err(Failure::Run)?),
+        _ if options.no_ceiling || plan.filter.is_some() => None,
+        _ => Some(own_ceiling(&plan).map_err(CommandError::Run)?),
     };
     let bar = progress(&plan);
-    let tally = run(&plan, &bar).map_err(Failure::Run)?;
+    let results = run(&plan, &bar).map_err(CommandError::Run)?;
     bar.finish_and_clear();
-    let report = Report { plan: &plan, tally: &tally, ceiling };
+    let report = Report { plan: &plan, results: &results, ceiling };
     let text = if options.json { format!("{:#}\n", report.json()) } else { report.text() };
     // A closed pipe is the reader's decision.
     let _ = std::io::stdout().write_all(text.as_bytes());
@@ -55,13 +55,13 @@ pub fn load(options: &Options) -> Result<(), Failure> {
             "{} · {:?} · {} connections · {} bytes",
             plan.to, plan.shape, plan.connections, plan.size
         );
-        plot::draw(path, &title, &tally.latency).map_err(Failure::Run)?;
+        plot::draw(path, &title, &results.latency).map_err(CommandError::Run)?;
     }
-    if tally.failed > 0 {
-        return Err(Failure::Run(format!(
+    if results.failed > 0 {
+        return Err(CommandError::Run(format!(
             "{} connections or answers failed: {}",
-            tally.failed,
-            tally.failures.join("; ")
+            results.failed,
+            results.failures.join("; ")
         )));
     }
     Ok(())
@@ -105,14 +105,14 @@ fn own_ceiling(plan: &Plan) -> Result<f64, String> {
         duration: Duration::from_secs(1).min(plan.duration),
         ..plan.clone()
     };
-    let tally = run(&own, &ProgressBar::hidden())?;
+    let results = run(&own, &ProgressBar::hidden())?;
     // Its loop may have ended; then it needs no asking.
     let _ = handle.post(|sockets| sockets.stop());
     let _ = server.join();
-    match tally.failures.first() {
+    match results.failures.first() {
         Some(why) => Err(format!("cannot measure the ceiling: {why}")),
         // What it would have reached if it had never had to wait for that server.
-        None => Ok(tally.per_second() / (1.0 - tally.idle).max(0.01)),
+        None => Ok(results.per_second() / (1.0 - results.idle).max(0.01)),
     }
 }
 
@@ -121,8 +121,8 @@ fn limitless(plan: &Plan) -> Limits {
     let socket = SocketLimits {
         idle: None,
         half_closed: None,
-        read_pace: None,
-        write_pace: None,
+        min_read_rate: None,
+        min_write_rate: None,
         connect: Some(CONNECT_WITHIN),
         queue: usize::MAX,
         message: usize::MAX,
@@ -133,25 +133,25 @@ fn limitless(plan: &Plan) -> Limits {
     Limits {
         connections,
         memory: usize::MAX,
-        events: 4_096,
-        carried_budget: 16 << 20,
+        events_per_turn: 4_096,
+        carried_over_budget: 16 << 20,
         socket,
         ..Limits::default()
     }
 }
 
-fn run(plan: &Plan, bar: &ProgressBar) -> Result<Tally, String> {
+fn run(plan: &Plan, bar: &ProgressBar) -> Result<Results, String> {
     let mut reactor = Reactor::new(limitless(plan)).map_err(|error| error.to_string())?;
     if plan.shape == Shape::FanOut {
-        run_room(plan, &mut reactor, bar)
+        run_fan_out(plan, &mut reactor, bar)
     } else {
-        run_callers(plan, &mut reactor, bar)
+        run_clients(plan, &mut reactor, bar)
     }
 }
 
-fn run_callers(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<Tally, String> {
+fn run_clients(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<Results, String> {
     let failed = |error: std::io::Error| error.to_string();
-    let shared = Rc::new(RefCell::new(Callers::new(plan)?));
+    let shared = Rc::new(RefCell::new(Clients::new(plan)?));
     let own = reactor.add(Load { shared: shared.clone(), own: None });
     let deadline = Instant::now() + CONNECT_WITHIN;
     bar.set_message("connecting");
@@ -163,9 +163,9 @@ fn run_callers(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<
             clients::dial_next(&shared, reactor, own).map_err(failed)?;
         }
         reactor.turn(Some(Duration::from_millis(1))).map_err(failed)?;
-        let callers = shared.borrow();
-        if callers.tally.failed > 0 || Instant::now() > deadline {
-            return Err(not_all_up(plan, &callers.tally, callers.up));
+        let clients = shared.borrow();
+        if clients.results.failed > 0 || Instant::now() > deadline {
+            return Err(not_all_up(plan, &clients.results, clients.up));
         }
     }
     if plan.shape == Shape::Echo && plan.rate.is_none() {
@@ -176,7 +176,7 @@ fn run_callers(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<
     let counts_from = begun + plan.warm_up;
     shared.borrow_mut().counts_from = Some(counts_from);
     let end = counts_from + plan.duration;
-    while turns.last < end && shared.borrow().tally.failed == 0 {
+    while turns.last < end && shared.borrow().results.failed == 0 {
         if let (Some(rate), Shape::Echo) = (plan.rate, plan.shape) {
             let mut sockets = reactor.sockets();
             while let Some(due) = due(begun, serial, rate).filter(|due| *due <= turns.last) {
@@ -186,17 +186,17 @@ fn run_callers(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<
         }
         turns.turn(reactor, plan.shape != Shape::Idle, bar).map_err(failed)?;
     }
-    let mut callers = shared.borrow_mut();
-    callers.over = true;
-    let connections = callers.up;
-    let mut tally = std::mem::replace(&mut callers.tally, Tally::new());
-    (tally.span, tally.connections, tally.idle) = (turns.since(counts_from), connections, turns.idle());
-    Ok(tally)
+    let mut clients = shared.borrow_mut();
+    clients.over = true;
+    let connections = clients.up;
+    let mut results = std::mem::replace(&mut clients.results, Results::new());
+    (results.span, results.connections, results.idle) = (turns.since(counts_from), connections, turns.idle());
+    Ok(results)
 }
 
 /// Why it cannot begin.
-fn not_all_up(plan: &Plan, tally: &Tally, up: usize) -> String {
-    let why = tally.failures.first().cloned();
+fn not_all_up(plan: &Plan, results: &Results, up: usize) -> String {
+    let why = results.failures.first().cloned();
     let why = why.unwrap_or_else(|| format!("only {up} were connected in time"));
     format!("cannot load {}: {why}", plan.to)
 }
@@ -206,7 +206,7 @@ fn due(begun: Instant, serial: u64, rate: u32) -> Option<Instant> {
     begun.checked_add(Duration::from_secs_f64(serial as f64 / f64::from(rate)))
 }
 
-fn run_room(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<Tally, String> {
+fn run_fan_out(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<Results, String> {
     let failed = |error: std::io::Error| error.to_string();
     let shared = Rc::new(RefCell::new(Room::new(plan)));
     let own = reactor.add(FanOut { shared: shared.clone() });
@@ -219,8 +219,8 @@ fn run_room(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<Tal
         if room.up == all && quiet {
             break;
         }
-        if room.tally.failed > 0 || Instant::now() > deadline {
-            return Err(not_all_up(plan, &room.tally, room.up));
+        if room.results.failed > 0 || Instant::now() > deadline {
+            return Err(not_all_up(plan, &room.results, room.up));
         }
         while dialed < all && room.connecting < 128 {
             let options = plan.dial_options(dialed);
@@ -237,14 +237,14 @@ fn run_room(plan: &Plan, reactor: &mut Reactor, bar: &ProgressBar) -> Result<Tal
     let counts_from = begun + plan.warm_up;
     shared.borrow_mut().counts_from = Some(counts_from);
     let mut turns = Turns::beginning(begun);
-    while turns.last < counts_from + plan.duration && shared.borrow().tally.failed == 0 {
+    while turns.last < counts_from + plan.duration && shared.borrow().results.failed == 0 {
         turns.turn(reactor, true, bar).map_err(failed)?;
     }
     let mut room = shared.borrow_mut();
     room.over = true;
-    let mut tally = std::mem::replace(&mut room.tally, Tally::new());
-    (tally.span, tally.connections, tally.idle) = (turns.since(counts_from), room.up, turns.idle());
-    Ok(tally)
+    let mut results = std::mem::replace(&mut room.results, Results::new());
+    (results.span, results.connections, results.idle) = (turns.since(counts_from), room.up, turns.idle());
+    Ok(results)
 }
 
 /// Turns of the generator's loop, and how much of their time went by with nothing to do.

@@ -4,9 +4,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tidemill::framing::Framing;
-use tidemill::{Address, DialOptions, Security};
+use tidemill::{Address, DialOptions, FilterConfig};
 
-use crate::args::Load;
+use crate::args::LoadArgs;
 use crate::args::values::Shape;
 
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ pub struct Plan {
     pub duration: Duration,
     pub framing: Option<Framing>,
     /// How the connections are secured.
-    pub secure: Option<Security>,
+    pub filter: Option<FilterConfig>,
 }
 
 /// The bytes that are sent, in a circle: a wrong, missing or doubled byte of an echo is found out, because its
@@ -65,15 +65,15 @@ impl Pattern {
     }
 
     /// The bytes at a place of the stream, as far as they lie in one piece, at most so many.
-    pub fn at(&self, offset: u64, most: usize) -> &[u8] {
+    pub fn at(&self, offset: u64, max: usize) -> &[u8] {
         match &self.frame {
             Some(frame) => {
                 let from = (offset % frame.len() as u64) as usize;
-                &frame[from..frame.len().min(from.saturating_add(most))]
+                &frame[from..frame.len().min(from.saturating_add(max))]
             }
             None => {
                 let from = (offset % CIRCLE as u64) as usize;
-                &self.bytes[from..][..most.min(CIRCLE)]
+                &self.bytes[from..][..max.min(CIRCLE)]
             }
         }
     }
@@ -93,7 +93,7 @@ impl Pattern {
     }
 }
 
-impl Load {
+impl LoadArgs {
     pub fn plan(&self) -> Result<Plan, String> {
         let Some(duration) = self.duration.0 else { return Err("--duration cannot be 0".to_string()) };
         if self.rate.is_some() && self.shape != Shape::Echo {
@@ -116,7 +116,7 @@ impl Load {
             warm_up: self.warm_up.0.unwrap_or(Duration::ZERO),
             duration,
             framing: self.framing.clone(),
-            secure: None,
+            filter: None,
         })
     }
 }
@@ -129,7 +129,7 @@ impl Plan {
         let local = local.map(|_| {
             std::net::SocketAddr::from(([127, 0, 1 + (serial / 200 % 50) as u8, 1 + (serial % 200) as u8], 0))
         });
-        DialOptions { local, secure: self.secure.clone(), ..DialOptions::default() }
+        DialOptions { local, filter: self.filter.clone(), ..DialOptions::default() }
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
             warm_up: Duration::ZERO,
             duration: Duration::ZERO,
             framing: framing.map(|name| name.parse().expect("a framing")),
-            secure: None,
+            filter: None,
         }
     }
 

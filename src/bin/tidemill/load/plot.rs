@@ -17,7 +17,7 @@ pub fn draw(path: &Path, title: &str, latency: &Histogram<u64>) -> Result<(), St
             (rarity, latency.value_at_quantile(quantile) as f64 / 1e3)
         })
         .collect();
-    let (least, most) = (latency.min().max(1_000) as f64 / 1e3, latency.max().max(2_000) as f64 / 1e3);
+    let (least, max) = (latency.min().max(1_000) as f64 / 1e3, latency.max().max(2_000) as f64 / 1e3);
     let root = SVGBackend::new(path, (900, 480)).into_drawing_area();
     root.fill(&WHITE).map_err(|error| cannot(&error))?;
     let mut chart = ChartBuilder::on(&root)
@@ -25,7 +25,7 @@ pub fn draw(path: &Path, title: &str, latency: &Histogram<u64>) -> Result<(), St
         .margin(16)
         .x_label_area_size(44)
         .y_label_area_size(70)
-        .build_cartesian_2d(0.0..rarest, (least..most * 1.1).log_scale())
+        .build_cartesian_2d(0.0..rarest, (least..max * 1.1).log_scale())
         .map_err(|error| cannot(&error))?;
     chart
         .configure_mesh()

@@ -10,7 +10,7 @@ use super::plan::Plan;
 use crate::args::values::Shape;
 
 /// What was measured in the span that counts.
-pub struct Tally {
+pub struct Results {
     /// From sending a message (or from when it was to be sent) to the last byte of its answer, in nanoseconds.
     pub latency: Histogram<u64>,
     pub messages: u64,
@@ -30,10 +30,10 @@ const FAILURES_TOLD: usize = 5;
 /// From an hour downward; beyond it a message counts as having taken an hour.
 const LONGEST: u64 = 3_600_000_000_000;
 
-impl Tally {
-    pub fn new() -> Tally {
+impl Results {
+    pub fn new() -> Results {
         let latency = Histogram::new_with_bounds(1_000, LONGEST, 3).expect("bounds in their order");
-        Tally {
+        Results {
             latency,
             messages: 0,
             bytes: 0,
@@ -76,15 +76,15 @@ const SPARE: f64 = 0.1;
 /// A result beside the ceiling: what this program could reach if no server ever made it wait.
 pub struct Report<'a> {
     pub plan: &'a Plan,
-    pub tally: &'a Tally,
+    pub results: &'a Results,
     pub ceiling: Option<f64>,
 }
 
 impl Report<'_> {
     /// Whether this program, and not the server, has set the result. A fixed rate that was kept is no such case.
     pub fn is_bounded(&self) -> bool {
-        let kept = self.plan.rate.is_some_and(|rate| self.tally.per_second() >= 0.98 * f64::from(rate));
-        !kept && self.plan.shape != Shape::Idle && self.tally.idle < SPARE
+        let kept = self.plan.rate.is_some_and(|rate| self.results.per_second() >= 0.98 * f64::from(rate));
+        !kept && self.plan.shape != Shape::Idle && self.results.idle < SPARE
     }
 
     fn unit(&self) -> &'static str {
@@ -96,7 +96,7 @@ impl Report<'_> {
     }
 
     pub fn text(&self) -> String {
-        let Report { plan, tally, ceiling } = self;
+        let Report { plan, results, ceiling } = self;
         let mut text = String::new();
         let unit = self.unit();
         // Writing to a string does not fail.
@@ -104,19 +104,19 @@ impl Report<'_> {
             let _ = writeln!(text, "ceiling   {ceiling:.0} {unit}/s is what the generator itself could do");
         }
         if plan.shape == Shape::Idle {
-            let _ = writeln!(text, "held      {} of {} connections", tally.connections, plan.connections);
+            let _ = writeln!(text, "held      {} of {} connections", results.connections, plan.connections);
         } else {
             let mib =
-                tally.bytes as f64 / f64::from(1 << 20) / tally.span.as_secs_f64().max(f64::MIN_POSITIVE);
-            let (rate, spare) = (tally.per_second(), 100.0 * tally.idle);
+                results.bytes as f64 / f64::from(1 << 20) / results.span.as_secs_f64().max(f64::MIN_POSITIVE);
+            let (rate, spare) = (results.per_second(), 100.0 * results.idle);
             let _ = writeln!(
                 text,
                 "rate      {rate:.0} {unit}/s, {mib:.1} MiB/s each way; generator idle {spare:.0}%"
             );
         }
-        if !tally.latency.is_empty() {
+        if !results.latency.is_empty() {
             let all: Vec<String> =
-                QUANTILES.iter().map(|(name, q)| format!("{name} {:.1?}", tally.quantile(*q))).collect();
+                QUANTILES.iter().map(|(name, q)| format!("{name} {:.1?}", results.quantile(*q))).collect();
             let what = if plan.shape == Shape::Idle { "connect " } else { "latency " };
             let _ = writeln!(text, "{what}  {}", all.join("  "));
         }
@@ -126,36 +126,38 @@ impl Report<'_> {
                 "NOTE      the generator was busy all the time: this is its own limit, not the server's"
             );
         }
-        if tally.failed > 0 {
-            let _ = writeln!(text, "FAILED    {} times: {}", tally.failed, tally.failures.join("; "));
+        if results.failed > 0 {
+            let _ = writeln!(text, "FAILED    {} times: {}", results.failed, results.failures.join("; "));
         }
         text
     }
 
     pub fn json(&self) -> Value {
-        let Report { plan, tally, ceiling } = self;
+        let Report { plan, results, ceiling } = self;
         let micros = |span: Duration| span.as_nanos() as f64 / 1e3;
-        let latency: serde_json::Map<String, Value> =
-            QUANTILES.iter().map(|(name, q)| (name.to_string(), json!(micros(tally.quantile(*q))))).collect();
+        let latency: serde_json::Map<String, Value> = QUANTILES
+            .iter()
+            .map(|(name, q)| (name.to_string(), json!(micros(results.quantile(*q)))))
+            .collect();
         json!({
             "to": plan.to.to_string(),
             "shape": format!("{:?}", plan.shape).to_lowercase(),
             "connections": plan.connections,
-            "connections_at_the_end": tally.connections,
+            "connections_at_the_end": results.connections,
             "size": plan.size,
             "pipeline": plan.pipeline,
             "rate_asked": plan.rate,
-            "seconds": tally.span.as_secs_f64(),
+            "seconds": results.span.as_secs_f64(),
             "unit": self.unit(),
-            "count": tally.messages,
-            "per_second": tally.per_second(),
-            "bytes_each_way": tally.bytes,
+            "count": results.messages,
+            "per_second": results.per_second(),
+            "bytes_each_way": results.bytes,
             "latency_us": latency,
             "ceiling_per_second": ceiling,
             "bounded_by_the_generator": self.is_bounded(),
-            "generator_idle": tally.idle,
-            "failed": tally.failed,
-            "failures": tally.failures,
+            "generator_idle": results.idle,
+            "failed": results.failed,
+            "failures": results.failures,
         })
     }
 }

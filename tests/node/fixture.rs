@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidemill::{
-    Address, Closed, ConnId, Departed, Input, Limits, ListenOptions, ListenerId, Reactor, Refused, Service,
-    ServiceId, Socket, SocketLimits, Sockets,
+    Address, CloseReason, ClosedInfo, ConnId, Input, Limits, ListenOptions, ListenerId, Reactor, Refused,
+    Service, ServiceId, Socket, SocketLimits, Sockets,
 };
 
 /// No machine that is not broken takes longer.
@@ -18,14 +18,14 @@ pub const MS: Duration = Duration::from_millis(1);
 
 /// What the service was told.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Told {
+pub enum Event {
     Open(ConnId),
     Connected(ConnId),
     Data(ConnId),
     End(ConnId),
     Drained(ConnId),
     Idle(ConnId),
-    Closed(ConnId, Closed),
+    Closed(ConnId, CloseReason),
 }
 
 type Hook = Box<dyn FnMut(&mut Socket<'_>)>;
@@ -42,18 +42,18 @@ struct Hooks {
 }
 
 #[derive(Default)]
-struct Notes {
-    told: Vec<Told>,
-    heard: HashMap<ConnId, Vec<u8>>,
-    departed: Vec<Departed>,
+struct Recorded {
+    events: Vec<Event>,
+    received: HashMap<ConnId, Vec<u8>>,
+    info: Vec<ClosedInfo>,
     refused: Vec<Refused>,
     hooks: Hooks,
 }
 
 #[derive(Clone, Default)]
-struct Clerk(Rc<RefCell<Notes>>);
+struct Recorder(Rc<RefCell<Recorded>>);
 
-impl Clerk {
+impl Recorder {
     /// Runs a hook without holding the notes, which it may cause to be written.
     fn run(&self, of: fn(&mut Hooks) -> &mut Option<Hook>, socket: &mut Socket<'_>) -> bool {
         let taken = of(&mut self.0.borrow_mut().hooks).take();
@@ -63,26 +63,26 @@ impl Clerk {
         true
     }
 
-    fn note(&self, told: Told) {
-        self.0.borrow_mut().told.push(told);
+    fn record(&self, events: Event) {
+        self.0.borrow_mut().events.push(events);
     }
 }
 
-impl Service for Clerk {
+impl Service for Recorder {
     type Session = ();
 
     fn open(&mut self, socket: &mut Socket<'_>) {
-        self.note(Told::Open(socket.id()));
+        self.record(Event::Open(socket.id()));
         self.run(|hooks| &mut hooks.open, socket);
     }
 
     fn connected(&mut self, _: &mut (), socket: &mut Socket<'_>) {
-        self.note(Told::Connected(socket.id()));
+        self.record(Event::Connected(socket.id()));
         self.run(|hooks| &mut hooks.connected, socket);
     }
 
     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
-        self.note(Told::Data(socket.id()));
+        self.record(Event::Data(socket.id()));
         let taken = self.0.borrow_mut().hooks.data.take();
         match taken {
             Some(mut hook) => {
@@ -91,25 +91,25 @@ impl Service for Clerk {
             }
             None => {
                 let id = socket.id();
-                self.0.borrow_mut().heard.entry(id).or_default().extend_from_slice(input.take_all());
+                self.0.borrow_mut().received.entry(id).or_default().extend_from_slice(input.take_all());
             }
         }
     }
 
     fn end(&mut self, _: &mut (), socket: &mut Socket<'_>) {
-        self.note(Told::End(socket.id()));
+        self.record(Event::End(socket.id()));
         if !self.run(|hooks| &mut hooks.end, socket) {
             socket.finish();
         }
     }
 
     fn drained(&mut self, _: &mut (), socket: &mut Socket<'_>) {
-        self.note(Told::Drained(socket.id()));
+        self.record(Event::Drained(socket.id()));
         self.run(|hooks| &mut hooks.drained, socket);
     }
 
     fn idle(&mut self, _: &mut (), socket: &mut Socket<'_>) {
-        self.note(Told::Idle(socket.id()));
+        self.record(Event::Idle(socket.id()));
         if !self.run(|hooks| &mut hooks.idle, socket) {
             socket.close();
         }
@@ -119,63 +119,63 @@ impl Service for Clerk {
         self.0.borrow_mut().refused.push(refused.clone());
     }
 
-    fn closed(&mut self, _: (), id: ConnId, why: Closed, rest: &mut Sockets<'_>) {
-        self.note(Told::Closed(id, why));
-        self.0.borrow_mut().departed.extend(rest.departed().cloned());
+    fn closed(&mut self, _: (), id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
+        self.record(Event::Closed(id, why));
+        self.0.borrow_mut().info.extend(rest.closed_info().cloned());
     }
 }
 
-pub struct Desk {
+pub struct Fixture {
     pub reactor: Reactor,
     pub service: ServiceId,
-    clerk: Clerk,
+    recorder: Recorder,
 }
 
-impl Desk {
-    pub fn new() -> Desk {
-        Desk::with(Limits::default())
+impl Fixture {
+    pub fn new() -> Fixture {
+        Fixture::with(Limits::default())
     }
 
-    pub fn with(limits: Limits) -> Desk {
+    pub fn with(limits: Limits) -> Fixture {
         let mut reactor = Reactor::new(limits).expect("a reactor");
-        let clerk = Clerk::default();
-        let service = reactor.add(clerk.clone());
-        Desk { reactor, service, clerk }
+        let recorder = Recorder::default();
+        let service = reactor.add(recorder.clone());
+        Fixture { reactor, service, recorder }
     }
 
-    pub fn with_socket(socket: SocketLimits) -> Desk {
-        Desk::with(Limits { socket, ..Limits::default() })
+    pub fn with_socket(socket: SocketLimits) -> Fixture {
+        Fixture::with(Limits { socket, ..Limits::default() })
     }
 
     // -- what the service does --
 
-    pub fn on_open(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Desk {
-        self.clerk.0.borrow_mut().hooks.open = Some(Box::new(hook));
+    pub fn on_open(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Fixture {
+        self.recorder.0.borrow_mut().hooks.open = Some(Box::new(hook));
         self
     }
 
-    pub fn on_connected(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Desk {
-        self.clerk.0.borrow_mut().hooks.connected = Some(Box::new(hook));
+    pub fn on_connected(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Fixture {
+        self.recorder.0.borrow_mut().hooks.connected = Some(Box::new(hook));
         self
     }
 
-    pub fn on_data(self, hook: impl FnMut(&mut Socket<'_>, &mut Input<'_>) + 'static) -> Desk {
-        self.clerk.0.borrow_mut().hooks.data = Some(Box::new(hook));
+    pub fn on_data(self, hook: impl FnMut(&mut Socket<'_>, &mut Input<'_>) + 'static) -> Fixture {
+        self.recorder.0.borrow_mut().hooks.data = Some(Box::new(hook));
         self
     }
 
-    pub fn on_end(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Desk {
-        self.clerk.0.borrow_mut().hooks.end = Some(Box::new(hook));
+    pub fn on_end(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Fixture {
+        self.recorder.0.borrow_mut().hooks.end = Some(Box::new(hook));
         self
     }
 
-    pub fn on_drained(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Desk {
-        self.clerk.0.borrow_mut().hooks.drained = Some(Box::new(hook));
+    pub fn on_drained(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Fixture {
+        self.recorder.0.borrow_mut().hooks.drained = Some(Box::new(hook));
         self
     }
 
-    pub fn on_idle(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Desk {
-        self.clerk.0.borrow_mut().hooks.idle = Some(Box::new(hook));
+    pub fn on_idle(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Fixture {
+        self.recorder.0.borrow_mut().hooks.idle = Some(Box::new(hook));
         self
     }
 
@@ -201,10 +201,10 @@ impl Desk {
 
     /// A peer that calls, as soon as the service has met it.
     #[track_caller]
-    pub fn caller(&mut self, to: SocketAddr) -> (Peer, ConnId) {
+    pub fn connect(&mut self, to: SocketAddr) -> (Peer, ConnId) {
         let before = self.opened().len();
-        let peer = Peer::call(to);
-        self.until("a caller is let in", |desk| desk.opened().len() > before);
+        let peer = Peer::connect(to);
+        self.until("a caller is let in", |fixture| fixture.opened().len() > before);
         (peer, self.opened()[before])
     }
 
@@ -213,8 +213,8 @@ impl Desk {
     pub fn both_ends(&mut self) -> (ConnId, ConnId) {
         let address = self.listen();
         let dialed = self.dial(address);
-        self.until("both ends are there", |desk| {
-            desk.opened().len() >= 2 && desk.told(Told::Connected(dialed)) == 1
+        self.until("both ends are there", |fixture| {
+            fixture.opened().len() >= 2 && fixture.count(Event::Connected(dialed)) == 1
         });
         let accepted = self.opened().into_iter().find(|&id| id != dialed).expect("the accepted end");
         (dialed, accepted)
@@ -224,10 +224,10 @@ impl Desk {
 
     /// Turns until something holds, but not for ever.
     #[track_caller]
-    pub fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Desk) -> bool) {
+    pub fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Fixture) -> bool) {
         let end = Instant::now() + PATIENCE;
         while !holds(self) {
-            assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}; {:?}", self.all_told());
+            assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}; {:?}", self.events());
             self.reactor.turn(Some(MS)).expect("a turn");
         }
     }
@@ -241,55 +241,56 @@ impl Desk {
     }
 
     #[track_caller]
-    pub fn until_closed(&mut self, id: ConnId) -> Closed {
-        self.until("it is closed", |desk| desk.closed(id).is_some());
+    pub fn until_closed(&mut self, id: ConnId) -> CloseReason {
+        self.until("it is closed", |fixture| fixture.closed(id).is_some());
         self.closed(id).expect("a reason")
     }
 
     // -- what was told --
 
-    pub fn all_told(&self) -> Vec<Told> {
-        self.clerk.0.borrow().told.clone()
+    pub fn events(&self) -> Vec<Event> {
+        self.recorder.0.borrow().events.clone()
     }
 
-    pub fn told(&self, what: Told) -> usize {
-        self.clerk.0.borrow().told.iter().filter(|told| **told == what).count()
+    pub fn count(&self, what: Event) -> usize {
+        self.recorder.0.borrow().events.iter().filter(|events| **events == what).count()
     }
 
     pub fn opened(&self) -> Vec<ConnId> {
-        let told = self.all_told().into_iter();
-        told.filter_map(|told| if let Told::Open(id) = told { Some(id) } else { None }).collect()
+        let events = self.events().into_iter();
+        events.filter_map(|events| if let Event::Open(id) = events { Some(id) } else { None }).collect()
     }
 
-    pub fn farewells(&self, id: ConnId) -> Vec<Closed> {
-        let told = self.all_told().into_iter();
-        told.filter_map(|told| match told {
-            Told::Closed(of, why) if of == id => Some(why),
-            _ => None,
-        })
-        .collect()
+    pub fn close_reasons(&self, id: ConnId) -> Vec<CloseReason> {
+        let events = self.events().into_iter();
+        events
+            .filter_map(|events| match events {
+                Event::Closed(of, why) if of == id => Some(why),
+                _ => None,
+            })
+            .collect()
     }
 
-    pub fn closed(&self, id: ConnId) -> Option<Closed> {
-        self.farewells(id).first().copied()
+    pub fn closed(&self, id: ConnId) -> Option<CloseReason> {
+        self.close_reasons(id).first().copied()
     }
 
-    pub fn heard(&self, id: ConnId) -> Vec<u8> {
-        self.clerk.0.borrow().heard.get(&id).cloned().unwrap_or_default()
+    pub fn received(&self, id: ConnId) -> Vec<u8> {
+        self.recorder.0.borrow().received.get(&id).cloned().unwrap_or_default()
     }
 
-    pub fn departed(&self, id: ConnId) -> Departed {
-        let notes = self.clerk.0.borrow();
-        notes.departed.iter().find(|departed| departed.id == id).expect("it has ended").clone()
+    pub fn closed_info(&self, id: ConnId) -> ClosedInfo {
+        let notes = self.recorder.0.borrow();
+        notes.info.iter().find(|info| info.id == id).expect("it has ended").clone()
     }
 
     pub fn refused(&self) -> Vec<Refused> {
-        self.clerk.0.borrow().refused.clone()
+        self.recorder.0.borrow().refused.clone()
     }
 
     /// Why a dial failed, in words.
-    pub fn failure(&self, id: ConnId) -> String {
-        self.departed(id).failure.expect("a failure").to_string()
+    pub fn dial_error(&self, id: ConnId) -> String {
+        self.closed_info(id).dial_error.expect("a failure").to_string()
     }
 
     /// Does something with a connection that must be there.
@@ -302,23 +303,28 @@ impl Desk {
 
     /// Reads from a peer until it has heard so much.
     #[track_caller]
-    pub fn hear(&mut self, peer: &mut Peer, bytes: usize) -> Vec<u8> {
+    pub fn receive(&mut self, peer: &mut Peer, bytes: usize) -> Vec<u8> {
         self.until("the peer hears it", |_| {
             peer.listen();
-            peer.heard.len() >= bytes || peer.end.is_some()
+            peer.received.len() >= bytes || peer.end.is_some()
         });
-        assert!(peer.heard.len() >= bytes, "only {} of {bytes} bytes, then {:?}", peer.heard.len(), peer.end);
-        peer.heard.drain(..bytes).collect()
+        assert!(
+            peer.received.len() >= bytes,
+            "only {} of {bytes} bytes, then {:?}",
+            peer.received.len(),
+            peer.end
+        );
+        peer.received.drain(..bytes).collect()
     }
 
     /// Reads from a peer to its end: everything, and how it ended.
     #[track_caller]
-    pub fn hear_end(&mut self, peer: &mut Peer) -> (Vec<u8>, End) {
+    pub fn receive_end(&mut self, peer: &mut Peer) -> (Vec<u8>, End) {
         self.until("the peer hears an end", |_| {
             peer.listen();
             peer.end.is_some()
         });
-        (std::mem::take(&mut peer.heard), peer.end.expect("an end"))
+        (std::mem::take(&mut peer.received), peer.end.expect("an end"))
     }
 }
 
@@ -332,24 +338,24 @@ pub enum End {
 /// A peer on the standard library's sockets.
 pub struct Peer {
     pub stream: TcpStream,
-    pub heard: Vec<u8>,
+    pub received: Vec<u8>,
     pub end: Option<End>,
 }
 
 impl Peer {
-    pub fn call(to: SocketAddr) -> Peer {
+    pub fn connect(to: SocketAddr) -> Peer {
         Peer::of(TcpStream::connect(to).expect("a connection"))
     }
 
     pub fn of(stream: TcpStream) -> Peer {
         stream.set_nonblocking(true).expect("an option");
         stream.set_nodelay(true).expect("an option");
-        Peer { stream, heard: Vec::new(), end: None }
+        Peer { stream, received: Vec::new(), end: None }
     }
 
     /// Says something that fits into the kernel's buffer.
     #[track_caller]
-    pub fn say(&mut self, bytes: impl AsRef<[u8]>) {
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).expect("the kernel takes it");
     }
 
@@ -367,7 +373,7 @@ impl Peer {
         while self.end.is_none() {
             match self.stream.read(&mut chunk) {
                 Ok(0) => self.end = Some(End::Clean),
-                Ok(n) => self.heard.extend_from_slice(&chunk[..n]),
+                Ok(n) => self.received.extend_from_slice(&chunk[..n]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(_) => self.end = Some(End::Reset),
             }
@@ -376,13 +382,13 @@ impl Peer {
 }
 
 /// Somebody to dial.
-pub struct Host(pub TcpListener);
+pub struct TestServer(pub TcpListener);
 
-impl Host {
-    pub fn new() -> Host {
+impl TestServer {
+    pub fn new() -> TestServer {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("an option");
-        Host(listener)
+        TestServer(listener)
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -390,9 +396,9 @@ impl Host {
     }
 
     #[track_caller]
-    pub fn answer(&self, desk: &mut Desk) -> Peer {
+    pub fn accept(&self, fixture: &mut Fixture) -> Peer {
         let mut found = None;
-        desk.until("somebody calls", |_| {
+        fixture.until("somebody calls", |_| {
             found = self.0.accept().ok();
             found.is_some()
         });
@@ -401,7 +407,7 @@ impl Host {
 }
 
 /// An address where nobody listens: nothing on this machine uses port 1 of this address.
-pub fn nobody() -> SocketAddr {
+pub fn closed_port() -> SocketAddr {
     "127.77.0.1:1".parse().expect("an address")
 }
 
@@ -432,7 +438,7 @@ impl BlackHole {
     }
 
     /// Makes room: the next try of the kernel's, a second after the first, comes through.
-    pub fn open_up(&mut self) {
+    pub fn start_accepting(&mut self) {
         for _ in 0..self.fill.len() {
             self.listener.accept().expect("somebody waits");
         }

@@ -4,20 +4,20 @@ use super::*;
 
 /// Fifty peers echo random bytes through a kernel that comes short, early, late and interrupted. Nothing may be lost,
 /// doubled, reordered or forgotten.
-fn misbehaving_world(seed: u64) {
+fn run_with_faults(seed: u64) {
     let mut rng = Rng(seed);
     let limits = Limits {
         connections: 8,
         read_budget: 100 + rng.below(3_000) as usize,
         write_budget: 100 + rng.below(3_000) as usize,
-        carried_budget: 1 + rng.below(10_000) as usize,
-        accepts: 1 + rng.below(3) as usize,
+        carried_over_budget: 1 + rng.below(10_000) as usize,
+        accepts_per_turn: 1 + rng.below(3) as usize,
         socket: SocketLimits { high_water: 2_000, low_water: 500, ..SocketLimits::default() },
         ..Limits::default()
     };
     let listen = ListenOptions { overflow: Overflow::Wait, ..ListenOptions::default() };
     let by_lines = rng.below(2) == 0;
-    let mut house = Plan { limits, listen, ..Plan::default() }.build(move |socket, input| {
+    let mut test = Setup { limits, listen, ..Setup::default() }.build(move |socket, input| {
         if by_lines {
             while let Some(line) = input.take_line() {
                 socket.send(line);
@@ -26,59 +26,59 @@ fn misbehaving_world(seed: u64) {
             socket.send(input.take_all());
         }
     });
-    house.script.misbehave(seed);
-    let mut live: Vec<(Peer, Vec<u8>, usize, Vec<u8>)> = Vec::new();
+    test.script.inject_faults(seed);
+    let mut live: Vec<(PeerId, Vec<u8>, usize, Vec<u8>)> = Vec::new();
     for _ in 0..400 {
         if live.len() < 12 && rng.below(4) == 0 {
-            live.push((house.script.connect(), Vec::new(), 0, Vec::new()));
+            live.push((test.script.connect(), Vec::new(), 0, Vec::new()));
         }
         if !live.is_empty() {
             let one = rng.below(live.len() as u64) as usize;
-            let (peer, sent, stamp, heard) = &mut live[one];
+            let (peer, sent, stamp, received) = &mut live[one];
             match rng.below(4) {
                 0 | 1 => {
                     let n = rng.below(5_000) as usize;
                     let mut bytes: Vec<u8> = (*stamp..*stamp + n).map(|i| b'a' + (i % 26) as u8).collect();
                     bytes.push(b'\n');
                     *stamp += n;
-                    house.script.feed(*peer, &bytes);
+                    test.script.feed(*peer, &bytes);
                     sent.extend(bytes);
                 }
-                2 => house.script.window(*peer, rng.below(4_000) as usize),
-                _ => heard.extend(house.script.heard(*peer)),
+                2 => test.script.window(*peer, rng.below(4_000) as usize),
+                _ => received.extend(test.script.received(*peer)),
             }
         }
-        house.turn();
-        house.script.advance(MS);
+        test.turn();
+        test.script.advance(MS);
     }
-    house.script.calm();
+    test.script.stop_faults();
     for (peer, ..) in &live {
-        house.script.window(*peer, usize::MAX);
-        house.script.end(*peer);
+        test.script.window(*peer, usize::MAX);
+        test.script.end(*peer);
     }
-    house.settle();
-    for (peer, sent, _, mut heard) in live {
-        heard.extend(house.script.heard(peer));
+    test.turn_until_quiet();
+    for (peer, sent, _, mut received) in live {
+        received.extend(test.script.received(peer));
         assert!(
-            heard == sent,
+            received == sent,
             "seed {seed}: peer {peer} sent {} bytes and heard {}",
             sent.len(),
-            heard.len()
+            received.len()
         );
-        assert_eq!(house.script.gone(peer), Some(Gone::Closed), "seed {seed}: peer {peer}");
+        assert_eq!(test.script.released(peer), Some(Released::Closed), "seed {seed}: peer {peer}");
     }
-    assert_eq!((house.turns.table.memory, house.turns.table.connections()), (0, 0), "seed {seed}");
+    assert_eq!((test.event_loop.table.memory, test.event_loop.table.connections()), (0, 0), "seed {seed}");
 }
 
 #[test]
-fn nothing_is_lost_in_a_world_that_misbehaves() {
+fn nothing_is_lost_under_injected_faults() {
     let first = std::env::var("TIDEMILL_SEED").ok().and_then(|seed| seed.parse().ok());
     let seeds = match first {
         Some(seed) => seed..seed + 1,
         None => 0..300,
     };
     for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| misbehaving_world(seed));
+        let outcome = std::panic::catch_unwind(|| run_with_faults(seed));
         assert!(outcome.is_ok(), "replay with TIDEMILL_SEED={seed}");
     }
 }

@@ -8,65 +8,72 @@
 use std::io;
 
 use crate::base::address::Address;
-use crate::base::filter::{Filter, Opened, Secure, Secured, Security};
+use crate::base::filter::{Filter, FilterConfig, FilterFactory, FilterInfo, Opened};
 
 const HELLO: &[u8] = b"HELLO\n";
 const WELCOME: &[u8] = b"WELCOME\n";
 const THANKS: &[u8] = b"THANKS\n";
 
 /// Either side's.
-pub(super) struct Toy {
-    calls: bool,
+pub(super) struct TestFilter {
+    is_client: bool,
     /// The words still to be heard, last first.
-    awaits: Vec<&'static [u8]>,
-    said_hello: bool,
-    kept: Vec<u8>,
-    named: String,
-    dead: bool,
+    expected: Vec<&'static [u8]>,
+    sent_hello: bool,
+    buffered: Vec<u8>,
+    server_name: String,
+    failed: bool,
 }
 
-pub(super) struct Toys {
+pub(super) struct TestFilters {
     calls: bool,
 }
 
-pub(super) fn server() -> Security {
-    Security::new(Toys { calls: false })
+pub(super) fn server() -> FilterConfig {
+    FilterConfig::new(TestFilters { calls: false })
 }
 
-pub(super) fn client() -> Security {
-    Security::new(Toys { calls: true })
+pub(super) fn client() -> FilterConfig {
+    FilterConfig::new(TestFilters { calls: true })
 }
 
-impl Secure for Toys {
+impl FilterFactory for TestFilters {
     fn filter(&self, peer: &Address) -> io::Result<Box<dyn Filter>> {
         if peer.to_string().starts_with("nobody") {
             return Err(io::Error::other("nobody has no name to check"));
         }
-        Ok(Box::new(Toy::new(self.calls, peer.to_string())))
+        Ok(Box::new(TestFilter::new(self.calls, peer.to_string())))
     }
 }
 
-impl Toy {
-    pub(super) fn new(calls: bool, named: String) -> Toy {
-        let awaits = if calls { vec![WELCOME] } else { vec![THANKS, HELLO] };
-        Toy { calls, awaits, said_hello: false, kept: Vec::new(), named, dead: false }
+impl TestFilter {
+    pub(super) fn new(is_client: bool, server_name: String) -> TestFilter {
+        let expected = if is_client { vec![WELCOME] } else { vec![THANKS, HELLO] };
+        TestFilter {
+            is_client,
+            expected,
+            sent_hello: false,
+            buffered: Vec::new(),
+            server_name,
+            failed: false,
+        }
     }
 
     /// Hears the words of a handshake; how many bytes they were.
-    fn greet(&mut self, wire: &[u8], out: &mut Vec<u8>, opened: &mut Opened) -> usize {
+    fn handshake(&mut self, wire: &[u8], out: &mut Vec<u8>, opened: &mut Opened) -> usize {
         let mut at = 0;
-        if self.calls && !self.said_hello {
+        if self.is_client && !self.sent_hello {
             out.extend_from_slice(HELLO);
-            self.said_hello = true;
+            self.sent_hello = true;
         }
-        while let Some(word) = self.awaits.last() {
-            let heard = &wire[at..wire.len().min(at + word.len())];
-            if !word.starts_with(heard) {
-                opened.broken = Some("these are no words of mine".into());
+        while let Some(word) = self.expected.last() {
+            let received = &wire[at..wire.len().min(at + word.len())];
+            if !word.starts_with(received) {
+                opened.error = Some("these are no words of mine".into());
                 out.extend_from_slice(b"X\0\0");
                 return wire.len();
             }
-            if heard.len() < word.len() {
+            if received.len() < word.len() {
                 return at;
             }
             at += word.len();
@@ -75,51 +82,51 @@ impl Toy {
                 WELCOME => out.extend_from_slice(THANKS),
                 _ => {}
             }
-            self.awaits.pop();
+            self.expected.pop();
         }
         at
     }
 }
 
-impl Filter for Toy {
-    fn kept(&self) -> usize {
-        self.kept.len()
+impl Filter for TestFilter {
+    fn buffered(&self) -> usize {
+        self.buffered.len()
     }
 
     fn open(&mut self, wire: &mut [u8], out: &mut Vec<u8>) -> Opened {
         let mut opened = Opened::default();
-        wire[..self.kept.len()].copy_from_slice(&std::mem::take(&mut self.kept));
-        let mut at = self.greet(wire, out, &mut opened);
-        opened.ready = self.awaits.is_empty() && opened.broken.is_none();
+        wire[..self.buffered.len()].copy_from_slice(&std::mem::take(&mut self.buffered));
+        let mut at = self.handshake(wire, out, &mut opened);
+        opened.ready = self.expected.is_empty() && opened.error.is_none();
         while let (true, Some(&[kind, high, low])) = (opened.ready, wire.get(at..at + 3)) {
             let length = usize::from(u16::from_be_bytes([high, low]));
             let body = at + 3..at + 3 + length;
             match kind {
-                b'E' => opened.ended = true,
+                b'E' => opened.peer_ended = true,
                 b'D' if body.end > wire.len() => break,
                 b'D' => {
-                    wire.copy_within(body.clone(), opened.plain);
-                    let plain = &mut wire[opened.plain..][..length];
+                    wire.copy_within(body.clone(), opened.plaintext);
+                    let plain = &mut wire[opened.plaintext..][..length];
                     plain.iter_mut().for_each(|byte| *byte ^= 0xff);
-                    opened.plain += length;
+                    opened.plaintext += length;
                 }
                 _ => {
-                    opened.broken = Some(format!("{kind} is no kind of record"));
+                    opened.error = Some(format!("{kind} is no kind of record"));
                     out.extend_from_slice(b"X\0\0");
-                    self.dead = true;
+                    self.failed = true;
                     at = wire.len();
                     break;
                 }
             }
             at = body.end;
         }
-        self.kept = wire[at..].to_vec();
+        self.buffered = wire[at..].to_vec();
         opened
     }
 
     fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-        assert!(self.awaits.is_empty(), "sealed before the handshake was done");
-        assert!(!self.dead, "sealed after it was broken");
+        assert!(self.expected.is_empty(), "sealed before the handshake was done");
+        assert!(!self.failed, "sealed after it was broken");
         out.extend(record(plain));
         Ok(())
     }
@@ -128,8 +135,8 @@ impl Filter for Toy {
         out.extend_from_slice(b"E\0\0");
     }
 
-    fn secured(&self) -> Secured {
-        Secured { server_name: Some(self.named.clone()), ..Secured::default() }
+    fn info(&self) -> FilterInfo {
+        FilterInfo { server_name: Some(self.server_name.clone()), ..FilterInfo::default() }
     }
 }
 
@@ -142,7 +149,7 @@ pub(super) fn record(plain: &[u8]) -> Vec<u8> {
 }
 
 /// The bytes that stand on the wire, and how many records they are.
-pub(super) fn unrecord(mut wire: &[u8]) -> (Vec<u8>, usize) {
+pub(super) fn parse_records(mut wire: &[u8]) -> (Vec<u8>, usize) {
     let (mut plain, mut records) = (Vec::new(), 0);
     while let [b'D', high, low, rest @ ..] = wire {
         let (body, rest) = rest.split_at(usize::from(u16::from_be_bytes([*high, *low])));

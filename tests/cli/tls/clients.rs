@@ -5,10 +5,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use super::Papers;
+use super::Certificates;
 use super::node::TLS;
 use crate::interop::{has, node_server_with};
-use crate::server::{Outcome, Process, Server, TIDEMILL, among_others, complete, run};
+use crate::server::{Outcome, Process, Server, TIDEMILL, complete, run, shared};
 
 /// `openssl s_server` with these words, which sends each line back from its end, and where it listens.
 fn s_server(words: &str) -> (Process, SocketAddr) {
@@ -50,15 +50,15 @@ fn fails(to: SocketAddr, words: &str, why: &str) {
 
 #[test]
 fn our_client_talks_to_openssls_server_in_either_version() {
-    let _others = among_others();
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("s-server");
-    let shown = format!("-cert {} -key {}", papers.path("server.pem"), papers.path("server.key"));
+    let certificates = Certificates::of("s-server");
+    let shown = format!("-cert {} -key {}", certificates.path("server.pem"), certificates.path("server.key"));
     for version in ["-tls1_2", "-tls1_3"] {
         let (_server, address) = s_server(&format!("{version} {shown}"));
-        let outcome = connect(address, &format!("--tls-ca {}", papers.path("ca.pem")));
+        let outcome = connect(address, &format!("--tls-ca {}", certificates.path("ca.pem")));
         assert_eq!((outcome.text().as_str(), outcome.code), ("olleh\n", Some(0)), "{}", outcome.stderr);
         assert_eq!(outcome.stderr, "", "{version}");
     }
@@ -66,11 +66,11 @@ fn our_client_talks_to_openssls_server_in_either_version() {
 
 #[test]
 fn our_client_moves_megabytes_to_and_from_a_node_server_in_either_version() {
-    let _others = among_others();
+    let _others = shared();
     if !has("node") {
         return;
     }
-    let papers = Papers::of("node-server");
+    let certificates = Certificates::of("node-server");
     let server = r"
     const options = { cert: paper('server.pem'), key: paper('server.key'), allowHalfOpen: true, maxVersion: version,
         ALPNProtocols: ['tide'] };
@@ -79,11 +79,11 @@ fn our_client_moves_megabytes_to_and_from_a_node_server_in_either_version() {
         socket.pipe(socket);
     }));
     ";
-    let sent = crate::peer::Numbers(7).bytes(4 << 20);
+    let sent = crate::peer::Random(7).bytes(4 << 20);
     for version in ["TLSv1.2", "TLSv1.3"] {
-        let words = ["0", &papers.path(""), version];
+        let words = ["0", &certificates.path(""), version];
         let (_server, address) = node_server_with(&format!("{TLS}{server}"), &words);
-        let (to, ca) = (format!("localhost:{}", address.port()), papers.path("ca.pem"));
+        let (to, ca) = (format!("localhost:{}", address.port()), certificates.path("ca.pem"));
         let outcome = run(&["connect", "--tls", "--tls-ca", &ca, "--tls-alpn", "tide", &to], &sent);
         assert_eq!((outcome.stderr.as_str(), outcome.code), ("", Some(0)));
         let greeting = format!("{version} tide localhost\n");
@@ -93,13 +93,13 @@ fn our_client_moves_megabytes_to_and_from_a_node_server_in_either_version() {
 }
 
 #[test]
-fn our_client_says_in_words_why_it_does_not_trust_a_server() {
-    let _others = among_others();
-    let papers = Papers::of("distrust");
-    let (ca, strangers) = (papers.path("ca.pem"), papers.path("stranger-ca.pem"));
-    let server = Server::start(&format!("echo --raw {}", papers.shows("server")));
-    let other = Server::start(&format!("echo --raw {}", papers.shows("other")));
-    let expired = Server::start(&format!("echo --raw {}", papers.shows("expired")));
+fn our_client_says_why_it_does_not_trust_a_server() {
+    let _others = shared();
+    let certificates = Certificates::of("distrust");
+    let (ca, strangers) = (certificates.path("ca.pem"), certificates.path("stranger-ca.pem"));
+    let server = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
+    let other = Server::start(&format!("echo --raw {}", certificates.server_args("other")));
+    let expired = Server::start(&format!("echo --raw {}", certificates.server_args("expired")));
     let trusts = format!("--tls-ca {ca}");
     fails(
         server.address,
@@ -131,15 +131,15 @@ fn our_client_says_in_words_why_it_does_not_trust_a_server() {
 }
 
 #[test]
-fn our_client_trusts_whom_the_system_trusts() {
-    let _others = among_others();
-    let papers = Papers::of("system");
-    let server = Server::start(&format!("echo --raw {}", papers.shows("server")));
+fn our_client_trusts_the_system_roots() {
+    let _others = shared();
+    let certificates = Certificates::of("system");
+    let server = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
     let to = format!("localhost:{}", server.address.port());
     for (file, code) in [("ca.pem", 0), ("stranger-ca.pem", 1)] {
         let mut command = Command::new(TIDEMILL);
         command.args(["connect", "--tls", &to]);
-        command.env("SSL_CERT_FILE", papers.path(file)).env_remove("SSL_CERT_DIR");
+        command.env("SSL_CERT_FILE", certificates.path(file)).env_remove("SSL_CERT_DIR");
         let outcome = complete(command, b"hello\n");
         assert_eq!(outcome.code, Some(code), "{file}: {}", outcome.stderr);
     }
@@ -147,28 +147,28 @@ fn our_client_trusts_whom_the_system_trusts() {
 
 #[test]
 fn our_client_shows_its_certificate_to_a_server_that_asks_for_one() {
-    let _others = among_others();
+    let _others = shared();
     if !has("openssl") {
         return;
     }
-    let papers = Papers::of("shows");
-    let ca = papers.path("ca.pem");
-    let shown = format!("-cert {} -key {}", papers.path("server.pem"), papers.path("server.key"));
+    let certificates = Certificates::of("shows");
+    let ca = certificates.path("ca.pem");
+    let shown = format!("-cert {} -key {}", certificates.path("server.pem"), certificates.path("server.key"));
     for version in ["-tls1_2", "-tls1_3"] {
         let asks = format!("{version} {shown} -CAfile {ca} -Verify 1 -verify_return_error");
         let (_server, address) = s_server(&asks);
-        let outcome = connect(address, &format!("--tls-ca {ca} {}", papers.shows("client")));
+        let outcome = connect(address, &format!("--tls-ca {ca} {}", certificates.server_args("client")));
         assert_eq!((outcome.text().as_str(), outcome.code), ("olleh\n", Some(0)), "{}", outcome.stderr);
         let refused = if version == "-tls1_3" { "certificate required" } else { "handshake failure" };
         fails(address, &format!("--tls-ca {ca}"), &format!("the peer refused: {refused}"));
-        let stranger = format!("--tls-ca {ca} {}", papers.shows("stranger"));
+        let stranger = format!("--tls-ca {ca} {}", certificates.server_args("stranger"));
         fails(address, &stranger, "the peer refused: unknown CA");
     }
 }
 
 #[test]
 fn our_client_says_that_a_server_does_not_speak_tls() {
-    let _others = among_others();
+    let _others = shared();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
     let answers: &[&[u8]] = &[b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail ready\r\n", b""];

@@ -1,0 +1,256 @@
+//! Two connections joined.
+
+use super::*;
+
+/// The first connection is piped with the second as soon as that has come.
+fn pair_with(limits: SocketLimits) -> (TestLoop, [PeerId; 2], [ConnId; 2]) {
+    let mut test = socket_limits(limits).build(|_, input| {
+        input.take(1); // What is left is there when they are joined.
+    });
+    let (a, id_a) = test.accept();
+    let (b, id_b) = test.accept();
+    (test, [a, b], [id_a, id_b])
+}
+
+fn pipe(test: &mut TestLoop, ids: [ConnId; 2]) {
+    assert!(test.sockets().get(ids[0]).unwrap().pipe(ids[1]));
+}
+
+fn pair() -> (TestLoop, [PeerId; 2], [ConnId; 2]) {
+    let (mut test, peers, ids) = pair_with(no_idle());
+    pipe(&mut test, ids);
+    test.turn_until_quiet();
+    (test, peers, ids)
+}
+
+#[test]
+fn a_pipe_relays_between_its_ends_without_service_callbacks() {
+    let (mut test, [a, b], ids) = pair();
+    test.script.feed(a, b"from a");
+    test.script.feed(b, b"from b");
+    test.turn_until_quiet();
+    assert_eq!((test.received(a), test.received(b)), ("from b".into(), "from a".into()));
+    assert!(!test.events().iter().any(|events| matches!(events, Event::Data(..))));
+    let socket_bytes = |test: &mut TestLoop, id| {
+        let mut sockets = test.sockets();
+        let socket = sockets.get(id).unwrap();
+        (socket.bytes_in(), socket.bytes_out())
+    };
+    assert_eq!((socket_bytes(&mut test, ids[0]), socket_bytes(&mut test, ids[1])), ((6, 6), (6, 6)));
+}
+
+#[test]
+fn unread_input_is_relayed_first() {
+    let (mut test, [a, b], ids) = pair_with(no_idle());
+    test.script.feed(a, b"-rest of a");
+    test.turn_until_quiet();
+    pipe(&mut test, ids);
+    test.script.feed(a, b", and more");
+    test.turn_until_quiet();
+    assert_eq!(test.received(b), "rest of a, and more");
+    assert_eq!(test.event_loop.table.memory, 0);
+}
+
+#[test]
+fn a_fin_is_relayed_after_all_data_and_the_other_direction_goes_on() {
+    let (mut test, [a, b], ids) = pair();
+    test.script.window(b, 10);
+    test.script.feed(a, &[b'x'; 1_000]);
+    test.script.end(a);
+    test.turn_until_quiet();
+    assert!(!test.script.received_end(b), "990 bytes are still to come");
+    test.script.window(b, usize::MAX);
+    test.turn_until_quiet();
+    assert_eq!((test.received(b).len(), test.script.received_end(b)), (1_000, true));
+    assert_eq!(test.close_reason(ids[0]), None);
+    test.script.feed(b, b"a late answer");
+    test.script.end(b);
+    test.turn_until_quiet();
+    assert_eq!((test.received(a).as_str(), test.script.received_end(a)), ("a late answer", true));
+    assert_eq!(
+        (test.close_reason(ids[0]), test.close_reason(ids[1])),
+        (Some(CloseReason::Finished), Some(CloseReason::Finished))
+    );
+}
+
+#[test]
+fn a_finished_end_lets_the_other_receive_its_remaining_data() {
+    let (mut test, [a, b], ids) = pair();
+    test.script.window(b, 0);
+    test.script.feed(a, b"slowly read");
+    test.script.end(a);
+    test.script.end(b);
+    test.turn_until_quiet();
+    assert_eq!((test.close_reason(ids[0]), test.close_reason(ids[1])), (Some(CloseReason::Finished), None));
+    test.script.window(b, usize::MAX);
+    test.turn_until_quiet();
+    assert_eq!(
+        (test.received(b).as_str(), test.close_reason(ids[1])),
+        ("slowly read", Some(CloseReason::Finished))
+    );
+}
+
+#[test]
+fn a_slow_reader_stops_its_pipe_peer_at_the_water_marks() {
+    let limits = SocketLimits { min_write_rate: None, ..no_idle() };
+    let (mut test, [a, b], ids) = pair_with(limits);
+    pipe(&mut test, ids);
+    test.script.window(b, 0);
+    let max = 64 * 1024 + 64 * 1024 + 256;
+    for _ in 0..100 {
+        test.script.feed(a, &[b'x'; 64 * 1024]);
+        test.turn_until_quiet();
+        assert!(test.event_loop.table.memory <= 2 * max, "{} are held", test.event_loop.table.memory);
+    }
+    test.script.feed(b, b"the other direction does not wait");
+    test.turn_until_quiet();
+    assert_eq!(test.received(a).len(), 33);
+    let mut received = 0;
+    while received < 100 * 64 * 1024 {
+        test.script.window(b, 50_000);
+        test.turn_until_quiet();
+        let now = test.received(b).len();
+        assert!(now > 0, "it stalled at {received}");
+        received += now;
+    }
+    assert_eq!(test.event_loop.table.memory, 0);
+}
+
+#[test]
+fn a_pipe_whose_ends_both_stop_reading_is_closed_by_the_minimum_rate() {
+    let (mut test, [a, b], ids) = pair();
+    for peer in [a, b] {
+        test.script.window(peer, 0);
+        test.script.feed(peer, &[b'x'; 500_000]);
+    }
+    test.advance(9 * SECOND);
+    assert_eq!((test.close_reason(ids[0]), test.close_reason(ids[1])), (None, None));
+    test.advance(15 * SECOND);
+    assert!(
+        test.close_reason(ids[0]).is_some() && test.close_reason(ids[1]).is_some(),
+        "{:?}",
+        test.events()
+    );
+    assert!([test.close_reason(ids[0]), test.close_reason(ids[1])].contains(&Some(CloseReason::TooSlow)));
+    assert_eq!((test.event_loop.table.memory, test.script.open_descriptors()), (0, 2));
+}
+
+#[test]
+fn when_one_end_is_reset_the_other_gets_its_data_and_then_a_fin() {
+    let (mut test, [a, b], ids) = pair();
+    test.script.window(b, 0);
+    test.script.feed(a, b"last words");
+    test.turn_until_quiet();
+    test.script.reset(a);
+    test.turn_until_quiet();
+    assert_eq!(test.close_reason(ids[0]), Some(CloseReason::Reset));
+    test.script.window(b, usize::MAX);
+    test.turn_until_quiet();
+    assert_eq!((test.received(b).as_str(), test.script.received_end(b)), ("last words", true));
+    test.script.end(b);
+    test.turn_until_quiet();
+    assert_eq!(test.close_reason(ids[1]), Some(CloseReason::PipePeerClosed));
+}
+
+#[test]
+fn a_connecting_dial_can_be_piped() {
+    let mut test = socket_limits(no_idle()).build(discard);
+    let (a, id) = test.accept();
+    let options = crate::config::dial::DialOptions::default();
+    let pipe_peer = test.event_loop.table.dial(1, address().into(), options, Some(id)).unwrap();
+    pipe(&mut test, [id, pipe_peer]);
+    test.turn_until_quiet();
+    for _ in 0..10 {
+        test.script.feed(a, &[b'x'; 64 * 1024]);
+        test.turn_until_quiet();
+    }
+    assert!(test.event_loop.table.memory < 300_000, "the caller waits");
+    let b = test.script.dialed()[0];
+    test.script.finish_dial(b, Ok(()));
+    test.turn_until_quiet();
+    assert_eq!(test.received(b).len(), 640 * 1024);
+    let refused = test.event_loop.table.dial(1, address().into(), Default::default(), None).unwrap();
+    pipe(&mut test, [id, refused]);
+    test.turn_until_quiet();
+    test.script.finish_dial(test.script.dialed()[1], Err(libc::ECONNREFUSED));
+    test.turn_until_quiet();
+    assert!(test.script.received_end(a), "a pipe to nowhere ends cleanly");
+}
+
+#[test]
+fn after_unpipe_each_service_gets_its_input_again() {
+    let (mut test, [a, b], ids) = pair();
+    test.script.window(b, 0);
+    test.script.feed(a, &[b'x'; 200_000]);
+    test.turn_until_quiet();
+    assert_eq!(test.sockets().get(ids[0]).unwrap().piped_to(), Some(ids[1]));
+    assert_eq!(test.sockets().get(ids[1]).unwrap().unpipe(), Some(ids[0]));
+    assert_eq!(test.sockets().get(ids[0]).unwrap().piped_to(), None);
+    test.turn_until_quiet();
+    assert!(test.events().iter().any(|events| matches!(events, Event::Data(id, _) if *id == ids[0])));
+    test.script.window(b, usize::MAX);
+    test.script.feed(b, b"now for the service");
+    test.turn_until_quiet();
+    assert!(test.events().iter().any(|events| matches!(events, Event::Data(id, _) if *id == ids[1])));
+    assert_eq!(test.received(a), "");
+}
+
+#[test]
+fn a_connection_piped_to_itself_is_an_echo() {
+    let mut test = socket_limits(no_idle()).build_with(
+        |socket| {
+            let own = socket.id();
+            assert!(socket.pipe(own));
+        },
+        discard,
+    );
+    let (peer, id) = test.accept();
+    test.script.feed(peer, b"echo");
+    test.script.end(peer);
+    test.turn_until_quiet();
+    assert_eq!((test.received(peer).as_str(), test.close_reason(id)), ("echo", Some(CloseReason::Finished)));
+}
+
+/// The world behaves again, both peers end, and each has heard all that the other's end of the pipe was sent.
+pub(super) fn assert_nothing_is_lost(
+    test: &mut TestLoop,
+    peers: [PeerId; 2],
+    ids: [ConnId; 2],
+    sent: [Vec<u8>; 2],
+    mut received: [Vec<u8>; 2],
+    seed: u64,
+) {
+    test.script.stop_faults();
+    peers.iter().for_each(|&peer| test.script.end(peer));
+    for _ in 0..3 {
+        peers.iter().for_each(|&peer| test.script.window(peer, usize::MAX));
+        test.turn_until_quiet();
+    }
+    for (from, &peer) in peers.iter().enumerate() {
+        received[from].extend(test.script.received(peer));
+    }
+    assert!(received[1] == sent[0] && received[0] == sent[1], "bytes were lost or changed (seed {seed})");
+    assert_eq!(ids.map(|id| test.close_reason(id)), [Some(CloseReason::Finished); 2], "seed {seed}");
+}
+
+#[test]
+fn a_pipe_loses_no_byte_under_injected_faults() {
+    for seed in 0..40 {
+        let (mut test, peers, ids) = pair();
+        test.script.inject_faults(seed);
+        let mut rng = Rng(seed);
+        let mut sent: [Vec<u8>; 2] = Default::default();
+        let mut received: [Vec<u8>; 2] = Default::default();
+        for round in 0..60_u8 {
+            for (from, &peer) in peers.iter().enumerate() {
+                let bytes = vec![round; rng.below(30_000) as usize];
+                test.script.feed(peer, &bytes);
+                sent[from].extend(bytes);
+                test.script.window(peer, rng.below(40_000) as usize);
+                test.turn();
+                received[from].extend(test.script.received(peer));
+            }
+        }
+        assert_nothing_is_lost(&mut test, peers, ids, sent, received, seed);
+    }
+}
