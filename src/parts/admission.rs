@@ -215,4 +215,15 @@ mod tests {
         assert_eq!(admission.admit(ip("10.0.0.1"), Tick(0)), Ok(()));
         assert!(admission.addresses.is_empty());
     }
+
+    #[test]
+    #[should_panic]
+    fn a_changed_accept_rate_applies_to_known_addresses() {
+        let mut admission = admission(None, Some(1_000));
+        admission.admit(ip("192.0.2.1"), Tick(0)).unwrap();
+        admission.release(ip("192.0.2.1"));
+        admission.policy.accept_rate = Some(2);
+        let admitted = (0..10).filter(|_| admission.admit(ip("192.0.2.1"), Tick(6_000)).is_ok()).count();
+        assert_eq!(admitted, 2);
+    }
 }

@@ -1,6 +1,7 @@
 //! Who comes in, who is told to go, and what happens when descriptors run out.
 
 use super::*;
+use crate::config::dial::DialOptions;
 
 #[test]
 fn accepts_are_budgeted_and_carried_over() {
@@ -164,4 +165,25 @@ fn out_of_descriptors_on_an_empty_backlog_ends_the_accept_loop() {
     test.turn_until_quiet();
     assert!(test.script.calls().accepts - before <= 3, "EMFILE says nothing about who waits");
     assert!(!test.event_loop.has_work());
+}
+
+#[test]
+#[should_panic]
+fn a_paused_listener_without_a_free_slot_lets_the_loop_sleep() {
+    let mut test = at_capacity(1, Overflow::Wait);
+    test.script.fail_accept(std::io::Error::from_raw_os_error(libc::EMFILE).into());
+    test.script.connect();
+    test.turn_until_quiet();
+    assert_eq!(test.event_loop.table.stats.starved, 1);
+    // The last slot is taken by a dial.
+    test.event_loop.table.dial(1, address().into(), DialOptions::default(), None).unwrap();
+    test.turn_until_quiet();
+    test.script.finish_dial(test.script.dialed()[0], Ok(()));
+    test.turn_until_quiet();
+    test.script.advance(SECOND);
+    test.turn_until_quiet();
+    for _ in 0..10 {
+        test.event_loop.turn(None).unwrap();
+        assert_ne!(test.script.last_wait(), Some(Some(Duration::ZERO)), "nothing can be accepted");
+    }
 }

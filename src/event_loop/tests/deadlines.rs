@@ -158,3 +158,38 @@ fn a_half_closed_connection_times_out_without_traffic() {
     test.turn_until_quiet();
     assert_eq!(test.close_reason(id), Some(CloseReason::HalfClosed));
 }
+
+#[test]
+#[should_panic]
+fn a_lifetime_ends_a_connection_that_is_closing_too() {
+    let mut test = socket_limits(SocketLimits { lifetime: Some(5 * SECOND), ..no_idle() }).build(discard);
+    let (peer, id) = test.accept();
+    test.script.window(peer, 0);
+    test.sockets().get(id).unwrap().send(&vec![b'q'; 120_000]);
+    test.turn_until_quiet();
+    for _ in 0..10 {
+        // Just above the minimum rate.
+        test.script.window(peer, 1_030);
+        test.turn_until_quiet();
+        test.advance(9 * SECOND);
+    }
+    assert_eq!(test.close_reason(id), Some(CloseReason::Lifetime));
+}
+
+#[test]
+#[should_panic]
+fn a_rate_does_not_restart_the_clocks_of_a_message() {
+    for rate in [None, Some(1_000)] {
+        let limits = SocketLimits { rate, message_timeout: Some(60 * SECOND), ..no_idle() };
+        let mut test = socket_limits(limits).build(|_, _| {});
+        let (peer, id) = test.accept();
+        for _ in 0..10 {
+            for _ in 0..2 {
+                test.script.feed(peer, b"x");
+                test.turn_until_quiet();
+            }
+            test.advance(9 * SECOND);
+        }
+        assert!(test.close_reason(id).is_some(), "two bytes in nine seconds, with the rate {rate:?}");
+    }
+}

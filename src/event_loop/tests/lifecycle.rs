@@ -1,6 +1,7 @@
 //! What concerns all connections together.
 
 use super::*;
+use crate::base::id::ServiceId;
 use crate::connection::Flag;
 
 #[test]
@@ -56,4 +57,80 @@ fn a_loop_without_progress_is_made_to_sleep() {
     assert!(test.event_loop.table.stats.livelocks_broken > 0);
     test.event_loop.turn(Some(Duration::ZERO)).unwrap();
     assert_eq!(test.script.last_wait(), Some(Some(MS)));
+}
+
+/// Sets a timer in each `closed`, to look again later.
+struct SetsTimers(Option<ServiceId>);
+
+impl Service for SetsTimers {
+    type Session = ();
+
+    fn start(&mut self, own: ServiceId, _: &mut Sockets<'_>) {
+        self.0 = Some(own);
+    }
+
+    fn open(&mut self, _: &mut Socket<'_>) {}
+
+    fn data(&mut self, _: &mut (), _: &mut Socket<'_>, input: &mut Input<'_>) {
+        input.take_all();
+    }
+
+    fn closed(&mut self, _: (), _: ConnId, _: CloseReason, sockets: &mut Sockets<'_>) {
+        let _ = sockets.set_timer(self.0.expect("an id"), 3_600 * SECOND, None);
+    }
+}
+
+#[test]
+#[should_panic]
+fn a_shutdown_ends_although_closed_sets_a_timer() {
+    let (sim, script) = Sim::new();
+    let mut event_loop = EventLoop::new(sim, Limits::default()).unwrap();
+    let service = event_loop.add(SetsTimers(None), None);
+    event_loop.listen(&Address::from(address()), service, &ListenOptions::default()).unwrap();
+    script.connect();
+    event_loop.turn_until_quiet(&script);
+    Sockets::new(&mut event_loop.table).shutdown(SECOND);
+    event_loop.turn_until_quiet(&script);
+    for _ in 0..20 {
+        if !event_loop.is_finished() {
+            event_loop.turn(None).unwrap();
+        }
+    }
+    assert!(event_loop.is_finished(), "after twenty turns there is still something to wait for");
+}
+
+#[test]
+#[should_panic]
+fn no_more_posts_wait_than_the_limit() {
+    let limits = Limits { posts: 10, posts_per_turn: 1, ..Limits::default() };
+    let mut test = Setup { limits, ..Setup::default() }.build(echo);
+    let handle = test.event_loop.handle();
+    let mut accepted = 0;
+    for _ in 0..100 {
+        while handle.post(|_| {}).is_ok() {
+            accepted += 1;
+        }
+        test.turn();
+    }
+    let waiting = accepted - test.event_loop.table.stats.posts;
+    assert!(waiting <= 20, "{waiting} posts wait, with Limits::posts at 10 and a batch taken out");
+    test.turn_until_quiet();
+    assert_eq!(test.event_loop.table.stats.posts, accepted, "every post that was accepted has run");
+}
+
+#[test]
+#[should_panic]
+fn closed_callbacks_of_one_turn_are_bounded() {
+    let limits = Limits { accepts_per_turn: 5_000, ..Limits::default() };
+    let mut test = Setup { limits, ..Setup::default() }.build(discard);
+    let peers: Vec<PeerId> = (0..2_000).map(|_| test.script.connect()).collect();
+    test.turn_until_quiet();
+    peers.iter().for_each(|&peer| test.script.reset(peer));
+    let closed =
+        |test: &TestLoop| test.events().iter().filter(|event| matches!(event, Event::Closed(..))).count();
+    test.turn();
+    let first = closed(&test);
+    assert!((1..=1_000).contains(&first), "{first} connections were closed in one turn");
+    test.turn_until_quiet();
+    assert_eq!(closed(&test), 2_000);
 }

@@ -72,3 +72,24 @@ fn near_the_memory_limit_a_connection_with_a_queue_is_not_read() {
     test.turn_until_quiet();
     assert_eq!((test.script.unread(peer), test.event_loop.table.memory), (0, 0));
 }
+
+#[test]
+#[should_panic]
+fn inboxes_that_grow_in_one_turn_keep_to_the_memory_limit() {
+    let seen = Rc::new(RefCell::new(0_usize));
+    let max = seen.clone();
+    let limits = Limits { memory: 1 << 20, accepts_per_turn: 1_000, socket: no_idle(), ..Limits::default() };
+    let mut test = Setup { limits, ..Setup::default() }.build(move |socket, _| {
+        let memory = socket.all().memory();
+        let mut seen = seen.borrow_mut();
+        *seen = memory.max(*seen);
+    });
+    let peers: Vec<PeerId> = (0..500).map(|_| test.script.connect()).collect();
+    test.turn_until_quiet();
+    for &peer in &peers {
+        test.script.feed(peer, &vec![b'x'; 60_000]);
+    }
+    test.turn();
+    let max = *max.borrow();
+    assert!(max <= (1 << 20) + (64 << 10), "{} KiB in inboxes, at a limit of 1,024 KiB", max >> 10);
+}

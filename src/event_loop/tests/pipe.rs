@@ -254,3 +254,86 @@ fn a_pipe_loses_no_byte_under_injected_faults() {
         assert_nothing_is_lost(&mut test, peers, ids, sent, received, seed);
     }
 }
+
+/// A server that reads a header of three bytes in `data` and then pipes its peer to another connection, as SOCKS and
+/// CONNECT servers do.
+fn pipes_in_data() -> (TestLoop, [PeerId; 2], [ConnId; 2]) {
+    let target: Rc<RefCell<Option<ConnId>>> = Rc::default();
+    let to = target.clone();
+    let mut test = socket_limits(no_idle()).build(move |socket, input| {
+        if input.len() < 3 {
+            return;
+        }
+        assert_eq!(input.take(3), b"HDR");
+        let other = to.borrow().expect("a connection to pipe to");
+        assert!(socket.pipe(other));
+    });
+    let (b, id_b) = test.accept();
+    let (a, id_a) = test.accept();
+    *target.borrow_mut() = Some(id_b);
+    (test, [a, b], [id_a, id_b])
+}
+
+#[test]
+#[should_panic]
+fn input_left_by_the_callback_that_pipes_is_relayed_at_once_and_once() {
+    let (mut test, [a, b], _) = pipes_in_data();
+    test.script.feed(a, b"HDRrest");
+    test.turn_until_quiet();
+    assert_eq!(test.received(b), "rest");
+    for more in ["-one", "-two", "-three"] {
+        test.script.feed(a, more.as_bytes());
+        test.turn_until_quiet();
+        assert_eq!(test.received(b), more);
+    }
+}
+
+#[test]
+#[should_panic]
+fn input_left_by_the_callback_that_pipes_is_relayed_before_the_fin() {
+    let (mut test, [a, b], _) = pipes_in_data();
+    test.script.feed(a, b"HDRrest");
+    test.script.end(a);
+    test.turn_until_quiet();
+    assert_eq!((test.received(b).as_str(), test.script.received_end(b)), ("rest", true));
+}
+
+#[test]
+#[should_panic]
+fn input_taken_by_the_callback_that_pipes_is_not_relayed() {
+    let (mut test, [a, b], _) = pipes_in_data();
+    for piece in ["HD", "R", "payload"] {
+        test.script.feed(a, piece.as_bytes());
+        test.turn_until_quiet();
+    }
+    assert_eq!(test.received(b), "payload");
+}
+
+#[test]
+#[should_panic]
+fn a_long_rest_is_relayed_and_the_service_of_a_piped_connection_is_not_called() {
+    let (mut test, [a, b], [id_a, _]) = pipes_in_data();
+    test.script.feed(a, &[&b"HDR"[..], &[b'x'; 6_000]].concat());
+    test.turn_until_quiet();
+    let before = test.events().len();
+    test.script.feed(a, b"HDRmore");
+    test.turn_until_quiet();
+    assert!(!test.events()[before..].iter().any(|event| matches!(event, Event::Data(id, _) if *id == id_a)));
+    assert_eq!(test.received(b).len(), 6_007);
+}
+
+#[test]
+#[should_panic]
+fn a_connection_whose_pipe_peer_finished_and_closed_gets_its_service_back() {
+    let limits = SocketLimits { half_closed: None, ..no_idle() };
+    let (mut test, [a, b], [id_a, id_b]) = pair_with(limits);
+    pipe(&mut test, [id_a, id_b]);
+    test.turn_until_quiet();
+    test.sockets().get(id_b).unwrap().finish();
+    test.script.end(b);
+    test.turn_until_quiet();
+    assert_eq!(test.close_reason(id_b), Some(CloseReason::Finished));
+    test.script.feed(a, b"more");
+    test.turn_until_quiet();
+    assert!(test.events().iter().any(|event| matches!(event, Event::Data(id, _) if *id == id_a)));
+}

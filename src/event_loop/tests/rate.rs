@@ -91,3 +91,100 @@ fn a_dry_run_counts_connections_that_would_be_throttled() {
     let stats = &test.event_loop.table.stats;
     assert!(stats.would_throttle > 0 && stats.throttled == 0);
 }
+
+const GROUP_RATE: usize = 100_000;
+
+#[test]
+#[should_panic]
+fn input_discarded_while_closing_spends_no_rate_of_its_group() {
+    let mut test = socket_limits(no_idle()).build(discard);
+    let group = test.sockets().add_group(GROUP_RATE).unwrap();
+    let ((closing, id), (other, id_other)) = (test.accept(), test.accept());
+    for id in [id, id_other] {
+        test.sockets().get(id).unwrap().join_group(Some(group));
+    }
+    // A queue that is not read keeps it closing.
+    test.script.window(closing, 0);
+    test.sockets().get(id).unwrap().send(&[b'q'; 100]);
+    test.turn_until_quiet();
+    test.sockets().get(id).unwrap().close();
+    test.turn_until_quiet();
+    for _ in 0..100 {
+        test.script.feed(closing, &vec![b'x'; 1_000_000]);
+        test.turn_until_quiet();
+    }
+    test.script.feed(other, &vec![b'g'; 10 * GROUP_RATE]);
+    test.advance(10 * SECOND);
+    let read = 10 * GROUP_RATE - test.script.unread(other);
+    assert!(read > 9 * GROUP_RATE, "in ten seconds {read} bytes were read, at {GROUP_RATE} a second");
+}
+
+#[test]
+#[should_panic]
+fn discarding_input_keeps_to_the_read_budget_of_a_turn() {
+    let mut test = socket_limits(no_idle()).build(discard);
+    let (peer, id) = test.accept();
+    test.script.window(peer, 0);
+    test.sockets().get(id).unwrap().send(&[b'q'; 100]);
+    test.turn_until_quiet();
+    test.sockets().get(id).unwrap().close();
+    for _ in 0..20 {
+        test.script.feed(peer, &vec![b'x'; 2_000_000]);
+        let before = test.event_loop.table.stats.bytes_in;
+        test.turn();
+        // One budget in its turn, and those that are granted while no connection waits.
+        let read = test.event_loop.table.stats.bytes_in - before;
+        assert!(read <= 9 * 64 * 1024, "{read} bytes of one closing connection in one turn");
+    }
+}
+
+#[test]
+#[should_panic]
+fn a_raised_group_rate_reaches_throttled_members() {
+    let mut test = socket_limits(no_idle()).build(discard);
+    let group = test.sockets().add_group(2).unwrap();
+    let (peer, id) = test.accept();
+    test.sockets().get(id).unwrap().join_group(Some(group));
+    test.script.feed(peer, &vec![b'x'; 1_000_000]);
+    test.turn_until_quiet();
+    test.sockets().set_group_rate(group, 10_000_000);
+    test.advance(SECOND);
+    assert_eq!(test.script.unread(peer), 0);
+}
+
+#[test]
+#[should_panic]
+fn a_throttled_member_of_a_group_is_counted_once() {
+    let mut calls = 0;
+    let mut test = socket_limits(no_idle()).build(move |socket, input| {
+        calls += 1;
+        if calls == 1 {
+            return socket.pause();
+        }
+        input.take_all();
+        socket.pause();
+        socket.resume();
+    });
+    let group = test.sockets().add_group(1_500).unwrap();
+    let (peer, id) = test.accept();
+    test.sockets().get(id).unwrap().join_group(Some(group));
+    test.script.feed(peer, &[b'x'; 100_000]);
+    test.turn_until_quiet();
+    test.sockets().get(id).unwrap().resume();
+    test.turn_until_quiet(); // The check between turns compares the count with the members that wait.
+}
+
+#[test]
+#[should_panic]
+fn a_group_of_another_reactor_is_ignored() {
+    let mut other = socket_limits(no_idle()).build(discard);
+    other.sockets().add_group(1).unwrap();
+    let foreign = other.sockets().add_group(1).unwrap();
+    let mut test = socket_limits(no_idle()).build(discard);
+    let (peer, id) = test.accept();
+    test.sockets().get(id).unwrap().join_group(Some(foreign));
+    test.sockets().set_group_rate(foreign, 7);
+    test.script.feed(peer, b"still read");
+    test.turn_until_quiet();
+    assert_eq!(test.script.unread(peer), 0);
+}

@@ -206,3 +206,48 @@ fn an_idle_loop_sleeps_until_a_connection_arrives() {
     test.event_loop.turn(None).unwrap();
     assert_eq!(test.script.last_wait(), Some(None));
 }
+
+#[test]
+#[should_panic]
+fn a_connection_paused_by_another_gets_no_data_although_it_is_in_the_ready_list() {
+    let target: Rc<RefCell<Option<ConnId>>> = Rc::default();
+    let pauses = target.clone();
+    let mut test = socket_limits(no_idle()).build(move |socket, input| {
+        if input.bytes().starts_with(b"PAUSE") {
+            input.take_all();
+            let id = pauses.borrow().unwrap();
+            socket.other(id).unwrap().pause();
+        } else {
+            socket.pause();
+        }
+    });
+    let ((b, id_b), (a, _)) = (test.accept(), test.accept());
+    *target.borrow_mut() = Some(id_b);
+    test.script.feed(b, b"later");
+    test.turn_until_quiet();
+    let data = |test: &TestLoop| {
+        test.events().iter().filter(|e| matches!(e, Event::Data(id, _) if *id == id_b)).count()
+    };
+    let before = data(&test);
+    test.sockets().get(id_b).unwrap().resume();
+    test.script.feed(a, b"PAUSE");
+    test.turn_until_quiet();
+    assert!(test.sockets().get(id_b).unwrap().is_paused());
+    assert_eq!(data(&test), before);
+}
+
+#[test]
+#[should_panic]
+fn unlimited_budgets_do_not_stop_the_loop() {
+    let limits = Limits {
+        read_budget: usize::MAX,
+        carried_over_budget: usize::MAX,
+        write_budget: usize::MAX,
+        ..Limits::default()
+    };
+    let mut test = Setup { limits, ..Setup::default() }.build(echo);
+    let (peer, _) = test.accept();
+    test.script.feed(peer, &vec![b'x'; 500_000]);
+    test.turn_until_quiet();
+    assert_eq!(test.received(peer).len(), 500_000);
+}

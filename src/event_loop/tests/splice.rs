@@ -238,3 +238,81 @@ fn a_splice_loses_no_byte_under_injected_faults() {
         assert!(test.event_loop.table.stats.spliced > 0, "seed {seed} tests nothing");
     }
 }
+
+/// A pair that was parted while its kernel pipe held bytes, and whose sink is then closed at the memory limit.
+fn closed_with_a_full_kernel_pipe() -> TestLoop {
+    let socket = SocketLimits { read_when_full: true, ..no_idle() };
+    let limits = Limits { read_budget: 1_000, memory: 10_000, socket, ..Limits::default() };
+    let mut test = Setup { limits, ..Setup::default() }.build(|_, _| {});
+    let ((a, id_a), (b, id_b)) = (test.accept(), test.accept());
+    assert!(test.sockets().get(id_a).unwrap().pipe(id_b));
+    test.script.window(b, 2_000);
+    test.script.feed(a, &[b'S'; 22_000]);
+    test.turn_until_quiet();
+    assert!(test.sockets().get(id_b).unwrap().queued() > 10_000);
+    test.sockets().get(id_a).unwrap().unpipe();
+    for _ in 0..40 {
+        test.script.feed(b, &[b'm'; 900]);
+        test.turn_until_quiet();
+    }
+    assert_eq!(test.close_reason(id_b), Some(CloseReason::Memory));
+    test
+}
+
+#[test]
+#[should_panic]
+fn a_kernel_pipe_that_holds_bytes_is_closed_although_its_queue_was_dropped() {
+    let test = closed_with_a_full_kernel_pipe();
+    assert_eq!(test.event_loop.kernel_pipes.counts(), (0, 0));
+}
+
+#[test]
+#[should_panic]
+fn bytes_of_one_pair_never_reach_another() {
+    let mut test = closed_with_a_full_kernel_pipe();
+    let ((c, id_c), (d, id_d)) = (test.accept(), test.accept());
+    assert!(test.sockets().get(id_c).unwrap().pipe(id_d));
+    for _ in 0..3 {
+        test.script.feed(c, &[b'c'; 60_000]);
+        test.turn_until_quiet();
+    }
+    let received = test.script.received(d);
+    assert!(!received.is_empty() && received.iter().all(|&byte| byte == b'c'));
+}
+
+#[test]
+#[should_panic]
+fn a_finished_sink_ends_the_same_way_spliced_and_copied() {
+    let ends = [0, 64].map(|splices| {
+        let limits = Limits { read_budget: 1_000, splices, socket: no_idle(), ..Limits::default() };
+        let mut test = Setup { limits, ..Setup::default() }.build(discard);
+        let ((a, id_a), (b, id_b)) = (test.accept(), test.accept());
+        test.sockets().get(id_a).unwrap().pipe(id_b);
+        test.script.feed(a, &[b'x'; 50_000]);
+        test.turn_until_quiet();
+        test.sockets().get(id_b).unwrap().finish();
+        test.turn_until_quiet();
+        test.script.feed(a, &[b'x'; 50_000]);
+        test.turn_until_quiet();
+        test.script.feed(b, b"the other direction");
+        test.turn_until_quiet();
+        (test.close_reason(id_a), test.close_reason(id_b), test.received(a))
+    });
+    assert_eq!(ends[0], ends[1]);
+}
+
+#[test]
+#[should_panic]
+fn an_empty_kernel_pipe_is_given_back_by_unpipe() {
+    let limits = Limits { read_budget: 1_000, splices: 1, socket: no_idle(), ..Limits::default() };
+    let mut test = Setup { limits, ..Setup::default() }.build(discard);
+    let ((a, id_a), (_, id_b)) = (test.accept(), test.accept());
+    test.sockets().get(id_a).unwrap().pipe(id_b);
+    test.script.feed(a, &[b'x'; 500_000]);
+    while test.event_loop.kernel_pipes.counts().0 == 0 || test.sockets().get(id_b).unwrap().queued() > 0 {
+        test.turn();
+    }
+    test.sockets().get(id_a).unwrap().unpipe();
+    test.turn_until_quiet();
+    assert_eq!(test.event_loop.kernel_pipes.counts().0, 0);
+}

@@ -182,3 +182,29 @@ fn the_first_byte_deadline_counts_plaintext() {
         (Some(CloseReason::FirstByte), None)
     );
 }
+
+#[test]
+#[should_panic]
+fn data_is_never_called_without_bytes() {
+    let empty = Rc::new(RefCell::new(0));
+    let seen = empty.clone();
+    let mut test = tls_setup(no_idle()).build(move |socket, input| {
+        *seen.borrow_mut() += usize::from(input.is_empty());
+        if input.len() < 3 {
+            return;
+        }
+        input.take_all();
+        socket.pause();
+        socket.resume();
+    });
+    let peer = test.script.connect();
+    test.script.feed(peer, b"HELLO\nTHANKS\n");
+    test.turn_until_quiet();
+    test.script.feed(peer, &record(b"ab"));
+    test.turn_until_quiet();
+    let mut wire = record(b"cd");
+    wire.extend_from_slice(&record(b"ef")[..4]);
+    test.script.feed(peer, &wire);
+    test.turn_until_quiet();
+    assert_eq!(*empty.borrow(), 0);
+}

@@ -109,3 +109,60 @@ fn a_connection_closed_before_its_handshake_still_sends_its_cleartext() {
         assert_eq!((test.close_reason(id), test.event_loop.table.memory), (Some(CloseReason::Local), 0));
     }
 }
+
+#[test]
+#[should_panic]
+fn a_connection_queued_for_its_handshake_does_not_keep_the_loop_awake() {
+    let mut setup = socket_limits(no_idle());
+    setup.limits.handshakes = 1;
+    let mut test = setup.build(|socket, input| {
+        if input.bytes().starts_with(b"STARTTLS\n") {
+            input.take(9);
+            socket.start_filter(server());
+        } else if input.bytes().starts_with(b"LATER\n") {
+            input.take(6);
+            socket.pause();
+        }
+    });
+    let (first, _) = test.accept();
+    test.script.feed(first, b"STARTTLS\nHELLO\n");
+    test.turn_until_quiet();
+    let (second, id) = test.accept();
+    test.script.feed(second, b"LATER\nHELLO\nTHANKS\n");
+    test.turn_until_quiet();
+    let mut sockets = test.sockets();
+    let mut socket = sockets.get(id).unwrap();
+    socket.resume();
+    socket.start_filter(server());
+    for _ in 0..50 {
+        test.turn();
+    }
+    assert!(!test.event_loop.has_work());
+    assert_eq!(test.event_loop.table.handshakes.waiting_count(), 1);
+}
+
+#[test]
+#[should_panic]
+fn bytes_read_between_start_filter_and_the_handshake_are_not_lost() {
+    let mut test = socket_limits(no_idle()).build(|socket, input| {
+        if input.bytes().starts_with(b"STARTTLS\n") {
+            input.take(9);
+            socket.start_filter(server());
+        }
+    });
+    let (peer, id) = test.accept();
+    test.script.feed(peer, b"START");
+    test.turn_until_quiet();
+    let mut all = b"TLS\nHELLO\nTHANKS\n".to_vec();
+    let plaintext = vec![b'f'; 40_000];
+    all.extend(record(&plaintext));
+    all.extend(record(&plaintext));
+    test.script.feed(peer, &all);
+    test.turn_until_quiet();
+    let events = test.events();
+    let longest = events.iter().filter_map(|event| match event {
+        Event::Data(_, bytes) if bytes.starts_with(b"f") => Some(bytes.len()),
+        _ => None,
+    });
+    assert_eq!((test.close_reason(id), longest.max()), (None, Some(80_000)));
+}
