@@ -35,7 +35,12 @@ impl Connection {
         match self.stage {
             Stage::Connecting => self.consider_connecting(limits, &mut earliest),
             Stage::Lingering => earliest.consider(self.last_activity, Some(limits.linger), Due::Linger),
-            Stage::Closing => earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed),
+            Stage::Closing => {
+                earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed);
+                // The longest a connection may live, with the queue that it still has.
+                let lifetime = limits.lifetime.map(|lifetime| lifetime.saturating_add(limits.linger));
+                earliest.consider(self.created, lifetime, Due::Lifetime);
+            }
             Stage::Open => self.consider_open(limits, &mut earliest),
             Stage::Dead => {}
         }

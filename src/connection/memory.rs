@@ -32,14 +32,25 @@ impl Table {
         } else {
             inbox.progress.moved += arrived;
         }
-        self.at_mut(slot).inbox = Some(inbox);
+        let now = self.now;
+        let connection = self.at_mut(slot);
+        connection.inbox = Some(inbox);
+        connection.update_message_clocks(now);
         if begins {
             self.rearm(slot);
         }
+        // Inboxes of a thousand connections may grow in one phase, and nothing is written in between.
+        self.evict();
     }
 
     pub(crate) fn drop_inbox(&mut self, slot: u32) {
-        if let Some(inbox) = self.at_mut(slot).inbox.take() {
+        let inbox = self.at_mut(slot).inbox.take();
+        self.discharge(inbox);
+    }
+
+    /// Drops an inbox that was taken out for a delivery.
+    pub(crate) fn discharge(&mut self, inbox: Option<Box<Inbox>>) {
+        if let Some(inbox) = inbox {
             self.memory -= inbox.charge();
         }
     }

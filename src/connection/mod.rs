@@ -188,6 +188,14 @@ impl Connection {
         taken && !flags.any(&[Flag::Paused, Flag::Throttled])
     }
 
+    /// Something that keeps it from being read has begun or ended: the clocks of its message stand still while one does.
+    pub(crate) fn update_message_clocks(&mut self, now: Tick) {
+        let reads = self.wants_input();
+        if let Some(inbox) = &mut self.inbox {
+            if reads { inbox.resume_clocks(now) } else { inbox.suspend_clocks(now) }
+        }
+    }
+
     /// Whether a turn should spend a read on it.
     pub(crate) fn wants_read(&self) -> bool {
         self.flags.contains(Flag::Readable)
@@ -217,7 +225,10 @@ impl Connection {
     /// Whether it has something to do without a read: deliver again, or begin a handshake.
     #[inline(never)]
     fn has_work_without_read(&self) -> bool {
-        (self.flags.contains(Flag::Redeliver) && self.wants_input()) || self.may_start_handshake()
+        (self.flags.contains(Flag::Redeliver)
+            && !self.flags.contains(Flag::HandshakeQueued)
+            && self.wants_input())
+            || self.may_start_handshake()
     }
 
     /// Whether there is something to begin a handshake with: what arrived before it was asked for, or, on our side, no

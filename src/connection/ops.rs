@@ -45,6 +45,9 @@ impl Table {
         // Full from here on, even if the kernel takes it all a moment later: who was told so waits for `drained`.
         let under_pressure = self.memory > self.memory_pressure;
         connection.flags.insert_if(Flag::Full, under_pressure || queued >= limits.high_water.max(1));
+        if connection.inbox.is_some() {
+            connection.update_message_clocks(self.now);
+        }
         push(&mut self.arena, segments);
     }
 
@@ -114,7 +117,10 @@ impl Table {
     }
 
     pub(crate) fn pause(&mut self, slot: u32) {
-        self.at_mut(slot).flags.insert(Flag::Paused);
+        let now = self.now;
+        let connection = self.at_mut(slot);
+        connection.flags.insert(Flag::Paused);
+        connection.update_message_clocks(now);
     }
 
     pub(crate) fn resume(&mut self, slot: u32) {
@@ -122,12 +128,9 @@ impl Table {
         let connection = self.at_mut(slot);
         if connection.flags.contains(Flag::Paused) {
             connection.flags.remove(Flag::Paused);
-            let kept = connection.inbox.as_ref().is_some_and(|inbox| !inbox.unread().is_empty());
-            connection.flags.set(Flag::Redeliver, kept);
-            if let Some(inbox) = &mut connection.inbox {
-                // A message's clocks do not run while nobody wants it.
-                inbox.restart_clocks(now);
-            }
+            // While `data` runs the inbox is out of the table, and what the callback leaves is known after it.
+            connection.flags.insert(Flag::Redeliver);
+            connection.update_message_clocks(now);
             self.push_ready(slot);
             self.rearm(slot);
         }
@@ -218,11 +221,16 @@ impl Table {
     }
 
     fn unlink(&mut self, slot: u32) -> Option<ConnId> {
-        let flags = &mut self.at_mut(slot).flags;
-        flags.remove(Flag::Piped);
-        flags.remove(Flag::PipePeerFull);
-        flags.remove(Flag::Spliced);
-        self.at_mut(slot).optional.as_mut()?.pipe_peer.take()
+        self.unpiped = true;
+        let now = self.now;
+        let connection = self.at_mut(slot);
+        for flag in [Flag::Piped, Flag::PipePeerFull, Flag::Spliced] {
+            connection.flags.remove(flag);
+        }
+        connection.update_message_clocks(now);
+        let pipe_peer = connection.optional.as_mut()?.pipe_peer.take();
+        self.rearm(slot);
+        pipe_peer
     }
 
     /// The other end of its pipe, if bytes can still be sent there.
@@ -233,7 +241,9 @@ impl Table {
 
     /// A full end is not fed: its feeder is not read until it has drained.
     pub(crate) fn update_pipe_peer_full(&mut self, from: u32, to: u32) {
-        let blocked = self.at(to).flags.contains(Flag::Full);
-        self.at_mut(from).flags.set(Flag::PipePeerFull, blocked);
+        let (blocked, now) = (self.at(to).flags.contains(Flag::Full), self.now);
+        let connection = self.at_mut(from);
+        connection.flags.set(Flag::PipePeerFull, blocked);
+        connection.update_message_clocks(now);
     }
 }

@@ -62,6 +62,7 @@ impl Table {
         });
         optional.overrides().refill = Some(own.max(shared).max(Tick(now.0 + 1)));
         connection.flags.insert(Flag::Throttled);
+        connection.update_message_clocks(now);
         self.stats.throttled += 1;
         self.rearm(slot);
         0
@@ -85,9 +86,7 @@ impl Table {
         let connection = &mut self.slots[slot as usize];
         if connection.flags.contains(Flag::Throttled) {
             connection.flags.remove(Flag::Throttled);
-            if let Some(inbox) = &mut connection.inbox {
-                inbox.restart_clocks(now); // A message's clocks do not run while nobody reads.
-            }
+            connection.update_message_clocks(now);
             if let Some(index) = connection.optional.as_ref().and_then(|optional| optional.group) {
                 self.groups[usize::from(index)].throttled -= 1;
             }
@@ -104,14 +103,27 @@ impl Table {
 
     pub(crate) fn set_group(&mut self, slot: u32, group: Option<u16>) {
         self.unthrottle(slot);
+        // One of another reactor is none of ours.
+        let group = group.filter(|&index| usize::from(index) < self.groups.len());
         self.at_mut(slot).optional().group = group;
     }
 
     pub(crate) fn set_group_rate(&mut self, group: u16, rate: usize) {
         let now = self.now;
-        let group = &mut self.groups[usize::from(group)];
-        if group.rate != rate {
-            (group.rate, group.bucket) = (rate, TokenBucket::new(rate, burst(rate), now));
+        let index = group;
+        let Some(group) = self.groups.get_mut(usize::from(index)).filter(|group| group.rate != rate) else {
+            return;
+        };
+        (group.rate, group.bucket) = (rate, TokenBucket::new(rate, burst(rate), now));
+        // The throttled wait for a time that was worked out by the old rate.
+        let waits = |connection: &Connection| {
+            let optional = connection.optional.as_ref();
+            connection.flags.contains(Flag::Throttled)
+                && optional.is_some_and(|optional| optional.group == Some(index))
+        };
+        let waiting = self.slots.iter().filter(|(_, connection)| waits(connection));
+        for slot in waiting.map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
+            self.unthrottle(slot);
         }
     }
 

@@ -67,6 +67,8 @@ pub(crate) struct Table {
     pub(crate) connections_by_service: Vec<usize>,
     /// Listeners that are to be closed.
     pub(crate) listeners_to_close: Vec<ListenerId>,
+    /// Whether a pipe was undone since the last write phase.
+    pub(crate) unpiped: bool,
     /// Rates that several connections share.
     pub(crate) groups: Vec<Group>,
     /// The machine's own addresses, as far as somebody came to them. Most machines have a handful.
@@ -127,6 +129,7 @@ impl Table {
             admissions: Vec::new(),
             connections_by_service: Vec::new(),
             listeners_to_close: Vec::new(),
+            unpiped: false,
             groups: Vec::new(),
             local_addresses: Vec::new(),
             pending_options: Vec::new(),

@@ -55,6 +55,9 @@ impl<S: System> EventLoop<S> {
             Due::Alarm => self.alarm(slot),
             Due::Refill => self.table.unthrottle(slot),
             Due::FirstByte => self.table.close(slot, CloseReason::FirstByte),
+            Due::Lifetime if self.table.at(slot).stage == Stage::Closing => {
+                self.table.close_now(slot, CloseReason::Lifetime);
+            }
             Due::Lifetime => self.table.close(slot, CloseReason::Lifetime),
             Due::MessageTimeout => self.table.close(slot, CloseReason::Unfinished),
             Due::Linger => self.table.close_now(slot, CloseReason::Local),
@@ -141,6 +144,8 @@ impl<S: System> EventLoop<S> {
             });
         }
         if self.drain_deadline.is_some_and(|by| by <= self.table.now) {
+            // A `closed` callback of this shutdown may have set new ones.
+            self.table.timers.clear();
             let all: Vec<u32> = self.table.slots.iter().map(|(slot, _)| slot as u32).collect();
             for slot in all {
                 self.table.close_now(slot, CloseReason::Shutdown);

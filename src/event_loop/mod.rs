@@ -107,7 +107,8 @@ impl<S: System> EventLoop<S> {
         let table = &self.table;
         let queued = !(table.ready.is_empty() && table.dirty.is_empty() && table.to_reap.is_empty());
         let stops = table.stop.is_some() || !table.listeners_to_close.is_empty();
-        let asked = !self.posts.is_empty() || stops || !table.pending_dials.is_empty();
+        let posted = !self.posts.is_empty() || self.handle.mailbox().has_posts();
+        let asked = posted || stops || !table.pending_dials.is_empty();
         let due = table.wheel.is_due(table.now)
             || table.timers.is_due(table.now)
             || table.handshakes.may_start(table.limits.handshakes, table.now);
@@ -120,9 +121,13 @@ impl<S: System> EventLoop<S> {
 
     /// Whether accepting from a door could bring someone in now.
     fn can_accept(&self, listener: &Listener<S::Listener>) -> bool {
-        let room = || self.table.has_room_for_service(listener.service, listener.slots());
-        let can_refuse = || listener.refuses_excess && self.table.can_refuse();
-        listener.may_accept(self.table.now) && (room() || can_refuse())
+        listener.may_accept(self.table.now) && self.has_place(listener)
+    }
+
+    /// Whether there is a slot for the next connection, or one to refuse it in.
+    fn has_place(&self, listener: &Listener<S::Listener>) -> bool {
+        self.table.has_room_for_service(listener.service, listener.slots())
+            || (listener.refuses_excess && self.table.can_refuse())
     }
 
     fn open_listeners(&self) -> impl Iterator<Item = &Listener<S::Listener>> {
@@ -157,7 +162,9 @@ impl<S: System> EventLoop<S> {
     }
 
     fn next_tick(&self) -> Option<Tick> {
-        let retries = self.open_listeners().filter_map(Listener::retry_at);
+        // Without a place there is nothing to wake up for: the time would pass, and every sleep after it be none.
+        let able = self.open_listeners().filter(|listener| self.has_place(listener));
+        let retries = able.filter_map(Listener::retry_at);
         let table = &self.table;
         let handshakes = table.handshakes.next_check(table.limits.handshakes);
         retries

@@ -12,7 +12,7 @@ use crate::sys::System;
 /// The kernel pipes in use, by the slot of the connection into which they lead, and some empty ones for the next.
 ///
 /// ```text
-///                    fill, in serve             drain, in flush
+///                    splice_in, in `read`            splice_out, in `write`
 ///     source's socket ─────────▶ a kernel pipe ─────────▶ sink's socket
 ///                                 └ counted in the sink's queue, behind what it holds itself
 /// ```
@@ -23,9 +23,16 @@ use crate::sys::System;
 /// A kernel pipe is filled only when it is empty. Then the answer "try again" means that nothing has arrived, and never
 /// that the pipe has no slot left; and one that holds bytes is closed with its connection, never handed to another.
 pub(super) struct KernelPipes<C> {
-    in_use: HashMap<u32, C>,
+    in_use: HashMap<u32, InUse<C>>,
     spare: Vec<C>,
     max: usize,
+}
+
+/// A kernel pipe that leads into a connection, and the bytes in it. It counts them itself: the queue that also counts
+/// them may be dropped at the memory limit, and the bytes are still there.
+struct InUse<C> {
+    pipe: C,
+    held: usize,
 }
 
 /// Empty ones kept. Each holds two descriptors and no memory.
@@ -44,11 +51,21 @@ impl<C> KernelPipes<C> {
 
     /// The one that leads into this connection.
     pub(super) fn to_sink(&self, sink: u32) -> Option<&C> {
-        self.in_use.get(&sink)
+        self.in_use.get(&sink).map(|used| &used.pipe)
     }
 
-    fn recycle(&mut self, pipe: C) {
-        if self.spare.len() < SPARE_MAX {
+    /// So many bytes have left it.
+    fn taken(&mut self, sink: u32, n: usize) {
+        if let Some(used) = self.in_use.get_mut(&sink) {
+            used.held -= n;
+        }
+    }
+
+    /// Takes it away from its connection. Only an empty one is kept for the next: bytes of one connection must never
+    /// reach another.
+    fn release(&mut self, sink: u32) {
+        let used = self.in_use.remove(&sink).filter(|used| used.held == 0);
+        if let Some(InUse { pipe, .. }) = used.filter(|_| self.spare.len() < SPARE_MAX) {
             self.spare.push(pipe);
         }
     }
@@ -87,9 +104,7 @@ impl<S: System> EventLoop<S> {
         if let Some(other) = self.table.pipe_peer(slot) {
             let now = self.table.now;
             self.table.at_mut(other).flags.remove(Flag::PipePeerFull);
-            if let Some(inbox) = &mut self.table.at_mut(other).inbox {
-                inbox.restart_clocks(now);
-            }
+            self.table.at_mut(other).update_message_clocks(now);
             self.table.push_ready(other);
             self.table.rearm(other);
         }
@@ -113,6 +128,9 @@ impl<S: System> EventLoop<S> {
         {
             let why = if why == CloseReason::Shutdown { why } else { CloseReason::PipePeerClosed };
             self.table.close(other, why);
+        } else if why == CloseReason::Finished {
+            // Its service gets what still arrives: there is no one else to send it to.
+            self.table.unpipe(other);
         }
     }
 
@@ -138,7 +156,7 @@ impl<S: System> EventLoop<S> {
         let fresh = pipes.spare.pop().map_or_else(|| self.system.new_pipe(), Ok);
         match fresh {
             Ok(pipe) => {
-                pipes.in_use.insert(sink, pipe);
+                pipes.in_use.insert(sink, InUse { pipe, held: 0 });
                 true
             }
             Err(error) => {
@@ -160,6 +178,9 @@ impl<S: System> EventLoop<S> {
         let limited = self.table.at(source).optional.as_ref().is_none_or(|optional| optional.is_limited());
         let stays = |&sink: &u32| !limited && !self.is_filtered(source) && !self.is_filtered(sink);
         let Some(sink) = sink.filter(stays) else { return self.stop_splicing(source) };
+        if self.table.at(sink).flags.contains(Flag::Finishing) {
+            return self.stop_splicing(source); // Nothing more can be sent to it; copied bytes are counted and dropped.
+        }
         let other = self.table.at_mut(sink);
         if other.outbox.is_some() {
             // It is to be empty first, and to say so.
@@ -170,28 +191,25 @@ impl<S: System> EventLoop<S> {
             return; // What was copied before goes first; that is with the next turn.
         }
         let max = SPLICE_MAX.min(self.table.limits_of(sink).queue);
-        let (Some(Some(stream)), Some(pipe)) =
-            (self.streams.get(source as usize), self.kernel_pipes.in_use.get(&sink))
+        let (Some(Some(stream)), Some(used)) =
+            (self.streams.get(source as usize), self.kernel_pipes.in_use.get_mut(&sink))
         else {
             return;
         };
-        let result = self.system.splice_in(stream, pipe, max);
+        let result = self.system.splice_in(stream, &used.pipe, max);
         self.table.stats.reads += 1;
         match result {
-            Ok(0) => {
-                self.stop_splicing(source);
-                self.on_peer_end(source);
-            }
+            // The peer's end, or an urgent mark with bytes behind it (tcp(7)): a read tells them apart.
+            Ok(0) => self.stop_splicing(source),
             Ok(n) => {
+                used.held += n;
                 self.table.on_spliced(source, sink, n);
                 if n < TRICKLE.min(max) {
                     self.stop_splicing(source);
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.table.at_mut(source).on_read_would_block();
-                self.stop_splicing(source);
-            }
+            // Only a read's `WouldBlock` says that nothing is left.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.stop_splicing(source),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 log::info!("pipes are copied: this system cannot splice: {error}");
@@ -216,6 +234,7 @@ impl<S: System> EventLoop<S> {
     /// What was in a kernel pipe has moved on. Without a source that fills it again, it is free.
     pub(super) fn on_spliced_out(&mut self, sink: u32, n: usize) {
         self.table.stats.spliced += n as u64;
+        self.kernel_pipes.taken(sink, n);
         if self.table.at(sink).queued() == 0 && !self.has_splicing_source(sink) {
             self.detach_kernel_pipe(sink);
         }
@@ -232,8 +251,11 @@ impl<S: System> EventLoop<S> {
 
     /// Copies out what a kernel pipe still holds, because something is to be sent behind it.
     pub(super) fn read_out(&mut self, sink: u32) {
+        if !self.kernel_pipes.in_use.contains_key(&sink) {
+            return; // Nearly always; and zeroing a block for nothing was most of the cost of a line to a slow reader.
+        }
         let mut block = vec![0; READ_MAX];
-        while let Some(pipe) = self.kernel_pipes.in_use.get(&sink) {
+        while let Some(pipe) = self.kernel_pipes.to_sink(sink) {
             let Some(outbox) = &mut self.table.slots[sink as usize].outbox else { return };
             let wanted = block.len().min(outbox.in_pipe);
             if wanted == 0 {
@@ -243,6 +265,7 @@ impl<S: System> EventLoop<S> {
                 Ok(n @ 1..) => {
                     outbox.in_pipe -= n;
                     self.table.memory += outbox.push(&block[..n]);
+                    self.kernel_pipes.taken(sink, n);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // It holds what was put into it; a kernel that says otherwise has lost bytes.
@@ -251,20 +274,30 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Takes the kernel pipe away, and keeps it for another if nothing is in it.
+    /// Takes the kernel pipe away when nothing is in it.
     pub(super) fn detach_kernel_pipe(&mut self, sink: u32) {
-        if self.table.at(sink).outbox.as_ref().is_none_or(|outbox| outbox.in_pipe == 0) {
-            if let Some(pipe) = self.kernel_pipes.in_use.remove(&sink) {
-                self.kernel_pipes.recycle(pipe);
+        if self.kernel_pipes.in_use.get(&sink).is_some_and(|used| used.held == 0) {
+            self.kernel_pipes.release(sink);
+        }
+    }
+
+    /// Pipes were undone: those of their kernel pipes that are empty are free.
+    pub(super) fn detach_unpiped(&mut self) {
+        if !std::mem::take(&mut self.table.unpiped) {
+            return;
+        }
+        let sinks: Vec<u32> = self.kernel_pipes.in_use.keys().copied().collect();
+        for sink in sinks {
+            if !self.has_splicing_source(sink) {
+                self.detach_kernel_pipe(sink);
             }
         }
     }
 
-    /// Its connection goes, and what is in it is for nobody.
+    /// Its connection goes, and what is in the kernel pipe goes with it.
     pub(super) fn close_kernel_pipe(&mut self, sink: u32) {
         if !self.kernel_pipes.in_use.is_empty() {
-            self.detach_kernel_pipe(sink);
-            self.kernel_pipes.in_use.remove(&sink);
+            self.kernel_pipes.release(sink);
         }
     }
 }

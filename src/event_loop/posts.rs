@@ -7,7 +7,10 @@ use crate::sys::System;
 impl<S: System> EventLoop<S> {
     /// Phase 3: at most a budget of posts; the others wait for the next turn.
     pub(super) fn run_posts(&mut self) {
-        self.handle.mailbox().take(&mut self.posts);
+        // The mailbox has the limit, so what waits must wait there.
+        if self.posts.is_empty() {
+            self.handle.mailbox().take(&mut self.posts);
+        }
         if self.posts.is_empty() {
             return;
         }

@@ -9,7 +9,7 @@ use crate::base::reason::CloseReason;
 use crate::config::limits::CALLS_MAX;
 use crate::connection::{Flag, Stage};
 use crate::parts::arena::READ_MAX;
-use crate::parts::inbox::Input;
+use crate::parts::inbox::{Inbox, Input};
 use crate::sys::System;
 
 /// A message's beginning that is no longer than this is put in front of the next read, so that the service sees both
@@ -39,7 +39,8 @@ impl<S: System> EventLoop<S> {
     /// events after each 64 KiB of a bulk echo, and to serve another connection then, would cost a tenth of its rate.
     pub(super) fn read(&mut self) {
         self.start_handshakes();
-        let max = self.table.stats.bytes_in + (EXTRA_BUDGETS * self.table.limits.read_budget) as u64;
+        let extra = EXTRA_BUDGETS.saturating_mul(self.table.limits.read_budget) as u64;
+        let max = self.table.stats.bytes_in.saturating_add(extra);
         let all = self.read_ready();
         while all && self.table.stats.bytes_in < max {
             // The last in line is the one that was just served, if it has more.
@@ -62,7 +63,8 @@ impl<S: System> EventLoop<S> {
             self.read_connection(id, &mut block);
         }
         line.truncate(self.carried_over);
-        let max = self.table.stats.bytes_in + self.table.limits.carried_over_budget.max(1) as u64;
+        let budget = self.table.limits.carried_over_budget.max(1) as u64;
+        let max = self.table.stats.bytes_in.saturating_add(budget);
         let mut served = 0;
         for &id in &line {
             if self.table.stats.bytes_in >= max {
@@ -90,11 +92,14 @@ impl<S: System> EventLoop<S> {
         let Some(slot) = self.table.find(id) else { return };
         let connection = self.table.at_mut(slot);
         connection.flags.remove(Flag::Ready);
+        if !connection.wants_turn() {
+            return; // A callback of this turn has paused, throttled or closed it since it was put into the list.
+        }
         match connection.stage {
             Stage::Connecting => self.check_attempts(slot),
             Stage::Open => self.read_open(slot, block),
             Stage::Closing | Stage::Lingering => self.discard_input(slot, block),
-            Stage::Dead => return,
+            Stage::Dead => {}
         }
         if self.table.at(slot).wants_turn() {
             self.table.push_ready(slot);
@@ -107,7 +112,7 @@ impl<S: System> EventLoop<S> {
                 return;
             }
             if self.table.at_mut(slot).flags.take(Flag::Redeliver) {
-                self.deliver_unread(slot, &[]);
+                self.deliver_unread(slot);
             }
             if self.table.at(slot).flags.contains(Flag::Spliced) {
                 return self.splice_in(slot);
@@ -131,6 +136,9 @@ impl<S: System> EventLoop<S> {
         let unread = connection.inbox.as_ref().map_or(0, |inbox| inbox.unread().len());
         let prefix = if unread <= PREFIX_MAX.min(READ_MAX / 2) { unread } else { 0 };
         if connection.flags.contains(Flag::Filtered) {
+            if connection.tls().is_some_and(|tls| tls.config.is_some()) {
+                return ReadOutcome::None; // Its filter was asked for by the last delivery, and is not made yet.
+            }
             return self.read_ciphertext(slot, block, prefix, budget);
         }
         let at = self.table.arena.write_offset();
@@ -141,19 +149,22 @@ impl<S: System> EventLoop<S> {
         outcome
     }
 
-    /// Delivers `n` bytes behind room for what is kept; or, where there is no such room, behind what is kept where it
-    /// is. In place at both its calls: for a small message the call would be a thirtieth of the whole way.
+    /// Delivers `n` bytes behind room for the unread input; or, where there is no such room, behind the unread input
+    /// where it is. In place at both its calls: for a small message the call would be a thirtieth of the whole way.
+    ///
+    /// The inbox leaves the table for the length of the callback: what it holds stands in front of these bytes, and a
+    /// pipe, a resume or a filter that the callback asks for must not find it a second time.
     #[inline(always)]
     pub(super) fn deliver_arrived(&mut self, slot: u32, bytes: &mut [u8], prefix: usize, n: usize) {
         let arrived = ..prefix + n;
-        match &self.table.at(slot).inbox {
-            None => self.deliver(slot, &bytes[arrived], 0, n),
+        match self.table.at_mut(slot).inbox.take() {
+            None => self.deliver(slot, &bytes[arrived], 0, n, None),
             Some(inbox) if prefix == inbox.unread().len() => {
                 let scanned = inbox.scanned();
                 bytes[..prefix].copy_from_slice(inbox.unread());
-                self.deliver(slot, &bytes[arrived], scanned, n);
+                self.deliver(slot, &bytes[arrived], scanned, n, Some(inbox));
             }
-            Some(_) => self.deliver_unread(slot, &bytes[arrived]),
+            Some(inbox) => self.deliver_from_inbox(slot, inbox, &bytes[arrived]),
         }
     }
 
@@ -180,7 +191,9 @@ impl<S: System> EventLoop<S> {
                 // announced already is not announced again: then only reading on finds it.
                 let last = n < into.len() && !connection.flags.contains(Flag::EndAnnounced);
                 connection.flags.remove_if(Flag::Readable, last);
-                if connection.optional.as_ref().is_some_and(|optional| optional.is_limited()) {
+                let limited = connection.optional.as_ref().is_some_and(|optional| optional.is_limited());
+                // What is discarded while closing takes no rate from the others of a group.
+                if limited && connection.stage == Stage::Open {
                     table.spend(slot, n);
                 }
                 if last { ReadOutcome::Drained(n) } else { ReadOutcome::More(n) }
@@ -198,39 +211,66 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Lends `bytes`, of which the last `arrived` are new, to the service; what it leaves is kept.
-    fn deliver(&mut self, slot: u32, bytes: &[u8], scanned: usize, arrived: usize) {
+    /// Lends `bytes`, of which the last `arrived` are new, to the service. What it leaves is kept, or relayed if it has
+    /// laid a pipe meanwhile. `inbox` held what stands in front of them, and is charged.
+    fn deliver(
+        &mut self,
+        slot: u32,
+        bytes: &[u8],
+        scanned: usize,
+        arrived: usize,
+        inbox: Option<Box<Inbox>>,
+    ) {
         if self.table.at(slot).flags.contains(Flag::Piped) {
+            self.table.discharge(inbox);
             return self.relay(slot, bytes);
         }
         let mut input = Input::with_scanned(bytes, scanned);
         let service = usize::from(self.table.at(slot).service);
         self.services[service].data(&mut self.table, slot, &mut input);
         let (taken, scanned) = input.finish();
-        if taken == bytes.len() {
-            self.table.drop_inbox(slot);
-        } else if is_open(&self.table, slot) {
+        if taken == bytes.len() || !is_open(&self.table, slot) {
+            self.table.discharge(inbox);
+        } else if self.table.at(slot).flags.contains(Flag::Piped) {
+            self.table.discharge(inbox);
+            self.relay(slot, &bytes[taken..]);
+        } else {
+            self.table.at_mut(slot).inbox = inbox;
             self.table.keep_input(slot, &bytes[taken..], scanned, arrived, taken > 0);
             self.check_message_length(slot);
         }
     }
 
-    /// The same for what is kept already, with what has `arrived` added to it. The inbox leaves the table for the
-    /// length of the callback; its place is there afterwards, because only `reap` frees slots.
-    fn deliver_unread(&mut self, slot: u32, arrived: &[u8]) {
-        let Some(mut inbox) = self.table.at_mut(slot).inbox.take() else { return };
+    /// Delivers the unread input again, because its service has resumed.
+    fn deliver_unread(&mut self, slot: u32) {
+        match self.table.at_mut(slot).inbox.take() {
+            Some(inbox) if !inbox.unread().is_empty() => self.deliver_from_inbox(slot, inbox, &[]),
+            inbox => self.table.at_mut(slot).inbox = inbox,
+        }
+    }
+
+    /// As [`deliver`](EventLoop::deliver), for a long beginning of a message: what has `arrived` is added to it where
+    /// it is.
+    fn deliver_from_inbox(&mut self, slot: u32, mut inbox: Box<Inbox>, arrived: &[u8]) {
         let before = inbox.charge();
         inbox.append(arrived);
+        if self.table.at(slot).flags.contains(Flag::Piped) {
+            self.table.memory -= before;
+            return self.relay(slot, inbox.unread());
+        }
         let mut input = Input::with_scanned(inbox.unread(), inbox.scanned());
         let service = usize::from(self.table.at(slot).service);
         self.services[service].data(&mut self.table, slot, &mut input);
         let (taken, scanned) = input.finish();
         inbox.consume(taken, scanned);
-        if is_open(&self.table, slot) && !inbox.is_empty() {
+        if !is_open(&self.table, slot) || inbox.is_empty() {
+            self.table.memory -= before;
+        } else if self.table.at(slot).flags.contains(Flag::Piped) {
+            self.table.memory -= before;
+            self.relay(slot, inbox.unread());
+        } else {
             self.table.put_inbox(slot, inbox, before, arrived.len(), taken > 0);
             self.check_message_length(slot);
-        } else {
-            self.table.memory -= before;
         }
     }
 
@@ -274,19 +314,21 @@ impl<S: System> EventLoop<S> {
     /// Reads and throws away: the service has closed, but a reset in the face of unread input would destroy its
     /// last reply on the way.
     fn discard_input(&mut self, slot: u32, block: &mut [u8]) {
+        let mut budget = self.table.limits.read_budget.clamp(1, READ_MAX);
         for _ in 0..CALLS_MAX {
             let connection = self.table.at(slot);
-            if !connection.wants_read() {
+            if !connection.wants_read() || budget == 0 {
                 return;
             }
             let lingering = connection.stage == Stage::Lingering;
             let max = self.table.limits_of(slot).linger_bytes;
             let at = self.table.arena.write_offset();
             let (ReadOutcome::More(n) | ReadOutcome::Drained(n)) =
-                self.read_stream(slot, &mut block[at..][..READ_MAX])
+                self.read_stream(slot, &mut block[at..][..budget])
             else {
                 return;
             };
+            budget -= n;
             let discarded = &mut self.table.at_mut(slot).optional().overrides().discarded;
             *discarded += n;
             if lingering && *discarded > max {

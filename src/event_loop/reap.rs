@@ -9,6 +9,10 @@ use crate::connection::{Connection, Flag};
 use crate::parts::listener::Listener;
 use crate::sys::System;
 
+/// Connections whose `closed` is called in one turn. A callback may send to every member of a room: a thousand that are
+/// reset together would be a million sends in one phase.
+const CLOSED_PER_TURN: usize = 256;
+
 impl<S: System> EventLoop<S> {
     /// Frees the slots of those who have ended; nothing else frees one. A connection closed from a `closed` callback
     /// waits for the next turn.
@@ -17,10 +21,16 @@ impl<S: System> EventLoop<S> {
             return;
         }
         let mut line = mem::replace(&mut self.table.to_reap, mem::take(&mut self.spare_to_reap));
-        for slot in line.drain(..) {
-            self.reap_one(slot);
+        let mut reaped = 0;
+        // At least one, whatever the arena holds: else nothing would ever empty it.
+        while reaped < line.len().min(CLOSED_PER_TURN) && (reaped == 0 || !self.table.arena.is_full()) {
+            self.reap_one(line[reaped]);
+            reaped += 1;
         }
-        self.spare_to_reap = line;
+        // What is left goes before those that the callbacks have closed.
+        line.drain(..reaped);
+        line.append(&mut self.table.to_reap);
+        self.spare_to_reap = mem::replace(&mut self.table.to_reap, line);
         // A listener that ran out of descriptors is told by nobody else that there are some again.
         self.listeners.iter_mut().flatten().for_each(Listener::resume_accepts);
         self.system.reserve_descriptor();

@@ -52,7 +52,7 @@ impl<S: System> EventLoop<S> {
         if connection.flags.contains(Flag::Dialed) {
             let peer = self.table.peer(slot);
             self.start_handshake(slot, &peer);
-        } else {
+        } else if !connection.flags.contains(Flag::HandshakeQueued) {
             connection.flags.insert(Flag::HandshakeQueued);
             let id = self.table.id(slot);
             let limits = &self.table.limits;

@@ -16,6 +16,7 @@ impl<S: System> EventLoop<S> {
     /// kernel takes it. No user code runs before the arena is empty; then those who were full hear that they are not.
     pub(super) fn write(&mut self) {
         self.set_options();
+        self.detach_unpiped();
         let mut line = mem::replace(&mut self.table.dirty, mem::take(&mut self.spare_dirty));
         for dirty in line.drain(..) {
             let Some(slot) = self.table.find(dirty.id) else { continue };
@@ -163,12 +164,13 @@ impl<S: System> EventLoop<S> {
     fn check_water_marks(&mut self, slot: u32, queued: usize) {
         let (high, limits) = (self.table.high_water(slot), self.table.limits_of(slot));
         let (low, max) = (limits.low_water.min(limits.high_water), limits.queue);
-        let id = self.table.id(slot);
+        let (id, now) = (self.table.id(slot), self.table.now);
         let connection = self.table.at_mut(slot);
         if queued > max && !connection.flags.contains(Flag::Writable) {
             self.table.close_now(slot, CloseReason::SlowReader);
         } else if queued >= high {
             connection.flags.insert(Flag::Full);
+            connection.update_message_clocks(now);
         } else if queued <= low && connection.flags.take(Flag::Full) {
             self.drained.push(id);
         }
@@ -213,9 +215,7 @@ impl<S: System> EventLoop<S> {
         for id in mem::take(&mut self.drained) {
             let Some(slot) = self.table.find(id) else { continue };
             let now = self.table.now;
-            if let Some(inbox) = &mut self.table.at_mut(slot).inbox {
-                inbox.restart_clocks(now);
-            }
+            self.table.at_mut(slot).update_message_clocks(now);
             if self.table.at(slot).flags.contains(Flag::Piped) {
                 self.resume_pipe_peer(slot);
             } else if is_open(&self.table, slot) {

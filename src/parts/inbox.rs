@@ -26,6 +26,8 @@ pub(crate) struct Inbox {
     /// When the message at the front began, and how far it came in the pace's present span.
     pub(crate) message_start: Tick,
     pub(crate) progress: Progress,
+    /// Since when those two stand still, because the connection is not read: the peer cannot be blamed meanwhile.
+    suspended: Option<Tick>,
 }
 
 /// The span in which a pace is measured: when it began, and what has moved since.
@@ -73,6 +75,22 @@ impl Inbox {
     pub(crate) fn restart_clocks(&mut self, now: Tick) {
         self.message_start = now;
         self.progress = Progress { since: now, moved: 0 };
+        self.suspended = None;
+    }
+
+    /// The connection is not read from now on.
+    pub(crate) fn suspend_clocks(&mut self, now: Tick) {
+        self.suspended.get_or_insert(now);
+    }
+
+    /// It is read again: the clocks go on where they stood. They are not restarted, or a peer that is throttled again
+    /// and again would never have to complete its message.
+    pub(crate) fn resume_clocks(&mut self, now: Tick) {
+        if let Some(since) = self.suspended.take() {
+            let span = now.0.saturating_sub(since.0);
+            self.message_start.0 += span;
+            self.progress.since.0 += span;
+        }
     }
 
     /// Bytes of memory in use, as charged to the budget.

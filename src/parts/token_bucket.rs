@@ -36,6 +36,11 @@ impl TokenBucket {
         TokenBucket { rate, capacity, level: (capacity * SCALE) as i64, updated: now }
     }
 
+    /// Whether it was made for this rate.
+    pub(crate) fn is_of(&self, rate: usize) -> bool {
+        self.rate == (rate as u64).clamp(1, 1 << 48)
+    }
+
     fn refill(&mut self, now: Tick) {
         let passed = now.0.saturating_sub(self.updated.0);
         let full = (self.capacity * SCALE) as i64;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -146,7 +147,9 @@ impl Pool {
                 continue;
             };
             drop(state);
-            let result = look_up(&host, port);
+            // A function of the user's may panic; a thread that ended without an answer would never be replaced.
+            let result = catch_unwind(AssertUnwindSafe(|| look_up(&host, port)))
+                .unwrap_or_else(|_| Err(io::Error::other("the lookup function panicked")));
             state = self.lock();
             if state.shut_down {
                 break;
@@ -230,5 +233,18 @@ mod tests {
         numbers.sort_unstable();
         assert_eq!(numbers, (0..9).collect::<Vec<_>>());
         assert_eq!(resolver.pending, 0);
+    }
+
+    #[test]
+    fn a_panic_in_a_lookup_function_is_an_error_and_costs_no_thread() {
+        let (mut resolver, wakes) = resolver();
+        resolver
+            .set_look_up(Arc::new(|host, _| if host == "bad" { panic!("a bug") } else { Ok(Vec::new()) }));
+        for number in 0..8 {
+            resolver.look_up(number, "bad", 1);
+        }
+        assert!(answers(&mut resolver, &wakes, 8).iter().all(|answer| answer.result.is_err()));
+        resolver.look_up(8, "good", 1);
+        assert!(answers(&mut resolver, &wakes, 1)[0].result.is_ok());
     }
 }

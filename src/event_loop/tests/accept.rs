@@ -168,7 +168,6 @@ fn out_of_descriptors_on_an_empty_backlog_ends_the_accept_loop() {
 }
 
 #[test]
-#[should_panic]
 fn a_paused_listener_without_a_free_slot_lets_the_loop_sleep() {
     let mut test = at_capacity(1, Overflow::Wait);
     test.script.fail_accept(std::io::Error::from_raw_os_error(libc::EMFILE).into());

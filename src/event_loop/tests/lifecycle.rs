@@ -81,7 +81,6 @@ impl Service for SetsTimers {
 }
 
 #[test]
-#[should_panic]
 fn a_shutdown_ends_although_closed_sets_a_timer() {
     let (sim, script) = Sim::new();
     let mut event_loop = EventLoop::new(sim, Limits::default()).unwrap();
@@ -100,7 +99,6 @@ fn a_shutdown_ends_although_closed_sets_a_timer() {
 }
 
 #[test]
-#[should_panic]
 fn no_more_posts_wait_than_the_limit() {
     let limits = Limits { posts: 10, posts_per_turn: 1, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(echo);
@@ -119,7 +117,6 @@ fn no_more_posts_wait_than_the_limit() {
 }
 
 #[test]
-#[should_panic]
 fn closed_callbacks_of_one_turn_are_bounded() {
     let limits = Limits { accepts_per_turn: 5_000, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(discard);

@@ -111,7 +111,6 @@ fn a_connection_closed_before_its_handshake_still_sends_its_cleartext() {
 }
 
 #[test]
-#[should_panic]
 fn a_connection_queued_for_its_handshake_does_not_keep_the_loop_awake() {
     let mut setup = socket_limits(no_idle());
     setup.limits.handshakes = 1;
@@ -142,7 +141,6 @@ fn a_connection_queued_for_its_handshake_does_not_keep_the_loop_awake() {
 }
 
 #[test]
-#[should_panic]
 fn bytes_read_between_start_filter_and_the_handshake_are_not_lost() {
     let mut test = socket_limits(no_idle()).build(|socket, input| {
         if input.bytes().starts_with(b"STARTTLS\n") {
