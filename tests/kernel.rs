@@ -70,6 +70,52 @@ fn an_address_in_use_is_named_together_with_what_may_help() {
     assert_eq!(error.to_string(), expected);
 }
 
+/// What an echo server sends back to a peer that sends everything before the server reads, and reads nothing before
+/// the server has read it all: so that no later edge can help.
+fn echoes(reactor: &mut Reactor, mut stream: impl std::io::Read, bytes: usize) -> Vec<u8> {
+    for _ in 0..20 {
+        reactor.turn(Some(Duration::from_millis(10))).expect("a turn");
+    }
+    assert_eq!(reactor.stats().bytes_in, bytes as u64, "bytes are left in the socket");
+    let mut answer = vec![0; bytes];
+    stream.read_exact(&mut answer).expect("the echo");
+    answer
+}
+
+#[test]
+fn bytes_behind_an_urgent_mark_are_read_without_a_further_edge() {
+    let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
+    let echo = reactor.add(Echo::raw());
+    let listener = reactor.listen("127.0.0.1:0", echo).expect("a listener");
+    let address = reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address");
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    stream.set_nodelay(true).expect("an option");
+    std::io::Write::write_all(&mut stream, b"before").expect("bytes");
+    socket2::SockRef::from(&stream).send_out_of_band(b"!").expect("an urgent byte");
+    std::io::Write::write_all(&mut stream, b"behind").expect("bytes");
+    assert_eq!(echoes(&mut reactor, &stream, 12), b"beforebehind");
+}
+
+#[test]
+fn bytes_behind_a_descriptor_are_read_without_a_further_edge() {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::io::IoSlice;
+    use std::os::fd::AsFd;
+
+    let folder = std::env::temp_dir().join(format!("tidemill-descriptor-{}", std::process::id()));
+    let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
+    let echo = reactor.add(Echo::raw());
+    reactor.listen(folder.as_path(), echo).expect("a listener");
+    let mut stream = std::os::unix::net::UnixStream::connect(&folder).expect("a connection");
+    let descriptors = [stream.as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    sendmsg(&stream, &[IoSlice::new(b"with")], &mut ancillary, SendFlags::empty()).expect("a descriptor");
+    std::io::Write::write_all(&mut stream, b"behind").expect("bytes");
+    assert_eq!(echoes(&mut reactor, &stream, 10), b"withbehind");
+}
+
 /// Writes down why a dial ended.
 struct CloseRecorder(std::rc::Rc<std::cell::RefCell<Option<(CloseReason, String)>>>);
 

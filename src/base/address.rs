@@ -278,6 +278,10 @@ const SCOPE: Range<usize> = 4..8;
 impl PeerAddress {
     pub(crate) const UNIX: PeerAddress = PeerAddress { ip: [0; 16], port: 0, family: PeerFamily::Unix };
 
+    pub(crate) fn is_unix(self) -> bool {
+        self.family == PeerFamily::Unix
+    }
+
     pub(crate) fn inet(self) -> Option<SocketAddr> {
         let ip = Ipv6Addr::from(self.ip);
         match self.family {

@@ -111,12 +111,14 @@ impl Connection {
         peer: PeerAddress,
         now: Tick,
     ) -> Connection {
+        let mut flags = Flags::default();
+        flags.set(Flag::ReadsToWouldBlock, peer.is_unix() || !cfg!(target_os = "linux"));
         Connection {
             generation,
             service,
             stage,
             dirty: NOT_DIRTY,
-            flags: Flags::default(),
+            flags,
             peer,
             local: NO_LOCAL,
             optional: None,
@@ -310,7 +312,7 @@ pub(crate) enum Flag {
     Readable = 1,
     /// A write may succeed.
     Writable = 1 << 1,
-    /// The kernel said that the peer's end (or an error) is on its way: a short read proves nothing then.
+    /// The kernel said that the peer's end, an error or urgent data is on its way: a short read proves nothing then.
     EndAnnounced = 1 << 2,
     /// The peer's end has been read.
     Ended = 1 << 3,
@@ -353,6 +355,9 @@ pub(crate) enum Flag {
     OpenPending = 1 << 22,
     /// The filter has said that we will send nothing more.
     CloseNotifySent = 1 << 23,
+    /// A short read never proves that nothing is left: on Unix-domain sockets it also ends where descriptors were sent
+    /// along (unix(7)), and of kqueue it is not known.
+    ReadsToWouldBlock = 1 << 25,
     /// Nothing has arrived for the service since the handshake.
     NoPlaintextYet = 1 << 24,
 }

@@ -90,7 +90,7 @@ impl<S: System> EventLoop<S> {
     fn apply_event(&mut self, slot: u32, ready: Ready) {
         let connection = self.table.at_mut(slot);
         let flags = &mut connection.flags;
-        flags.insert_if(Flag::EndAnnounced, ready.end);
+        flags.insert_if(Flag::EndAnnounced, ready.end || ready.priority);
         // An end or an error shows itself to whoever reads or writes next, and to nobody else.
         flags.insert_if(Flag::Readable, ready.readable || ready.end);
         flags.insert_if(Flag::Writable, ready.writable);

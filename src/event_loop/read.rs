@@ -187,9 +187,10 @@ impl<S: System> EventLoop<S> {
             Ok(n) => {
                 connection.on_received(n, table.now);
                 table.stats.bytes_in += n as u64;
-                // epoll and kqueue raise a new edge for what arrives after a short read. But an end that has been
-                // announced already is not announced again: then only reading on finds it.
-                let last = n < into.len() && !connection.flags.contains(Flag::EndAnnounced);
+                // epoll raises a new edge for what arrives after a short read (epoll(7), question 9). But an end that has
+                // been announced already is not announced again: then only reading on finds it.
+                let proves_nothing = connection.flags.any(&[Flag::EndAnnounced, Flag::ReadsToWouldBlock]);
+                let last = n < into.len() && !proves_nothing;
                 connection.flags.remove_if(Flag::Readable, last);
                 let limited = connection.optional.as_ref().is_some_and(|optional| optional.is_limited());
                 // What is discarded while closing takes no rate from the others of a group.

@@ -158,6 +158,7 @@ impl System for Kernel {
                 readable: event.is_readable(),
                 writable: event.is_writable(),
                 end: event.is_read_closed() || event.is_write_closed() || event.is_error(),
+                priority: event.is_priority(),
             });
         }
         Ok(())
@@ -224,8 +225,7 @@ impl System for Kernel {
     }
 
     fn register(&mut self, stream: &mut Stream, token: Token) -> io::Result<()> {
-        let both = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(stream.source(), mio_token(token), both)
+        self.poll.registry().register(stream.source(), mio_token(token), interests())
     }
 
     fn read(&mut self, stream: &Stream, into: &mut [u8]) -> io::Result<usize> {
@@ -305,6 +305,17 @@ fn set_user_timeout(socket: &SockRef<'_>, span: Option<Duration>) -> io::Result<
 #[cfg(not(target_os = "linux"))]
 fn set_user_timeout(_: &SockRef<'_>, _: Option<Duration>) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "only Linux has TCP_USER_TIMEOUT"))
+}
+
+/// What is asked of epoll for a stream: also that urgent data be announced, because a read ends at its mark.
+#[cfg(target_os = "linux")]
+fn interests() -> Interest {
+    Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY
+}
+
+#[cfg(not(target_os = "linux"))]
+fn interests() -> Interest {
+    Interest::READABLE | Interest::WRITABLE
 }
 
 /// Tokens are 64 bits wide, as mio's are on the machines this crate is for.

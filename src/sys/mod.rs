@@ -147,4 +147,6 @@ pub(crate) struct Ready {
     pub(crate) writable: bool,
     /// The peer's end or an error is on its way.
     pub(crate) end: bool,
+    /// Urgent data: a read stops at its mark, although more may lie behind it (tcp(7), SO_OOBINLINE).
+    pub(crate) priority: bool,
 }

@@ -285,7 +285,13 @@ impl Script {
 
     /// An event out of nowhere.
     pub(crate) fn event(&self, token: Token) {
-        self.0.borrow_mut().stale.push(Ready { token, readable: true, writable: true, end: false });
+        self.0.borrow_mut().stale.push(Ready {
+            token,
+            readable: true,
+            writable: true,
+            end: false,
+            priority: false,
+        });
     }
 
     pub(crate) fn token(&self, peer: PeerId) -> Option<Token> {
@@ -394,7 +400,7 @@ impl System for Sim {
         ready.append(&mut world.stale);
         if let (true, Some(token)) = (world.listener_edge, world.listener) {
             world.listener_edge = false;
-            ready.push(Ready { token, readable: true, writable: false, end: false });
+            ready.push(Ready { token, readable: true, writable: false, end: false, priority: false });
         }
         for key in 0..world.sockets.len() {
             let late = world.draw_fault(4);
@@ -403,9 +409,15 @@ impl System for Sim {
             let (Some(token), None) = (socket.token, socket.released) else { continue };
             if socket.edge.any() && !late {
                 let edge = std::mem::take(&mut socket.edge);
-                ready.push(Ready { token, readable: edge.readable, writable: edge.writable, end: edge.end });
+                ready.push(Ready {
+                    token,
+                    readable: edge.readable,
+                    writable: edge.writable,
+                    end: edge.end,
+                    priority: false,
+                });
             } else if spurious {
-                ready.push(Ready { token, readable: true, writable: true, end: false });
+                ready.push(Ready { token, readable: true, writable: true, end: false, priority: false });
             }
         }
         if ready.is_empty() {
