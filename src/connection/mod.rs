@@ -203,7 +203,10 @@ impl Connection {
         self.flags.contains(Flag::Readable)
             && !self.flags.contains(Flag::Ended)
             && match self.stage {
-                Stage::Open => self.wants_input() && !self.flags.contains(Flag::HandshakeQueued),
+                // What was left by a delivery goes first.
+                Stage::Open => {
+                    self.wants_input() && !self.flags.any(&[Flag::HandshakeQueued, Flag::Redeliver])
+                }
                 Stage::Closing | Stage::Lingering => true,
                 Stage::Connecting | Stage::Dead => false,
             }

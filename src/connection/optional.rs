@@ -57,6 +57,8 @@ pub(crate) struct Tls {
     pub(crate) clear_prefix: usize,
     /// Why it could not go on.
     pub(crate) error: Option<Box<str>>,
+    /// What comes after bytes that are still to be delivered: the peer's end, or why the filter failed.
+    pub(crate) pending_end: Option<Result<(), Box<str>>>,
 }
 
 /// Limits that differ from its service's, and what else few have.
@@ -102,7 +104,7 @@ pub(crate) struct Alarm {
 
 impl Tls {
     pub(crate) fn new(how: FilterConfig, deadline: Option<Tick>, clear_prefix: usize) -> Tls {
-        Tls { config: Some(how), filter: None, deadline, clear_prefix, error: None }
+        Tls { config: Some(how), filter: None, deadline, clear_prefix, error: None, pending_end: None }
     }
 }
 

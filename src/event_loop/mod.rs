@@ -18,6 +18,7 @@ mod write;
 
 use std::collections::HashMap;
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::base::id::ConnId;
@@ -25,6 +26,7 @@ use crate::base::tick::Tick;
 use crate::connection::Stage;
 use crate::connection::table::{Dirty, Table};
 use crate::handle::{Handle, Post};
+use crate::parts::inbox::Budget;
 use crate::parts::listener::Listener;
 use crate::parts::lookups::Lookups;
 use crate::service::AnyService;
@@ -54,6 +56,10 @@ pub(crate) struct EventLoop<S: System> {
     handle: Handle,
     posts: Vec<Post>,
     events: Vec<Ready>,
+    /// What the present callback has queued; the arena counts it.
+    budget: Rc<Budget>,
+    /// Queued by callbacks whose rest was delivered again in this turn.
+    redelivered: u64,
     /// Who has come below the low-water mark, until they have been told.
     drained: Vec<ConnId>,
     /// How many of the line of those who are ready stood in it before this turn's events.

@@ -30,6 +30,15 @@ pub(super) enum ReadOutcome {
     None,
 }
 
+/// What a service has done with the bytes of one call.
+struct Delivered {
+    taken: usize,
+    /// How far a search of it has gone through the rest in vain.
+    scanned: usize,
+    /// Whether the budget of the delivery hides a rest.
+    is_cut: bool,
+}
+
 impl<S: System> EventLoop<S> {
     /// Each connection gets one budget; who has more stands in line again. Newcomers to the line go first, all of
     /// them; then come those whom an earlier turn's budget had cut off, in their order and as far as the budget for
@@ -64,10 +73,12 @@ impl<S: System> EventLoop<S> {
         }
         line.truncate(self.carried_over);
         let budget = self.table.limits.carried_over_budget.max(1) as u64;
-        let max = self.table.stats.bytes_in.saturating_add(budget);
+        let before = self.table.stats.bytes_in;
+        self.redelivered = 0;
         let mut served = 0;
         for &id in &line {
-            if self.table.stats.bytes_in >= max {
+            // What was read from them, and what they have queued for others.
+            if self.table.stats.bytes_in - before + self.redelivered >= budget {
                 break;
             }
             self.read_connection(id, &mut block);
@@ -107,16 +118,9 @@ impl<S: System> EventLoop<S> {
     }
 
     fn read_open(&mut self, slot: u32, block: &mut [u8]) {
-        if self.table.at(slot).flags.any(&[Flag::Redeliver, Flag::Handshaking, Flag::Spliced]) {
-            if self.table.at(slot).flags.contains(Flag::Handshaking) && self.start_or_queue_handshake(slot) {
-                return;
-            }
-            if self.table.at_mut(slot).flags.take(Flag::Redeliver) {
-                self.deliver_unread(slot);
-            }
-            if self.table.at(slot).flags.contains(Flag::Spliced) {
-                return self.splice_in(slot);
-            }
+        let rare = self.table.at(slot).flags.any(&[Flag::Redeliver, Flag::Handshaking, Flag::Spliced]);
+        if rare && !self.prepare_read(slot) {
+            return;
         }
         let mut budget = self.table.limits.read_budget.max(1).min(self.table.allowance(slot));
         for _ in 0..CALLS_MAX {
@@ -124,15 +128,41 @@ impl<S: System> EventLoop<S> {
                 ReadOutcome::More(n) if n < budget && !self.table.arena.is_full() => budget -= n,
                 ReadOutcome::More(_) | ReadOutcome::Drained(_) | ReadOutcome::None => return,
             }
+            let connection = self.table.at(slot);
+            if connection.stage != Stage::Open || !connection.wants_read() {
+                return;
+            }
         }
+    }
+
+    /// What goes before a read: a handshake, or what an earlier delivery has left. Says whether it is still to be read.
+    #[inline(never)]
+    fn prepare_read(&mut self, slot: u32) -> bool {
+        if self.table.at(slot).flags.contains(Flag::Handshaking) && self.start_or_queue_handshake(slot) {
+            return false;
+        }
+        if self.table.at_mut(slot).flags.take(Flag::Redeliver) {
+            self.deliver_unread(slot);
+            self.redelivered += self.budget.spent() as u64;
+            self.end_after_delivery(slot);
+        }
+        let connection = self.table.at(slot);
+        if connection.stage != Stage::Open || !connection.wants_read() {
+            return false;
+        }
+        if connection.flags.contains(Flag::Spliced) {
+            self.splice_in(slot);
+            return false;
+        }
+        true
     }
 
     /// One read into the arena's block, and one call of `data` if anything came.
     fn read_and_deliver(&mut self, slot: u32, block: &mut [u8], budget: usize) -> ReadOutcome {
-        let connection = self.table.at(slot);
-        if connection.stage != Stage::Open || !connection.wants_read() || budget == 0 {
+        if budget == 0 {
             return ReadOutcome::None;
         }
+        let connection = self.table.at(slot);
         let unread = connection.inbox.as_ref().map_or(0, |inbox| inbox.unread().len());
         let prefix = if unread <= PREFIX_MAX.min(READ_MAX / 2) { unread } else { 0 };
         if connection.flags.contains(Flag::Filtered) {
@@ -158,11 +188,16 @@ impl<S: System> EventLoop<S> {
     pub(super) fn deliver_arrived(&mut self, slot: u32, bytes: &mut [u8], prefix: usize, n: usize) {
         let arrived = ..prefix + n;
         match self.table.at_mut(slot).inbox.take() {
-            None => self.deliver(slot, &bytes[arrived], 0, n, None),
+            None => {
+                let delivered = self.deliver(slot, &bytes[arrived], 0);
+                if delivered.taken < n {
+                    self.keep_rest(slot, &bytes[arrived], &delivered, n, None);
+                }
+            }
             Some(inbox) if prefix == inbox.unread().len() => {
-                let scanned = inbox.scanned();
                 bytes[..prefix].copy_from_slice(inbox.unread());
-                self.deliver(slot, &bytes[arrived], scanned, n, Some(inbox));
+                let delivered = self.deliver(slot, &bytes[arrived], inbox.scanned());
+                self.keep_rest(slot, &bytes[arrived], &delivered, n, Some(inbox));
             }
             Some(inbox) => self.deliver_from_inbox(slot, inbox, &bytes[arrived]),
         }
@@ -212,32 +247,50 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Lends `bytes`, of which the last `arrived` are new, to the service. What it leaves is kept, or relayed if it has
-    /// laid a pipe meanwhile. `inbox` held what stands in front of them, and is charged.
-    fn deliver(
+    /// Lends bytes to the service, or relays them.
+    fn deliver(&mut self, slot: u32, bytes: &[u8], scanned: usize) -> Delivered {
+        if self.table.at(slot).flags.contains(Flag::Piped) {
+            self.relay(slot, bytes);
+            return Delivered { taken: bytes.len(), scanned: 0, is_cut: false };
+        }
+        let mut input = Input::with_scanned(bytes, scanned).within(&self.budget);
+        let service = usize::from(self.table.at(slot).service);
+        self.services[service].data(&mut self.table, slot, &mut input);
+        let is_cut = input.is_cut();
+        let (taken, scanned) = input.finish();
+        Delivered { taken, scanned, is_cut }
+    }
+
+    /// After a delivery of `bytes`, of which the last `arrived` were new: what the service has left is kept, or relayed
+    /// if it has laid a pipe meanwhile. `inbox` held what stood in front of them, and is charged.
+    #[inline(never)]
+    fn keep_rest(
         &mut self,
         slot: u32,
         bytes: &[u8],
-        scanned: usize,
+        delivered: &Delivered,
         arrived: usize,
         inbox: Option<Box<Inbox>>,
     ) {
-        if self.table.at(slot).flags.contains(Flag::Piped) {
-            self.table.discharge(inbox);
-            return self.relay(slot, bytes);
-        }
-        let mut input = Input::with_scanned(bytes, scanned);
-        let service = usize::from(self.table.at(slot).service);
-        self.services[service].data(&mut self.table, slot, &mut input);
-        let (taken, scanned) = input.finish();
-        if taken == bytes.len() || !is_open(&self.table, slot) {
+        let rest = &bytes[delivered.taken..];
+        if rest.is_empty() || !is_open(&self.table, slot) {
             self.table.discharge(inbox);
         } else if self.table.at(slot).flags.contains(Flag::Piped) {
             self.table.discharge(inbox);
-            self.relay(slot, &bytes[taken..]);
+            self.relay(slot, rest);
         } else {
             self.table.at_mut(slot).inbox = inbox;
-            self.table.keep_input(slot, &bytes[taken..], scanned, arrived, taken > 0);
+            self.table.keep_input(slot, rest, delivered.scanned, arrived, delivered.taken > 0);
+            self.after_delivery(slot, delivered.is_cut);
+        }
+    }
+
+    /// What the budget of a delivery has hidden is delivered again, from the back of the line, before anything else
+    /// happens to the connection. Else what is left is the beginning of a message.
+    fn after_delivery(&mut self, slot: u32, is_cut: bool) {
+        if is_cut {
+            self.table.at_mut(slot).flags.insert(Flag::Redeliver);
+        } else {
             self.check_message_length(slot);
         }
     }
@@ -255,23 +308,16 @@ impl<S: System> EventLoop<S> {
     fn deliver_from_inbox(&mut self, slot: u32, mut inbox: Box<Inbox>, arrived: &[u8]) {
         let before = inbox.charge();
         inbox.append(arrived);
-        if self.table.at(slot).flags.contains(Flag::Piped) {
-            self.table.memory -= before;
-            return self.relay(slot, inbox.unread());
-        }
-        let mut input = Input::with_scanned(inbox.unread(), inbox.scanned());
-        let service = usize::from(self.table.at(slot).service);
-        self.services[service].data(&mut self.table, slot, &mut input);
-        let (taken, scanned) = input.finish();
-        inbox.consume(taken, scanned);
+        let delivered = self.deliver(slot, inbox.unread(), inbox.scanned());
+        inbox.consume(delivered.taken, delivered.scanned);
         if !is_open(&self.table, slot) || inbox.is_empty() {
             self.table.memory -= before;
         } else if self.table.at(slot).flags.contains(Flag::Piped) {
             self.table.memory -= before;
             self.relay(slot, inbox.unread());
         } else {
-            self.table.put_inbox(slot, inbox, before, arrived.len(), taken > 0);
-            self.check_message_length(slot);
+            self.table.put_inbox(slot, inbox, before, arrived.len(), delivered.taken > 0);
+            self.after_delivery(slot, delivered.is_cut);
         }
     }
 

@@ -36,6 +36,7 @@ impl<S: System> EventLoop<S> {
         let (busy_poll, splices, slots) = (limits.busy_poll, limits.splices, limits.slots());
         let mut table = Table::new(limits, first, system.epoch());
         table.rng_state = system.seed();
+        let budget = table.arena.budget();
         let mut fresh = EventLoop {
             system,
             table,
@@ -50,6 +51,8 @@ impl<S: System> EventLoop<S> {
             handle,
             posts: Vec::new(),
             events: Vec::new(),
+            budget,
+            redelivered: 0,
             drained: Vec::new(),
             carried_over: 0,
             drain_deadline: None,

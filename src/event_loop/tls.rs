@@ -226,11 +226,27 @@ impl<S: System> EventLoop<S> {
         }
         if is_open(&self.table, slot) {
             self.table.set_undecrypted(slot, undecrypted, arrived);
-            if let Some(why) = opened.error {
-                self.fail_tls(slot, &why);
-            } else if opened.peer_ended && !self.table.at(slot).flags.contains(Flag::Ended) {
-                self.on_peer_end(slot);
+            let end = match opened.error {
+                Some(why) => Some(Err(why.into())),
+                None => opened.peer_ended.then_some(Ok(())),
+            };
+            if let (Some(end), Some(tls)) = (end, self.table.at_mut(slot).tls_mut()) {
+                tls.pending_end.get_or_insert(end);
+                self.end_after_delivery(slot);
             }
+        }
+    }
+
+    /// Ends a connection whose filter has ended or failed, as soon as everything before that has been delivered.
+    pub(super) fn end_after_delivery(&mut self, slot: u32) {
+        let connection = self.table.at_mut(slot);
+        if connection.stage != Stage::Open || connection.flags.contains(Flag::Redeliver) {
+            return;
+        }
+        match connection.tls_mut().and_then(|tls| tls.pending_end.take()) {
+            Some(Err(why)) => self.fail_tls(slot, &why),
+            Some(Ok(())) if !self.table.at(slot).flags.contains(Flag::Ended) => self.on_peer_end(slot),
+            _ => {}
         }
     }
 

@@ -1,9 +1,10 @@
 //! What is read or queued in one turn, in one place.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use crate::base::shared::Shared;
-use crate::parts::inbox::subslice_range;
+use crate::parts::inbox::{Budget, subslice_range};
 use crate::parts::outbox::{Outbox, WriteBatch};
 
 /// The bytes of one turn.
@@ -32,6 +33,8 @@ pub(crate) struct Arena {
     composed: Vec<u8>,
     shared: Vec<Shared>,
     segments: Vec<Segment>,
+    /// What the present callback has queued.
+    budget: Rc<Budget>,
 }
 
 /// The most that one read takes, and from so much on the arena asks to be flushed: what is written soon after it was
@@ -42,6 +45,9 @@ const BLOCK: usize = 2 * READ_MAX;
 /// From here the arena asks to be flushed.
 const COMPOSED_FULL: usize = 256 * 1024;
 const SEGMENTS_FULL: usize = 16 * 1024;
+
+/// What a send costs besides its bytes: a segment here, a reference in a queue.
+const SEGMENT_COST: usize = size_of::<Segment>();
 
 struct Segment {
     source: SegmentSource,
@@ -84,7 +90,13 @@ impl Arena {
             composed: Vec::new(),
             shared: Vec::new(),
             segments: Vec::new(),
+            budget: Rc::default(),
         }
+    }
+
+    /// The counter of what a callback queues, to be shared with its input.
+    pub(crate) fn budget(&self) -> Rc<Budget> {
+        self.budget.clone()
     }
 
     /// Takes the block out for reads and the callbacks after them, because a callback holds slices of the block while
@@ -141,6 +153,7 @@ impl Arena {
 
     fn link(&mut self, list: &mut SegmentList, source: SegmentSource, range: Range<usize>) {
         list.bytes += range.len();
+        self.budget.spend(range.len() + SEGMENT_COST);
         let fresh = self.segments.len();
         if list.last != END {
             let last = &mut self.segments[list.last];

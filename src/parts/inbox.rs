@@ -1,6 +1,7 @@
 //! Bytes in: kept only while a message is incomplete, and the cursor a service takes them with.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::ops::Range;
 
 use memchr::memmem;
@@ -111,6 +112,12 @@ impl Inbox {
 /// needs whole messages keeps nothing itself. Slices live as long as the call, so they can be sent while more is
 /// taken, and bytes that leave as they came are not copied.
 ///
+/// # A callback that queues much
+///
+/// Once a callback has queued 1 MiB, counting some bytes for each send, the input shows nothing more: it looks empty, and
+/// `take_line` and the framings return nothing. What is left is delivered in the next turn, without anything new having
+/// arrived. So a service that answers every message in a loop over the input is bounded without doing anything.
+///
 /// ```
 /// use tidemill::{Input, Service, Socket};
 ///
@@ -128,30 +135,78 @@ impl Inbox {
 /// ```
 #[derive(Debug)]
 pub struct Input<'a> {
-    bytes: &'a [u8],
+    /// What the callback may see. Once it has queued its budget, this ends where it has taken.
+    bytes: Cell<&'a [u8]>,
     taken: usize,
     scanned: usize,
+    /// How many bytes there are.
+    length: usize,
+    budget: Option<&'a Budget>,
+}
+
+/// What the callbacks of one delivery have queued: bytes, and the cost of each piece.
+///
+/// An input shows nothing more once this has reached [`DELIVERY_BUDGET`]; what is left is delivered in the next turn. So
+/// one peer's 64 KiB of two-byte lines to a room of a thousand, 33 million sends, are spread over many turns, and the
+/// others are served in between. No callback is interrupted: it decides by itself when it asks for more.
+#[derive(Debug, Default)]
+pub(crate) struct Budget(Cell<usize>);
+
+/// Some milliseconds of sends. A bulk echo of one read queues a sixteenth of it.
+pub(crate) const DELIVERY_BUDGET: usize = 1024 * 1024;
+
+impl Budget {
+    pub(crate) fn restart(&self) {
+        self.0.set(0);
+    }
+
+    pub(crate) fn spend(&self, queued: usize) {
+        self.0.set(self.0.get() + queued);
+    }
+
+    pub(crate) fn spent(&self) -> usize {
+        self.0.get()
+    }
 }
 
 impl<'a> Input<'a> {
     /// An input over bytes that did not come from a socket, to test framing with.
     pub fn new(bytes: &'a [u8]) -> Input<'a> {
-        Input { bytes, taken: 0, scanned: 0 }
+        Input { bytes: Cell::new(bytes), taken: 0, scanned: 0, length: bytes.len(), budget: None }
     }
 
     pub(crate) fn with_scanned(bytes: &'a [u8], scanned: usize) -> Input<'a> {
         debug_assert!(scanned <= bytes.len());
-        Input { bytes, taken: 0, scanned }
+        Input { scanned, ..Input::new(bytes) }
+    }
+
+    /// Bounds what the callback that gets this may queue.
+    pub(crate) fn within(self, budget: &'a Budget) -> Input<'a> {
+        budget.restart();
+        Input { budget: Some(budget), ..self }
+    }
+
+    /// What the callback may see now. What it has been shown before stays valid for its next `take`.
+    fn shown(&self) -> &'a [u8] {
+        if self.is_cut() {
+            self.bytes.set(&self.bytes.get()[..self.taken]);
+        }
+        self.bytes.get()
+    }
+
+    /// Whether bytes are left that the budget hides.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.budget.is_some_and(|budget| budget.spent() >= DELIVERY_BUDGET) && self.taken < self.length
     }
 
     /// What is there and not taken.
     pub fn bytes(&self) -> &'a [u8] {
-        &self.bytes[self.taken..]
+        &self.shown()[self.taken..]
     }
 
     /// How many bytes are there and not taken.
     pub fn len(&self) -> usize {
-        self.bytes.len() - self.taken
+        self.shown().len() - self.taken
     }
 
     /// Whether everything is taken.
@@ -161,8 +216,9 @@ impl<'a> Input<'a> {
 
     /// Takes the next `n` bytes, or as many as there are.
     pub fn take(&mut self, n: usize) -> &'a [u8] {
-        let n = n.min(self.len());
-        let taken = &self.bytes[self.taken..][..n];
+        let rest = &self.bytes.get()[self.taken..];
+        let taken = &rest[..n.min(rest.len())];
+        let n = taken.len();
         self.taken += n;
         self.scanned = self.scanned.saturating_sub(n);
         taken

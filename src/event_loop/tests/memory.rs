@@ -92,3 +92,47 @@ fn inboxes_that_grow_in_one_turn_keep_to_the_memory_limit() {
     let max = *max.borrow();
     assert!(max <= (1 << 20) + (64 << 10), "{} KiB in inboxes, at a limit of 1,024 KiB", max >> 10);
 }
+
+/// A room of a hundred, in which every line goes to every member.
+fn room_of_a_hundred() -> (TestLoop, Vec<PeerId>) {
+    let members: Rc<RefCell<Vec<ConnId>>> = Rc::default();
+    let (joining, room) = (members.clone(), members.clone());
+    let limits = Limits { accepts_per_turn: 1_000, ..Limits::default() };
+    let mut test = Setup { limits, ..Setup::default() }.build_with(
+        move |socket| joining.borrow_mut().push(socket.id()),
+        move |socket, input| {
+            while let Some(line) = input.take_line() {
+                let line = Shared::from(line);
+                for &id in room.borrow().iter() {
+                    socket.other(id).expect("a member").send_shared(&line);
+                }
+            }
+        },
+    );
+    let peers = (0..100).map(|_| test.script.connect()).collect();
+    test.turn_until_quiet();
+    (test, peers)
+}
+
+#[test]
+fn a_burst_of_short_lines_to_a_room_is_spread_over_turns_and_arrives_whole() {
+    const LINES: usize = 8 * 1024;
+    let (mut test, peers) = room_of_a_hundred();
+    test.script.feed(peers[0], &b"x\n".repeat(LINES));
+    test.script.end(peers[0]);
+    test.turn();
+    let mut received = test.script.received(peers[3]);
+    let first = received.len();
+    assert!((1..=64 * 1024).contains(&first), "{first} bytes for one member in one turn");
+    // Another member is served although the burst is not over.
+    test.script.feed(peers[2], b"hello\n");
+    for _ in 0..3 {
+        test.turn();
+        received.extend(test.script.received(peers[3]));
+    }
+    assert!(String::from_utf8(received.clone()).unwrap().contains("hello\n"));
+    test.turn_until_quiet();
+    received.extend(test.script.received(peers[3]));
+    assert_eq!(received.len(), 2 * LINES + "hello\n".len());
+    assert!(test.events().iter().any(|event| matches!(event, Event::End(_, rest) if rest.is_empty())));
+}

@@ -207,3 +207,30 @@ fn data_is_never_called_without_bytes() {
     test.turn_until_quiet();
     assert_eq!(*empty.borrow(), 0);
 }
+
+#[test]
+fn a_close_notify_waits_for_input_that_the_delivery_budget_left() {
+    // Each byte is answered by 64 KiB: sixteen of them are a budget.
+    let answer = vec![b'a'; 64 * 1024];
+    let mut limits = no_idle();
+    limits.queue = 1 << 30;
+    limits.read_when_full = true;
+    let mut test = tls_setup(limits).build(move |socket, input| {
+        while !input.is_empty() {
+            input.take(1);
+            socket.send(&answer);
+        }
+    });
+    let (peer, id) = handshaken(&mut test);
+    let mut wire = record(&[b'q'; 100]);
+    wire.extend_from_slice(END);
+    test.script.feed(peer, &wire);
+    test.turn_until_quiet();
+    let calls = test.events().iter().filter(|event| matches!(event, Event::Data(..))).count();
+    assert!(calls > 5, "{calls} calls");
+    let events = test.events();
+    let end = events.iter().position(|event| matches!(event, Event::End(..))).expect("the end");
+    assert!(!events[end..].iter().any(|event| matches!(event, Event::Data(..))), "data after the end");
+    let (plain, _) = parse_records(&test.script.received(peer));
+    assert_eq!((plain.len(), test.close_reason(id)), (100 * 64 * 1024, Some(CloseReason::Finished)));
+}
