@@ -19,6 +19,8 @@ pub(crate) enum Due {
     WriteIdle,
     Alarm,
     Refill,
+    /// It has failed, and what has arrived cannot be delivered.
+    Broken,
     HalfClosed,
     FirstByte,
     Lifetime,
@@ -27,6 +29,9 @@ pub(crate) enum Due {
     MinWriteRate,
     Linger,
 }
+
+/// How long input of a connection that has failed waits for a service that does not take it.
+const BROKEN_AND_HELD: Duration = Duration::from_secs(1);
 
 impl Connection {
     /// The earliest thing that will be due if nothing happens before, and when.
@@ -77,6 +82,9 @@ impl Connection {
         }
         if self.flags.any(&[Flag::Ended, Flag::Finished]) {
             earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed);
+        }
+        if self.flags.contains(Flag::Broken) && !self.wants_input() {
+            earliest.consider(self.last_activity, Some(BROKEN_AND_HELD), Due::Broken);
         }
         earliest.consider(self.last_activity, idle, Due::Idle);
         earliest.consider(self.created, limits.lifetime, Due::Lifetime);

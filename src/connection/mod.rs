@@ -361,6 +361,8 @@ pub(crate) enum Flag {
     /// A short read never proves that nothing is left: on Unix-domain sockets it also ends where descriptors were sent
     /// along (unix(7)), and of kqueue it is not known.
     ReadsToWouldBlock = 1 << 25,
+    /// The socket has failed: nothing more can be written. What has arrived is still delivered.
+    Broken = 1 << 26,
     /// Nothing has arrived for the service since the handshake.
     NoPlaintextYet = 1 << 24,
 }

@@ -61,6 +61,7 @@ impl<S: System> EventLoop<S> {
             Due::Lifetime => self.table.close(slot, CloseReason::Lifetime),
             Due::MessageTimeout => self.table.close(slot, CloseReason::Unfinished),
             Due::Linger => self.table.close_now(slot, CloseReason::Local),
+            Due::Broken => self.table.close_now(slot, CloseReason::Reset),
             // In `Closing` nobody is left to be kind to.
             Due::HalfClosed if self.table.at(slot).stage == Stage::Closing => {
                 self.table.close_now(slot, CloseReason::HalfClosed);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::EventLoop;
 use crate::base::id::TokenKind;
+use crate::base::reason::CloseReason;
 use crate::base::tick::Tick;
 use crate::connection::{Flag, Stage};
 use crate::sys::{Ready, System};
@@ -87,6 +88,21 @@ impl<S: System> EventLoop<S> {
         self.events = events;
     }
 
+    /// The peer has reset the connection, or is out of reach. A read or a write says so too, but nothing may be read or
+    /// written for as long as the connection is held: then it ends by a deadline of its own.
+    #[cold]
+    fn on_socket_error(&mut self, slot: u32) {
+        let now = self.table.now;
+        let connection = self.table.at_mut(slot);
+        if connection.flags.contains(Flag::Ended) {
+            // Everything up to the peer's end has been delivered, so no read would find the error.
+            return self.table.close_now(slot, CloseReason::Reset);
+        }
+        connection.flags.insert(Flag::Broken);
+        connection.last_activity = now;
+        self.table.rearm(slot);
+    }
+
     fn apply_event(&mut self, slot: u32, ready: Ready) {
         let connection = self.table.at_mut(slot);
         let flags = &mut connection.flags;
@@ -98,6 +114,10 @@ impl<S: System> EventLoop<S> {
             // No handshake can come of it, and until its turn came it would be in the way.
             return self.fail_tls(slot, "the peer left while its handshake waited");
         }
+        if ready.error && connection.stage == Stage::Open {
+            self.on_socket_error(slot);
+        }
+        let connection = self.table.at(slot);
         let connected = connection.stage != Stage::Connecting;
         if ready.writable && connected && (connection.outbox.is_some() || connection.owes_end()) {
             self.table.push_dirty(slot);

@@ -65,8 +65,10 @@ impl<S: System> EventLoop<S> {
             budget = budget.saturating_sub(self.write_once(slot, &mut segments, budget));
         }
         let connection = self.table.at(slot);
-        if connection.stage == Stage::Dead {
-            return;
+        if connection.stage == Stage::Dead
+            || (connection.flags.contains(Flag::Broken) && connection.close_reason.is_some())
+        {
+            return; // What was to be sent is dropped.
         }
         if segments.len() > 0 {
             self.read_out(slot);
@@ -156,8 +158,32 @@ impl<S: System> EventLoop<S> {
         match error.kind() {
             io::ErrorKind::Interrupted => {}
             io::ErrorKind::WouldBlock => self.table.at_mut(slot).flags.remove(Flag::Writable),
-            _ => self.table.close_now(slot, CloseReason::from_io(error)),
+            _ => self.on_write_failed(slot, error),
         }
+    }
+
+    /// Nothing can be written any more, and what is queued is dropped. What the peer had sent before is still read and
+    /// delivered; then the reason is told. No FIN follows: a dropped queue must not look like a whole answer.
+    #[cold]
+    fn on_write_failed(&mut self, slot: u32, error: &io::Error) {
+        let (reason, now) = (CloseReason::from_io(error), self.table.now);
+        let connection = self.table.at_mut(slot);
+        let may_read =
+            connection.stage == Stage::Open && !connection.flags.any(&[Flag::Ended, Flag::Handshaking]);
+        if !may_read {
+            return self.table.close_now(slot, reason);
+        }
+        connection.close_reason.get_or_insert(reason);
+        for flag in [Flag::Broken, Flag::Finishing, Flag::Finished, Flag::Readable, Flag::EndAnnounced] {
+            connection.flags.insert(flag);
+        }
+        connection.flags.remove(Flag::Writable);
+        connection.flags.remove(Flag::Full);
+        connection.last_activity = now;
+        connection.update_message_clocks(now);
+        self.table.drop_outbox(slot);
+        self.table.push_ready(slot);
+        self.table.rearm(slot);
     }
 
     /// Compares what the kernel did not take with the marks: full, full no more, or too much.
@@ -193,7 +219,7 @@ impl<S: System> EventLoop<S> {
         let Some(stream) = &self.streams[slot as usize] else { return };
         if !leaves {
             if let Err(error) = self.system.shutdown_write(stream) {
-                return self.table.close_now(slot, CloseReason::from_io(&error));
+                return self.on_write_failed(slot, &error);
             }
         }
         let now = self.table.now;

@@ -158,6 +158,7 @@ impl System for Kernel {
                 readable: event.is_readable(),
                 writable: event.is_writable(),
                 end: event.is_read_closed() || event.is_write_closed() || event.is_error(),
+                error: event.is_error(),
                 priority: event.is_priority(),
             });
         }

@@ -147,6 +147,8 @@ pub(crate) struct Ready {
     pub(crate) writable: bool,
     /// The peer's end or an error is on its way.
     pub(crate) end: bool,
+    /// The socket has failed (EPOLLERR): the peer has reset it, or is out of reach.
+    pub(crate) error: bool,
     /// Urgent data: a read stops at its mark, although more may lie behind it (tcp(7), SO_OOBINLINE).
     pub(crate) priority: bool,
 }

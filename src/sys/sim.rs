@@ -102,6 +102,7 @@ struct Edge {
     readable: bool,
     writable: bool,
     end: bool,
+    error: bool,
 }
 
 /// How the reactor let go of a connection.
@@ -199,7 +200,7 @@ impl Script {
         let mut world = self.0.borrow_mut();
         let socket = &mut world.sockets[peer];
         socket.reset = true;
-        socket.edge = Edge { readable: true, writable: true, end: true };
+        socket.edge = Edge { readable: true, writable: true, end: true, error: true };
     }
 
     /// The kernel takes so many more bytes for this peer, and an edge says so if a write had been refused.
@@ -290,6 +291,7 @@ impl Script {
             readable: true,
             writable: true,
             end: false,
+            error: false,
             priority: false,
         });
     }
@@ -400,7 +402,14 @@ impl System for Sim {
         ready.append(&mut world.stale);
         if let (true, Some(token)) = (world.listener_edge, world.listener) {
             world.listener_edge = false;
-            ready.push(Ready { token, readable: true, writable: false, end: false, priority: false });
+            ready.push(Ready {
+                token,
+                readable: true,
+                writable: false,
+                end: false,
+                error: false,
+                priority: false,
+            });
         }
         for key in 0..world.sockets.len() {
             let late = world.draw_fault(4);
@@ -414,10 +423,18 @@ impl System for Sim {
                     readable: edge.readable,
                     writable: edge.writable,
                     end: edge.end,
+                    error: edge.error,
                     priority: false,
                 });
             } else if spurious {
-                ready.push(Ready { token, readable: true, writable: true, end: false, priority: false });
+                ready.push(Ready {
+                    token,
+                    readable: true,
+                    writable: true,
+                    end: false,
+                    error: false,
+                    priority: false,
+                });
             }
         }
         if ready.is_empty() {

@@ -249,3 +249,46 @@ fn unlimited_budgets_do_not_stop_the_loop() {
     test.turn_until_quiet();
     assert_eq!(test.received(peer).len(), 500_000);
 }
+
+#[test]
+fn input_that_came_before_a_reset_is_delivered_although_a_write_fails_first() {
+    let limits = Limits { read_budget: 1_000, carried_over_budget: 1_000, ..Limits::default() };
+    let mut test = Setup { limits, ..Setup::default() }.build(|socket, input| {
+        input.take_all();
+        socket.send(b"answer");
+    });
+    let (peer, id) = test.accept();
+    test.script.feed(peer, &[b'x'; 50_000]);
+    test.script.reset(peer);
+    test.turn_until_quiet();
+    let delivered: usize = test
+        .events()
+        .iter()
+        .map(|event| if let Event::Data(_, bytes) = event { bytes.len() } else { 0 })
+        .sum();
+    assert_eq!((delivered, test.close_reason(id)), (50_000, Some(CloseReason::Reset)));
+    assert!(!test.events().iter().any(|event| matches!(event, Event::End(..))), "a reset is no end");
+}
+
+#[test]
+fn a_reset_is_noticed_within_a_second_while_the_connection_is_held() {
+    for held in ["paused", "full", "half-closed"] {
+        let limits = SocketLimits { min_write_rate: None, half_closed: None, ..no_idle() };
+        let setup = Setup { finishes: false, ..socket_limits(limits) };
+        let mut test = setup.build(|_, _| {});
+        let (peer, id) = test.accept();
+        match held {
+            "paused" => test.sockets().get(id).unwrap().pause(),
+            "full" => {
+                test.script.window(peer, 0);
+                test.sockets().get(id).unwrap().send(&[b'q'; 200_000]);
+            }
+            _ => test.script.end(peer),
+        }
+        test.turn_until_quiet();
+        assert_eq!(test.close_reason(id), None, "{held}");
+        test.script.reset(peer);
+        test.advance(SECOND + 50 * MS);
+        assert_eq!(test.close_reason(id), Some(CloseReason::Reset), "{held}");
+    }
+}
