@@ -190,7 +190,8 @@ impl Connection {
         taken && !flags.any(&[Flag::Paused, Flag::Throttled])
     }
 
-    /// Something that keeps it from being read has begun or ended: the clocks of its message stand still while one does.
+    /// Something that keeps it from being read has begun or ended: the clocks of its message stand still while one
+    /// does.
     pub(crate) fn update_message_clocks(&mut self, now: Tick) {
         let reads = self.wants_input();
         if let Some(inbox) = &mut self.inbox {

@@ -222,8 +222,8 @@ impl<S: System> EventLoop<S> {
             Ok(n) => {
                 connection.on_received(n, table.now);
                 table.stats.bytes_in += n as u64;
-                // epoll raises a new edge for what arrives after a short read (epoll(7), question 9). But an end that has
-                // been announced already is not announced again: then only reading on finds it.
+                // epoll raises a new edge for what arrives after a short read (epoll(7), question 9). But an end that
+                // has been announced already is not announced again: then only reading on finds it.
                 let proves_nothing = connection.flags.any(&[Flag::EndAnnounced, Flag::ReadsToWouldBlock]);
                 let last = n < into.len() && !proves_nothing;
                 connection.flags.remove_if(Flag::Readable, last);

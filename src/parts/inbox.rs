@@ -114,9 +114,9 @@ impl Inbox {
 ///
 /// # A callback that queues much
 ///
-/// Once a callback has queued 1 MiB, counting some bytes for each send, the input shows nothing more: it looks empty, and
-/// `take_line` and the framings return nothing. What is left is delivered in the next turn, without anything new having
-/// arrived. So a service that answers every message in a loop over the input is bounded without doing anything.
+/// Once a callback has queued 1 MiB, counting some bytes for each send, the input shows nothing more: it looks empty,
+/// and `take_line` and the framings return nothing. What is left is delivered in the next turn, without anything new
+/// having arrived. So a service that answers every message in a loop over the input is bounded without doing anything.
 ///
 /// ```
 /// use tidemill::{Input, Service, Socket};
@@ -146,9 +146,9 @@ pub struct Input<'a> {
 
 /// What the callbacks of one delivery have queued: bytes, and the cost of each piece.
 ///
-/// An input shows nothing more once this has reached [`DELIVERY_BUDGET`]; what is left is delivered in the next turn. So
-/// one peer's 64 KiB of two-byte lines to a room of a thousand, 33 million sends, are spread over many turns, and the
-/// others are served in between. No callback is interrupted: it decides by itself when it asks for more.
+/// An input shows nothing more once this has reached [`DELIVERY_BUDGET`]; what is left is delivered in the next turn.
+/// So one peer's 64 KiB of two-byte lines to a room of a thousand, 33 million sends, are spread over many turns, and
+/// the others are served in between. No callback is interrupted: it decides by itself when it asks for more.
 #[derive(Debug, Default)]
 pub(crate) struct Budget(Cell<usize>);
 
