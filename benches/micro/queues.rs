@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::base::shared::Shared;
+use crate::base::shared::{Account, Shared};
 use crate::parts::arena::{Arena, SegmentList};
 use crate::parts::outbox::{Outbox, WriteBatch};
 use crate::{Contest, Operation, Runner};
@@ -230,12 +230,12 @@ fn counted<C: Chunk + 'static>() -> Runner<'static> {
 }
 
 fn broadcast_queued() -> Runner<'static> {
-    let mut receivers = receivers::<Outbox>();
+    let (mut receivers, account) = (receivers::<Outbox>(), Account::new());
     Box::new(move || {
         let begun = Instant::now();
         let line = Shared::from(black_box(&LINE[..]));
         for receiver in &mut receivers {
-            receiver.push_shared(&line);
+            receiver.push_shared(&line, account);
         }
         write_all(&mut receivers);
         each(begun, RECEIVERS)

@@ -256,7 +256,7 @@ impl ClosedInfo {
     }
 }
 
-/// Why somebody was turned away at the door.
+/// Why a peer was refused when it was accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -300,7 +300,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Somebody who was turned away at the door: see [`Service::refused`](crate::Service::refused).
+/// A peer that was refused when it was accepted: see [`Service::refused`](crate::Service::refused).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Refused {

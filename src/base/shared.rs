@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes held once, however many connections they are queued for.
 ///
@@ -18,9 +19,24 @@ use std::rc::Rc;
 #[derive(Clone)]
 pub struct Shared(Rc<Chunk>);
 
+/// Whose memory budget a chunk is charged to: a number for each reactor of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Account(u64);
+
+impl Account {
+    /// One that no other reactor has.
+    pub(crate) fn new() -> Account {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Account(LAST.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
 struct Chunk {
-    /// How many outboxes hold this chunk. Its memory is charged to the budget once: with the first of them.
+    /// How many outboxes hold this chunk. Its memory is charged once: to the reactor of the first of them.
     holders: Cell<usize>,
+    /// That reactor's account, while there are holders. Outboxes of another reactor on the same thread take a copy:
+    /// else the one would be charged, and the other discharged, whichever let go last.
+    account: Cell<Account>,
     bytes: Box<[u8]>,
 }
 
@@ -30,11 +46,15 @@ impl Shared {
         &self.0.bytes
     }
 
-    /// One more outbox holds it; returns the bytes to charge.
-    pub(crate) fn hold(&self) -> usize {
+    /// One more outbox holds it; returns the bytes to charge. None if outboxes of another account do already.
+    pub(crate) fn hold(&self, account: Account) -> Option<usize> {
         let holders = self.0.holders.get();
+        if holders > 0 && self.0.account.get() != account {
+            return None;
+        }
+        self.0.account.set(account);
         self.0.holders.set(holders + 1);
-        if holders == 0 { self.0.bytes.len() } else { 0 }
+        Some(if holders == 0 { self.0.bytes.len() } else { 0 })
     }
 
     /// One outbox less holds it; returns the bytes to discharge.
@@ -52,7 +72,8 @@ impl Shared {
 
 impl From<Vec<u8>> for Shared {
     fn from(bytes: Vec<u8>) -> Shared {
-        Shared(Rc::new(Chunk { holders: Cell::new(0), bytes: bytes.into_boxed_slice() }))
+        let (holders, account) = (Cell::new(0), Cell::default());
+        Shared(Rc::new(Chunk { holders, account, bytes: bytes.into_boxed_slice() }))
     }
 }
 
@@ -87,7 +108,8 @@ mod tests {
     #[test]
     fn it_is_charged_with_its_first_holder_and_discharged_with_its_last() {
         let line = Shared::from("twelve bytes");
-        let charges: Vec<usize> = (0..1_000).map(|_| line.hold()).collect();
+        let account = Account::new();
+        let charges: Vec<usize> = (0..1_000).map(|_| line.hold(account).unwrap()).collect();
         assert_eq!(charges.iter().sum::<usize>(), 12);
         let discharges: Vec<usize> = (0..1_000).map(|_| line.release()).collect();
         assert_eq!((discharges[998], discharges[999]), (0, 12));

@@ -19,7 +19,7 @@ pub struct Stats {
     pub accepted: u64,
     /// Connections dialed.
     pub dialed: u64,
-    /// Peers turned away at the door, for whatever reason but want of a descriptor.
+    /// Peers refused when they were accepted, for whatever reason but want of a descriptor.
     pub refused: u64,
     /// Peers turned away, by reason, in the order of [`Refusal::WORDS`].
     pub refused_by_reason: [u64; Refusal::COUNT],

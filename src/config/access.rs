@@ -1,4 +1,4 @@
-//! The guard of a door: who may come in, how many from one address, how fast.
+//! The rules of a listener: which addresses it accepts, how many connections from each, how fast.
 
 use crate::config::rules::{IpRange, RefuseMode, Rules};
 

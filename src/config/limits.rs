@@ -197,6 +197,24 @@ impl Limits {
     pub(crate) fn slots(&self) -> usize {
         self.connections.saturating_add(self.refusals).min(64 * 1024)
     }
+
+    /// The same with at least 1 wherever 0 would stop the loop: work that no turn may do is carried over for ever.
+    pub(crate) fn able_to_progress(mut self) -> Limits {
+        let counts = [
+            &mut self.lookups,
+            &mut self.handshakes,
+            &mut self.accepts_per_turn,
+            &mut self.read_budget,
+            &mut self.carried_over_budget,
+            &mut self.write_budget,
+            &mut self.expirations_per_turn,
+            &mut self.posts_per_turn,
+        ];
+        for count in counts {
+            *count = (*count).max(1);
+        }
+        self
+    }
 }
 
 /// How many of `n` descriptors are left for what is no connection.

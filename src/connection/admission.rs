@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use log::Level;
+
 use super::table::Table;
 use crate::base::address::PeerAddress;
 use crate::base::reason::Refusal;
@@ -58,7 +60,8 @@ impl Table {
         match decided {
             Err((why, _)) if dry => {
                 self.stats.would_refuse[why as usize] += 1;
-                log::info!("{ip} would have been refused: {why} (dry run)");
+                let (level, left_out) = self.log_limits.dry_run.level(Level::Info, self.now);
+                log::log!(level, "{ip} would have been refused: {why} (dry run){left_out}");
                 Ok(())
             }
             decided => decided,

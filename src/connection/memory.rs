@@ -1,5 +1,7 @@
 //! The memory of inboxes and outboxes, and its one budget.
 
+use log::Level;
+
 use super::table::Table;
 use crate::base::reason::CloseReason;
 use crate::connection::Stage;
@@ -105,9 +107,11 @@ impl Table {
             if buffered == 0 {
                 return;
             }
-            log::warn!(
-                "{}: closed at the memory limit: it held the most, {buffered} bytes",
-                self.id(largest)
+            let id = self.id(largest);
+            let (level, left_out) = self.log_limits.evicted.level(Level::Warn, self.now);
+            log::log!(
+                level,
+                "{id}: closed at the memory limit: it held the most, {buffered} bytes{left_out}"
             );
             self.close_now(largest, CloseReason::Memory);
             self.drop_inbox(largest);

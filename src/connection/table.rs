@@ -20,6 +20,7 @@ use crate::connection::{Connection, Flag, NO_LOCAL, NOT_DIRTY, Stage};
 use crate::parts::admission::Admission;
 use crate::parts::arena::{Arena, SegmentList};
 use crate::parts::handshake_queue::HandshakeQueue;
+use crate::parts::log_limit::LogLimit;
 use crate::parts::timers::Timers;
 use crate::parts::token_bucket::{TokenBucket, burst};
 use crate::parts::wheel::Wheel;
@@ -78,6 +79,7 @@ pub(crate) struct Table {
     pub(crate) timers: Timers,
     pub(crate) handshakes: HandshakeQueue,
     /// The connection whose `closed` callback runs.
+    pub(crate) log_limits: LogLimits,
     pub(crate) closed_info: Option<ClosedInfo>,
     /// Where the next random number comes from. None is needed but to spread clients that dial again.
     pub(crate) rng_state: u64,
@@ -102,6 +104,15 @@ pub(crate) enum Stop {
     /// Close the listeners; end what remains after the grace.
     Shutdown(Duration),
     Now,
+}
+
+/// What peers can make the loop log at its usual level, each at most once a second.
+#[derive(Default)]
+pub(crate) struct LogLimits {
+    pub(crate) tls_failed: LogLimit,
+    pub(crate) evicted: LogLimit,
+    pub(crate) dry_run: LogLimit,
+    pub(crate) accepts_paused: LogLimit,
 }
 
 /// The service of refused peers: it says that the reactor is at capacity.
@@ -135,6 +146,7 @@ impl Table {
             pending_options: Vec::new(),
             timers: Timers::new(),
             handshakes: HandshakeQueue::default(),
+            log_limits: LogLimits::default(),
             closed_info: None,
             rng_state: 0,
             limits,

@@ -3,6 +3,8 @@
 use std::mem;
 use std::time::Duration;
 
+use log::Level;
+
 use super::EventLoop;
 use crate::base::address::{Address, PeerAddress};
 use crate::base::reason::{CloseReason, OsError, Refusal, Refused};
@@ -37,7 +39,7 @@ impl<S: System> EventLoop<S> {
     }
 
     fn accept_from(&mut self, index: usize) {
-        for _ in 0..self.table.limits.accepts_per_turn.max(1) {
+        for _ in 0..self.table.limits.accepts_per_turn {
             let Some(Some(listener)) = self.listeners.get(index) else { return };
             if !self.can_accept(listener) {
                 return;
@@ -59,8 +61,8 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Somebody stands in the door: the rules are asked first, then whether there is room, then whether its address has
-    /// had its share.
+    /// A peer was accepted: its address is checked against the rules first, then the service for a free slot, then the
+    /// address against its limits.
     fn judge(&mut self, index: usize, stream: S::Stream, peer: PeerAddress) {
         let Some(Some(listener)) = self.listeners.get_mut(index) else { return };
         listener.resume_accepts();
@@ -145,7 +147,7 @@ impl<S: System> EventLoop<S> {
     }
 
     /// With no descriptor left, the one held in reserve makes room to accept peers and close them, so that they need
-    /// not wait for an answer that will not come; those who may wait are left alone. Then the door looks again after
+    /// not wait for an answer that will not come; those who may wait are left alone. The listener accepts again after
     /// a pause: freeing descriptors raises no event, and neither does an accept that failed for want of one.
     fn out_of_descriptors(&mut self, index: usize) {
         let Some(Some(listener)) = self.listeners.get(index) else { return };
@@ -178,9 +180,12 @@ impl<S: System> EventLoop<S> {
         let now = self.table.now;
         let Some(Some(listener)) = self.listeners.get_mut(index) else { return };
         self.table.stats.starved += 1;
-        if listener.pause_accepts(now) {
-            log::warn!("cannot accept: out of {what} (raise the limit, or lower Limits::connections)");
-        }
+        listener.pause_accepts(now);
+        let (level, left_out) = self.table.log_limits.accepts_paused.level(Level::Warn, now);
+        log::log!(
+            level,
+            "cannot accept: out of {what} (raise the limit, or lower Limits::connections){left_out}"
+        );
     }
 }
 

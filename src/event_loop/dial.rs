@@ -61,7 +61,7 @@ impl<S: System> EventLoop<S> {
 
     fn look_up(&mut self, slot: u32, host: &str, port: u16) {
         let id = self.table.id(slot);
-        let number = match self.lookups.request(host, port, id, self.table.limits.lookups.max(1)) {
+        let number = match self.lookups.request(host, port, id, self.table.limits.lookups) {
             LookupRequest::New(number) => {
                 self.table.stats.lookups += 1;
                 self.system.look_up(number, host, port);

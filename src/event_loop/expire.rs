@@ -17,7 +17,7 @@ impl<S: System> EventLoop<S> {
     pub(super) fn expire(&mut self) {
         self.handle_shutdown();
         self.fire_timers();
-        for _ in 0..self.table.limits.expirations_per_turn.max(1) {
+        for _ in 0..self.table.limits.expirations_per_turn {
             let Some(slot) = self.table.wheel.pop_due(self.table.now) else { return };
             self.check_deadlines(slot);
             if let Some((when, _)) = self.table.at(slot).deadline(self.table.limits_of(slot)) {
@@ -27,7 +27,7 @@ impl<S: System> EventLoop<S> {
     }
 
     fn fire_timers(&mut self) {
-        for _ in 0..self.table.limits.expirations_per_turn.max(1) {
+        for _ in 0..self.table.limits.expirations_per_turn {
             match self.table.timers.pop_due(self.table.now) {
                 Some(Expired::Notify(service, timer)) => {
                     self.services[usize::from(service)].timer(&mut self.table, timer)

@@ -103,9 +103,7 @@ impl<S: System> EventLoop<S> {
 
     fn finish_turn(&mut self) -> Turn {
         self.table.stats.turns += 1;
-        let carried_over = self.has_work();
-        self.livelock.check(carried_over, &mut self.table.stats);
-        Turn { events: self.events.len(), carried_over }
+        Turn { events: self.events.len(), carried_over: self.has_work() }
     }
 
     /// Whether the next turn has something to do that no event will announce.
@@ -125,7 +123,7 @@ impl<S: System> EventLoop<S> {
             || self.open_listeners().any(|listener| self.can_accept(listener))
     }
 
-    /// Whether accepting from a door could bring someone in now.
+    /// Whether an accept from this listener could bring a connection now.
     fn can_accept(&self, listener: &Listener<S::Listener>) -> bool {
         listener.may_accept(self.table.now) && self.has_place(listener)
     }
@@ -173,12 +171,10 @@ impl<S: System> EventLoop<S> {
         let retries = able.filter_map(Listener::retry_at);
         let table = &self.table;
         let handshakes = table.handshakes.next_check(table.limits.handshakes);
-        retries
-            .chain(table.wheel.next())
-            .chain(table.timers.next())
-            .chain(handshakes)
-            .chain(self.drain_deadline)
-            .min()
+        // Once it has passed and nothing is left it stays in the past, where no sleep would be left.
+        let left = !table.slots.is_empty() || table.timers.len() > 0;
+        let shutdown = self.drain_deadline.filter(|_| left);
+        retries.chain(table.wheel.next()).chain(table.timers.next()).chain(handshakes).chain(shutdown).min()
     }
 
     /// Puts a new stream into its slot and under watch. One that cannot be watched is closed, and only that one.

@@ -84,7 +84,7 @@ impl<S: System> EventLoop<S> {
             Some(other) => {
                 self.table.send(other, bytes);
                 self.table.update_pipe_peer_full(slot, other);
-                let full = self.table.limits.read_budget.clamp(1, READ_MAX);
+                let full = self.table.limits.read_budget.min(READ_MAX);
                 self.note_read_size(slot, other, bytes.len() >= full);
             }
             // The other end is on its way out, and takes this one along when it has gone.

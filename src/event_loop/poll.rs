@@ -15,18 +15,25 @@ impl<S: System> EventLoop<S> {
     /// Phase 1. How long it sleeps is a list of rules:
     ///
     /// - not at all while work is carried over, because no event will announce it;
-    /// - else until the nearest deadline (of the wheel, of a starved listener, of the drain), if there is one;
-    /// - and never longer than the caller said.
+    /// - else until the nearest deadline (of the wheel, of a timer, of a handshake, of a listener that waits for
+    ///   descriptors, of the shutdown), if there is one;
+    /// - and never longer than the caller said;
+    /// - except that a loop which has chosen not to sleep a thousand times, and got nothing done, sleeps a millisecond.
     ///
-    /// Before it sleeps it may look for a moment, if [`Limits::busy_poll`](crate::Limits::busy_poll) says so: see
-    /// `eager`.
+    /// Before it sleeps it may look for events for a moment, if [`Limits::busy_poll`](crate::Limits::busy_poll) says
+    /// so: see [`BusyPoll`].
     ///
     /// Deadlines are measured from this turn's clock, so one that passed during a long turn is found by the next.
     pub(super) fn poll(&mut self, wait: Option<Duration>) -> io::Result<()> {
-        let (wait, until) = match self.has_work() {
+        let until = self.next_deadline();
+        // Work carried over and a deadline that is not handled when it passes look alike from here, and both would
+        // burn the processor for ever.
+        let zero_wait = until.is_some_and(|until| until <= self.table.elapsed);
+        self.livelock.check(zero_wait, &mut self.table.stats);
+        let (wait, until) = match zero_wait {
             true if self.livelock.throttled => (Some(Duration::from_millis(1)), None),
             true => (Some(Duration::ZERO), None),
-            false => (wait, self.next_tick().map(Tick::since_start)),
+            false => (wait, until),
         };
         self.events.clear();
         let before = self.table.elapsed;
@@ -182,8 +189,8 @@ pub(super) struct LivelockGuard {
 const LIVELOCK_TURNS: u32 = 1_000;
 
 impl LivelockGuard {
-    pub(super) fn check(&mut self, carried_over: bool, stats: &mut crate::base::stats::Stats) {
-        if !carried_over {
+    pub(super) fn check(&mut self, zero_wait: bool, stats: &mut crate::base::stats::Stats) {
+        if !zero_wait {
             // A number that no sum reaches: the next turn counts as progress.
             *self = LivelockGuard { progress: u64::MAX, ..LivelockGuard::default() };
             return;

@@ -72,7 +72,7 @@ impl<S: System> EventLoop<S> {
             self.read_connection(id, &mut block);
         }
         line.truncate(self.carried_over);
-        let budget = self.table.limits.carried_over_budget.max(1) as u64;
+        let budget = self.table.limits.carried_over_budget as u64;
         let before = self.table.stats.bytes_in;
         self.redelivered = 0;
         let mut served = 0;
@@ -122,7 +122,7 @@ impl<S: System> EventLoop<S> {
         if rare && !self.prepare_read(slot) {
             return;
         }
-        let mut budget = self.table.limits.read_budget.max(1).min(self.table.allowance(slot));
+        let mut budget = self.table.limits.read_budget.min(self.table.allowance(slot));
         for _ in 0..CALLS_MAX {
             match self.read_and_deliver(slot, block, budget) {
                 ReadOutcome::More(n) if n < budget && !self.table.arena.is_full() => budget -= n,
@@ -361,7 +361,7 @@ impl<S: System> EventLoop<S> {
     /// Reads and throws away: the service has closed, but a reset in the face of unread input would destroy its
     /// last reply on the way.
     fn discard_input(&mut self, slot: u32, block: &mut [u8]) {
-        let mut budget = self.table.limits.read_budget.clamp(1, READ_MAX);
+        let mut budget = self.table.limits.read_budget.min(READ_MAX);
         for _ in 0..CALLS_MAX {
             let connection = self.table.at(slot);
             if !connection.wants_read() || budget == 0 {

@@ -31,6 +31,7 @@ impl<S: System> EventLoop<S> {
         limits: Limits,
         first: NonZeroU32,
     ) -> io::Result<EventLoop<S>> {
+        let limits = limits.able_to_progress();
         let handle = Handle::new(limits.posts, system.waker()?);
         system.reserve_descriptor();
         let (busy_poll, splices, slots) = (limits.busy_poll, limits.splices, limits.slots());

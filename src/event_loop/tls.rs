@@ -2,6 +2,8 @@
 
 use std::mem;
 
+use log::Level;
+
 use super::read::ReadOutcome;
 use super::{EventLoop, is_open};
 use crate::base::address::Address;
@@ -172,8 +174,14 @@ impl<S: System> EventLoop<S> {
         // Of one that we called, its service hears the reason, and says it where it belongs; and who comes and goes
         // without a word wants to know whether somebody listens.
         let quiet = connection.flags.contains(Flag::Dialed) || connection.bytes_in == 0;
-        let level = if quiet { log::Level::Debug } else { log::Level::Info };
-        log::log!(level, "{}: closed: {}: {why}", self.table.peer(slot), reason.word());
+        let peer = self.table.peer(slot);
+        if quiet {
+            log::debug!("{peer}: closed: {}: {why}", reason.word());
+        } else {
+            let now = self.table.now;
+            let (level, left_out) = self.table.log_limits.tls_failed.level(Level::Info, now);
+            log::log!(level, "{peer}: closed: {}: {why}{left_out}", reason.word());
+        }
         self.table.stop_encrypting(slot);
         self.table.close(slot, reason);
     }

@@ -49,7 +49,7 @@ impl<S: System> EventLoop<S> {
 
     /// Nearly always the first call leaves all of it with the kernel, and nobody waits for that.
     fn write_connection(&mut self, slot: u32, mut segments: SegmentList) {
-        let budget = self.table.limits.write_budget.max(1);
+        let budget = self.table.limits.write_budget;
         let written = self.write_once(slot, &mut segments, budget);
         let connection = self.table.at(slot);
         let plain = connection.stage == Stage::Open && connection.outbox.is_none() && segments.len() == 0;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use crate::base::shared::Shared;
+use crate::base::shared::{Account, Shared};
 use crate::parts::inbox::{Budget, subslice_range};
 use crate::parts::outbox::{Outbox, WriteBatch};
 
@@ -32,6 +32,8 @@ pub(crate) struct Arena {
     block_addresses: Range<usize>,
     composed: Vec<u8>,
     shared: Vec<Shared>,
+    /// To whom the chunks in queues are charged.
+    account: Account,
     segments: Vec<Segment>,
     /// What the present callback has queued.
     budget: Rc<Budget>,
@@ -89,6 +91,7 @@ impl Arena {
             block_addresses: 0..0,
             composed: Vec::new(),
             shared: Vec::new(),
+            account: Account::new(),
             segments: Vec::new(),
             budget: Rc::default(),
         }
@@ -214,7 +217,7 @@ impl Arena {
             let segment = &self.segments[at];
             charged += match segment.source {
                 SegmentSource::Shared(index) if segment.range.len() == self.shared[index].bytes().len() => {
-                    outbox.push_shared(&self.shared[index])
+                    outbox.push_shared(&self.shared[index], self.account)
                 }
                 source => outbox.push(&self.source(source)[segment.range.clone()]),
             };

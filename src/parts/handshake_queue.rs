@@ -61,12 +61,12 @@ impl HandshakeQueue {
 
     /// Whether one more may begin now.
     pub(crate) fn may_start(&self, max: usize, now: Tick) -> bool {
-        !self.waiting.is_empty() && (self.in_progress.len() < max.max(1) || self.slowest(max, now).is_some())
+        !self.waiting.is_empty() && (self.in_progress.len() < max || self.slowest(max, now).is_some())
     }
 
     /// Who has to make room, when there is none.
     pub(crate) fn to_evict(&self, max: usize, now: Tick) -> Option<ConnId> {
-        if self.in_progress.len() < max.max(1) { None } else { self.slowest(max, now) }
+        if self.in_progress.len() < max { None } else { self.slowest(max, now) }
     }
 
     fn slowest(&self, max: usize, now: Tick) -> Option<ConnId> {

@@ -1,4 +1,4 @@
-//! The door, and what it remembers.
+//! A listener, and what it remembers between accepts.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -71,21 +71,18 @@ impl<L> Listener<L> {
 
     /// Whether accepting now could bring anyone in.
     pub(crate) fn may_accept(&self, now: Tick) -> bool {
-        self.acceptable && self.paused.is_none_or(|starved| starved.until <= now)
+        self.acceptable && self.paused.is_none_or(|paused| paused.until <= now)
     }
 
-    /// When a starved one looks again.
+    /// When a paused one accepts again.
     pub(crate) fn retry_at(&self) -> Option<Tick> {
-        self.paused.filter(|_| self.acceptable).map(|starved| starved.until)
+        self.paused.filter(|_| self.acceptable).map(|paused| paused.until)
     }
 
-    /// Descriptors or memory have run out: ten milliseconds of pause, doubling to half a second. Says whether this
-    /// is the beginning of it.
-    pub(crate) fn pause_accepts(&mut self, now: Tick) -> bool {
+    /// Descriptors or memory have run out: ten milliseconds of pause, doubling to half a second.
+    pub(crate) fn pause_accepts(&mut self, now: Tick) {
         let pause = self.paused.map_or(PAUSE_MIN, |before| (before.pause * 2).min(PAUSE_MAX));
-        let begins = self.paused.is_none();
         self.paused = Some(AcceptPause { until: now.after(pause), pause });
-        begins
     }
 
     /// One of our own descriptors was closed, or an accept succeeded.

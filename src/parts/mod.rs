@@ -6,6 +6,7 @@ pub(crate) mod handshake_queue;
 pub(crate) mod happy_eyeballs;
 pub(crate) mod inbox;
 pub(crate) mod listener;
+pub(crate) mod log_limit;
 pub(crate) mod lookups;
 pub(crate) mod outbox;
 pub(crate) mod timers;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-use crate::base::shared::Shared;
+use crate::base::shared::{Account, Shared};
 use crate::parts::inbox::Progress;
 
 /// The write queue of one connection, there only while the kernel's own buffer is full.
@@ -104,14 +104,15 @@ impl Outbox {
     }
 
     /// Puts a reference to the back; returns the memory taken, which is only the reference's own from the
-    /// second queue on.
-    pub(crate) fn push_shared(&mut self, shared: &Shared) -> usize {
+    /// second queue on. A copy, if another reactor's queues hold it.
+    pub(crate) fn push_shared(&mut self, shared: &Shared, account: Account) -> usize {
         if shared.bytes().is_empty() {
             return 0;
         }
+        let Some(charged) = shared.hold(account) else { return self.push(shared.bytes()) };
         self.queued += shared.bytes().len();
         self.chunks.push_back(Chunk::Shared(shared.clone()));
-        CHUNK_COST + shared.hold()
+        CHUNK_COST + charged
     }
 
     /// What is queued, from the front, as many slices as there is room for.
@@ -256,9 +257,9 @@ mod tests {
 
     #[test]
     fn a_shared_chunk_in_many_queues_is_charged_once() {
-        let line = Shared::from(vec![b'x'; 10_000]);
+        let (line, account) = (Shared::from(vec![b'x'; 10_000]), Account::new());
         let mut queues: Vec<Outbox> = (0..1_000).map(|_| Outbox::default()).collect();
-        let charged: usize = queues.iter_mut().map(|queue| queue.push_shared(&line)).sum();
+        let charged: usize = queues.iter_mut().map(|queue| queue.push_shared(&line, account)).sum();
         assert_eq!(charged, 10_000 + 1_000 * CHUNK_COST);
         let freed: usize = queues.iter_mut().map(Outbox::clear).sum();
         assert_eq!(freed, charged);
@@ -318,6 +319,7 @@ mod tests {
         fn it_behaves_as_a_plain_vector_does(steps in steps()) {
             let (mut outbox, mut model, mut stamp) = (Outbox::default(), Vec::<u8>::new(), 0u8);
             let (mut charged, mut freed) = (0, 0);
+            let account = Account::new();
             for step in steps {
                 stamp = stamp.wrapping_add(1);
                 match step {
@@ -326,7 +328,7 @@ mod tests {
                         model.extend(vec![stamp; n]);
                     }
                     Step::Share(n) => {
-                        charged += outbox.push_shared(&Shared::from(vec![stamp; n]));
+                        charged += outbox.push_shared(&Shared::from(vec![stamp; n]), account);
                         model.extend(vec![stamp; n]);
                     }
                     Step::Write(n) => {

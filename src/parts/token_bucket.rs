@@ -57,7 +57,8 @@ impl TokenBucket {
 
     pub(crate) fn take(&mut self, tokens: usize, now: Tick) {
         self.refill(now);
-        self.level = self.level.saturating_sub((tokens as u64).saturating_mul(SCALE) as i64);
+        let taken = i64::try_from((tokens as u64).saturating_mul(SCALE)).unwrap_or(i64::MAX);
+        self.level = self.level.saturating_sub(taken);
     }
 
     /// Whether nothing has been taken that has not come back.
@@ -99,6 +100,13 @@ mod tests {
             passed += level;
         }
         assert_eq!(passed, max + rate * 999 / 100);
+    }
+
+    #[test]
+    fn taking_more_than_any_number_of_tokens_is_a_debt_and_not_a_gift() {
+        let mut bucket = TokenBucket::new(1_000, 100, Tick(0));
+        bucket.take(usize::MAX, Tick(0));
+        assert_eq!(bucket.level(Tick(1_000_000)), 0);
     }
 
     #[test]

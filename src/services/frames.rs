@@ -1,9 +1,13 @@
 //! Sends back each message it is sent, framed.
 
+use log::Level;
+
+use crate::base::tick::Tick;
 use crate::config::limits::SocketLimits;
 use crate::connection::socket::Socket;
 use crate::framing::Framing;
 use crate::parts::inbox::Input;
+use crate::parts::log_limit::LogLimit;
 use crate::service::Service;
 
 /// Answers each message with its echo in a frame of the same kind. A frame that is too long, or no frame at all,
@@ -22,12 +26,13 @@ use crate::service::Service;
 #[derive(Clone, Debug)]
 pub struct Frames {
     framing: Framing,
+    log_limit: LogLimit,
 }
 
 impl Frames {
     /// Messages framed so.
     pub fn new(framing: Framing) -> Frames {
-        Frames { framing }
+        Frames { framing, log_limit: LogLimit::default() }
     }
 
     /// Limits with room for the longest message of this framing: those for programs, or for people who type if the
@@ -57,11 +62,9 @@ impl Service for Frames {
                 Err(error) => Err(error),
             };
             if let Err(error) = answer {
-                log::info!(
-                    "{} {}: closed after {answered} messages: {error}",
-                    socket.id(),
-                    socket.peer_addr()
-                );
+                let (id, peer) = (socket.id(), socket.peer_addr());
+                let (level, left_out) = self.log_limit.level(Level::Info, Tick::at(socket.elapsed()));
+                log::log!(level, "{id} {peer}: closed after {answered} messages: {error}{left_out}");
                 return socket.close_as(error.into());
             }
             *answered += 1;

@@ -269,3 +269,21 @@ fn every_timeout_closes_with_its_own_reason() {
         assert!(log.contains(reason), "{words}: {log}");
     }
 }
+
+#[test]
+fn a_flood_of_bad_frames_is_a_line_of_log_a_second_and_the_summary_counts_them_all() {
+    let _others = shared();
+    let mut server = Server::start("frames");
+    let begun = Instant::now();
+    for _ in 0..300 {
+        let mut peer = Peer::connect(server.address);
+        peer.send([0xff; 4]);
+        peer.receive_all();
+    }
+    let seconds = begun.elapsed().as_secs() as usize;
+    let summary = server.end();
+    let log = server.log();
+    let lines = log.lines().filter(|line| line.contains(": closed after 0 messages: ")).count();
+    assert!((1..=seconds + 2).contains(&lines), "{lines} lines in {seconds} s");
+    assert!(summary.contains("accepted=300") && summary.contains(" too-long=300"), "{summary}");
+}

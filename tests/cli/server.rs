@@ -114,6 +114,13 @@ impl Server {
         Server::spawn(Command::new(TIDEMILL), words)
     }
 
+    /// The same with a log that leaves nothing out.
+    pub fn start_with_debug_log(words: &str) -> Server {
+        let mut command = Command::new(TIDEMILL);
+        command.env("RUST_LOG", "debug");
+        Server::spawn(command, words)
+    }
+
     /// The same with so many descriptors.
     pub fn start_with_descriptors(max: usize, words: &str) -> Server {
         let mut shell = Command::new("sh");
@@ -127,7 +134,10 @@ impl Server {
         if !words.contains(&"--listen") {
             words.extend(["--listen", "127.0.0.1:0"]);
         }
-        command.args(&words).env("RUST_LOG", "info");
+        command.args(&words);
+        if command.get_envs().all(|(name, _)| name != "RUST_LOG") {
+            command.env("RUST_LOG", "info");
+        }
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it");
         let log = Arc::new(Mutex::new(String::new()));

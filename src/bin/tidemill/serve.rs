@@ -164,7 +164,7 @@ fn handle_reload(shown: Server, options: ServerTlsArgs) -> std::io::Result<()> {
     Ok(())
 }
 
-/// How often each rule of the door has decided.
+/// How often each access rule has decided.
 fn log_rules(rules: Option<&Rules>) {
     for rule in rules.into_iter().flat_map(Rules::iter) {
         let what = if rule.action == Action::Allow { "allow" } else { "deny" };

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::id::ServiceId;
+use crate::base::tick::Tick;
 use crate::connection::Flag;
 
 #[test]
@@ -52,11 +53,47 @@ fn a_loop_without_progress_is_made_to_sleep() {
         // As if something had put it in line for nothing, turn after turn.
         test.event_loop.table.at_mut(id.slot).flags.insert(Flag::Ready);
         test.event_loop.table.ready.push(id);
-        test.event_loop.finish_turn();
+        test.event_loop.turn(None).unwrap();
     }
     assert!(test.event_loop.table.stats.livelocks_broken > 0);
-    test.event_loop.turn(Some(Duration::ZERO)).unwrap();
     assert_eq!(test.script.last_wait(), Some(Some(MS)));
+    test.turn_until_quiet();
+    assert_eq!(test.script.last_wait(), Some(Some(Duration::ZERO)), "it sleeps as it did before");
+}
+
+#[test]
+fn a_deadline_that_is_due_for_ever_does_not_keep_the_loop_from_sleeping() {
+    let mut test = Setup::default().build(discard);
+    for _ in 0..1_100 {
+        // As if something had a deadline that no phase handles: here one of a shutdown, with a timer left each time.
+        test.sockets().set_timer(ServiceId(1), SECOND, None).unwrap();
+        test.event_loop.drain_deadline = Some(Tick(0));
+        test.event_loop.turn(None).unwrap();
+    }
+    assert!(test.event_loop.table.stats.livelocks_broken > 0);
+    assert_eq!(test.script.last_wait(), Some(Some(MS)));
+}
+
+#[test]
+fn limits_of_zero_that_would_stop_the_loop_are_read_as_one() {
+    let limits = Limits {
+        lookups: 0,
+        handshakes: 0,
+        accepts_per_turn: 0,
+        read_budget: 0,
+        carried_over_budget: 0,
+        write_budget: 0,
+        expirations_per_turn: 0,
+        posts_per_turn: 0,
+        ..Limits::default()
+    };
+    let mut test = Setup { limits, ..Setup::default() }.build(echo);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    test.event_loop.handle().post(move |_| sender.send(()).unwrap()).unwrap();
+    let (peer, _) = test.accept();
+    test.script.feed(peer, b"hello");
+    test.turn_until_quiet();
+    assert_eq!((test.script.received(peer), receiver.try_iter().count()), (b"hello".to_vec(), 1));
 }
 
 /// Sets a timer in each `closed`, to look again later.

@@ -32,6 +32,32 @@ fn a_line_to_a_thousand_members_is_held_once() {
 }
 
 #[test]
+fn a_line_queued_in_two_loops_of_one_thread_is_charged_to_each() {
+    let line: Rc<RefCell<Option<Shared>>> = Rc::default();
+    let [mut one, mut two] = [(); 2].map(|()| {
+        let line = line.clone();
+        Setup::default().build(move |socket, input| {
+            let bytes = input.take_all();
+            socket.send_shared(line.borrow_mut().get_or_insert_with(|| Shared::from(bytes)));
+        })
+    });
+    let mut peers = Vec::new();
+    for test in [&mut one, &mut two] {
+        let (peer, _) = test.accept();
+        test.script.window(peer, 0);
+        test.script.feed(peer, &[b'x'; 8_000]);
+        test.turn_until_quiet();
+        assert!(test.event_loop.table.memory >= 8_000);
+        peers.push(peer);
+    }
+    for (test, peer) in [(&mut one, peers[0]), (&mut two, peers[1])] {
+        test.script.window(peer, usize::MAX);
+        test.turn_until_quiet();
+        assert_eq!((test.script.received(peer).len(), test.event_loop.table.memory), (8_000, 0));
+    }
+}
+
+#[test]
 fn past_the_memory_the_largest_queue_goes_first_and_only_until_it_fits() {
     let limits = Limits { memory: 300_000, socket: no_idle(), ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(|socket, input| {

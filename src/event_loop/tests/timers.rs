@@ -61,7 +61,9 @@ fn timers_are_bounded_and_cancelled_by_shutdown() {
     test.sockets().shutdown(Duration::ZERO);
     test.turn_until_quiet();
     assert!(test.event_loop.is_finished());
-    assert_eq!(test.event_loop.next_tick(), test.event_loop.drain_deadline, "nothing else is to come");
+    assert_eq!(test.event_loop.next_tick(), None, "nothing is left, so nothing is to come");
+    test.event_loop.turn(None).unwrap();
+    assert_eq!(test.script.last_wait(), Some(None), "a loop that goes on being turned after shutdown sleeps");
 }
 
 #[test]

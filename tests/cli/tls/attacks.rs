@@ -66,7 +66,8 @@ fn silent_and_slow_handshakes_are_closed_at_the_handshake_timeout_and_not_before
 fn non_tls_bytes_are_logged_and_the_server_serves_on() {
     let _others = shared();
     let certificates = Certificates::of("no-tls");
-    let mut echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
+    let mut echo =
+        Server::start_with_debug_log(&format!("echo --raw {}", certificates.server_args("server")));
     let garbage = Random(seed()).bytes(5000);
     // A record that claims to be a hello, and is not.
     let mut wrong_hello = client_hello(&certificates);

@@ -4,7 +4,7 @@ use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use tidemill::{IpRange, RangeError, RefuseMode, Rules};
 
-/// The rules of the door, as they were given.
+/// The access rules, as they were given.
 #[derive(Clone, Debug, Default)]
 pub struct AccessArgs {
     pub rules: Rules,
