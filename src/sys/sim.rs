@@ -286,14 +286,7 @@ impl Script {
 
     /// An event out of nowhere.
     pub(crate) fn event(&self, token: Token) {
-        self.0.borrow_mut().stale.push(Ready {
-            token,
-            readable: true,
-            writable: true,
-            end: false,
-            error: false,
-            priority: false,
-        });
+        self.0.borrow_mut().stale.push(Edge::SPURIOUS.ready(token));
     }
 
     pub(crate) fn token(&self, peer: PeerId) -> Option<Token> {
@@ -371,6 +364,14 @@ impl World {
 }
 
 impl Edge {
+    /// An edge that means nothing, as a kernel may send one.
+    const SPURIOUS: Edge = Edge { readable: true, writable: true, end: false, error: false };
+
+    fn ready(self, token: Token) -> Ready {
+        let Edge { readable, writable, end, error } = self;
+        Ready { token, readable, writable, end, error, priority: false }
+    }
+
     fn any(self) -> bool {
         self.readable || self.writable || self.end
     }
@@ -402,14 +403,7 @@ impl System for Sim {
         ready.append(&mut world.stale);
         if let (true, Some(token)) = (world.listener_edge, world.listener) {
             world.listener_edge = false;
-            ready.push(Ready {
-                token,
-                readable: true,
-                writable: false,
-                end: false,
-                error: false,
-                priority: false,
-            });
+            ready.push(Edge { readable: true, ..Edge::default() }.ready(token));
         }
         for key in 0..world.sockets.len() {
             let late = world.draw_fault(4);
@@ -418,23 +412,9 @@ impl System for Sim {
             let (Some(token), None) = (socket.token, socket.released) else { continue };
             if socket.edge.any() && !late {
                 let edge = std::mem::take(&mut socket.edge);
-                ready.push(Ready {
-                    token,
-                    readable: edge.readable,
-                    writable: edge.writable,
-                    end: edge.end,
-                    error: edge.error,
-                    priority: false,
-                });
+                ready.push(edge.ready(token));
             } else if spurious {
-                ready.push(Ready {
-                    token,
-                    readable: true,
-                    writable: true,
-                    end: false,
-                    error: false,
-                    priority: false,
-                });
+                ready.push(Edge::SPURIOUS.ready(token));
             }
         }
         if ready.is_empty() {
