@@ -1,7 +1,8 @@
 //! What you write: a service, and the one erasure that lets a reactor hold many kinds of them.
 
-use crate::base::id::{ConnId, ServiceId};
-use crate::base::reason::{CloseReason, Refused};
+use crate::base::id::ServiceId;
+use crate::base::reason::{ClosedInfo, Refused};
+use crate::connection::optional::IdleKind;
 use crate::connection::socket::Socket;
 use crate::connection::sockets::Sockets;
 use crate::connection::table::Table;
@@ -79,11 +80,14 @@ pub trait Service: 'static {
         let _ = (session, socket);
     }
 
-    /// No byte has moved either way for [`SocketLimits::idle`](crate::SocketLimits::idle), or for what
-    /// [`Socket::set_idle`] said; or none one way, where it has a [clock](Socket::set_read_idle) for that:
-    /// [`Socket::idle_kind`] says which. By default it is closed. One that is not gets another whole span.
-    fn idle(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
-        let _ = session;
+    /// No byte has moved for as long as a clock of the connection allows. `which` names the clock: both directions
+    /// ([`SocketLimits::idle`](crate::SocketLimits::idle) or [`Socket::set_idle`]), or only one
+    /// ([`Socket::set_read_idle`], [`Socket::set_write_idle`]).
+    ///
+    /// By default the connection is closed, with the reason [`Idle`](crate::CloseReason::Idle). If it is not closed,
+    /// this is called again after another whole span.
+    fn idle(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>, which: IdleKind) {
+        let _ = (session, which);
         socket.close();
     }
 
@@ -102,31 +106,38 @@ pub trait Service: 'static {
         let _ = (refused, sockets);
     }
 
-    /// It has ended, and `why`. The session comes back by value; its own socket is gone, but the `rest` can be reached.
-    /// What else is known of it is in [`Sockets::closed_info`].
-    fn closed(&mut self, session: Self::Session, id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
-        let _ = (session, id, why, rest);
+    /// The connection has ended; called exactly once for each `open`. `gone` has its id, the reason, its addresses and
+    /// counters. The session comes back by value. The connection itself can no longer be reached, the others can.
+    fn closed(&mut self, session: Self::Session, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
+        let _ = (session, gone, sockets);
     }
+}
+
+/// What a service is told: one variant for each of its callbacks.
+pub(crate) enum Event<'a, 'b> {
+    Start(ServiceId),
+    Timer(TimerId),
+    Refused(&'a Refused),
+    Closed(&'a ClosedInfo),
+    /// The session begins with this.
+    Open(u32),
+    /// The others concern the session of a slot.
+    Data(u32, &'a mut Input<'b>),
+    Connected(u32),
+    FilterStarted(u32),
+    End(u32),
+    Drained(u32),
+    Idle(u32, IdleKind),
+    Alarm(u32),
 }
 
 /// A service with its type erased: once per service, never per connection.
 pub(crate) trait AnyService {
-    fn start(&mut self, table: &mut Table, own: ServiceId);
-    fn open(&mut self, table: &mut Table, slot: u32);
-    fn connected(&mut self, table: &mut Table, slot: u32);
-    fn filter_started(&mut self, table: &mut Table, slot: u32);
-    fn data(&mut self, table: &mut Table, slot: u32, input: &mut Input<'_>);
-    fn alarm(&mut self, table: &mut Table, slot: u32);
-    fn timer(&mut self, table: &mut Table, timer: TimerId);
-    fn refused(&mut self, table: &mut Table, refused: &Refused);
-    fn end(&mut self, table: &mut Table, slot: u32);
-    fn drained(&mut self, table: &mut Table, slot: u32);
-    fn idle(&mut self, table: &mut Table, slot: u32);
-    fn closed(&mut self, table: &mut Table, id: ConnId, why: CloseReason);
+    fn call(&mut self, table: &mut Table, event: Event<'_, '_>);
 }
 
-/// A service and the sessions of its connections, by slot: a session without content costs a byte, and
-/// finding one costs no look-up. A reactor with several services keeps a gap in each for the others' slots.
+/// A service and the sessions of its connections, by slot: a session without content costs a byte. A reactor with
+/// several services keeps a gap in each for the slots of the others.
 pub(crate) struct ServiceState<S: Service> {
     service: S,
     sessions: Vec<Option<S::Session>>,
@@ -137,18 +148,6 @@ impl<S: Service> ServiceState<S> {
         ServiceState { service, sessions: Vec::new() }
     }
 
-    /// The service and a session of it. A connection has one from `open` to `closed`.
-    fn session(&mut self, slot: u32) -> Option<(&mut S, &mut S::Session)> {
-        let session = self.sessions.get_mut(slot as usize)?.as_mut()?;
-        Some((&mut self.service, session))
-    }
-}
-
-impl<S: Service> AnyService for ServiceState<S> {
-    fn start(&mut self, table: &mut Table, own: ServiceId) {
-        self.service.start(own, &mut Sockets::new(table));
-    }
-
     fn open(&mut self, table: &mut Table, slot: u32) {
         let session = self.service.open(&mut Socket::new(table, slot));
         if self.sessions.len() <= slot as usize {
@@ -157,59 +156,48 @@ impl<S: Service> AnyService for ServiceState<S> {
         self.sessions[slot as usize] = Some(session);
     }
 
-    fn connected(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.session(slot) {
-            service.connected(session, &mut Socket::new(table, slot));
+    fn closed(&mut self, table: &mut Table, gone: &ClosedInfo) {
+        if let Some(session) = self.sessions.get_mut(gone.id.slot as usize).and_then(Option::take) {
+            self.service.closed(session, gone, &mut Sockets::new(table));
         }
     }
 
-    fn filter_started(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.session(slot) {
-            service.filter_started(session, &mut Socket::new(table, slot));
+    /// Calls a callback that needs the session. A connection has one from `open` to `closed`.
+    fn with_session(
+        &mut self,
+        table: &mut Table,
+        slot: u32,
+        call: impl FnOnce(&mut S, &mut S::Session, &mut Socket<'_>),
+    ) {
+        if let Some(session) = self.sessions.get_mut(slot as usize).and_then(Option::as_mut) {
+            call(&mut self.service, session, &mut Socket::new(table, slot));
         }
     }
+}
 
-    fn alarm(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.session(slot) {
-            service.alarm(session, &mut Socket::new(table, slot));
-        }
-    }
-
-    fn timer(&mut self, table: &mut Table, timer: TimerId) {
-        self.service.timer(timer, &mut Sockets::new(table));
-    }
-
-    fn refused(&mut self, table: &mut Table, refused: &Refused) {
-        self.service.refused(refused, &mut Sockets::new(table));
-    }
-
-    fn data(&mut self, table: &mut Table, slot: u32, input: &mut Input<'_>) {
-        if let Some((service, session)) = self.session(slot) {
-            service.data(session, &mut Socket::new(table, slot), input);
-        }
-    }
-
-    fn end(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.session(slot) {
-            service.end(session, &mut Socket::new(table, slot));
-        }
-    }
-
-    fn drained(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.session(slot) {
-            service.drained(session, &mut Socket::new(table, slot));
-        }
-    }
-
-    fn idle(&mut self, table: &mut Table, slot: u32) {
-        if let Some((service, session)) = self.session(slot) {
-            service.idle(session, &mut Socket::new(table, slot));
-        }
-    }
-
-    fn closed(&mut self, table: &mut Table, id: ConnId, why: CloseReason) {
-        if let Some(session) = self.sessions.get_mut(id.slot as usize).and_then(Option::take) {
-            self.service.closed(session, id, why, &mut Sockets::new(table));
+impl<S: Service> AnyService for ServiceState<S> {
+    fn call(&mut self, table: &mut Table, event: Event<'_, '_>) {
+        match event {
+            Event::Data(slot, input) => {
+                self.with_session(table, slot, |service, session, socket| {
+                    service.data(session, socket, input)
+                });
+            }
+            Event::Start(own) => self.service.start(own, &mut Sockets::new(table)),
+            Event::Timer(timer) => self.service.timer(timer, &mut Sockets::new(table)),
+            Event::Refused(refused) => self.service.refused(refused, &mut Sockets::new(table)),
+            Event::Closed(gone) => self.closed(table, gone),
+            Event::Open(slot) => self.open(table, slot),
+            Event::Connected(slot) => self.with_session(table, slot, S::connected),
+            Event::FilterStarted(slot) => self.with_session(table, slot, S::filter_started),
+            Event::End(slot) => self.with_session(table, slot, S::end),
+            Event::Drained(slot) => self.with_session(table, slot, S::drained),
+            Event::Alarm(slot) => self.with_session(table, slot, S::alarm),
+            Event::Idle(slot, which) => {
+                self.with_session(table, slot, |service, session, socket| {
+                    service.idle(session, socket, which)
+                });
+            }
         }
     }
 }

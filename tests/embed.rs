@@ -14,7 +14,8 @@ use mio::{Events, Interest, Poll, Token};
 use tidemill::framing::Framing;
 use tidemill::services::{Echo, Frames};
 use tidemill::{
-    CloseReason, ConnId, Input, Limits, Reactor, Service, ServiceId, Socket, SocketLimits, Sockets, Stats,
+    CloseReason, ClosedInfo, ConnId, Input, Limits, Reactor, Service, ServiceId, Socket, SocketLimits,
+    Sockets, Stats,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -38,8 +39,8 @@ impl Service for Recorder {
         self.received.borrow_mut().extend_from_slice(input.take_all());
     }
 
-    fn closed(&mut self, _: (), _: ConnId, why: CloseReason, _: &mut Sockets<'_>) {
-        self.closed.borrow_mut().push(why);
+    fn closed(&mut self, _: (), gone: &ClosedInfo, _: &mut Sockets<'_>) {
+        self.closed.borrow_mut().push(gone.reason);
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tidemill::services::Echo;
 use tidemill::{
-    CloseReason, ConnId, DialOptions, Input, KeepAlive, Limits, ListenOptions, Reactor, Service, Socket,
+    CloseReason, ClosedInfo, DialOptions, Input, KeepAlive, Limits, ListenOptions, Reactor, Service, Socket,
     Sockets,
 };
 
@@ -126,9 +126,8 @@ impl Service for CloseRecorder {
 
     fn data(&mut self, _: &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
 
-    fn closed(&mut self, _: (), _: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
-        let failure = rest.closed_info().and_then(|info| info.dial_error.as_ref()).map(ToString::to_string);
-        *self.0.borrow_mut() = Some((why, failure.unwrap_or_default()));
+    fn closed(&mut self, _: (), gone: &ClosedInfo, _: &mut Sockets<'_>) {
+        *self.0.borrow_mut() = Some((gone.reason, gone.error_text().unwrap_or_default()));
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tidemill::services::Echo;
 use tidemill::{
-    CloseReason, ConnId, DialOptions, FilterConfig, Input, Limits, Reactor, Service, ServiceId, Socket,
+    ClosedInfo, ConnId, DialOptions, FilterConfig, Input, Limits, Reactor, Service, ServiceId, Socket,
     SocketLimits, Sockets,
 };
 
@@ -247,9 +247,9 @@ impl Service for Connection {
         }
     }
 
-    fn closed(&mut self, _: usize, id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
+    fn closed(&mut self, _: usize, gone: &ClosedInfo, rest: &mut Sockets<'_>) {
         let mut state = self.state.borrow_mut();
-        assert!(state.case.churns(), "a server has closed {id}: {why}");
+        assert!(state.case.churns(), "a server has closed {}: {}", gone.id, gone.reason);
         state.under_way -= 1;
         let active = state.active;
         drop(state);

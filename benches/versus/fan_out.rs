@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
-use tidemill::{CloseReason, ConnId, Input, Service, Shared, Socket, Sockets};
+use tidemill::{ClosedInfo, ConnId, Input, Service, Shared, Socket, Sockets};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc};
@@ -36,8 +36,8 @@ impl Service for Lines {
         }
     }
 
-    fn closed(&mut self, _: (), id: ConnId, _: CloseReason, _: &mut Sockets<'_>) {
-        self.members.retain(|&member| member != id);
+    fn closed(&mut self, _: (), gone: &ClosedInfo, _: &mut Sockets<'_>) {
+        self.members.retain(|&member| member != gone.id);
     }
 }
 

@@ -223,12 +223,14 @@ impl fmt::Display for OsError {
     }
 }
 
-/// What is known of a connection that has ended: see [`Sockets::closed_info`](crate::Sockets::closed_info).
+/// What is known of a connection that has ended: a parameter of [`Service::closed`](crate::Service::closed).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ClosedInfo {
     /// Its name, which finds nobody any more.
     pub id: ConnId,
+    /// Why it ended.
+    pub reason: CloseReason,
     /// The remote end; for a dial that failed, what was dialed.
     pub peer: Address,
     /// The local end. None where it never had one, and for Unix-domain sockets.

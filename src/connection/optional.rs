@@ -67,7 +67,6 @@ pub(crate) struct Overrides {
     pub(crate) idle: Option<Option<Duration>>,
     pub(crate) read_idle: Option<IdleTimer>,
     pub(crate) write_idle: Option<IdleTimer>,
-    pub(crate) idle_kind: IdleKind,
     pub(crate) alarm: Option<Alarm>,
     /// How fast it may be read, and when there will be tokens again.
     pub(crate) bucket: Option<TokenBucket>,

@@ -13,7 +13,6 @@ use crate::base::id::{ConnId, GroupId};
 use crate::base::reason::{CloseReason, Refusal};
 use crate::base::shared::Shared;
 use crate::config::dial::{DialOptions, KeepAlive, SocketOption};
-use crate::connection::optional::IdleKind;
 use crate::connection::sockets::Sockets;
 use crate::connection::table::Table;
 use crate::connection::{Flag, Origin, Stage, State};
@@ -364,11 +363,6 @@ impl Socket<'_> {
     /// time to send a sign of life, for example. Off by default.
     pub fn set_write_idle(&mut self, limit: Option<Duration>) {
         self.table.set_write_idle(self.slot, limit);
-    }
-
-    /// In [`idle`](crate::Service::idle): which clock has run out.
-    pub fn idle_kind(&self) -> IdleKind {
-        self.table.at(self.slot).overrides().map_or(IdleKind::Both, |overrides| overrides.idle_kind)
     }
 
     /// Calls [`alarm`](crate::Service::alarm) once, after so long, whatever the connection does meanwhile. It has one

@@ -9,7 +9,6 @@ use std::time::Instant;
 use super::socket::Socket;
 use crate::base::address::{Address, parse_address};
 use crate::base::id::{ConnId, GroupId, ListenerId, ServiceId};
-use crate::base::reason::ClosedInfo;
 use crate::base::stats::Stats;
 use crate::config::access::AccessPolicy;
 use crate::config::dial::DialOptions;
@@ -133,12 +132,6 @@ impl<'a> Sockets<'a> {
             }
             None => self.table.timers.cancel_redial(id),
         }
-    }
-
-    /// In [`closed`](crate::Service::closed): what is known of the connection that has ended, its addresses and its
-    /// figures among it. None at any other time.
-    pub fn closed_info(&self) -> Option<&ClosedInfo> {
-        self.table.closed_info.as_ref()
     }
 
     /// Calls [`Service::timer`](crate::Service::timer) once, after so long; or again and again, if `every` is given.

@@ -11,7 +11,7 @@ use super::rate::Group;
 use super::sockets::Epoch;
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::{ConnId, GenerationCounter, GroupId, ListenerId};
-use crate::base::reason::{CloseReason, ClosedInfo};
+use crate::base::reason::CloseReason;
 use crate::base::stats::Stats;
 use crate::base::tick::Tick;
 use crate::config::dial::SocketOption;
@@ -78,9 +78,7 @@ pub(crate) struct Table {
     pub(crate) pending_options: Vec<(ConnId, SocketOption)>,
     pub(crate) timers: Timers,
     pub(crate) handshakes: HandshakeQueue,
-    /// The connection whose `closed` callback runs.
     pub(crate) log_limits: LogLimits,
-    pub(crate) closed_info: Option<ClosedInfo>,
     /// Where the next random number comes from. None is needed but to spread clients that dial again.
     pub(crate) rng_state: u64,
     pub(crate) now: Tick,
@@ -147,7 +145,6 @@ impl Table {
             timers: Timers::new(),
             handshakes: HandshakeQueue::default(),
             log_limits: LogLimits::default(),
-            closed_info: None,
             rng_state: 0,
             limits,
             now: Tick(0),

@@ -15,7 +15,7 @@ use crate::connection::socket::Socket;
 use crate::connection::table::REFUSED;
 use crate::connection::{Flag, Stage};
 use crate::parts::inbox::Input;
-use crate::service::Service;
+use crate::service::{Event, Service};
 use crate::sys::{AcceptError, System};
 
 /// Peers turned away in one go when no descriptor is left to tell them.
@@ -102,7 +102,7 @@ impl<S: System> EventLoop<S> {
         if let Some(how) = filter {
             return self.expect_handshake(id.slot, how);
         }
-        self.services[usize::from(service)].open(&mut self.table, id.slot);
+        self.services[usize::from(service)].call(&mut self.table, Event::Open(id.slot));
     }
 
     fn refuse(&mut self, index: usize, stream: S::Stream, peer: PeerAddress, (why, how): Rejection) {
@@ -136,7 +136,7 @@ impl<S: System> EventLoop<S> {
         let Some(Some(listener)) = self.listeners.get(index) else { return };
         let refused = Refused { peer: Address::from(peer), at: listener.address.clone(), reason: why };
         log::debug!("{} was refused: {}", refused.peer, why.word());
-        self.services[usize::from(listener.service)].refused(&mut self.table, &refused);
+        self.services[usize::from(listener.service)].call(&mut self.table, Event::Refused(&refused));
     }
 
     fn on_backlog_empty(&mut self, index: usize) {

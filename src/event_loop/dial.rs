@@ -12,6 +12,7 @@ use crate::config::rules::Action;
 use crate::connection::{Flag, Stage};
 use crate::parts::happy_eyeballs::{HappyEyeballs, Step};
 use crate::parts::lookups::LookupRequest;
+use crate::service::Event;
 use crate::sys::System;
 
 /// The attempts to connect for one dial. All of them are registered under the connection's own token: an event says
@@ -48,7 +49,7 @@ impl<S: System> EventLoop<S> {
             return;
         };
         let service = usize::from(self.table.at(slot).service);
-        self.services[service].open(&mut self.table, slot);
+        self.services[service].call(&mut self.table, Event::Open(slot));
         if self.table.at(slot).stage == Stage::Dead {
             return;
         }
@@ -259,7 +260,7 @@ impl<S: System> EventLoop<S> {
             return self.handshake_dialed(slot, how, &to, by);
         }
         let service = usize::from(self.table.at(slot).service);
-        self.services[service].connected(&mut self.table, slot);
+        self.services[service].call(&mut self.table, Event::Connected(slot));
     }
 
     /// The attempts that are left are dropped, which closes them. What became of all of them is returned.

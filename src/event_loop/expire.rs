@@ -9,6 +9,7 @@ use crate::connection::deadline::Due;
 use crate::connection::optional::IdleKind;
 use crate::connection::table::Stop;
 use crate::parts::timers::Expired;
+use crate::service::Event;
 use crate::sys::System;
 
 impl<S: System> EventLoop<S> {
@@ -30,7 +31,7 @@ impl<S: System> EventLoop<S> {
         for _ in 0..self.table.limits.expirations_per_turn {
             match self.table.timers.pop_due(self.table.now) {
                 Some(Expired::Notify(service, timer)) => {
-                    self.services[usize::from(service)].timer(&mut self.table, timer)
+                    self.services[usize::from(service)].call(&mut self.table, Event::Timer(timer))
                 }
                 Some(Expired::Redial(again)) => self.table.redial(*again),
                 None => return,
@@ -89,14 +90,13 @@ impl<S: System> EventLoop<S> {
             connection.last_activity = now;
         }
         if let Some(overrides) = connection.overrides_mut() {
-            overrides.idle_kind = silent;
             match silent {
                 IdleKind::Both => {}
                 IdleKind::Reading => overrides.read_idle.iter_mut().for_each(|quiet| quiet.since = now),
                 IdleKind::Writing => overrides.write_idle.iter_mut().for_each(|quiet| quiet.since = now),
             }
         }
-        self.services[service].idle(&mut self.table, slot);
+        self.services[service].call(&mut self.table, Event::Idle(slot, silent));
         let connection = self.table.at_mut(slot);
         if connection.stage != Stage::Open && connection.close_reason == Some(CloseReason::Local) {
             connection.close_reason = Some(CloseReason::Idle);
@@ -114,7 +114,7 @@ impl<S: System> EventLoop<S> {
                 alarm
             });
         }
-        self.services[service].alarm(&mut self.table, slot);
+        self.services[service].call(&mut self.table, Event::Alarm(slot));
     }
 
     fn check_min_rate(&mut self, slot: u32, due: Due) {

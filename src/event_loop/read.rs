@@ -10,6 +10,7 @@ use crate::config::limits::CALLS_MAX;
 use crate::connection::{Flag, Stage};
 use crate::parts::arena::READ_MAX;
 use crate::parts::inbox::{Inbox, Input};
+use crate::service::Event;
 use crate::sys::System;
 
 /// A message's beginning that is no longer than this is put in front of the next read, so that the service sees both
@@ -255,7 +256,7 @@ impl<S: System> EventLoop<S> {
         }
         let mut input = Input::with_scanned(bytes, scanned).within(&self.budget);
         let service = usize::from(self.table.at(slot).service);
-        self.services[service].data(&mut self.table, slot, &mut input);
+        self.services[service].call(&mut self.table, Event::Data(slot, &mut input));
         let is_cut = input.is_cut();
         let (taken, scanned) = input.finish();
         Delivered { taken, scanned, is_cut }
@@ -344,7 +345,7 @@ impl<S: System> EventLoop<S> {
                     self.relay_fin(slot);
                 } else {
                     let service = usize::from(connection.service);
-                    self.services[service].end(&mut self.table, slot);
+                    self.services[service].call(&mut self.table, Event::End(slot));
                 }
                 self.table.drop_inbox(slot);
                 if finished {

@@ -7,6 +7,7 @@ use crate::base::reason::{CloseReason, ClosedInfo};
 use crate::connection::table::REFUSED;
 use crate::connection::{Connection, Flag};
 use crate::parts::listener::Listener;
+use crate::service::Event;
 use crate::sys::System;
 
 /// Connections whose `closed` is called in one turn. A callback may send to every member of a room: a thousand that are
@@ -66,10 +67,19 @@ impl<S: System> EventLoop<S> {
         let (bytes_in, bytes_out) = (connection.bytes_in, connection.bytes_out);
         let duration = self.table.now.since_start() - connection.created.since_start();
         let filter_error = connection.tls_mut().and_then(|tls| tls.error.take());
-        self.table.closed_info =
-            Some(ClosedInfo { id, peer, local, bytes_in, bytes_out, duration, dial_error, filter_error });
-        self.services[usize::from(connection.service)].closed(&mut self.table, id, why);
-        self.table.closed_info = None;
+        let gone = ClosedInfo {
+            id,
+            reason: why,
+            peer,
+            local,
+            bytes_in,
+            bytes_out,
+            duration,
+            dial_error,
+            filter_error,
+        };
+        let service = usize::from(connection.service);
+        self.services[service].call(&mut self.table, Event::Closed(&gone));
         if let Some(again) = again {
             self.table.redial_later(again);
         }

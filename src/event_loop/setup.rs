@@ -17,7 +17,7 @@ use crate::connection::table::{REFUSED, Table};
 use crate::handle::Handle;
 use crate::parts::listener::Listener;
 use crate::parts::lookups::Lookups;
-use crate::service::{Service, ServiceState};
+use crate::service::{Event, Service, ServiceState};
 use crate::sys::System;
 
 impl<S: System> EventLoop<S> {
@@ -78,7 +78,7 @@ impl<S: System> EventLoop<S> {
         self.table.connections_by_service.push(0);
         self.read_clock();
         let own = ServiceId((self.services.len() - 1) as u16);
-        self.services[usize::from(own.0)].start(&mut self.table, own);
+        self.services[usize::from(own.0)].call(&mut self.table, Event::Start(own));
         own
     }
 

@@ -14,6 +14,7 @@ use crate::connection::optional::Tls;
 use crate::connection::{Connection, Flag, Stage};
 use crate::parts::arena::{READ_MAX, SegmentList};
 use crate::parts::outbox::WriteBatch;
+use crate::service::Event;
 use crate::sys::System;
 
 /// Handshakes that begin in one turn. Each costs up to a millisecond, and others wait meanwhile.
@@ -153,9 +154,9 @@ impl<S: System> EventLoop<S> {
         self.table.push_dirty(slot);
         log::debug!("{id} {} handshake complete", self.table.peer(slot));
         match (open_pending, dialed) {
-            (true, true) => self.services[service].connected(&mut self.table, slot),
-            (true, false) => self.services[service].open(&mut self.table, slot),
-            (false, _) => self.services[service].filter_started(&mut self.table, slot),
+            (true, true) => self.services[service].call(&mut self.table, Event::Connected(slot)),
+            (true, false) => self.services[service].call(&mut self.table, Event::Open(slot)),
+            (false, _) => self.services[service].call(&mut self.table, Event::FilterStarted(slot)),
         }
         self.table.rearm(slot);
     }

@@ -9,6 +9,7 @@ use crate::config::limits::CALLS_MAX;
 use crate::connection::{Flag, NOT_DIRTY, Stage};
 use crate::parts::arena::{Arena, SegmentList};
 use crate::parts::outbox::{Outbox, WriteBatch};
+use crate::service::Event;
 use crate::sys::System;
 
 impl<S: System> EventLoop<S> {
@@ -246,7 +247,7 @@ impl<S: System> EventLoop<S> {
                 self.resume_pipe_peer(slot);
             } else if is_open(&self.table, slot) {
                 let service = usize::from(self.table.at(slot).service);
-                self.services[service].drained(&mut self.table, slot);
+                self.services[service].call(&mut self.table, Event::Drained(slot));
             }
             self.table.push_ready(slot);
             self.table.rearm(slot);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::base::address::Address;
 use crate::base::id::ConnId;
-use crate::base::reason::CloseReason;
+use crate::base::reason::ClosedInfo;
 use crate::base::shared::Shared;
 use crate::base::text::printable;
 use crate::config::limits::SocketLimits;
@@ -201,14 +201,15 @@ impl Service for Chat {
         }
     }
 
-    fn closed(&mut self, _: (), id: ConnId, _: CloseReason, rest: &mut Sockets<'_>) {
-        self.leave(id, &mut Others::Rest(rest));
+    fn closed(&mut self, _: (), gone: &ClosedInfo, rest: &mut Sockets<'_>) {
+        self.leave(gone.id, &mut Others::Rest(rest));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::reason::CloseReason;
     use crate::services::testing::TestServer;
     use crate::sys::sim::PeerId;
 

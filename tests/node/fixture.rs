@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tidemill::{
-    Address, CloseReason, ClosedInfo, ConnId, Input, Limits, ListenOptions, ListenerId, Reactor, Refused,
-    Service, ServiceId, Socket, SocketLimits, Sockets,
+    Address, CloseReason, ClosedInfo, ConnId, IdleKind, Input, Limits, ListenOptions, ListenerId, Reactor,
+    Refused, Service, ServiceId, Socket, SocketLimits, Sockets,
 };
 
 /// No machine that is not broken takes longer.
@@ -108,7 +108,7 @@ impl Service for Recorder {
         self.run(|hooks| &mut hooks.drained, socket);
     }
 
-    fn idle(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+    fn idle(&mut self, _: &mut (), socket: &mut Socket<'_>, _: IdleKind) {
         self.record(Event::Idle(socket.id()));
         if !self.run(|hooks| &mut hooks.idle, socket) {
             socket.close();
@@ -119,9 +119,9 @@ impl Service for Recorder {
         self.0.borrow_mut().refused.push(refused.clone());
     }
 
-    fn closed(&mut self, _: (), id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
-        self.record(Event::Closed(id, why));
-        self.0.borrow_mut().info.extend(rest.closed_info().cloned());
+    fn closed(&mut self, _: (), gone: &ClosedInfo, _: &mut Sockets<'_>) {
+        self.record(Event::Closed(gone.id, gone.reason));
+        self.0.borrow_mut().info.push(gone.clone());
     }
 }
 

@@ -112,7 +112,7 @@ impl Service for SetsTimers {
         input.take_all();
     }
 
-    fn closed(&mut self, _: (), _: ConnId, _: CloseReason, sockets: &mut Sockets<'_>) {
+    fn closed(&mut self, _: (), _: &ClosedInfo, sockets: &mut Sockets<'_>) {
         let _ = sockets.set_timer(self.0.expect("an id"), 3_600 * SECOND, None);
     }
 }

@@ -117,8 +117,8 @@ impl Service for Probe {
         self.log.borrow_mut().push(Event::Refused(refused.reason));
     }
 
-    fn idle(&mut self, _: &mut ConnId, socket: &mut Socket<'_>) {
-        self.log.borrow_mut().push(match socket.idle_kind() {
+    fn idle(&mut self, _: &mut ConnId, socket: &mut Socket<'_>, which: IdleKind) {
+        self.log.borrow_mut().push(match which {
             IdleKind::Both => Event::Idle(socket.id()),
             one_way => Event::OneWayIdle(socket.id(), one_way),
         });
@@ -127,12 +127,10 @@ impl Service for Probe {
         }
     }
 
-    fn closed(&mut self, session: ConnId, id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
-        assert_eq!(session, id);
-        let closed_log = rest.closed_info().cloned();
-        assert_eq!(closed_log.as_ref().map(|closed_log| closed_log.id), Some(id));
-        self.closed_log.borrow_mut().extend(closed_log);
-        self.log.borrow_mut().push(Event::Closed(id, why));
+    fn closed(&mut self, session: ConnId, gone: &ClosedInfo, _: &mut Sockets<'_>) {
+        assert_eq!(session, gone.id);
+        self.closed_log.borrow_mut().push(gone.clone());
+        self.log.borrow_mut().push(Event::Closed(gone.id, gone.reason));
     }
 }
 

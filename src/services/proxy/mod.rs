@@ -419,8 +419,8 @@ impl Service for Proxy {
         }
     }
 
-    fn closed(&mut self, role: Role, id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
-        let Some(info) = rest.closed_info().cloned() else { return };
+    fn closed(&mut self, role: Role, gone: &ClosedInfo, rest: &mut Sockets<'_>) {
+        let (id, why, info) = (gone.id, gone.reason, gone.clone());
         match role {
             Role::AwaitingHeader | Role::Handshaking(_) => {}
             Role::Check => {

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use tidemill::{
-    CloseReason, ConnId, DialError, DialOptions, Handle, Input, Limits, Reactor, Service, Socket,
+    CloseReason, ClosedInfo, ConnId, DialError, DialOptions, Handle, Input, Limits, Reactor, Service, Socket,
     SocketLimits, Sockets,
 };
 
@@ -207,14 +207,11 @@ impl Service for Relay {
         let _ = self.drained.send(());
     }
 
-    fn closed(&mut self, _: (), _: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
+    fn closed(&mut self, _: (), gone: &ClosedInfo, _: &mut Sockets<'_>) {
         let mut out = Vec::new();
         self.incoming.finish(&mut out);
         let _ = self.write(&out);
-        let (failure, broken) = match rest.closed_info() {
-            Some(info) => (info.dial_error.clone(), info.filter_error.clone()),
-            None => (None, None),
-        };
-        *self.ending.borrow_mut() = Ending { why: Some(why), failure, broken };
+        let (failure, broken) = (gone.dial_error.clone(), gone.filter_error.clone());
+        *self.ending.borrow_mut() = Ending { why: Some(gone.reason), failure, broken };
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
-use tidemill::{CloseReason, ClosedInfo, ConnId, Input, Reactor, Service, ServiceId, Socket, Sockets};
+use tidemill::{ClosedInfo, ConnId, Input, Reactor, Service, ServiceId, Socket, Sockets};
 
 use super::plan::{Pattern, Plan};
 use super::report::Results;
@@ -218,10 +218,10 @@ impl Service for Load {
         }
     }
 
-    fn closed(&mut self, connection: Connection, id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
+    fn closed(&mut self, connection: Connection, gone: &ClosedInfo, rest: &mut Sockets<'_>) {
         let mut clients = self.shared.borrow_mut();
-        clients.numbers.remove(&id);
-        let (number, failure) = (connection.number, rest.closed_info().and_then(ClosedInfo::error_text));
+        clients.numbers.remove(&gone.id);
+        let (number, why) = (connection.number, gone.reason);
         match connection.connected {
             false => clients.connecting -= 1,
             true => clients.up -= 1,
@@ -229,7 +229,7 @@ impl Service for Load {
         let (over, done, churns) =
             (clients.over, clients.clients[number].done, clients.plan.shape == Shape::Churn);
         if !over && !done {
-            clients.results.fail(failure.unwrap_or_else(|| format!("connection {number}: {why}")));
+            clients.results.fail(gone.error_text().unwrap_or_else(|| format!("connection {number}: {why}")));
         }
         drop(clients);
         if let (true, false, Some(own)) = (churns, over, self.own) {

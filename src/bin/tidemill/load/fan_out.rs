@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use tidemill::{CloseReason, ClosedInfo, ConnId, Input, Service, Socket, Sockets};
+use tidemill::{ClosedInfo, ConnId, Input, Service, Socket, Sockets};
 
 use super::plan::Plan;
 use super::report::Results;
@@ -149,15 +149,15 @@ impl Service for FanOut {
         (0..completed).for_each(|_| room.send(&mut sender));
     }
 
-    fn closed(&mut self, connected: bool, id: ConnId, why: CloseReason, rest: &mut Sockets<'_>) {
+    fn closed(&mut self, connected: bool, gone: &ClosedInfo, _: &mut Sockets<'_>) {
         let mut room = self.shared.borrow_mut();
-        let failure = rest.closed_info().and_then(ClosedInfo::error_text);
         match connected {
             false => room.connecting -= 1,
             true => room.up -= 1,
         }
         if !room.over {
-            room.results.fail(failure.unwrap_or_else(|| format!("{id}: {why}")));
+            let (id, why) = (gone.id, gone.reason);
+            room.results.fail(gone.error_text().unwrap_or_else(|| format!("{id}: {why}")));
         }
     }
 }
