@@ -1,4 +1,4 @@
-//! What is read or queued in one turn, in one place.
+//! The bytes read and sent during one turn, for all connections together.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -9,46 +9,48 @@ use crate::parts::outbox::{Outbox, WriteBatch};
 
 /// The bytes of one turn.
 ///
-/// Reads land in the `block`. What services send is a list of `segments`: a range of the block when the bytes leave as
-/// they came (an echo, a relay), a range of `composed` when a service composed them, or a shared chunk.
+/// Reads land in the `block`. What a connection sends becomes a list of `segments`. A segment is a range of the block
+/// (input sent on unchanged: an echo, a relay), a range of `composed` (bytes that a service made), or a shared chunk.
 ///
 /// ```text
-///     block    │ GET a │ hello │ 64 KiB for the next read ...      filled: what segments need
+///     block    │ GET a │ hello │ 64 KiB for the next read ...      filled: the end of `hello`
 ///                  ▲       ▲▲
 ///     segments ────┘   ┌───┴┴────┬───────────┐                     one list per connection
 ///                      │ hello   │ hello     │ \x00\x00\x00\x05 │
 ///     composed                               └ by a service ────┘
 /// ```
 ///
-/// `write` writes each list with one call, copies out only what the kernel would not take, and empties the arena.
-/// So a message costs no allocation and no reference count, and an echoed byte is never copied between the two
-/// system calls: at 16 KiB a message a second copy was a tenth of the whole cost.
+/// The `write` phase writes each list with one system call, copies out the part that the kernel did not accept, and
+/// clears the arena. A message therefore needs no allocation and no reference count, and an echoed byte is not copied
+/// between `read` and `write`: with messages of 16 KiB, a copy was a tenth of the whole cost.
 pub(crate) struct Arena {
-    /// Empty while it is [taken out](Arena::take_block).
+    /// `BLOCK` bytes; empty while it is [taken out](Arena::take_block).
     block: Vec<u8>,
-    /// Where the next read goes: behind everything that a piece refers to.
+    /// Where the next read goes: behind the last byte that a segment refers to.
     filled: usize,
-    /// The addresses of the block while it is lent.
+    /// The addresses of the block while it is taken out; `push` recognises slices of it by them.
     block_addresses: Range<usize>,
     composed: Vec<u8>,
     shared: Vec<Shared>,
-    /// To whom the chunks in queues are charged.
+    /// The memory account of this reactor: shared chunks in its queues are charged to it.
     account: Account,
     segments: Vec<Segment>,
-    /// What the present callback has queued.
+    /// Counts what the current callback has queued.
     budget: Rc<Budget>,
 }
 
-/// The most that one read takes, and from so much on the arena asks to be flushed: what is written soon after it was
-/// read is still in the cache. Fifty connections with a kilobyte each fit into a turn.
+/// Bytes that one read takes at most. When as many bytes of the block are referred to, the arena is full and is
+/// written before the next read, while they are still in the processor's cache. Sixty-four messages of one kilobyte
+/// fit.
 pub(crate) const READ_MAX: usize = 64 * 1024;
-/// There is always room for one read more.
+/// Twice `READ_MAX`: an arena that is not full always has room for one whole read.
 const BLOCK: usize = 2 * READ_MAX;
-/// From here the arena asks to be flushed.
+/// Bytes of `composed`, and a number of segments, beyond which the arena is full.
 const COMPOSED_FULL: usize = 256 * 1024;
 const SEGMENTS_FULL: usize = 16 * 1024;
 
-/// What a send costs besides its bytes: a segment here, a reference in a queue.
+/// What a send costs besides its bytes: one segment. Counted in the budget of a delivery, so that a callback that
+/// makes very many tiny sends is bounded too.
 const SEGMENT_COST: usize = size_of::<Segment>();
 
 struct Segment {
@@ -64,7 +66,7 @@ enum SegmentSource {
     Shared(usize),
 }
 
-/// What one connection has queued in this turn: a list through the arena's pieces.
+/// What one connection has sent in this turn: a linked list through `Arena::segments`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SegmentList {
     first: usize,
@@ -85,7 +87,7 @@ impl SegmentList {
 impl Arena {
     pub(crate) fn new() -> Arena {
         Arena {
-            // Zeroed memory costs nothing until it is touched, and the loop always starts at the front.
+            // Zeroed pages are not backed by memory until they are touched, and reads start at the front.
             block: vec![0; BLOCK],
             filled: 0,
             block_addresses: 0..0,
@@ -97,13 +99,14 @@ impl Arena {
         }
     }
 
-    /// The counter of what a callback queues, to be shared with its input.
+    /// The counter of what the current callback has queued. Its [`Input`](crate::Input) shares it, and shows nothing
+    /// more once it is spent.
     pub(crate) fn budget(&self) -> Rc<Budget> {
         self.budget.clone()
     }
 
-    /// Takes the block out for reads and the callbacks after them, because a callback holds slices of the block while
-    /// it pushes pieces.
+    /// Takes the block out for reads and the callbacks after them: a callback holds slices of the block while `push`
+    /// borrows the arena.
     pub(crate) fn take_block(&mut self) -> Vec<u8> {
         let block = std::mem::take(&mut self.block);
         let address = block.as_ptr() as usize;
@@ -111,7 +114,7 @@ impl Arena {
         block
     }
 
-    /// Where in the block the next read goes.
+    /// The offset in the block at which the next read goes.
     pub(crate) fn write_offset(&self) -> usize {
         self.filled
     }
@@ -123,7 +126,7 @@ impl Arena {
         self.block = block;
     }
 
-    /// Queues bytes; those that lie in the lent block are not copied.
+    /// Appends bytes to a list. Bytes that lie in the block are not copied.
     pub(crate) fn push(&mut self, list: &mut SegmentList, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -141,13 +144,13 @@ impl Arena {
         }
     }
 
-    /// Queues a reference.
+    /// Appends a reference to a shared chunk to a list.
     pub(crate) fn push_shared(&mut self, list: &mut SegmentList, shared: &Shared) {
         let length = shared.bytes().len();
         if length == 0 {
             return;
         }
-        // A broadcast pushes the same chunk again and again: it is counted once.
+        // A broadcast pushes the same chunk once for each receiver: one reference is enough for all of them.
         if !self.shared.last().is_some_and(|last| last.is_same(shared)) {
             self.shared.push(shared.clone());
         }
@@ -173,13 +176,14 @@ impl Arena {
         self.segments.push(Segment { source, range, next: END });
     }
 
-    /// The chain's bytes, if they are one run: nearly always.
+    /// The bytes of a list if they are one segment, which is nearly always so: they are written with `write` instead
+    /// of `writev`.
     pub(crate) fn as_single(&self, list: &SegmentList) -> Option<&[u8]> {
         let segment = self.segments.get(list.first).filter(|_| list.first == list.last)?;
         Some(&self.source(segment.source)[segment.range.clone()])
     }
 
-    /// The chain's bytes from its front, as many slices as there is room for.
+    /// Adds a list's bytes to a batch, from the front, until the batch is full.
     pub(crate) fn gather<'a>(&'a self, list: &SegmentList, slices: &mut WriteBatch<'a>) {
         let mut at = list.first;
         while at != END {
@@ -191,7 +195,7 @@ impl Arena {
         }
     }
 
-    /// Drops `n` written bytes from the chain's front.
+    /// Drops the first `n` bytes of a list: they have been written.
     pub(crate) fn advance(&mut self, list: &mut SegmentList, mut n: usize) {
         debug_assert!(n <= list.bytes);
         if n == list.bytes {
@@ -199,6 +203,7 @@ impl Arena {
             return;
         }
         list.bytes -= n;
+        // Ends: `n` is less than the sum of the segments' lengths, which is `list.bytes`.
         loop {
             let segment = &mut self.segments[list.first];
             if n < segment.range.len() {
@@ -210,7 +215,8 @@ impl Arena {
         }
     }
 
-    /// Copies a chain out into a connection's own queue; returns the memory taken.
+    /// Copies a list into a connection's outbox; returns the memory taken, in bytes. A shared chunk of which nothing
+    /// is written yet is passed on as a reference; of one that is partly written, the rest is copied.
     pub(crate) fn spill(&self, list: SegmentList, outbox: &mut Outbox) -> usize {
         let (mut at, mut charged) = (list.first, 0);
         while at != END {
@@ -234,16 +240,16 @@ impl Arena {
         }
     }
 
-    /// Whether it should be emptied before the next read.
+    /// Whether the arena must be written and cleared before the next read.
     pub(crate) fn is_full(&self) -> bool {
         self.filled >= READ_MAX || self.composed.len() > COMPOSED_FULL || self.segments.len() > SEGMENTS_FULL
     }
 
-    /// Forgets everything; all chains must have been written or stashed.
+    /// Drops all segments; every list must have been written or spilled before.
     pub(crate) fn clear(&mut self) {
         self.filled = 0;
         self.composed.clear();
-        // One service that once sent a great deal at once must not keep that memory for ever.
+        // Give memory back that one unusually large turn has needed.
         self.composed.shrink_to(COMPOSED_FULL);
         self.shared.clear();
         self.segments.clear();

@@ -1,4 +1,4 @@
-//! Bytes in: kept only while a message is incomplete, and the cursor a service takes them with.
+//! Input: the bytes of an incomplete message, and the cursor with which a service takes bytes.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -8,30 +8,34 @@ use memchr::memmem;
 
 use crate::base::tick::Tick;
 
-/// What a service has not taken yet.
+/// The input that a service has not taken yet.
 ///
 /// ```text
-///     bytes   │ taken, to be dropped │ kept for the next call │
+///     bytes   │ taken, to be dropped │ unread, for the next call │
 ///             0                    start                    len
 /// ```
 ///
-/// A connection owns one only while something is kept. Invariant: `scanned ≤ len − start`.
+/// A connection has one only while something is unread, so a connection between messages costs no input memory.
+/// Invariant: `scanned ≤ len − start`.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     bytes: Vec<u8>,
     start: usize,
-    /// How many bytes a filter keeps behind these, because they cannot be opened yet.
+    /// Bytes of an incomplete TLS record that the filter holds behind these. Counted here because they are charged
+    /// with the inbox.
     pub(crate) undecrypted: usize,
-    /// How many of the kept bytes a search has already gone through in vain.
+    /// How many unread bytes a search has gone through without a match; the next search starts behind them.
     scanned: usize,
-    /// When the message at the front began, and how far it came in the pace's present span.
+    /// When the message at the front began: the start of `SocketLimits::message_timeout`.
     pub(crate) message_start: Tick,
+    /// What arrived of it in the current span of `SocketLimits::min_rate`.
     pub(crate) progress: Progress,
-    /// Since when those two stand still, because the connection is not read: the peer cannot be blamed meanwhile.
+    /// Since when the two clocks above stand still. They are suspended while the connection is not read, because the
+    /// peer is not responsible for that time.
     suspended: Option<Tick>,
 }
 
-/// The span in which a pace is measured: when it began, and what has moved since.
+/// One span over which a minimum transfer rate is measured: when it began, and how many bytes have moved since.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) since: Tick,
@@ -48,23 +52,24 @@ impl Inbox {
     }
 
     pub(crate) fn append(&mut self, bytes: &[u8]) {
-        // Room is taken for what has arrived, never for what a header promises.
+        // Memory grows with the bytes that have arrived, never with the length that a header announces.
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Drops what a service took through an [`Input`] over [`unread`](Inbox::unread).
+    /// Drops the bytes that a service took through an [`Input`] over [`unread`](Inbox::unread).
     pub(crate) fn consume(&mut self, taken: usize, scanned: usize) {
         self.start += taken;
         self.scanned = scanned;
         if self.start >= self.bytes.len() / 2 {
-            // Moving the smaller half keeps the cost of all moves below the cost of receiving.
+            // At most as many bytes are moved as were taken since the last move, so all moves together cost no more
+            // than receiving did.
             self.bytes.drain(..self.start);
             self.start = 0;
         }
         debug_assert!(self.scanned <= self.unread().len());
     }
 
-    /// Replaces everything by `rest`, keeping the allocation.
+    /// Replaces the content by `rest`; keeps the allocation.
     pub(crate) fn replace(&mut self, rest: &[u8], scanned: usize) {
         self.bytes.clear();
         self.start = 0;
@@ -72,20 +77,20 @@ impl Inbox {
         self.scanned = scanned;
     }
 
-    /// Starts the clocks of the message at the front.
+    /// Starts the clocks of the message at the front: the previous one is complete.
     pub(crate) fn restart_clocks(&mut self, now: Tick) {
         self.message_start = now;
         self.progress = Progress { since: now, moved: 0 };
         self.suspended = None;
     }
 
-    /// The connection is not read from now on.
+    /// Stops the clocks: the connection is not read from now on. Does nothing if they are stopped already.
     pub(crate) fn suspend_clocks(&mut self, now: Tick) {
         self.suspended.get_or_insert(now);
     }
 
-    /// It is read again: the clocks go on where they stood. They are not restarted, or a peer that is throttled again
-    /// and again would never have to complete its message.
+    /// Lets the clocks go on from where they stood: the connection is read again. They are not restarted, because
+    /// then a peer that is throttled again and again would never have to complete its message.
     pub(crate) fn resume_clocks(&mut self, now: Tick) {
         if let Some(since) = self.suspended.take() {
             let span = now.0.saturating_sub(since.0);
@@ -94,29 +99,33 @@ impl Inbox {
         }
     }
 
-    /// Bytes of memory in use, as charged to the budget.
+    /// Bytes of memory in use, as charged to `Limits::memory`.
     pub(crate) fn charge(&self) -> usize {
         self.bytes.capacity() + self.undecrypted
     }
 
-    /// Whether there is nothing to keep it for.
+    /// Whether the inbox can be dropped.
     pub(crate) fn is_empty(&self) -> bool {
         self.unread().is_empty() && self.undecrypted == 0
     }
 }
 
-/// The bytes that have arrived and were not taken before: a cursor, lent for one call of
+/// A cursor over the received bytes that were not taken before, valid for one call of
 /// [`Service::data`](crate::Service::data).
 ///
-/// What is not taken stays with the connection and comes back in front of the next bytes, so a service that
-/// needs whole messages keeps nothing itself. Slices live as long as the call, so they can be sent while more is
-/// taken, and bytes that leave as they came are not copied.
+/// Bytes that are not taken stay with the connection and are delivered again in front of the next ones. A service that
+/// needs whole messages therefore keeps no buffer of its own; [`SocketLimits::message`](crate::SocketLimits::message)
+/// bounds what is kept. Returned slices are valid for the whole call, so they can be sent while more is taken. Bytes
+/// that are sent on unchanged are not copied.
 ///
 /// # A callback that queues much
 ///
-/// Once a callback has queued 1 MiB, counting some bytes for each send, the input shows nothing more: it looks empty,
-/// and `take_line` and the framings return nothing. What is left is delivered in the next turn, without anything new
-/// having arrived. So a service that answers every message in a loop over the input is bounded without doing anything.
+/// Once a callback has queued 1 MiB (each send counts its bytes and 40 bytes more), the input looks empty: `take_*`,
+/// [`find`](Input::find) and the framings return nothing. The rest is delivered in the next turn, even if nothing new
+/// has arrived. So a service that answers every message in a loop over the input does not keep the other connections
+/// waiting.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{Input, Service, Socket};
@@ -135,24 +144,25 @@ impl Inbox {
 /// ```
 #[derive(Debug)]
 pub struct Input<'a> {
-    /// What the callback may see. Once it has queued its budget, this ends where it has taken.
+    /// What the callback may see. Cut off at `taken` once the budget is spent.
     bytes: Cell<&'a [u8]>,
     taken: usize,
     scanned: usize,
-    /// How many bytes there are.
+    /// How many bytes there are, hidden ones included.
     length: usize,
     budget: Option<&'a Budget>,
 }
 
-/// What the callbacks of one delivery have queued: bytes, and the cost of each piece.
+/// Counts what the callback of one delivery queues: the bytes, and the cost of each segment.
 ///
-/// An input shows nothing more once this has reached [`DELIVERY_BUDGET`]; what is left is delivered in the next turn.
-/// So one peer's 64 KiB of two-byte lines to a room of a thousand, 33 million sends, are spread over many turns, and
-/// the others are served in between. No callback is interrupted: it decides by itself when it asks for more.
+/// At [`DELIVERY_BUDGET`] the input shows nothing more, and the rest is delivered in the next turn. Without that, one
+/// peer's 64 KiB of two-byte lines to a chat room of a thousand members, 33 million sends, would be one callback; with
+/// it, they are spread over many turns and other connections are served in between. A callback is never interrupted:
+/// the budget is looked at only when it asks the input for more.
 #[derive(Debug, Default)]
 pub(crate) struct Budget(Cell<usize>);
 
-/// Some milliseconds of sends. A bulk echo of one read queues a sixteenth of it.
+/// Bytes that one delivery may queue: sends of a few milliseconds. The echo of one whole read is a sixteenth of it.
 pub(crate) const DELIVERY_BUDGET: usize = 1024 * 1024;
 
 impl Budget {
@@ -170,7 +180,7 @@ impl Budget {
 }
 
 impl<'a> Input<'a> {
-    /// An input over bytes that did not come from a socket, to test framing with.
+    /// Makes an input over bytes that did not come from a socket, to test framing or a parser. Nothing bounds it.
     pub fn new(bytes: &'a [u8]) -> Input<'a> {
         Input { bytes: Cell::new(bytes), taken: 0, scanned: 0, length: bytes.len(), budget: None }
     }
@@ -180,13 +190,14 @@ impl<'a> Input<'a> {
         Input { scanned, ..Input::new(bytes) }
     }
 
-    /// Bounds what the callback that gets this may queue.
+    /// Sets the budget of the callback that gets this input, and restarts it.
     pub(crate) fn within(self, budget: &'a Budget) -> Input<'a> {
         budget.restart();
         Input { budget: Some(budget), ..self }
     }
 
-    /// What the callback may see now. What it has been shown before stays valid for its next `take`.
+    /// The bytes that the callback may see now. Only a call that looks (`bytes`, `len`, `find`) cuts them off: after
+    /// `bytes()`, a `take` of these same bytes still gets all of them, though sends came between.
     fn shown(&self) -> &'a [u8] {
         if self.is_cut() {
             self.bytes.set(&self.bytes.get()[..self.taken]);
@@ -194,27 +205,27 @@ impl<'a> Input<'a> {
         self.bytes.get()
     }
 
-    /// Whether bytes are left that the budget hides.
+    /// Whether the budget is spent and hides the bytes that are left.
     pub(crate) fn is_cut(&self) -> bool {
         self.budget.is_some_and(|budget| budget.spent() >= DELIVERY_BUDGET) && self.taken < self.length
     }
 
-    /// What is there and not taken.
+    /// The bytes that are not taken. They stay untaken.
     pub fn bytes(&self) -> &'a [u8] {
         &self.shown()[self.taken..]
     }
 
-    /// How many bytes are there and not taken.
+    /// The number of bytes that are not taken.
     pub fn len(&self) -> usize {
         self.shown().len() - self.taken
     }
 
-    /// Whether everything is taken.
+    /// Whether all bytes are taken.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Takes the next `n` bytes, or as many as there are.
+    /// Takes the next `n` bytes, or all if there are fewer.
     pub fn take(&mut self, n: usize) -> &'a [u8] {
         let rest = &self.bytes.get()[self.taken..];
         let taken = &rest[..n.min(rest.len())];
@@ -224,13 +235,13 @@ impl<'a> Input<'a> {
         taken
     }
 
-    /// Takes everything.
+    /// Takes all bytes.
     pub fn take_all(&mut self) -> &'a [u8] {
         self.take(self.len())
     }
 
-    /// Takes all whole characters as text. The beginning of one stays untaken until the rest of it arrives, so a
-    /// character is never split; bytes that are no UTF-8 become U+FFFD.
+    /// Takes all complete characters as text. An incomplete UTF-8 character at the end stays untaken until the rest of
+    /// it arrives. Bytes that are not UTF-8 become U+FFFD.
     ///
     /// ```
     /// use tidemill::Input;
@@ -241,7 +252,7 @@ impl<'a> Input<'a> {
     /// ```
     pub fn take_text(&mut self) -> Cow<'a, str> {
         let bytes = self.bytes();
-        // Only the last three bytes can be the beginning of a character that lacks its end.
+        // A character has at most four bytes, so an incomplete one begins in the last three.
         let tail = bytes.len().saturating_sub(3);
         let incomplete = (tail..bytes.len()).find(|&at| {
             let starts = bytes[at] >= 0xc0;
@@ -250,23 +261,28 @@ impl<'a> Input<'a> {
         String::from_utf8_lossy(self.take(incomplete.unwrap_or(bytes.len())))
     }
 
-    /// Takes up to and including the next `\n`, or nothing when none has arrived.
+    /// Takes everything up to and including the next `\n`. `None`, and nothing is taken, if there is no `\n` yet.
     ///
-    /// The line is as long as [`SocketLimits::message`](crate::SocketLimits::message) lets it be; for another
-    /// bound, or without the line's end, use [`Lines`](crate::framing::Lines).
+    /// [`SocketLimits::message`](crate::SocketLimits::message) bounds an incomplete line. For another bound, or to get
+    /// the line without its end, use [`Lines`](crate::framing::Lines).
     pub fn take_line(&mut self) -> Option<&'a [u8]> {
         let at = self.find(b"\n", usize::MAX)?;
         Some(self.take(at + 1))
     }
 
-    /// Where `needle` first stands in [`bytes`](Input::bytes), looking no further than its start at `limit`.
+    /// The offset in [`bytes`](Input::bytes) at which `needle` first occurs, if that is at most `limit`.
     ///
-    /// What was searched in vain is remembered with the connection, so a line that arrives byte by byte is
-    /// searched once and not once per byte. The memory is one number: ask for one needle at a time.
+    /// The connection remembers how far a search has gone, so that a line which arrives byte by byte is searched once,
+    /// and not from its start for every byte.
+    ///
+    /// # One needle at a time
+    ///
+    /// Only one position is remembered. After a search without a match, search for the same needle until it is found:
+    /// another needle would be missed in the bytes that are searched already.
     pub fn find(&mut self, needle: &[u8], limit: usize) -> Option<usize> {
         let here = self.bytes();
         let end = here.len().min(limit.saturating_add(needle.len()));
-        // The needle may have begun in the bytes already searched.
+        // A needle may begin in the last bytes already searched and end in the new ones.
         let from = self.scanned.saturating_sub(needle.len().saturating_sub(1)).min(end);
         let found = match needle {
             [byte] => memchr::memchr(*byte, &here[from..end]),
@@ -283,13 +299,13 @@ impl<'a> Input<'a> {
         self.scanned
     }
 
-    /// What was taken, and how far the rest has been searched.
+    /// How many bytes were taken, and how many of the rest have been searched.
     pub(crate) fn finish(self) -> (usize, usize) {
         (self.taken, self.scanned)
     }
 }
 
-/// Where a slice lies in another, if it does: the addresses say so, without looking at a byte.
+/// The range of `part` within the addresses `whole`, if it lies there. Compares addresses and reads no byte.
 pub(crate) fn subslice_range(part: &[u8], whole: Range<usize>) -> Option<Range<usize>> {
     let at = part.as_ptr() as usize;
     let inside = !part.is_empty() && at >= whole.start && at + part.len() <= whole.end;
@@ -305,7 +321,8 @@ mod tests {
 
     use super::*;
 
-    /// What may happen to the bytes of a connection. Few different bytes, so that needles are found and nearly found.
+    /// What can happen to the input of a connection. Only three different bytes occur, so that needles are found and
+    /// nearly found often.
     #[derive(Clone, Debug)]
     enum Step {
         Arrive(Vec<u8>),
@@ -332,8 +349,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is taken, and whichever of its two ways the loop goes, the rest is what a plain vector holds; and
-        /// what is remembered of a search in vain never hides anything.
+        /// For any sequence of takes, and for both ways of delivery (from the inbox, or from the arena's block), the
+        /// unread bytes are those of a plain vector, and a remembered search position never hides a match.
         #[test]
         fn what_is_kept_is_what_a_vector_holds(steps in steps(), in_place in any::<bool>()) {
             let needle = b"\r\n";
@@ -349,7 +366,7 @@ mod tests {
                         inbox.append(bytes);
                     }
                 }
-                // One needle at a time is the rule; a search for another begins anew.
+                // Only one needle at a time may be searched for; for another one, the position is reset.
                 let scanned = if matches!(step, Step::TakeLine) { 0 } else { inbox.scanned() };
                 let mut input = Input::with_scanned(if in_place { inbox.unread() } else { &arrived }, scanned);
                 match step {

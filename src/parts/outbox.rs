@@ -1,4 +1,4 @@
-//! Bytes out: what the kernel would not take yet.
+//! Output: the bytes that the kernel has not accepted yet.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -6,29 +6,33 @@ use std::io::IoSlice;
 use crate::base::shared::{Account, Shared};
 use crate::parts::inbox::Progress;
 
-/// The write queue of one connection, there only while the kernel's own buffer is full.
+/// The write queue of one connection. A connection has one only while bytes wait: for room in the kernel's send buffer,
+/// for the connection to be established, or for a handshake.
 ///
 /// ```text
 ///     front                                   back
 ///     ┌──────────────┬────────────┬──────────────────┐
 ///     │ Own ▒▒▒▒░░░░ │ Shared ░░░ │ Own ░░░░░        │   ▒ written   ░ queued
 ///     └──────────────┴────────────┴──────────────────┘
-///          head ┘                        room for more ┘
+///          head ┘                   room for more bytes ┘
 /// ```
 ///
-/// In front of that may be bytes that are sealed already, and behind it a kernel pipe.
+/// Order on the wire: `ciphertext`, then the chunks, then the bytes in a kernel pipe.
 ///
-/// Invariant: `queued` is the sum of the chunks' lengths less `head`, and `head` is less than the front's length.
-/// Methods that take or free memory return how much, and the caller charges the budget.
+/// Invariant: `queued` is the sum of the chunks' lengths minus `head`, and `head` is less than the front's length.
+/// Methods that take or free memory return the number of bytes; the caller charges `Limits::memory` with it.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     chunks: VecDeque<Chunk>,
+    /// How many bytes of the front chunk are written.
     head: usize,
+    /// Unwritten bytes in the chunks.
     queued: usize,
-    /// Bytes in front of all that, as they go over the wire.
+    /// Encrypted bytes, written before all others.
     ciphertext: Vec<u8>,
-    /// Bytes behind all that, in a kernel pipe.
+    /// How many bytes wait in a kernel pipe; written last.
     pub(crate) in_pipe: usize,
+    /// What was written in the current span of `SocketLimits::min_rate`.
     pub(crate) progress: Progress,
 }
 
@@ -38,24 +42,25 @@ enum Chunk {
     Shared(Shared),
 }
 
-/// A chunk of its own holds at most this, so that a long queue gives memory back while it drains.
+/// Bytes in one `Own` chunk at most. A long queue is many chunks, so it gives memory back while it drains.
 const CHUNK_MAX: usize = 64 * 1024;
 
-/// What a chunk costs besides its bytes. Without it, a queue of empty-handed chunks would be free.
+/// What a chunk costs besides its bytes. Charged too, because otherwise any number of references to one shared chunk
+/// would cost nothing.
 const CHUNK_COST: usize = size_of::<Chunk>();
 
 impl Outbox {
-    /// All that is to be written.
+    /// All bytes that are to be written.
     pub(crate) fn queued(&self) -> usize {
         self.ciphertext.len() + self.queued + self.in_pipe
     }
 
-    /// What of it is held here.
+    /// The bytes of these that are in this process's memory: all but those in a kernel pipe.
     pub(crate) fn buffered(&self) -> usize {
         self.ciphertext.len() + self.queued
     }
 
-    /// What is held here and not sealed.
+    /// The bytes in the chunks: not encrypted yet, if the connection has a filter.
     pub(crate) fn plaintext_len(&self) -> usize {
         self.queued
     }
@@ -64,20 +69,21 @@ impl Outbox {
         !self.ciphertext.is_empty()
     }
 
-    /// Puts bytes behind those that are sealed, in front of all others; returns the memory taken.
+    /// Appends to the encrypted bytes, which go in front of the chunks; returns the memory taken.
     pub(crate) fn push_ciphertext(&mut self, bytes: &[u8]) -> usize {
         let before = self.ciphertext.capacity();
+        // Exact, because the capacity is charged: doubling would charge up to twice what is queued.
         self.ciphertext.reserve_exact(bytes.len());
         self.ciphertext.extend_from_slice(bytes);
         self.ciphertext.capacity() - before
     }
 
-    /// Takes what is sealed, to write it; the memory freed is the vector's capacity.
+    /// Takes the encrypted bytes, to write them; the memory freed is the vector's capacity.
     pub(crate) fn take_ciphertext(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.ciphertext)
     }
 
-    /// Drops what is not sealed; returns the memory freed.
+    /// Drops what is not encrypted, and forgets the kernel pipe; returns the memory freed.
     pub(crate) fn clear_plaintext(&mut self) -> usize {
         self.in_pipe = 0;
         self.advance(self.queued)
@@ -103,8 +109,8 @@ impl Outbox {
         charged
     }
 
-    /// Puts a reference to the back; returns the memory taken, which is only the reference's own from the
-    /// second queue on. A copy, if another reactor's queues hold it.
+    /// Appends a reference; returns the memory taken. The chunk's bytes are charged with the first reference of a
+    /// reactor only. If queues of another reactor hold the chunk, its bytes are copied instead.
     pub(crate) fn push_shared(&mut self, shared: &Shared, account: Account) -> usize {
         if shared.bytes().is_empty() {
             return 0;
@@ -115,7 +121,7 @@ impl Outbox {
         CHUNK_COST + charged
     }
 
-    /// What is queued, from the front, as many slices as there is room for.
+    /// Adds the chunks to a batch, from the front, until the batch is full.
     pub(crate) fn gather<'a>(&'a self, slices: &mut WriteBatch<'a>) {
         let mut skip = self.head;
         for chunk in &self.chunks {
@@ -126,7 +132,7 @@ impl Outbox {
         }
     }
 
-    /// Drops `n` bytes from the front of what is not sealed; returns the memory freed.
+    /// Drops `n` bytes from the front of the chunks, and then of the kernel pipe; returns the memory freed.
     pub(crate) fn advance(&mut self, n: usize) -> usize {
         debug_assert!(n <= self.queued());
         let passed = n.saturating_sub(self.queued);
@@ -147,7 +153,7 @@ impl Outbox {
         freed
     }
 
-    /// Empties the queue for good; returns the memory freed.
+    /// Drops everything; returns the memory freed. To be called before the outbox is dropped.
     pub(crate) fn clear(&mut self) -> usize {
         let sealed = self.take_ciphertext().capacity();
         sealed + self.clear_plaintext()
@@ -180,7 +186,7 @@ impl Chunk {
     }
 }
 
-/// Appends, growing in powers of two; returns the memory taken.
+/// Appends to a chunk, whose capacity grows in powers of two; returns the memory taken.
 fn extend(chunk: &mut Vec<u8>, bytes: &[u8]) -> usize {
     let before = chunk.capacity();
     let needed = chunk.len() + bytes.len();
@@ -191,10 +197,10 @@ fn extend(chunk: &mut Vec<u8>, bytes: &[u8]) -> usize {
     chunk.capacity() - before
 }
 
-/// The slices of one vectored write.
+/// The slices of one vectored write (`writev`).
 ///
-/// Sixty-four are enough to leave a budget's worth of ordinary messages with one call, and small enough to lie
-/// on the stack; the kernel takes 1,024 (`IOV_MAX`).
+/// Sixty-four slices are enough to write the queued messages of one turn with one call, and at 16 bytes each they fit
+/// on the stack. The kernel accepts 1,024 (`IOV_MAX`).
 pub(crate) struct WriteBatch<'a> {
     slices: [IoSlice<'a>; SLICES_MAX],
     used: usize,
@@ -210,12 +216,13 @@ impl<'a> WriteBatch<'a> {
         WriteBatch { slices: [IoSlice::new(&[]); SLICES_MAX], used: 0, bytes: 0, budget, exact: false }
     }
 
-    /// Stops at exactly so many bytes, and not behind the slice in which they end.
+    /// A batch that ends after exactly `max` bytes; [`new`](WriteBatch::new) ends after the slice in which the budget
+    /// is used up.
     pub(crate) fn with_exact_budget(max: usize) -> WriteBatch<'a> {
         WriteBatch { exact: true, ..WriteBatch::new(max) }
     }
 
-    /// Adds a slice; says whether there is room for a further one.
+    /// Adds a slice; returns whether there is room for another one.
     pub(crate) fn push(&mut self, bytes: &'a [u8]) -> bool {
         if self.used == SLICES_MAX || self.bytes >= self.budget {
             return false;
