@@ -66,7 +66,7 @@ fn an_address_in_use_is_named_together_with_what_may_help() {
     let expected = format!("cannot listen on {address}: the address is in use");
     assert!(error.to_string().starts_with(&expected), "{error}");
     let error = reactor.listen("no such address", echo).expect_err("it is none");
-    let expected = "cannot listen: \"no such address\" is no address: a port is missing, as in :9001";
+    let expected = "cannot listen: \"no such address\" is not an address: a port is missing, as in :9001";
     assert_eq!(error.to_string(), expected);
 }
 

@@ -1,4 +1,4 @@
-//! Where to listen, where to dial, and who is at the other end.
+//! Addresses to listen on and to dial, and the compact address of a peer.
 
 use std::fmt;
 use std::io;
@@ -8,15 +8,17 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::vec;
 
-/// An end of a connection, or where to find one.
+/// The address of one end of a connection, or of a listener.
 ///
 /// | written as | is |
 /// | --- | --- |
 /// | `127.0.0.1:9001`, `[::1]:9001` | an IP address and a port |
-/// | `localhost:9001` | a name to look up, and a port |
+/// | `localhost:9001` | a host name to look up, and a port |
 /// | `unix:/run/app.sock` | a Unix-domain socket at a path |
-/// | `unix:@app` | one in Linux's abstract namespace |
-/// | `unix:` | the end of a Unix-domain socket that was never given a name |
+/// | `unix:@app` | a Unix-domain socket in Linux's abstract namespace |
+/// | `unix:` | an unnamed Unix-domain socket; printed only, it cannot be dialed |
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::Address;
@@ -26,44 +28,45 @@ use std::vec;
 /// assert_eq!(Address::from(([127, 0, 0, 1], 80)).to_string(), "127.0.0.1:80");
 ///
 /// let error = "::1:9001".parse::<Address>().unwrap_err();
-/// assert_eq!(error.to_string(), "\"::1:9001\" is no address: write IPv6 in brackets, as in [::1]:9001");
+/// assert_eq!(error.to_string(), "\"::1:9001\" is not an address: write IPv6 in brackets, as in [::1]:9001");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Address {
     /// An IP address and a port.
     Inet(SocketAddr),
-    /// A name to be looked up, and a port.
+    /// A host name to be looked up, and a port.
     Name {
-        /// The name.
+        /// The host name.
         host: Box<str>,
         /// The port.
         port: u16,
     },
     /// A Unix-domain socket at a path.
     Unix(PathBuf),
-    /// A Unix-domain socket in Linux's abstract namespace: no file, gone with its last descriptor.
+    /// A Unix-domain socket in Linux's abstract namespace: it has no file, and ends with its last descriptor.
     Abstract(Box<str>),
-    /// A Unix-domain socket without a name, as a caller's usually is.
+    /// A Unix-domain socket without a name; clients rarely have one.
     Unnamed,
 }
 
-/// Why a text is no [`Address`].
+/// Why a text is not an [`Address`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressError {
     text: String,
     reason: &'static str,
 }
 
-/// A name of the domain name system has at most 253 characters (RFC 1035, 2.3.4).
+/// The longest name of the domain name system, in characters (RFC 1035, 2.3.4).
 const HOST_MAX: usize = 253;
 
-/// What fits into the kernel's address of a Unix-domain socket together with the zero byte behind it: 108 bytes on
-/// Linux, 104 on the BSDs and macOS. A longer path must be refused, not cut: another socket may have the shorter name.
+/// The longest path of a Unix-domain socket, in bytes: `sun_path` has 108 bytes on Linux, and 104 on the BSDs and
+/// macOS, of which one is a zero byte at the end. A longer path is refused and not cut, because the shorter path may be
+/// that of another socket.
 pub(crate) const PATH_MAX: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
 impl Address {
-    /// The IP address and port, if it is one of those.
+    /// The IP address and port, if it is an [`Inet`](Address::Inet) address.
     pub fn inet(&self) -> Option<SocketAddr> {
         match self {
             Address::Inet(address) => Some(*address),
@@ -116,8 +119,8 @@ impl FromStr for Address {
         if host.len() > HOST_MAX {
             return Err(wrong("a name has at most 253 characters"));
         }
-        // What looks like an address of IPv4 and is none must not be looked up: resolvers differ about 127.1 and
-        // 010.0.0.1.
+        // Digits and dots that are not an IPv4 address are refused and not looked up: resolvers disagree about the
+        // meaning of 127.1 and 010.0.0.1.
         let numeric = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
         if numeric || host.bytes().any(|byte| !byte.is_ascii_graphic() || b"[]/%@".contains(&byte)) {
             return Err(wrong("the host is neither an IP address nor a name"));
@@ -128,7 +131,7 @@ impl FromStr for Address {
 
 fn unix(path: &str) -> Result<Address, &'static str> {
     if path.contains('\0') {
-        return Err("a path holds no zero byte");
+        return Err("a path cannot contain a zero byte");
     }
     if path.len() > PATH_MAX {
         return Err(if PATH_MAX == 107 {
@@ -158,7 +161,7 @@ impl fmt::Display for Address {
 }
 
 impl AddressError {
-    /// What is wrong with the text, without repeating it.
+    /// What is wrong, without the text itself.
     pub fn reason(&self) -> &str {
         self.reason
     }
@@ -166,7 +169,7 @@ impl AddressError {
 
 impl fmt::Display for AddressError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is no address: {}", self.text, self.reason)
+        write!(f, "{:?} is not an address: {}", self.text, self.reason)
     }
 }
 
@@ -232,7 +235,7 @@ impl TryFrom<&String> for Address {
     }
 }
 
-/// So that the standard library's blocking sockets take it too. A name is looked up, by blocking.
+/// For the blocking sockets of the standard library. Looking up a name blocks; a Unix-domain address is an error.
 impl ToSocketAddrs for Address {
     type Iter = vec::IntoIter<SocketAddr>;
 
@@ -240,23 +243,23 @@ impl ToSocketAddrs for Address {
         match self {
             Address::Inet(address) => Ok(vec![*address].into_iter()),
             Address::Name { host, port } => (&**host, *port).to_socket_addrs(),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{self} is no IP address"))),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{self} is not an IP address"))),
         }
     }
 }
 
-/// What a user gave as an address, or the error that names it and what was to be done there.
+/// Converts an address that a user passed. The error names it, and what was to be done with it (`listen`, `dial`).
 pub(crate) fn parse_address<A>(to_do: &str, address: A) -> io::Result<Address>
 where
     A: TryInto<Address, Error: fmt::Display>,
 {
-    let told = |error| io::Error::new(io::ErrorKind::InvalidInput, format!("cannot {to_do}: {error}"));
-    address.try_into().map_err(told)
+    let failed = |error| io::Error::new(io::ErrorKind::InvalidInput, format!("cannot {to_do}: {error}"));
+    address.try_into().map_err(failed)
 }
 
-/// The address of a peer in 20 bytes, without those that only few have: version 4 is held as mapped into version 6,
-/// and of a Unix-domain socket only that it is one. Only a link-local address has a scope, and has 54 bits that are
-/// zero (RFC 4291, section 2.5.6): the scope is held in them, as the BSDs' kernels do.
+/// The address of a peer in 20 bytes; every connection holds one. An IPv4 address is stored as mapped into IPv6. Of a
+/// Unix-domain address only the family is stored. Only a link-local address needs a scope, and such an address has 54
+/// bits that are zero (RFC 4291, section 2.5.6): the scope is stored in them, as the kernels of the BSDs do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PeerAddress {
     ip: [u8; 16],
@@ -272,7 +275,7 @@ enum PeerFamily {
     Unix,
 }
 
-/// Where the scope of a link-local address is held.
+/// The bytes of a link-local address in which its scope is stored.
 const SCOPE: Range<usize> = 4..8;
 
 impl PeerAddress {
@@ -297,7 +300,7 @@ impl PeerAddress {
         }
     }
 
-    /// The IP address; one of version 4 that came mapped into version 6 is of version 4.
+    /// The IP address; an IPv4 address that is mapped into IPv6 is returned as IPv4.
     pub(crate) fn ip(self) -> Option<IpAddr> {
         self.inet().map(|address| address.ip().to_canonical())
     }
@@ -324,7 +327,7 @@ impl From<SocketAddr> for PeerAddress {
 }
 
 impl From<&Address> for PeerAddress {
-    /// A name has no address yet; it becomes the one that stands for all addresses.
+    /// A host name has no address yet; it becomes the unspecified address, 0.0.0.0.
     fn from(address: &Address) -> PeerAddress {
         match address {
             Address::Inet(address) => PeerAddress::from(*address),
@@ -382,7 +385,7 @@ mod tests {
             &long,
         ];
         for text in wrong {
-            assert!(text.parse::<Address>().is_err(), "{text:?} was taken");
+            assert!(text.parse::<Address>().is_err(), "{text:?} was accepted");
         }
         assert!(format!("unix:/{}", "x".repeat(PATH_MAX - 1)).parse::<Address>().is_ok());
         assert!(format!("{}:1", "x".repeat(HOST_MAX + 1)).parse::<Address>().is_err());

@@ -1,4 +1,4 @@
-//! What stands between the wire and a service: TLS, or anything else that turns the one's bytes into the other's.
+//! The interface of filters: what transforms the bytes between the wire and a service, such as TLS.
 
 use std::fmt;
 use std::io;
@@ -12,50 +12,51 @@ use crate::base::address::Address;
 ///                    ┌──────── open ────────▶ data
 ///     wire ◀──▶ loop │        filter                service
 ///                    └──────── seal ◀──────── send
-///                              └▶ out: what it says by itself (a handshake, an alert)
+///                              └▶ out: messages of the filter itself (a handshake, an alert)
 /// ```
 ///
-/// The reactor's `tls` feature brings one; [`FilterConfig`] says how a connection gets its own. Whatever a call appends
-/// to `out` is sent in the same turn, before anything that is sealed later.
+/// The feature `tls` brings one ([`tls`](crate::tls)); a [`FilterConfig`] makes one for each connection. Bytes that a
+/// call appends to `out` are sent in the same turn, before anything that is sealed later.
 pub trait Filter {
-    /// How many bytes of the wire it keeps, because what they begin is not complete.
+    /// How many received bytes the filter keeps because they are not a complete record yet.
     fn buffered(&self) -> usize;
 
-    /// Opens what has arrived. `wire` begins with room for the bytes it [kept](Filter::buffered); what arrived is
-    /// behind that. The plain bytes are put at its front. Called first with nothing arrived, so that whoever begins the
-    /// conversation can.
+    /// Decrypts received bytes. `wire` begins with room for the bytes that the filter has
+    /// [buffered](Filter::buffered); the new bytes are behind that room. The plaintext is to be put at the front of
+    /// `wire`. The first call comes before any byte has arrived, so that a client can send the first message of its
+    /// handshake.
     fn open(&mut self, wire: &mut [u8], out: &mut Vec<u8>) -> Opened;
 
-    /// Seals plain bytes for the wire. Only called when a call of `open` has said that it is
-    /// [ready](Opened::ready), and not after [`seal_end`](Filter::seal_end).
+    /// Encrypts plaintext and appends it to `out`. Called only after [`open`](Filter::open) has returned
+    /// [`ready`](Opened::ready), and not after [`seal_end`](Filter::seal_end).
     ///
     /// # Errors
     ///
-    /// When it cannot go on; the text is for the log. The connection ends.
+    /// When the filter cannot go on. The message is logged, and the connection ends.
     fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), String>;
 
-    /// Says that nothing more will be sent.
+    /// Appends the message that announces the end of the stream (in TLS, close_notify).
     fn seal_end(&mut self, out: &mut Vec<u8>);
 
-    /// What has been agreed on.
+    /// The result of the handshake.
     fn info(&self) -> FilterInfo;
 }
 
-/// What one call of [`Filter::open`] came to.
+/// The result of one call of [`Filter::open`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Opened {
-    /// Bytes at the front that are for the service.
+    /// Bytes of plaintext at the front of `wire`.
     pub plaintext: usize,
-    /// Whether the handshake is done, so that bytes can be sealed.
+    /// Whether the handshake is complete, so that [`seal`](Filter::seal) may be called.
     pub ready: bool,
-    /// Whether the peer has said that it will send nothing more.
+    /// Whether the peer has announced the end of its stream.
     pub peer_ended: bool,
-    /// Why it cannot go on, for the log: what arrived was wrong, or the peer was not who it should be. What was opened
-    /// before that still counts.
+    /// Why the filter cannot go on, for the log: invalid bytes, or a certificate that is not trusted. `plaintext` from
+    /// before the error is still delivered.
     pub error: Option<String>,
 }
 
-/// What two ends have agreed on: see [`Socket::filter_info`](crate::Socket::filter_info).
+/// The result of a handshake: see [`Socket::filter_info`](crate::Socket::filter_info).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FilterInfo {
@@ -63,40 +64,42 @@ pub struct FilterInfo {
     pub version: &'static str,
     /// The cipher suite, by its name in IANA's registry.
     pub cipher: &'static str,
-    /// The name of the server that the client asked for, if it did.
+    /// The server name that the client requested (SNI), if it did.
     pub server_name: Option<String>,
-    /// The protocol that was agreed on by ALPN.
+    /// The protocol negotiated by ALPN, if there is one.
     pub protocol: Option<Vec<u8>>,
-    /// The peer's certificate and those it sent along, in DER, its own first. Empty when it has shown none.
+    /// The certificate chain that the peer sent, in DER, its own certificate first. Empty when it sent none.
     pub peer_certificates: Vec<Vec<u8>>,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
 }
 
-/// Makes the filters of one kind of connection.
+/// Makes one filter per connection.
 pub trait FilterFactory: Send + Sync {
-    /// One for a connection with this peer: the caller, or what was dialed.
+    /// Makes the filter of a connection with this peer: the address it connects from, or the address that was dialed.
     ///
     /// # Errors
     ///
-    /// When there can be none; the connection ends before it begins.
+    /// When no filter can be made; the connection is closed before `open` or `connected`.
     fn filter(&self, peer: &Address) -> io::Result<Box<dyn Filter>>;
 }
 
-/// How connections are secured: given to [`ListenOptions`](crate::ListenOptions::filter),
+/// Which filter connections get: for [`ListenOptions`](crate::ListenOptions::filter),
 /// [`DialOptions`](crate::DialOptions::filter) or [`Socket::start_filter`](crate::Socket::start_filter). Cheap to
-/// clone.
+/// clone. [`tls::Server`](crate::tls::Server) and [`tls::Client`](crate::tls::Client) make such values. Two are equal
+/// if one is a clone of the other.
 #[derive(Clone)]
 pub struct FilterConfig(Arc<dyn FilterFactory>);
 
 impl FilterConfig {
-    /// By filters of your own.
-    pub fn new(secure: impl FilterFactory + 'static) -> FilterConfig {
-        FilterConfig(Arc::new(secure))
+    /// Uses filters made by `factory`.
+    pub fn new(factory: impl FilterFactory + 'static) -> FilterConfig {
+        FilterConfig(Arc::new(factory))
     }
 
-    /// The same, for a peer who is known by another address than the connection's own: by a name, for a
-    /// [connection that runs already](crate::Socket::start_filter).
+    /// The same filters, made for another peer address than that of the connection. For
+    /// [`start_filter`](crate::Socket::start_filter) on an open connection, where the certificate is to be verified for
+    /// a host name and the connection knows only an IP address.
     pub fn for_peer(&self, peer: Address) -> FilterConfig {
         FilterConfig::new(ForPeer { config: self.clone(), peer })
     }
@@ -119,11 +122,11 @@ impl FilterFactory for ForPeer {
 
 impl fmt::Debug for FilterConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Security")
+        f.write_str("FilterConfig")
     }
 }
 
-/// The same one, not an equal one.
+/// Compares identity, because a factory cannot be compared.
 impl PartialEq for FilterConfig {
     fn eq(&self, other: &FilterConfig) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

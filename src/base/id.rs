@@ -1,9 +1,9 @@
-//! Names of connections, and how they travel through the kernel.
+//! Ids of connections, services and listeners, and the tokens that the kernel returns with events.
 
 use std::fmt;
 use std::num::NonZeroU32;
 
-/// The name of one connection, good for as long as you care to keep it.
+/// The id of one connection. It may be kept for any time: once the connection has ended, a look-up finds nothing.
 ///
 /// ```text
 ///      63            32 31             0
@@ -12,46 +12,43 @@ use std::num::NonZeroU32;
 ///     └────────────────┴────────────────┘
 /// ```
 ///
-/// Two guards against mistaken identity meet here. A *stale event*, one the kernel reported before its
-/// connection ended, cannot reach a newcomer because slots are freed at one place in the turn only. A
-/// *stale id*, one that you or another thread kept, cannot reach a newcomer either: the slot is used again,
-/// but with the next generation, and a lookup by the old id finds nothing.
+/// Slots are used again, so two things must never reach a newer connection in the same slot. A *stale event*, reported
+/// by the kernel before its connection ended, cannot: slots are freed in one phase of the turn only, after all events
+/// are handled. A *stale id*, kept by a service or another thread, cannot: the newer connection has another generation.
 ///
-/// Generations come from one counter of births and wrap after 2³² − 1 of them (half a day at 100,000 connections
-/// per second). Only then, and only for an id kept that long whose slot repeats in the very same birth, could
-/// a stale id be mistaken.
+/// Generations are counted per reactor, over all slots, and wrap after 2³² − 1 connections (half a day at 100,000 per
+/// second). An id kept for longer than that finds another connection only if the same slot got the same generation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId {
     pub(crate) slot: u32,
     pub(crate) generation: NonZeroU32,
 }
 
-/// The name of a service that was added to a reactor.
+/// The id of a service that was added to a reactor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ServiceId(pub(crate) u16);
 
-/// The name of a listener of a reactor, good for as long as you care to keep it: another one that takes its place has
-/// another name.
+/// The id of a listener of a reactor. It may be kept for any time: a later listener has another id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ListenerId {
     pub(crate) index: usize,
     pub(crate) generation: u64,
 }
 
-/// A rate that several connections share: see [`Sockets::add_group`](crate::Sockets::add_group).
+/// The id of a rate limit that several connections share: see [`Sockets::add_group`](crate::Sockets::add_group).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct GroupId(pub(crate) u16);
 
-/// Slots from here upward name what is not a connection: listeners, and the wake-up line.
+/// Slot numbers from here on are used in tokens of listeners, of the waker and of the timer.
 const RESERVED: u32 = u32::MAX - 255;
-/// How many listeners one reactor can have.
+/// Listeners that one reactor can have.
 pub(crate) const LISTENERS_MAX: usize = 255;
 
-/// What the kernel hands back with an event.
+/// The number that the kernel returns with an event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Token(pub(crate) u64);
 
-/// A token, read.
+/// What a token stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum TokenKind {
     Connection(ConnId),
@@ -61,7 +58,7 @@ pub(crate) enum TokenKind {
 
 impl Token {
     pub(crate) const WAKE: Token = Token(u32::MAX as u64);
-    /// Of the kernel's timer, which ends a sleep and is nothing more to the loop.
+    /// The token of the timer descriptor. `sys::mio` handles its event itself; it only ends a sleep.
     pub(crate) const TIMER: Token = Token(u32::MAX as u64 | 1 << 32);
 
     pub(crate) fn listener(index: usize) -> Token {
@@ -88,12 +85,12 @@ impl ConnId {
     }
 }
 
-/// The counter of births that generations come from.
+/// Counts the connections of a reactor; each takes its generation from here.
 #[derive(Debug)]
 pub(crate) struct GenerationCounter(NonZeroU32);
 
 impl GenerationCounter {
-    /// Starting elsewhere than at the beginning lets a test reach the wrap.
+    /// Starts at `first`, so that a test can reach the wrap.
     pub(crate) fn starting_at(first: NonZeroU32) -> GenerationCounter {
         GenerationCounter(first)
     }

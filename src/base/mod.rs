@@ -1,4 +1,4 @@
-//! Values that import nothing above them: addresses, ids, ticks, reasons, counters, bytes held once.
+//! The lowest layer: addresses, ids, ticks, reasons, counters, shared bytes, and the interface of filters.
 
 pub(crate) mod address;
 pub(crate) mod filter;

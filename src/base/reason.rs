@@ -1,4 +1,4 @@
-//! Why a connection ended, was refused, or was never connected: closed sets of reasons, the same words everywhere.
+//! Why a connection ended, was refused, or could not be established. Log, counters and API use the same words.
 
 use std::fmt;
 use std::io;
@@ -7,72 +7,77 @@ use std::time::Duration;
 use crate::base::address::Address;
 use crate::base::id::ConnId;
 
-/// Why a connection ended. The same word stands in the API, the log, the counters and the tests.
+/// Why a connection ended. [`word`](CloseReason::word) is what log and counters call it.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::CloseReason;
 ///
 /// assert_eq!(CloseReason::SlowReader.word(), "slow-reader");
-/// assert_eq!(CloseReason::Idle.to_string(), "no byte either way for too long");
+/// assert_eq!(CloseReason::Idle.to_string(), "no byte in either direction for too long");
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// Both ends finished: the peer sent its end, we sent ours, and everything was delivered.
+    /// Both ends sent FIN after all their data: everything was delivered.
     Finished,
-    /// The service closed it.
+    /// The service closed the connection.
     Local,
-    /// The service aborted it; the peer saw a reset.
+    /// The service aborted the connection; the peer got a reset.
     Aborted,
-    /// The peer reset the connection, or was gone when we wrote.
+    /// The peer reset the connection, or had closed it when bytes were written to it.
     Reset,
-    /// No byte moved either way for [`SocketLimits::idle`](crate::SocketLimits::idle).
+    /// No byte moved in either direction for [`SocketLimits::idle`](crate::SocketLimits::idle).
     Idle,
-    /// The peer's first byte did not come within [`SocketLimits::first_byte`](crate::SocketLimits::first_byte).
+    /// The peer sent no byte within [`SocketLimits::first_byte`](crate::SocketLimits::first_byte).
     FirstByte,
-    /// A message or a queue was pending and moved slower than the pace in force.
+    /// A message was incomplete or output was queued, and fewer bytes moved than the minimum rate asks for:
+    /// [`SocketLimits::min_read_rate`](crate::SocketLimits::min_read_rate),
+    /// [`min_write_rate`](crate::SocketLimits::min_write_rate).
     TooSlow,
     /// A message stayed incomplete for [`SocketLimits::message_timeout`](crate::SocketLimits::message_timeout).
     Unfinished,
-    /// One side had finished and the other did not for [`SocketLimits::half_closed`](crate::SocketLimits::half_closed).
+    /// One end had sent FIN, and for [`SocketLimits::half_closed`](crate::SocketLimits::half_closed) no byte moved.
     HalfClosed,
-    /// It lived for [`SocketLimits::lifetime`](crate::SocketLimits::lifetime).
+    /// The connection was as old as [`SocketLimits::lifetime`](crate::SocketLimits::lifetime) allows.
     Lifetime,
-    /// The peer did not read: more than [`SocketLimits::queue`](crate::SocketLimits::queue) waited for it.
+    /// The peer did not read: more than [`SocketLimits::queue`](crate::SocketLimits::queue) bytes were queued for it.
     SlowReader,
-    /// All buffers together passed [`Limits::memory`](crate::Limits::memory), and this one held the most.
+    /// All buffers together exceeded [`Limits::memory`](crate::Limits::memory), and this connection held the most.
     Memory,
-    /// A message was longer than is allowed.
+    /// A message was longer than [`SocketLimits::message`](crate::SocketLimits::message) or the service allows.
     TooLong,
-    /// What arrived was no message of this protocol.
+    /// The received bytes are not a message of the service's protocol.
     Malformed,
-    /// The name that was dialed stands for no address.
+    /// The host name that was dialed has no address.
     Unresolved,
-    /// Dialing failed, with the system's reason; of several attempts, the last one's.
-    /// [`ClosedInfo::dial_error`](crate::ClosedInfo::dial_error) has them all.
+    /// Dialing failed, with the system's error; after several attempts, with the last one.
+    /// [`ClosedInfo::dial_error`](crate::ClosedInfo::dial_error) has the errors of all attempts.
     Unreachable(OsError),
     /// Dialing took longer than [`SocketLimits::connect`](crate::SocketLimits::connect).
     ConnectTimeout,
-    /// There was no handshake to speak of: the peer did not speak TLS, showed no certificate that is trusted, refused
-    /// ours, or left. [`ClosedInfo::filter_error`](crate::ClosedInfo::filter_error) has the words.
+    /// The TLS handshake failed: the peer does not speak TLS, its certificate is not trusted, it refused ours, or it
+    /// closed the connection. [`ClosedInfo::filter_error`](crate::ClosedInfo::filter_error) has the message.
     Handshake,
-    /// The handshake took longer than [`SocketLimits::handshake`](crate::SocketLimits::handshake), or others waited
-    /// for its place.
+    /// The TLS handshake took longer than [`SocketLimits::handshake`](crate::SocketLimits::handshake), or gave up its
+    /// place to a waiting one: see [`Limits::handshakes`](crate::Limits::handshakes).
     HandshakeTimeout,
-    /// After the handshake something arrived that TLS does not allow, or the peer said that we had sent it.
+    /// After the handshake, a record was invalid, or the peer reported that one of ours was.
     Tls,
-    /// The peer's end came without the message that announces it in TLS: somebody may have cut off the rest.
+    /// The peer sent FIN without TLS's close_notify before it, so data may have been cut off by an attacker.
     Truncated,
-    /// The other end of its [pipe](crate::Socket::pipe) ended before its time.
+    /// The other connection of its [pipe](crate::Socket::pipe) ended in another way than by FIN.
     PipePeerClosed,
-    /// The reactor shut down before the connection ended by itself.
+    /// The reactor was shut down, and the connection was still open after the grace time.
     Shutdown,
     /// The system reported an error.
     Error(OsError),
 }
 
-/// An error number of the operating system, of which no Unix has more than a few hundred. Small and `Copy`, unlike
-/// [`io::Error`], which it turns into.
+/// An error number of the operating system (errno). Two bytes and `Copy`; converts to and from [`io::Error`].
+///
+/// # Examples
 ///
 /// ```
 /// let refused = tidemill::OsError::from(std::io::Error::from_raw_os_error(111));
@@ -82,7 +87,7 @@ pub enum CloseReason {
 pub struct OsError(u16);
 
 impl OsError {
-    /// Permission denied: 13 on every Unix (errno(3)). The number is written out so that this builds without a kernel.
+    /// Permission denied: 13 on every Unix (errno(3)). Not taken from `libc`, so that this builds for WebAssembly.
     const EACCES: OsError = OsError::of(13);
 
     pub(crate) const fn of(number: i32) -> OsError {
@@ -91,7 +96,7 @@ impl OsError {
 }
 
 impl CloseReason {
-    /// How many reasons there are.
+    /// The number of reasons.
     pub const COUNT: usize = 24;
 
     /// Every word that [`word`](CloseReason::word) can return, in the order of [`Stats::closed`](crate::Stats::closed).
@@ -156,7 +161,7 @@ impl CloseReason {
         }
     }
 
-    /// What a failed read or write says about the connection.
+    /// The reason that follows from a failed read or write.
     pub(crate) fn from_io(error: &io::Error) -> CloseReason {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
         match error.kind() {
@@ -169,26 +174,26 @@ impl CloseReason {
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sentence = match self {
-            CloseReason::Finished => "both ends finished",
+            CloseReason::Finished => "both ends sent FIN",
             CloseReason::Local => "closed by the service",
             CloseReason::Aborted => "aborted by the service",
             CloseReason::Reset => "reset by the peer",
-            CloseReason::Idle => "no byte either way for too long",
-            CloseReason::FirstByte => "the first byte did not come in time",
-            CloseReason::TooSlow => "slower than the least rate allowed",
+            CloseReason::Idle => "no byte in either direction for too long",
+            CloseReason::FirstByte => "the first byte did not arrive in time",
+            CloseReason::TooSlow => "slower than the minimum transfer rate",
             CloseReason::Unfinished => "a message was not completed in time",
             CloseReason::HalfClosed => "half-closed for too long",
-            CloseReason::Lifetime => "lived as long as a connection may",
-            CloseReason::SlowReader => "the peer did not read what was queued for it",
-            CloseReason::Memory => "held the most when the buffers' memory ran out",
-            CloseReason::TooLong => "a message was longer than is allowed",
-            CloseReason::Malformed => "what arrived was no message of this protocol",
-            CloseReason::Unresolved => "the name stands for no address",
+            CloseReason::Lifetime => "reached the maximum lifetime of a connection",
+            CloseReason::SlowReader => "the peer did not read the output queued for it",
+            CloseReason::Memory => "held the most memory when the limit on all buffers was exceeded",
+            CloseReason::TooLong => "a message exceeded the length limit",
+            CloseReason::Malformed => "the received bytes are not a message of this protocol",
+            CloseReason::Unresolved => "the host name has no address",
             CloseReason::Handshake => "the TLS handshake failed",
             CloseReason::HandshakeTimeout => "the TLS handshake took too long",
-            CloseReason::Tls => "what arrived was no TLS, or the peer said so of ours",
-            CloseReason::Truncated => "the peer's end came without its announcement in TLS",
-            CloseReason::PipePeerClosed => "the other end of its pipe has gone",
+            CloseReason::Tls => "an invalid TLS record was received, or the peer reported one",
+            CloseReason::Truncated => "the peer sent FIN without TLS close_notify",
+            CloseReason::PipePeerClosed => "the other connection of the pipe was closed",
             CloseReason::Unreachable(error) => return write!(f, "cannot connect: {error}"),
             CloseReason::ConnectTimeout => "connecting took too long",
             CloseReason::Shutdown => "the reactor shut down",
@@ -205,7 +210,7 @@ impl From<OsError> for io::Error {
 }
 
 impl From<&io::Error> for OsError {
-    /// Errors that did not come from the operating system have no number and become 0.
+    /// An error that does not come from the operating system has no number; it becomes 0.
     fn from(error: &io::Error) -> OsError {
         OsError::of(error.raw_os_error().unwrap_or(0))
     }
@@ -223,33 +228,32 @@ impl fmt::Display for OsError {
     }
 }
 
-/// What is known of a connection that has ended: a parameter of [`Service::closed`](crate::Service::closed).
+/// What is known about a connection that has ended: a parameter of [`Service::closed`](crate::Service::closed).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ClosedInfo {
-    /// Its name, which finds nobody any more.
+    /// Its id; a look-up by it finds nothing any more.
     pub id: ConnId,
     /// Why it ended.
     pub reason: CloseReason,
-    /// The remote end; for a dial that failed, what was dialed.
+    /// The remote address; for a dial that failed, the address that was dialed.
     pub peer: Address,
-    /// The local end. None where it never had one, and for Unix-domain sockets.
+    /// The local address. `None` if it was never connected, and for Unix-domain sockets.
     pub local: Option<Address>,
     /// Bytes received.
     pub bytes_in: u64,
-    /// Bytes that the kernel took.
+    /// Bytes written to the kernel.
     pub bytes_out: u64,
-    /// How long it lived, from accept or dial on, in steps of 10 ms.
+    /// The time from accept or dial to the end; resolution 10 ms.
     pub duration: Duration,
-    /// Why dialing failed, attempt by attempt.
+    /// Why dialing failed, with the error of each attempt.
     pub dial_error: Option<DialError>,
-    /// What went wrong with TLS, in words: with [`CloseReason::Handshake`] and
-    /// [`CloseReason::Tls`].
+    /// The error message of TLS, with [`CloseReason::Handshake`] and [`CloseReason::Tls`].
     pub filter_error: Option<Box<str>>,
 }
 
 impl ClosedInfo {
-    /// What went wrong, in words, if it is known: why it was never connected, else what was wrong with TLS.
+    /// The message of [`dial_error`](ClosedInfo::dial_error), else of [`filter_error`](ClosedInfo::filter_error).
     pub fn error_text(&self) -> Option<String> {
         self.dial_error
             .as_ref()
@@ -262,21 +266,21 @@ impl ClosedInfo {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// All [`Limits::connections`](crate::Limits::connections) or
-    /// [`AccessPolicy::connections`](crate::AccessPolicy::connections) are in use.
+    /// [`Limits::connections`](crate::Limits::connections) or
+    /// [`AccessPolicy::connections`](crate::AccessPolicy::connections) is reached.
     Full,
     /// A rule denies its address.
     Denied,
-    /// Its address has as many connections as [`AccessPolicy::per_address`](crate::AccessPolicy::per_address) allows.
+    /// Its address has [`AccessPolicy::per_address`](crate::AccessPolicy::per_address) connections already.
     PerAddress,
     /// Its address connects more often than [`AccessPolicy::accept_rate`](crate::AccessPolicy::accept_rate) allows.
     AcceptRate,
-    /// No descriptor was left to tell it anything.
+    /// The process has no descriptor left; the peer was closed at once, without a reply.
     NoDescriptor,
 }
 
 impl Refusal {
-    /// How many reasons there are.
+    /// The number of reasons.
     pub const COUNT: usize = 5;
 
     /// Every word that [`word`](Refusal::word) can return, in the order of
@@ -295,7 +299,7 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Refusal::Full => "all connections are in use",
             Refusal::Denied => "a rule denies its address",
-            Refusal::PerAddress => "its address has as many connections as it may",
+            Refusal::PerAddress => "its address has the maximum number of connections",
             Refusal::AcceptRate => "its address connects too often",
             Refusal::NoDescriptor => "no descriptor was left",
         })
@@ -306,15 +310,15 @@ impl fmt::Display for Refusal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Refused {
-    /// Who.
+    /// The address of the peer.
     pub peer: Address,
-    /// Where it wanted to come in.
+    /// The address of the listener.
     pub at: Address,
-    /// Why not.
+    /// Why it was refused.
     pub reason: Refusal,
 }
 
-/// Why a dial failed: every attempt, with what became of it.
+/// Why a dial failed: the error of each attempt.
 ///
 /// ```text
 /// cannot connect to db.example:5432: [2001:db8::7]:5432: connection refused; 192.0.2.7:5432: no answer in time
@@ -326,13 +330,13 @@ pub struct DialError {
     attempts: Vec<(Address, Attempt)>,
 }
 
-/// What became of one attempt to connect.
+/// The result of one attempt to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Attempt {
-    /// The system said no.
+    /// The system reported an error.
     Failed(OsError),
-    /// Nothing had come back when time was up.
+    /// There was no answer before the dial was given up.
     NoAnswer,
     /// A rule forbids the address: see [`DialOptions::rules`](crate::DialOptions::rules).
     Denied,
@@ -351,7 +355,7 @@ impl DialError {
         self.lookup = Some(why);
     }
 
-    /// The last error of the system, as a reason to close.
+    /// The last error of the system, for [`CloseReason::Unreachable`]; EACCES if all addresses are forbidden by rules.
     pub(crate) fn last(&self) -> OsError {
         let failed = self.attempts.iter().rev().find_map(|(_, what)| match what {
             Attempt::Failed(error) => Some(*error),
@@ -360,17 +364,17 @@ impl DialError {
         failed.unwrap_or(OsError::EACCES)
     }
 
-    /// What was dialed.
+    /// The address that was dialed.
     pub fn to(&self) -> &Address {
         &self.to
     }
 
-    /// Why the name stands for no address, if that was the trouble.
+    /// Why the host name could not be resolved, if it could not.
     pub fn lookup(&self) -> Option<&str> {
         self.lookup.as_deref()
     }
 
-    /// Each address that was tried, in order, and what became of it.
+    /// Each address that was tried, in order, with the result.
     pub fn attempts(&self) -> &[(Address, Attempt)] {
         &self.attempts
     }
@@ -406,7 +410,7 @@ impl fmt::Display for Attempt {
     }
 }
 
-/// The system's sentence without its number, and uncapitalised, for the middle of ours.
+/// The system's error message without its number and in lower case, to be put into a longer message.
 pub(crate) fn os_message(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);

@@ -1,14 +1,19 @@
-//! Bytes that many write queues hold at once.
+//! `Shared`: bytes that many write queues refer to.
 
 use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes held once, however many connections they are queued for.
+/// Immutable bytes that exist once in memory, however many connections they are queued for.
 ///
-/// A line to a thousand members of a room is a thousand references to one of these. Cloning costs a count.
-/// It belongs to the loop's thread; make it there, for example inside a [`post`](crate::Handle::post).
+/// A line sent to a thousand members of a chat room is queued as a thousand references. Cloning counts a reference and
+/// copies nothing. Their memory is charged to [`Limits::memory`](crate::Limits::memory) once.
+///
+/// It is not `Send`: make it on the loop's thread, for example inside [`Handle::post`](crate::Handle::post). Queues of
+/// a second reactor on the same thread get a copy while those of the first refer to it.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::Shared;
@@ -19,12 +24,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Clone)]
 pub struct Shared(Rc<Chunk>);
 
-/// Whose memory budget a chunk is charged to: a number for each reactor of the process.
+/// The memory account that a chunk is charged to: one for each reactor of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Account(u64);
 
 impl Account {
-    /// One that no other reactor has.
+    /// A number that no other reactor has.
     pub(crate) fn new() -> Account {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Account(LAST.fetch_add(1, Ordering::Relaxed) + 1)
@@ -32,10 +37,11 @@ impl Account {
 }
 
 struct Chunk {
-    /// How many outboxes hold this chunk. Its memory is charged once: to the reactor of the first of them.
+    /// How many outboxes refer to this chunk. Its bytes are charged with the first of them, and discharged with the
+    /// last.
     holders: Cell<usize>,
-    /// That reactor's account, while there are holders. Outboxes of another reactor on the same thread take a copy:
-    /// else the one would be charged, and the other discharged, whichever let go last.
+    /// The account that is charged, while there are holders. Outboxes of another reactor on the same thread copy the
+    /// bytes: otherwise one reactor could be charged and the other one discharged.
     account: Cell<Account>,
     bytes: Box<[u8]>,
 }
@@ -46,7 +52,8 @@ impl Shared {
         &self.0.bytes
     }
 
-    /// One more outbox holds it; returns the bytes to charge. None if outboxes of another account do already.
+    /// Counts one more outbox that refers to it; returns the bytes to charge. `None` if outboxes of another account
+    /// refer to it already: the caller copies the bytes then.
     pub(crate) fn hold(&self, account: Account) -> Option<usize> {
         let holders = self.0.holders.get();
         if holders > 0 && self.0.account.get() != account {
@@ -57,7 +64,7 @@ impl Shared {
         Some(if holders == 0 { self.0.bytes.len() } else { 0 })
     }
 
-    /// One outbox less holds it; returns the bytes to discharge.
+    /// Counts one outbox less; returns the bytes to discharge.
     pub(crate) fn release(&self) -> usize {
         let holders = self.0.holders.get();
         debug_assert!(holders > 0, "released more often than held");

@@ -1,11 +1,11 @@
-//! Counters the loop keeps.
+//! `Stats`: the counters of the loop.
 
 use crate::base::reason::{CloseReason, Refusal};
 
-/// What the loop has counted since it was made. A copy; see [`Reactor::stats`](crate::Reactor::stats).
+/// The counters of a loop since it was made, as a copy: see [`Reactor::stats`](crate::Reactor::stats).
 ///
-/// At every moment between turns `accepted + dialed` is the number of connections that are there, plus the sum of
-/// [`closed`](Stats::closed).
+/// Between turns, `accepted + dialed` equals the number of connections that exist plus the sum of
+/// [`closed`](Stats::closed). Refused peers are in neither.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -13,61 +13,62 @@ pub struct Stats {
     pub turns: u64,
     /// Events that the kernel reported.
     pub events: u64,
-    /// Events for a connection that was gone already.
+    /// Events for a connection that had ended already.
     pub stale_events: u64,
-    /// Connections let in.
+    /// Connections accepted for a service.
     pub accepted: u64,
-    /// Connections dialed.
+    /// Connections dialed, successfully or not.
     pub dialed: u64,
-    /// Peers refused when they were accepted, for whatever reason but want of a descriptor.
+    /// Peers refused after they were accepted, for any reason except a missing descriptor.
     pub refused: u64,
-    /// Peers turned away, by reason, in the order of [`Refusal::WORDS`].
+    /// Refused peers by reason, in the order of [`Refusal::WORDS`].
     pub refused_by_reason: [u64; Refusal::COUNT],
-    /// Peers that a [dry run](crate::AccessPolicy::dry_run) let in, by the reason for which they would have been turned
-    /// away.
+    /// Peers that were accepted only because of a [dry run](crate::AccessPolicy::dry_run), by the reason for which they
+    /// would have been refused.
     pub would_refuse: [u64; Refusal::COUNT],
-    /// Times that a connection had to wait because its rate, or its group's, was used up.
+    /// How often a connection was not read because its rate, or that of its group, was used up.
     pub throttled: u64,
-    /// Times that one would have had to wait, but for a dry run.
+    /// How often that would have happened without a dry run.
     pub would_throttle: u64,
-    /// TLS handshakes that were completed.
+    /// Completed TLS handshakes.
     pub handshakes: u64,
-    /// Those that had to wait because [as many as may be](crate::Limits::handshakes) were under way.
+    /// Inbound TLS handshakes that had to wait because [`Limits::handshakes`](crate::Limits::handshakes) were in
+    /// progress.
     pub handshakes_delayed: u64,
-    /// Names given to the resolver.
+    /// Host names given to the resolver.
     pub lookups: u64,
     /// Socket options that the system refused to set.
     pub options_refused: u64,
-    /// Peers turned away without a word because no descriptor was left to tell them.
+    /// Peers closed at once, without a reply, because no descriptor was left.
     pub shed: u64,
-    /// Accepts that failed for a reason of that one peer.
+    /// Calls of accept(2) that failed for a reason of the peer: it had reset the connection already, for example.
     pub accept_aborted: u64,
-    /// Times that a listener ran out of descriptors or kernel memory and had to wait.
+    /// How often a listener stopped accepting for a while because the process had no descriptor, or the kernel no
+    /// memory.
     pub starved: u64,
     /// Connections ended, by reason, in the order of [`CloseReason::WORDS`].
     pub closed: [u64; CloseReason::COUNT],
-    /// Bytes received.
+    /// Bytes received from peers, TLS records included.
     pub bytes_in: u64,
-    /// Bytes handed to the kernel.
+    /// Bytes written to the kernel, TLS records included.
     pub bytes_out: u64,
-    /// Bytes among them that went from one connection to another within the kernel: see [`Limits::splices`].
-    ///
-    /// [`Limits::splices`]: crate::Limits::splices
+    /// Bytes of these that went from one connection to another inside the kernel: see
+    /// [`Limits::splices`](crate::Limits::splices).
     pub spliced: u64,
-    /// Calls that read.
+    /// System calls that read from a connection.
     pub reads: u64,
-    /// Calls that wrote.
+    /// System calls that wrote to a connection.
     pub writes: u64,
-    /// Bytes that a service sent to a socket which had finished or closed; they were dropped.
+    /// Bytes that a service sent on a connection after finishing or closing it; they were dropped.
     pub sent_too_late: u64,
-    /// Requests of other threads that were run.
+    /// Posts of other threads that were run.
     pub posts: u64,
-    /// Times that the loop turned a thousand times without progress and was made to sleep.
+    /// Turns in which the loop was made to sleep 1 ms, because the last 1,000 turns neither slept nor made progress.
     pub livelocks_broken: u64,
 }
 
 impl Stats {
-    /// How many connections ended for a reason; an error number it may carry makes no difference.
+    /// How many connections ended for a reason. An error number inside the reason is ignored.
     ///
     /// ```
     /// use tidemill::{CloseReason, Stats};
@@ -78,7 +79,7 @@ impl Stats {
         self.closed[why.index()]
     }
 
-    /// How many peers were turned away for a reason.
+    /// How many peers were refused for a reason.
     ///
     /// ```
     /// use tidemill::{Refusal, Stats};
@@ -89,7 +90,7 @@ impl Stats {
         self.refused_by_reason[why as usize]
     }
 
-    /// How many connections ended, for whatever reason.
+    /// How many connections ended, for all reasons together.
     pub fn closed_total(&self) -> u64 {
         self.closed.iter().sum()
     }

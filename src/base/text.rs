@@ -1,36 +1,37 @@
-//! Peers' bytes where people read them: in logs, and on terminals.
+//! Makes bytes of a peer safe to show in logs and on terminals.
 //!
-//! A terminal obeys what it is shown. Bytes of a peer that reach one as they came can clear the screen, set
-//! the window's title or type in the user's name (escape sequences), forge a second line (line feeds),
-//! overwrite the first (carriage returns), or show a name backwards (bidirectional controls). Apache
-//! (CVE-2013-1862), OSSEC (CVE-2020-8445) and BusyBox's netstat (CVE-2024-58251) all had to learn it. So no
-//! byte of a peer is written without one of these:
+//! A terminal executes control sequences. Unfiltered bytes of a peer can clear the screen, set the window title or
+//! inject input (escape sequences), forge a second log line (line feeds), overwrite the first one (carriage returns),
+//! or show a name backwards (bidirectional controls). Apache (CVE-2013-1862), OSSEC (CVE-2020-8445) and BusyBox's
+//! netstat (CVE-2024-58251) had this fault. So bytes of a peer are written only through one of these:
 //!
-//! | where it goes | what to use | what happens to a control |
+//! | output | use | a control character |
 //! | --- | --- | --- |
-//! | a log line | [`Escaped`] | is spelled out, and can be read back |
-//! | other people's screens, line by line | [`printable`] | is dropped |
-//! | the screen of whoever asked for it | [`Terminal`], [`ForTerminal`] | is spelled out; lines stay lines |
+//! | a log line | [`Escaped`] | is written as an escape, and can be decoded again |
+//! | a line for the terminals of other peers | [`printable`] | is removed |
+//! | the user's own terminal | [`Terminal`] (a stream), [`ForTerminal`] | is escaped, except line ends and tabs |
 //!
-//! A control here is a C0 control, DEL, a C1 control (U+0080 to U+009F: some terminals take U+009B for
-//! `ESC [`), a bidirectional control (U+061C, U+200E, U+200F, U+202A to U+202E, U+2066 to U+2069), or a line
-//! or paragraph separator (U+2028, U+2029). Letters of right-to-left scripts are none: Hebrew and Arabic stay
-//! as they are.
+//! A control character here is a C0 control, DEL, a C1 control (U+0080 to U+009F: some terminals treat U+009B as
+//! `ESC [`), a bidirectional control (U+061C, U+200E, U+200F, U+202A to U+202E, U+2066 to U+2069), or a line or
+//! paragraph separator (U+2028, U+2029). Letters of right-to-left scripts are not changed.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// Bytes of a peer as a log may show them: one line, whatever they are, and no two inputs alike.
+/// Formats bytes of a peer for a log: always one line, and different bytes always give a different text.
 ///
-/// | bytes | shown as |
+/// | bytes | written as |
 /// | --- | --- |
-/// | C0 controls (tab and line ends too), DEL, C1 controls, what is not UTF-8 | `\xNN`, one for each byte |
+/// | C0 controls (tab and line ends too), DEL, C1 controls, bytes that are not UTF-8 | `\xNN`, one for each byte |
 /// | bidirectional controls, U+2028, U+2029 | `\u{202e}` |
 /// | a backslash | `\\` |
-/// | everything else | as it is |
+/// | everything else | unchanged |
 ///
-/// Spaces and quotes are not escaped: put it last on the line, or a peer can write what looks like the next
-/// field.
+/// # Put it last on a line
+///
+/// Spaces and quotes are not escaped, so a peer could write text that looks like the next field of the line.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::text::Escaped;
@@ -44,11 +45,12 @@ pub struct Escaped<'a>(
     pub &'a [u8],
 );
 
-/// Bytes of a peer for the terminal of a person who asked for them: as [`Escaped`], but `\n`, `\t`, and a
-/// `\r` directly before a `\n` pass.
+/// Formats bytes of a peer for the user's terminal: as [`Escaped`], but `\n`, `\t`, and a `\r` directly before a `\n`
+/// are not escaped.
 ///
-/// These bytes are taken as all there are. A stream comes in pieces, and a piece may end within a character:
-/// use [`Terminal`] for it.
+/// For a complete text. A piece of a stream may end within a character: use [`Terminal`] for streams.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::text::ForTerminal;
@@ -61,7 +63,7 @@ pub struct ForTerminal<'a>(
     pub &'a [u8],
 );
 
-/// [`ForTerminal`] for a stream: wherever it is cut into pieces, the text that comes out is the same.
+/// [`ForTerminal`] for a stream: the output does not depend on how the stream is cut into pieces.
 ///
 /// ```text
 ///     fed before │ held │ fed now                    │ held │
@@ -69,8 +71,10 @@ pub struct ForTerminal<'a>(
 ///                └───────── is shown now ────────────┘           not be complete is shown with what follows
 /// ```
 ///
-/// It holds at most three bytes: the beginning of a character, or a `\r` whose `\n` may follow. A prompt
-/// without a line end is shown at once.
+/// It holds at most three bytes back: an incomplete character, or a `\r` that a `\n` may follow. A prompt without a
+/// line end is shown at once.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::text::Terminal;
@@ -84,12 +88,12 @@ pub struct ForTerminal<'a>(
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Terminal {
-    /// One longer than what is held between calls: a character's last byte is added before it is shown.
+    /// One byte longer than what is held between calls: the last byte of a character is added before it is shown.
     bytes: [u8; HELD_MAX + 1],
     held: usize,
 }
 
-/// A character of UTF-8 has at most four bytes, so at most three of an incomplete one are there.
+/// Bytes held back at most: a character of UTF-8 has at most four bytes, so an incomplete one has at most three.
 const HELD_MAX: usize = 3;
 
 impl fmt::Display for Escaped<'_> {
@@ -105,7 +109,7 @@ impl fmt::Display for ForTerminal<'_> {
 }
 
 impl Terminal {
-    /// Appends to `out` what can be shown of everything fed so far.
+    /// Appends to `out` all that can be shown of the bytes fed so far.
     pub fn feed(&mut self, bytes: &[u8], out: &mut String) {
         let mut rest = bytes;
         while self.held > 0 {
@@ -113,21 +117,21 @@ impl Terminal {
             rest = after;
             self.bytes[self.held] = next;
             self.held += 1;
-            // What is held can turn out to be no character at all, and its last byte to begin one.
+            // The held bytes may turn out to be invalid, and the newest of them to begin another character.
             let joined = self.bytes;
             self.show(&joined[..self.held], out);
         }
         self.show(rest, out);
     }
 
-    /// Appends what is still held: the stream has ended, and what was incomplete stays so.
+    /// Appends the bytes that are still held back: the stream has ended.
     pub fn finish(&mut self, out: &mut String) {
         let last = self.bytes;
         append(&last[..self.held], out);
         self.held = 0;
     }
 
-    /// Appends `bytes`, but holds back the end that may not be complete.
+    /// Appends `bytes`, and holds back an incomplete end.
     fn show(&mut self, bytes: &[u8], out: &mut String) {
         let (whole, tail) = bytes.split_at(bytes.len() - incomplete(bytes));
         append(whole, out);
@@ -136,12 +140,13 @@ impl Terminal {
     }
 }
 
-/// A line of a peer as other people's terminals may show it: without controls other than tab.
+/// Removes control characters other than tab from a line of a peer, to show it on terminals of other peers.
 ///
-/// What is not UTF-8 becomes U+FFFD. Line ends are controls too, so what comes back is one line. Nothing is
-/// copied when nothing changes, and doing it twice changes nothing more.
+/// Bytes that are not UTF-8 become U+FFFD. Line ends are removed too, so the result is one line. If nothing changes,
+/// nothing is copied. Of an escape sequence, only the control character is removed: of `ESC [ 31 m`, the harmless text
+/// `[31m` remains.
 ///
-/// A sequence loses only what makes it one: of `ESC [ 31 m` the text `[31m` is left, and does nothing.
+/// # Examples
 ///
 /// ```
 /// use tidemill::text::printable;
@@ -160,23 +165,23 @@ pub fn printable(line: &[u8]) -> Cow<'_, str> {
     Cow::Owned(kept)
 }
 
-/// Whether a terminal, or a reader of a log, may take it for anything but a mark on the page.
+/// Whether a character is a control character in the sense of this module.
 fn is_control(c: char) -> bool {
     // `char::is_control` is the Unicode category Cc: C0, DEL and C1, and nothing else.
     c.is_control() || is_invisible_order(c)
 }
 
-/// What changes the order or the lines in which other characters are shown. All but U+061C are neighbours.
+/// Whether a character invisibly changes the order or the lines in which other characters are shown.
 fn is_invisible_order(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Whether it lays lines out, given what stands after it.
+/// Whether a character is allowed on the user's terminal: a line end or a tab. `after` is the text behind it.
 fn is_layout(c: char, after: &str) -> bool {
     matches!(c, '\n' | '\t') || (c == '\r' && after.starts_with('\n'))
 }
 
-/// Writes `bytes`, with controls and backslashes spelled out but for those that `passes` lets through.
+/// Writes `bytes`, with controls and backslashes as escapes, except for those that `passes` allows.
 fn escape(bytes: &[u8], out: &mut impl fmt::Write, passes: impl Fn(char, &str) -> bool) -> fmt::Result {
     for chunk in bytes.utf8_chunks() {
         let text = chunk.valid();
@@ -191,7 +196,7 @@ fn escape(bytes: &[u8], out: &mut impl fmt::Write, passes: impl Fn(char, &str) -
             match c {
                 '\\' => out.write_str(r"\\")?,
                 _ if is_invisible_order(c) => write!(out, "\\u{{{:x}}}", u32::from(c))?,
-                // Its bytes and not its number: U+009B and a lone byte 9B must not look the same.
+                // The bytes of the character and not its number: U+009B and a lone byte 9B must not look the same.
                 _ => spell(&text.as_bytes()[at..plain], out)?,
             }
         }
@@ -206,11 +211,11 @@ fn spell(bytes: &[u8], out: &mut impl fmt::Write) -> fmt::Result {
 }
 
 fn append(bytes: &[u8], out: &mut String) {
-    // Writing to a string does not fail.
+    // Writing to a `String` never fails.
     let _ = escape(bytes, out, is_layout);
 }
 
-/// How many bytes at the end get their meaning from what follows: a character's beginning, or a `\r`.
+/// How many bytes at the end cannot be shown before more follow: an incomplete character, or a `\r`.
 fn incomplete(bytes: &[u8]) -> usize {
     if bytes.last() == Some(&b'\r') {
         return 1;
@@ -228,7 +233,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Everything the three may never let through, by number and not by the code under test.
+    /// Every character that the functions must not let through; listed by number, independently of the code under test.
     fn is_dangerous(c: char) -> bool {
         let n = u32::from(c);
         n < 0x20 || (0x7f..=0x9f).contains(&n) || ORDER.contains(&n)
@@ -239,7 +244,7 @@ mod tests {
         0x2068, 0x2069,
     ];
 
-    /// Reads back what [`Escaped`] wrote.
+    /// Decodes the output of [`Escaped`].
     fn unescape(text: &str) -> Vec<u8> {
         let (mut bytes, mut rest) = (Vec::new(), text);
         while let Some((before, escape)) = rest.split_once('\\') {
@@ -299,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn no_character_of_unicode_is_treated_otherwise_than_the_list_says() {
+    fn exactly_the_listed_characters_are_escaped_and_removed() {
         for c in '\0'..=char::MAX {
             let text = c.to_string();
             let (escaped, line) = (Escaped(text.as_bytes()).to_string(), printable(text.as_bytes()));
@@ -309,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_byte_is_spelled_as_documented() {
+    fn every_kind_of_byte_is_escaped_as_documented() {
         for (bytes, expected) in [
             (&b"plain text, \"quoted\""[..], "plain text, \"quoted\""),
             (b"", ""),
@@ -333,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn right_to_left_text_stays_and_is_not_copied() {
+    fn right_to_left_text_is_neither_changed_nor_copied() {
         for text in ["שלום עולם", "مرحبا بالعالم", "نیم‌فاصله", "abc אבג 123 def", "👩‍👩‍👧"]
         {
             assert!(matches!(printable(text.as_bytes()), Cow::Borrowed(same) if same == text));
@@ -345,14 +350,14 @@ mod tests {
     }
 
     #[test]
-    fn a_return_passes_only_before_a_line_feed() {
+    fn a_carriage_return_passes_only_before_a_line_feed() {
         assert_eq!(ForTerminal(b"a\r\nb").to_string(), "a\r\nb");
         assert_eq!(ForTerminal(b"a\r\r\nb\rc\r").to_string(), "a\\x0d\r\nb\\x0dc\\x0d");
         assert_eq!(ForTerminal(b"a\r\xff\n").to_string(), "a\\x0d\\xff\n");
     }
 
     #[test]
-    fn a_stream_shows_the_same_wherever_it_is_cut() {
+    fn the_output_does_not_depend_on_where_a_stream_is_cut() {
         let stream =
             "a\r\n€\r🦀\u{202e}\\".as_bytes().iter().copied().chain(*b"\xe2\x82\xe2\xf0\x9f\r\r\n\xc3");
         let stream: Vec<u8> = stream.collect();
@@ -367,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_character_is_never_held_back() {
+    fn a_complete_character_is_never_held_back() {
         let (mut terminal, mut out) = (Terminal::default(), String::new());
         for text in ["a", "é", "€", "🦀", "\n"] {
             out.clear();
@@ -376,7 +381,7 @@ mod tests {
         }
     }
 
-    /// Bytes in which characters, their halves, and line ends are frequent.
+    /// Bytes in which characters, parts of characters, and line ends are frequent.
     fn texts() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
             any::<char>().prop_map(|c| c.to_string().into_bytes()),
@@ -396,7 +401,7 @@ mod tests {
         }
 
         #[test]
-        fn any_cuts_of_a_stream_show_the_same(
+        fn the_output_does_not_depend_on_any_cuts_of_a_stream(
             bytes in texts(), sizes in prop::collection::vec(0..6usize, 0..60),
         ) {
             let (mut parts, mut rest) = (Vec::new(), &bytes[..]);

@@ -1,36 +1,37 @@
-//! Ticks: the wheel's unit of time, counted from the moment a reactor was made.
+//! Ticks: the timer wheel's unit of time, 10 ms, counted from when the reactor was made.
 //!
-//! The clock is read once per turn, right after the kernel wakes the loop, and everything in that turn happens
-//! at that instant. It is the monotonic clock: a change of the wall clock moves nothing. On Linux and macOS
-//! it stands still while the machine is suspended, so a deadline then comes late by the suspension, never early.
+//! The clock is read once per turn, right after the kernel wakes the loop; all callbacks of a turn see the same time.
+//! It is the monotonic clock, so setting the wall clock moves no deadline. On Linux and macOS it stops while the
+//! machine is suspended, so a deadline then comes late by the time of suspension, never early.
 
 use std::time::Duration;
 
-/// How long a tick is. Ten milliseconds keep an idle loop of ten thousand timers below a hundred wake-ups a
-/// second, and no limit of a network service needs to be more exact.
+/// The length of a tick: 10 ms. The timers of ten thousand connections then cause at most a hundred wake-ups a second,
+/// and no timeout of a network service needs a finer resolution.
 const NANOS: u32 = 10_000_000;
 const PER_SECOND: u64 = 100;
 
-/// A moment, in whole ticks since the reactor was made.
+/// A point in time, in whole ticks since the reactor was made.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub(crate) struct Tick(pub(crate) u64);
 
 impl Tick {
-    /// The tick in which a moment lies; the part of a tick that has passed is dropped.
+    /// The tick in which a time lies; rounded down.
     pub(crate) fn at(since_start: Duration) -> Tick {
         Tick(since_start.as_secs() * PER_SECOND + u64::from(since_start.subsec_nanos() / NANOS))
     }
 
-    /// The first tick that surely lies `span` after this one.
+    /// The first tick that is at least `span` after any time within this one.
     ///
-    /// Rounded up, and one more: "now" was rounded down, and a deadline may be late by a tick but never early.
+    /// `span` is rounded up, and one tick is added because "now" was rounded down: a deadline may be late by two ticks,
+    /// but never early.
     pub(crate) fn after(self, span: Duration) -> Tick {
         let part = u64::from(span.subsec_nanos().div_ceil(NANOS));
         let whole = span.as_secs().saturating_mul(PER_SECOND).saturating_add(part);
         Tick(self.0.saturating_add(1).saturating_add(whole))
     }
 
-    /// When this tick begins, measured from the reactor's start.
+    /// When this tick begins, as the time since the reactor was made.
     pub(crate) fn since_start(self) -> Duration {
         Duration::new(self.0 / PER_SECOND, (self.0 % PER_SECOND) as u32 * NANOS)
     }
