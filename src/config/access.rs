@@ -1,12 +1,14 @@
-//! The rules of a listener: which addresses it accepts, how many connections from each, how fast.
+//! The access policy of a service: which addresses it accepts, how many connections from each, and how fast.
 
 use crate::config::rules::{IpRange, RefuseMode, Rules};
 
-/// Whom a service's listeners let in. By default: everybody.
+/// Which peers the listeners of a service accept. The default accepts all.
 ///
-/// It looks at IP addresses; peers of Unix-domain sockets have none and always pass. Addresses of version 4 that come
-/// mapped into version 6 are of version 4. Addresses of version 6 count by their first 64 bits: that is what one
-/// customer is given, and he may use all 2^64 of them.
+/// It looks at IP addresses; peers on Unix-domain sockets have none and are always accepted. An IPv4 address that is
+/// mapped into IPv6 counts as IPv4. IPv6 addresses are counted by their first 64 bits, because a provider assigns at
+/// least so much to one customer, who may use all 2^64 addresses.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{AccessPolicy, RefuseMode};
@@ -16,26 +18,27 @@ use crate::config::rules::{IpRange, RefuseMode, Rules};
 /// ```
 #[derive(Clone, Debug)]
 pub struct AccessPolicy {
-    /// Who may come in at all. Looked at before everything else.
+    /// Which addresses are accepted and which are denied. Checked before everything else, also before capacity.
     pub rules: Rules,
-    /// Connections of this service at once, dialed ones included. Off by default: then only
-    /// [`Limits::connections`](crate::Limits::connections) holds, for the whole reactor.
+    /// Concurrent connections of this service, dialed ones included. Off by default: only
+    /// [`Limits::connections`](crate::Limits::connections) applies, which is for the whole reactor.
     pub connections: Option<usize>,
-    /// Connections at once from one address. Off by default.
+    /// Concurrent connections from one address. Off by default.
     pub per_address: Option<usize>,
-    /// Connections a second from one address, and as many at once after a silence. Off by default.
+    /// New connections per second from one address; after a pause, as many at once. Off by default.
     pub accept_rate: Option<usize>,
-    /// How those beyond [`per_address`](AccessPolicy::per_address) are turned away. Default: with the reply.
+    /// How peers beyond [`per_address`](AccessPolicy::per_address) are refused. Default [`RefuseMode::Reply`].
     pub on_too_many: RefuseMode,
-    /// How those beyond [`accept_rate`](AccessPolicy::accept_rate) are turned away. Default: by a reset. Whoever calls
-    /// too often should cost little.
+    /// How peers beyond [`accept_rate`](AccessPolicy::accept_rate) are refused. Default [`RefuseMode::Reset`], the
+    /// cheapest: an address that connects too often must cost little.
     pub on_too_fast: RefuseMode,
-    /// Addresses that are not counted, because they stand for others: load balancers that say for whom, for example.
-    /// Those they stand for are counted when [`Socket::set_peer_addr`](crate::Socket::set_peer_addr) is told. Empty
-    /// by default.
+    /// Addresses that are not counted, for example those of load balancers that send a PROXY header. The address in
+    /// the header is counted when [`Socket::set_peer_addr`](crate::Socket::set_peer_addr) is called with it. Empty by
+    /// default.
     pub exempt: Vec<IpRange>,
-    /// Let everybody in, but count and log whom the rules above would have turned away. The caps on connections still
-    /// hold.
+    /// Accept all peers, but count and log those that the settings above would have refused. The limits on the number
+    /// of connections (`connections`, [`Limits::connections`](crate::Limits::connections)) still apply. Default
+    /// `false`.
     pub dry_run: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What can be asked of the system for one socket, and how to dial.
+//! Options for dialing, and socket options.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,7 +6,9 @@ use std::time::Duration;
 use crate::base::filter::FilterConfig;
 use crate::config::rules::Rules;
 
-/// How the kernel probes a peer that is silent (SO_KEEPALIVE).
+/// How the kernel probes a silent peer (SO_KEEPALIVE). The kernel counts in whole seconds; less than 1 s becomes 1 s.
+///
+/// # Examples
 ///
 /// ```
 /// use std::time::Duration;
@@ -17,22 +19,22 @@ use crate::config::rules::Rules;
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct KeepAlive {
-    /// Silence before the first probe. The kernel counts in whole seconds, at least one.
+    /// Time without a byte before the first probe.
     pub idle: Duration,
-    /// Time between probes; by default the system's, 75 s on Linux.
+    /// Time between probes. `None`: the system's default, 75 s on Linux.
     pub interval: Option<Duration>,
-    /// Unanswered probes after which the connection is dead; by default the system's, 9 on Linux.
+    /// Unanswered probes after which the connection fails. `None`: the system's default, 9 on Linux.
     pub count: Option<u32>,
 }
 
 impl KeepAlive {
-    /// Probes after so much silence, and the rest as the system does it.
+    /// The first probe after `idle`; interval and count are the system's defaults.
     pub fn after(idle: Duration) -> KeepAlive {
         KeepAlive { idle, interval: None, count: None }
     }
 }
 
-/// One thing that a service has asked of the system for one socket.
+/// A socket option that a service has set, applied by the loop in its next `write` phase.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum SocketOption {
     NoDelay(bool),
@@ -44,19 +46,21 @@ pub(crate) enum SocketOption {
     RecvBuffer(usize),
 }
 
-/// Which version of IP to use.
+/// Which addresses of a host name to dial.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Family {
-    /// Whichever connects first.
+    /// IPv6 and IPv4; the first that connects is used.
     #[default]
     Any,
-    /// Version 4 only.
+    /// IPv4 only.
     V4,
-    /// Version 6 only.
+    /// IPv6 only.
     V6,
 }
 
-/// How to dial.
+/// Options of a dial.
+///
+/// # Examples
 ///
 /// ```
 /// use std::time::Duration;
@@ -71,28 +75,30 @@ pub enum Family {
 /// ```
 #[derive(Clone, Debug)]
 pub struct DialOptions {
-    /// How long looking up the name, connecting and the handshake of TLS may take together; by default
-    /// [`SocketLimits::connect`](crate::SocketLimits::connect), and then
+    /// The time for name look-up, connecting and TLS handshake together. `None`, the default:
+    /// [`SocketLimits::connect`](crate::SocketLimits::connect) for look-up and connecting, then
     /// [`SocketLimits::handshake`](crate::SocketLimits::handshake).
     pub timeout: Option<Duration>,
-    /// The local address to call from; by default the system chooses. With port 0 it chooses only the port.
+    /// The local address to connect from. `None`, the default: the system chooses. With port 0, it chooses the port
+    /// only.
     pub local: Option<SocketAddr>,
-    /// Which version of IP to use, where a name stands for addresses of both.
+    /// Which addresses of a host name to dial. Default [`Family::Any`].
     pub family: Family,
-    /// After so long without success, the next address of a name is tried beside the one under way (RFC 8305). Default
-    /// 250 ms, at least 10 ms.
+    /// How long to wait for one address of a host name before the next one is tried concurrently (RFC 8305, Happy
+    /// Eyeballs). Default 250 ms; at least 10 ms.
     pub attempt_delay: Duration,
     /// Send small segments at once (TCP_NODELAY). Default `true`.
     pub nodelay: bool,
-    /// Let the kernel probe a silent peer. Off by default.
+    /// Let the kernel probe a silent peer (SO_KEEPALIVE). Off by default.
     pub keep_alive: Option<KeepAlive>,
-    /// Addresses that must not be connected to; every address of a name is held against them. Empty by default.
+    /// Addresses that may not be dialed. Every address that a host name resolves to is checked. The default allows all.
     pub rules: Rules,
-    /// How the connection is secured: by a [`tls::Client`](crate::tls::Client), for example.
-    /// [`connected`](crate::Service::connected) comes when the handshake is done; what is sent before waits for that.
-    /// None by default.
+    /// The filter of the connection, for example a [`tls::Client`](crate::tls::Client).
+    /// [`connected`](crate::Service::connected) is called when the handshake is complete; output that is sent before
+    /// waits for it. `None` by default.
     pub filter: Option<FilterConfig>,
-    /// Dial again when it has failed or ended, until the service itself closes it. Off by default.
+    /// Dial again when the dial has failed or the connection has ended, until the service closes it itself. Off by
+    /// default.
     pub reconnect: Option<Backoff>,
 }
 
@@ -112,15 +118,15 @@ impl Default for DialOptions {
     }
 }
 
-/// How long to wait before dialing again: longer each time, up to a cap, and never for exactly as long as others do.
+/// How long to wait before dialing again: exponential backoff with random jitter.
 ///
-/// The wait before the `n`-th repetition lies between half of `first · 2ⁿ` and the whole of it. Clients that lost one
-/// server together do not come back together.
+/// After `n` failures in a row, the wait is a random time between half of `min(first · 2ⁿ, max)` and the whole of it,
+/// so that clients which lost the same server at the same time do not reconnect at the same time.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Backoff {
-    /// The first wait. Default 100 ms.
+    /// The wait that is doubled with each failure. Default 100 ms.
     pub first: Duration,
-    /// The longest. Default 30 s.
+    /// The longest wait. Default 30 s.
     pub max: Duration,
 }
 
@@ -131,7 +137,9 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The wait after so many failures in a row, for a random number.
+    /// The wait after a number of failures in a row. `random` is a random number over the whole range of `u64`.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use std::time::Duration;
@@ -152,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_doubles_is_capped_and_differs() {
+    fn the_wait_doubles_up_to_the_maximum_and_is_at_least_half_of_it() {
         let backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_secs(10) };
         for failures in 0..100 {
             let whole = backoff.first.saturating_mul(1 << failures.min(20)).min(backoff.max);

@@ -1,7 +1,7 @@
-//! Every limit, its default, and why that number.
+//! Every limit, with its default and the reason for it.
 //!
-//! Nothing in the reactor grows without one of these. Sizes are in bytes, budgets are per turn, and a span of
-//! time that is `None` is switched off.
+//! Every resource that grows has one of these limits. Sizes are in bytes, budgets are per turn, and `None` switches a
+//! timeout or a rate off.
 
 use std::time::Duration;
 
@@ -10,7 +10,11 @@ use crate::base::id::GroupId;
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// What the whole reactor may hold and do.
+/// The limits of a whole reactor.
+///
+/// Where a value of 0 would stop the loop (the budgets per turn, `lookups`, `handshakes`), it counts as 1.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::Limits;
@@ -20,75 +24,80 @@ const MIB: usize = 1024 * KIB;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// Connections at once, accepted and dialed together. Default 10,000, as Redis.
+    /// Concurrent connections, accepted and dialed together. Default 10,000 (the default of Redis).
     ///
-    /// Every connection is a descriptor; see [`for_descriptors`](Limits::for_descriptors).
+    /// Each connection is one descriptor; see [`for_descriptors`](Limits::for_descriptors).
     pub connections: usize,
-    /// Refused peers at once that are still being told so. Default 256.
+    /// Refused peers to which a reply is being sent. Default 256.
     ///
-    /// A refusal must be heard: its socket stays open until the peer has read it, for at most
-    /// [`SocketLimits::linger`]. When so many are being told, further peers wait in the backlog.
+    /// Their sockets stay open until the peer has read the reply, for at most [`SocketLimits::linger`], because a
+    /// socket that is closed at once can destroy the reply by a reset. At this limit, further peers wait in the
+    /// backlog.
     pub refusals: usize,
-    /// Refused peers at once that are held in silence: see [`RefuseMode::Tarpit`](crate::RefuseMode::Tarpit). They are
-    /// among the [`refusals`](Limits::refusals). Default 64.
+    /// Refused peers that are kept open without an answer: see [`RefuseMode::Tarpit`](crate::RefuseMode::Tarpit). They
+    /// count among the [`refusals`](Limits::refusals). Default 64.
     pub tarpitted: usize,
-    /// Names at once that are being looked up or wait for it. Default 256; a dial of a further one fails.
+    /// Host names that are being looked up, or wait for a resolver thread. Default 256; the dial of a further name
+    /// fails.
     pub lookups: usize,
-    /// Attempts to connect at once beyond the first of each dial, where a name stands for several addresses. Default
-    /// 64; when so many are under way, a dial goes on with those it has.
+    /// Concurrent attempts to connect beyond the first one of each dial, where a name has several addresses. Default
+    /// 64; at this limit, a dial starts no further attempt before one of its own has failed.
     pub extra_attempts: usize,
-    /// Connections at once whose input goes to the other end of a [pipe](crate::Socket::pipe) within the kernel,
-    /// without being copied (Linux's splice). Default 64, and 0 switches it off; further ones are copied.
+    /// Connections whose input goes to the other end of a [pipe](crate::Socket::pipe) inside the kernel, without being
+    /// copied (splice(2), Linux). Default 64; 0 switches it off. Input of further connections is copied.
     ///
-    /// It begins when two reads in a row were full and ends when little comes, and saves half of the processor time of
-    /// a bulk transfer. Each such connection costs two descriptors, and up to 1 MiB of the kernel's memory that
-    /// [`memory`](Limits::memory) does not count. The kernel raises SIGPIPE where a peer is found gone: a Rust program
-    /// ignores that signal from its start, a library in another program has to see to it.
+    /// A connection starts splicing after two full reads in a row, and stops when little arrives. That halves the
+    /// processor time of a bulk transfer. Each costs two descriptors and up to 1 MiB of kernel memory, which
+    /// [`memory`](Limits::memory) does not count. Splicing to a peer that has closed raises SIGPIPE: every Rust program
+    /// ignores that signal; where `main` is written in another language, the program must ignore it.
     pub splices: usize,
-    /// Callers at once whose TLS handshakes are under way. Default 64.
+    /// Inbound TLS handshakes in progress. Default 64.
     ///
-    /// A handshake costs as much of the processor as some hundred messages. Further callers wait, unread, and the
-    /// newest of them begins first: who has waited long has often given up. At most four begin in one turn, so that
-    /// those who are connected are served in between. When all places are taken and somebody waits, whoever has had
-    /// his for a second at least loses it, the eldest first; or for 200 ms, when more wait than there are places.
+    /// One handshake takes as much processor time as a hundred messages. Further connections wait, without being read.
+    /// The newest starts first, because a client that has waited long has often given up. At most four start in one
+    /// turn, so that established connections are served in between. When all places are taken and one is waited for,
+    /// the oldest handshake that has had its place for 1 s is closed; for 200 ms, if more wait than there are places.
     pub handshakes: usize,
-    /// Timers at once that belong to no connection. Default 1,024.
+    /// Timers that belong to no connection. Default 1,024.
     pub timers: usize,
-    /// Bytes in all inboxes and outboxes together. Default 64 MiB.
+    /// Bytes in all input buffers and output queues together. Default 64 MiB.
     ///
-    /// A cap per connection bounds nothing by itself: a thousand peers that never read hold a thousand caps.
-    /// From four fifths of this, connections with anything queued are not read; past it, the connection that
+    /// A limit per connection does not bound the sum: a thousand peers that do not read would hold a thousand full
+    /// queues. Above four fifths of this, a connection with queued output is not read. Above it, the connection that
     /// holds most is closed with [`CloseReason::Memory`](crate::CloseReason::Memory), then the next.
     pub memory: usize,
-    /// Connections accepted from one listener in one turn. Default 16: a burst of newcomers must not delay
-    /// those who are already inside.
+    /// Connections accepted from one listener in one turn. Default 16, so that a burst of connects does not delay
+    /// established connections.
     pub accepts_per_turn: usize,
-    /// Bytes read from one connection in one turn. Default 64 KiB, at most 16 calls.
+    /// Bytes read from one connection in one turn, with at most 16 system calls. Default 64 KiB.
     pub read_budget: usize,
-    /// Bytes read in one turn from all those together whom an earlier turn's budget had cut off. Default 1 MiB: a
-    /// millisecond or two that others wait, however many there are who send without pause.
+    /// Bytes read in one turn from all connections together that used up their read budget in an earlier turn. Default
+    /// 1 MiB: one or two milliseconds, however many peers send without pause.
     pub carried_over_budget: usize,
-    /// Bytes written to one connection in one turn, give or take one call. Default 64 KiB, as Redis.
+    /// Bytes written to one connection in one turn; one system call may exceed it. Default 64 KiB (that of Redis).
     pub write_budget: usize,
-    /// Deadlines handled in one turn. Default 256; ten thousand that fall together are spread over turns.
+    /// Deadlines handled in one turn. Default 256; if ten thousand pass together, they are spread over several turns.
     pub expirations_per_turn: usize,
-    /// Events taken from the kernel at once. Default 1,024.
+    /// Events taken from the kernel in one turn. Default 1,024.
     pub events_per_turn: usize,
-    /// Requests from other threads that may wait for the loop. Default 65,536; further ones are refused.
+    /// Posts of other threads that may be queued for the loop. Default 65,536; further ones are refused.
     pub posts: usize,
-    /// Requests from other threads that run in one turn. Default 1,024.
+    /// Posts of other threads that run in one turn. Default 1,024.
     pub posts_per_turn: usize,
-    /// How long to look for events before sleeping, while events have lately come as soon as that. Off by default.
+    /// How long to poll for events without sleeping, before the loop goes to sleep. Off by default.
     ///
-    /// Waking up costs more than a small answer does, so this more than halves the latency of a lone conversation, at
-    /// the price of a busy processor while it goes on. It stops by itself when events come later than that: at a
-    /// thousand a second, fifty microseconds cost nothing. Useful values lie between 20 and 200 µs.
+    /// Waking a thread costs more than a small answer does, so busy polling more than halves the latency of a single
+    /// ping-pong connection, at the price of one busy processor core meanwhile. The loop polls only while recent events
+    /// came within this time; at a thousand events a second, a value of 50 µs costs nothing. Useful values: 20 to
+    /// 200 µs.
     pub busy_poll: Option<Duration>,
-    /// What each connection may hold and do, for services that do not bring their own.
+    /// The limits of each connection, for services that are added without limits of their own.
     pub socket: SocketLimits,
 }
 
-/// What one connection of a service may hold and do.
+/// The limits of each connection of one service.
+///
+/// # Examples
 ///
 /// ```
 /// use std::time::Duration;
@@ -99,57 +108,62 @@ pub struct Limits {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct SocketLimits {
-    /// No byte either way for so long: [`Service::idle`](crate::Service::idle). Default 60 s.
+    /// When no byte has moved in either direction for this long, [`Service::idle`](crate::Service::idle) is called; by
+    /// default it closes the connection. Default 60 s.
     pub idle: Option<Duration>,
-    /// The peer's first byte must come within this. Off by default: people read greetings first.
+    /// The first byte of an accepted connection must arrive within this. Off by default, because in some protocols the
+    /// client first reads a greeting.
     pub first_byte: Option<Duration>,
-    /// Connecting out must succeed within this. Default 10 s.
+    /// A dial must be connected within this. Default 10 s.
     pub connect: Option<Duration>,
-    /// A TLS handshake must be done within this, from accept or connect on, however many bytes come meanwhile. Default
-    /// 10 s.
+    /// A TLS handshake must be complete within this, counted from accept or connect, however many bytes arrive
+    /// meanwhile. Default 10 s.
     pub handshake: Option<Duration>,
-    /// One side has finished; how long without a byte until both must have. Default 60 s.
+    /// When one end has sent FIN and no byte has moved for this long, the connection is closed. Default 60 s.
     pub half_closed: Option<Duration>,
-    /// The longest a connection may live. Off by default.
+    /// The maximum age of a connection. Off by default.
     pub lifetime: Option<Duration>,
-    /// After our own end has been sent, unread input is read and thrown away for so long, or for
-    /// [`linger_bytes`](SocketLimits::linger_bytes). Default 1 s.
+    /// Lingering close: after a connection is closed and all output is written, input is read and discarded for this
+    /// long, or for [`linger_bytes`](SocketLimits::linger_bytes). Default 1 s.
     ///
-    /// A close with unread input makes the kernel send a reset, and a reset destroys what the peer has not read
-    /// yet: of 3.9 MB already handed to the kernel, 3.8 MB were lost so in a measurement on Linux.
+    /// A close(2) with unread input makes the kernel send a reset, and a reset destroys the output that the peer has
+    /// not read yet. Measured on Linux: of 3.9 MB that the kernel had accepted, 3.8 MB were lost. At most 5 % of
+    /// [`Limits::connections`], but at least 16, linger at the same time; beyond that the oldest is closed.
     pub linger: Duration,
-    /// See [`linger`](SocketLimits::linger). Default 64 KiB.
+    /// Bytes that a lingering close discards at most: see [`linger`](SocketLimits::linger). Default 64 KiB.
     pub linger_bytes: usize,
-    /// While a message is incomplete, the peer must send at this pace. Default 1 KiB per 10 s.
+    /// The minimum transfer rate of the peer's data while a message is incomplete. Default 1 KiB per 10 s.
     ///
-    /// The idle limit alone lets a peer hold a slot for ever with one byte a minute.
+    /// Without it, a peer could keep a connection for ever by sending one byte before each idle timeout. The clock is
+    /// suspended while the connection is not read.
     pub min_read_rate: Option<MinRate>,
-    /// While bytes are queued, the peer must take them at this pace. Default 1 KiB per 10 s.
+    /// The minimum transfer rate of output while output is queued. Default 1 KiB per 10 s.
     pub min_write_rate: Option<MinRate>,
-    /// A message that has begun must be complete within this. Off by default; five minutes suit lines that
-    /// people type, in place of a [`read_pace`](SocketLimits::min_read_rate).
+    /// A message must be complete within this after its first byte. Off by default; for typed lines, use this (five
+    /// minutes, for example) instead of [`min_read_rate`](SocketLimits::min_read_rate).
     pub message_timeout: Option<Duration>,
-    /// Queued bytes from which a socket is full. Default 64 KiB.
+    /// Queued bytes from which a connection is full: it is not read then, and
+    /// [`Socket::is_full`](crate::Socket::is_full) is true. Default 64 KiB.
     pub high_water: usize,
-    /// Queued bytes at which a full socket is no longer so, and [`Service::drained`](crate::Service::drained)
-    /// is called. Default 16 KiB.
+    /// Queued bytes at which a full connection is no longer full, and [`Service::drained`](crate::Service::drained) is
+    /// called. Default 16 KiB.
     pub low_water: usize,
-    /// Queued bytes at which a peer that does not read is closed. Default 1 MiB.
+    /// Queued bytes above which a peer that does not read is closed. Default 1 MiB.
     pub queue: usize,
-    /// Received bytes that a service may leave untaken, which bounds the length of a message together with
-    /// its header. Default 1 MiB and 16 bytes.
+    /// Received bytes that a service may leave untaken. This bounds a message together with its header. Default 1 MiB
+    /// and 16 bytes.
     pub message: usize,
-    /// Bytes a second that are read from a connection; an eighth of it at once after a silence, and never less than
-    /// 1,448. Off by default. See also [`Socket::join_group`](crate::Socket::join_group).
+    /// Bytes per second that are read from a connection. After a pause, an eighth of that at once, but at least 1,448.
+    /// Off by default. See also [`Socket::join_group`](crate::Socket::join_group).
     pub rate: Option<usize>,
-    /// The group whose rate they share, beside their own. None by default.
+    /// The group whose rate the connections of the service share, in addition to their own. `None` by default.
     pub group: Option<GroupId>,
-    /// Go on reading from a connection whose own queue is full. Default `false`: a peer that does not read its
-    /// answers is not asked for more questions.
+    /// Whether a connection is read while its own output queue is full. Default `false`: a peer that does not read its
+    /// answers gets no further requests processed.
     pub read_when_full: bool,
 }
 
-/// A least rate: so many bytes in each such span.
+/// A minimum transfer rate: a number of bytes in each span of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinRate {
     /// Bytes that must move in each span.
@@ -158,13 +172,16 @@ pub struct MinRate {
     pub per: Duration,
 }
 
-/// Calls of one kind on one connection in one turn, whatever their size.
+/// System calls of one kind on one connection in one turn, however few bytes each of them moves.
 pub(crate) const CALLS_MAX: usize = 16;
 
 impl Limits {
     /// The limits for a process that may open `n` descriptors: `min(10_000, n − max(16, n / 16))` connections.
     ///
-    /// What is left over is for listeners, the poll itself, logs, refused peers, and whatever else the process opens.
+    /// The other descriptors are for listeners, the poll, log files, refused peers, extra attempts to connect, splices,
+    /// and files of the program itself.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use tidemill::Limits;
@@ -175,7 +192,7 @@ impl Limits {
     pub fn for_descriptors(n: usize) -> Limits {
         Limits {
             connections: Limits::connections_within(n).min(10_000),
-            // Some eight of the spare ones are the process's own: standard streams, the poll, a waker, listeners.
+            // Twelve of these descriptors are left for the standard streams, the poll, the waker and listeners.
             refusals: descriptors_set_aside(n).saturating_sub(12).clamp(2, 256),
             tarpitted: (descriptors_set_aside(n) / 4).clamp(1, 64),
             extra_attempts: (descriptors_set_aside(n) / 4).clamp(1, 64),
@@ -184,21 +201,21 @@ impl Limits {
         }
     }
 
-    /// How many connections a process may allow itself that may open `n` descriptors: all but a sixteenth of them, and
-    /// all but sixteen; at least 1. Only [`for_descriptors`](Limits::for_descriptors) stops at 10,000.
+    /// The number of connections for a process that may open `n` descriptors: `n − max(16, n / 16)`, and at least 1.
+    /// Unlike [`for_descriptors`](Limits::for_descriptors), not capped at 10,000.
     pub fn connections_within(n: usize) -> usize {
         n.saturating_sub(descriptors_set_aside(n)).max(1)
     }
 }
 
 impl Limits {
-    /// How many slots to make room for from the start. Room that is not used is no memory yet, but what a vector leaves
-    /// behind each time it grows is.
+    /// The number of slots to reserve at the start. Reserved memory that is never touched costs nothing, while a vector
+    /// that grows leaves freed blocks behind.
     pub(crate) fn slots(&self) -> usize {
         self.connections.saturating_add(self.refusals).min(64 * 1024)
     }
 
-    /// The same with at least 1 wherever 0 would stop the loop: work that no turn may do is carried over for ever.
+    /// Raises 0 to 1 wherever 0 would stop the loop: with a budget of 0, work would be carried over for ever.
     pub(crate) fn able_to_progress(mut self) -> Limits {
         let counts = [
             &mut self.lookups,
@@ -217,7 +234,7 @@ impl Limits {
     }
 }
 
-/// How many of `n` descriptors are left for what is no connection.
+/// How many of `n` descriptors are set aside for other things than connections.
 fn descriptors_set_aside(n: usize) -> usize {
     (n / 16).max(16)
 }
@@ -275,8 +292,10 @@ impl Default for SocketLimits {
 }
 
 impl SocketLimits {
-    /// Limits for lines that people type: nobody types a kilobyte in ten seconds, so an unfinished line only has
-    /// to end within five minutes, and lines are at most 8 KiB.
+    /// Limits for lines typed by a person: no minimum read rate, but five minutes to complete a line, and lines of at
+    /// most 8 KiB. All other limits are the defaults.
+    ///
+    /// # Examples
     ///
     /// ```
     /// let typed = tidemill::SocketLimits::interactive();
@@ -297,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cap_leaves_descriptors_for_the_rest_of_the_process() {
+    fn the_connection_limit_leaves_descriptors_for_the_rest_of_the_process() {
         for (n, cap) in
             [(20_000, 10_000), (10_667, 10_000), (1_024, 960), (256, 240), (64, 48), (17, 1), (0, 1)]
         {
@@ -311,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_marks_are_in_order() {
+    fn the_default_low_water_is_below_high_water_and_that_below_the_queue_limit() {
         let limits = SocketLimits::default();
         assert!(limits.low_water < limits.high_water && limits.high_water < limits.queue);
     }

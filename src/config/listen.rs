@@ -1,9 +1,11 @@
-//! How to listen.
+//! Options of a listener.
 
 use crate::base::filter::FilterConfig;
 use crate::config::dial::KeepAlive;
 
-/// How to listen.
+/// Options of a listener: see [`Reactor::listen_with`](crate::Reactor::listen_with).
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{ListenOptions, Overflow};
@@ -13,38 +15,40 @@ use crate::config::dial::KeepAlive;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenOptions {
-    /// Connections that the kernel completes and queues for us. Default 1,024; the kernel cuts it to its own limit
-    /// (`net.core.somaxconn` on Linux, 4,096 there by default).
+    /// Established connections that the kernel queues until they are accepted. Default 1,024; the kernel limits it
+    /// (`net.core.somaxconn` on Linux, by default 4,096).
     pub backlog: u32,
-    /// What happens to a peer who comes when the reactor is at capacity. Default: refuse.
+    /// What to do with further peers while the reactor is at capacity. Default [`Overflow::Refuse`].
     pub overflow: Overflow,
-    /// What a refused peer is told. Default `server busy\n`; when empty, or where those who come are
-    /// [secured](ListenOptions::filter), it only sees the end.
+    /// What is sent to a refused peer before it is closed. Default `server busy\n`. Nothing is sent if it is empty, or
+    /// if the listener has a [filter](ListenOptions::filter), because the peer expects TLS.
     pub busy_reply: Vec<u8>,
-    /// Let the kernel probe a silent peer. Off by default.
+    /// Let the kernel probe a silent peer (SO_KEEPALIVE). Off by default.
     pub keep_alive: Option<KeepAlive>,
-    /// Send small segments at once (TCP_NODELAY). Default `true`: a turn's answers leave together as it is.
+    /// Send small segments at once (TCP_NODELAY). Default `true`: the output of one turn is written with one call, so
+    /// Nagle's algorithm would only delay it.
     pub nodelay: bool,
-    /// Whether a listener on an address of version 6 leaves version 4 alone (IPV6_V6ONLY). By default the system
-    /// decides: on Linux, `[::]:80` takes both unless `net.ipv6.bindv6only` says otherwise.
+    /// Whether a listener on an IPv6 address refuses IPv4 (IPV6_V6ONLY). `None`, the default, leaves it to the system:
+    /// on Linux, `[::]:80` accepts both unless `net.ipv6.bindv6only` is set.
     pub ipv6_only: Option<bool>,
-    /// Let other sockets listen on the same port, this process's or others' of the same user; the kernel spreads
-    /// connections over them (SO_REUSEPORT). Default `false`. Whoever then closes one loses what waits in its backlog.
+    /// Let several sockets of the same user listen on one port; the kernel distributes connections among them
+    /// (SO_REUSEPORT). Default `false`. When one of them is closed, the connections in its backlog are lost.
     pub reuse_port: bool,
-    /// Each connection is going to dial another: a second slot is kept for it from the beginning. Default `false`. A
-    /// proxy without this can fill the reactor with connections that cannot dial.
+    /// Reserve a second slot for each accepted connection, with which it can dial another one. Default `false`. Without
+    /// it, a proxy at capacity would have accepted clients for which it cannot dial.
     pub reserve_slot: bool,
-    /// How those who come are secured: by a [`tls::Server`](crate::tls::Server), for example. Their service meets them
-    /// when the handshake is done. None by default.
+    /// The filter of accepted connections, for example a [`tls::Server`](crate::tls::Server).
+    /// [`Service::open`](crate::Service::open) is called when the handshake is complete. `None` by default.
     pub filter: Option<FilterConfig>,
 }
 
-/// What happens to a peer who comes when the reactor is at capacity.
+/// What to do with further peers while the reactor, or the service, is at capacity.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Overflow {
-    /// It is told so and let go. When not even a descriptor is left to tell it, its connection is closed.
+    /// Accept it, send [`busy_reply`](ListenOptions::busy_reply) and close it. If the process has no descriptor left,
+    /// it is closed without a reply.
     Refuse,
-    /// It waits in the backlog until there is room.
+    /// Leave it in the accept backlog until a slot is free.
     Wait,
 }
 

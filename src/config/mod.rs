@@ -1,4 +1,4 @@
-//! Everything that a user sets: limits, how to listen, how to dial, and who is admitted.
+//! All configuration: limits, options for listening and dialing, and which addresses are accepted.
 
 pub(crate) mod access;
 pub(crate) mod dial;

@@ -1,14 +1,16 @@
-//! Who may come in: an ordered list of address ranges.
+//! Access rules: an ordered list of address ranges that are allowed or denied.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-/// A range of IP addresses, ends included.
+/// A range of IP addresses, first and last included.
 ///
-/// Written as one address, as a network, or as two addresses: `10.0.0.7`, `10.0.0.0/8`, `10.0.0.1-10.0.0.99`; the
-/// same for version 6. Addresses of version 4 that are mapped into version 6 (`::ffff:10.0.0.7`) are of version 4.
+/// Written as one address, as a network, or as two addresses: `10.0.0.7`, `10.0.0.0/8`, `10.0.0.1-10.0.0.99`; likewise
+/// for IPv6. IPv4 addresses that are mapped into IPv6 (`::ffff:10.0.0.7`) count as IPv4.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::IpRange;
@@ -18,7 +20,7 @@ use std::str::FromStr;
 /// assert!(office.contains("::ffff:10.1.0.1".parse().unwrap()));
 ///
 /// let error = "10.1.2.3/16".parse::<IpRange>().unwrap_err();
-/// assert_eq!(error.to_string(), "\"10.1.2.3/16\" is no range: did you mean 10.1.0.0/16?");
+/// assert_eq!(error.to_string(), "\"10.1.2.3/16\" is not an address range: did you mean 10.1.0.0/16?");
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct IpRange {
@@ -26,7 +28,7 @@ pub struct IpRange {
     last: IpAddr,
 }
 
-/// Why a text is no [`IpRange`].
+/// Why a text is not an [`IpRange`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeError {
     text: String,
@@ -34,11 +36,11 @@ pub struct RangeError {
 }
 
 impl IpRange {
-    /// From one address to another, both included.
+    /// The addresses from `first` to `last`, both included.
     ///
     /// # Errors
     ///
-    /// When they are of different versions, or the first is greater than the last.
+    /// When one is IPv4 and the other IPv6, or `first` is greater than `last`.
     pub fn new(first: IpAddr, last: IpAddr) -> Result<IpRange, RangeError> {
         let (first, last) = (first.to_canonical(), last.to_canonical());
         let wrong = |why: &str| Err(RangeError { text: format!("{first}-{last}"), reason: why.to_string() });
@@ -55,7 +57,7 @@ impl IpRange {
     ///
     /// # Errors
     ///
-    /// When there are fewer bits than that, or one behind them is set.
+    /// When `prefix` is more than 32 (IPv4) or 128 (IPv6), or a bit of `ip` behind the prefix is set.
     pub fn network(ip: IpAddr, prefix: u8) -> Result<IpRange, RangeError> {
         let wrong = |why: String| Err(RangeError { text: format!("{ip}/{prefix}"), reason: why });
         let (address, width) = match ip {
@@ -74,13 +76,13 @@ impl IpRange {
             return wrong(format!("did you mean {}/{prefix}?", build(address & !hosts)));
         }
         let (first, last) = (build(address), build(address | hosts));
-        // Within ::ffff:0:0/96 everything is of version 4; a larger network of version 6 stays one.
+        // A network within ::ffff:0:0/96 is one of IPv4; a larger one is not, although it contains mapped addresses.
         let mapped = first.to_canonical().is_ipv4() == last.to_canonical().is_ipv4();
         let same = |ip: IpAddr| if mapped { ip.to_canonical() } else { ip };
         Ok(IpRange { first: same(first), last: same(last) })
     }
 
-    /// Whether an address lies in it.
+    /// Whether an address lies in the range.
     pub fn contains(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         ip.is_ipv4() == self.first.is_ipv4() && self.first <= ip && ip <= self.last
@@ -92,14 +94,15 @@ impl FromStr for IpRange {
 
     fn from_str(text: &str) -> Result<IpRange, RangeError> {
         let wrong = |why: String| RangeError { text: text.to_string(), reason: why };
-        let ip = |part: &str| part.parse::<IpAddr>().map_err(|_| wrong(format!("{part:?} is no IP address")));
+        let ip =
+            |part: &str| part.parse::<IpAddr>().map_err(|_| wrong(format!("{part:?} is not an IP address")));
         let again = |error: RangeError| wrong(error.reason);
         if let Some((network, prefix)) = text.split_once('/') {
             let digits =
                 !prefix.is_empty() && prefix.len() <= 3 && prefix.bytes().all(|byte| byte.is_ascii_digit());
             let prefix = prefix.parse().ok().filter(|_| digits);
             let prefix =
-                prefix.ok_or_else(|| wrong("behind the slash stands a number of bits".to_string()))?;
+                prefix.ok_or_else(|| wrong("the prefix length after / must be a number".to_string()))?;
             return IpRange::network(ip(network)?, prefix).map_err(again);
         }
         match text.split_once('-') {
@@ -110,7 +113,7 @@ impl FromStr for IpRange {
 }
 
 impl fmt::Display for IpRange {
-    /// As a network where it is one.
+    /// As one address or as a network, if it is one; else as two addresses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (first, last, width) = match (self.first, self.last) {
             (IpAddr::V4(first), IpAddr::V4(last)) => {
@@ -131,7 +134,7 @@ impl fmt::Display for IpRange {
 }
 
 impl RangeError {
-    /// What is wrong with the text, without repeating it.
+    /// What is wrong, without the text itself.
     pub fn reason(&self) -> &str {
         &self.reason
     }
@@ -139,7 +142,7 @@ impl RangeError {
 
 impl fmt::Display for RangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is no range: {}", self.text, self.reason)
+        write!(f, "{:?} is not an address range: {}", self.text, self.reason)
     }
 }
 
@@ -152,17 +155,17 @@ fn bits(ip: IpAddr) -> u128 {
     }
 }
 
-/// How somebody is turned away.
+/// How a peer is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum RefuseMode {
-    /// Told so, with the [`busy_reply`](crate::ListenOptions::busy_reply), and let go.
+    /// Send the [`busy_reply`](crate::ListenOptions::busy_reply), then close.
     Reply,
-    /// Let go without a word: it sees an end.
+    /// Close without a reply: the peer gets FIN.
     End,
-    /// Reset: it sees an error. The cheapest for us.
+    /// Reset the connection: the peer gets an error. The cheapest way for the server.
     Reset,
-    /// Left hanging: connected, never answered, for half a minute. That costs a patient attacker the most. At most
-    /// [`Limits::tarpitted`](crate::Limits::tarpitted) at once hang so; further ones are reset.
+    /// Keep the connection open for 30 s without reading or answering, which costs an attacker time. At most
+    /// [`Limits::tarpitted`](crate::Limits::tarpitted) concurrently; further peers are reset.
     Tarpit,
 }
 
@@ -175,36 +178,38 @@ impl FromStr for RefuseMode {
             "end" => Ok(RefuseMode::End),
             "reset" => Ok(RefuseMode::Reset),
             "tarpit" => Ok(RefuseMode::Tarpit),
-            _ => Err(format!("{text:?} is no way to refuse; choose reply, end, reset or tarpit")),
+            _ => Err(format!("{text:?} is not a way to refuse a peer; choose reply, end, reset or tarpit")),
         }
     }
 }
 
-/// What is done with those in a range.
+/// What a rule does with the addresses of its range.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Action {
-    /// They may come in.
+    /// Accepts them.
     Allow,
-    /// They may not.
+    /// Refuses them.
     Deny(RefuseMode),
 }
 
-/// One rule, and how often it has decided.
+/// One rule, with its counter.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Rule {
-    /// Whom it is about.
+    /// The addresses it applies to.
     pub range: IpRange,
-    /// What is done with them.
+    /// What it does with them.
     pub action: Action,
     /// How often it has decided.
     pub hits: u64,
 }
 
-/// An ordered list of rules. The first one that an address lies in decides.
+/// An ordered list of rules. The first rule whose range contains an address decides.
 ///
-/// Where none does, the opposite of the last rule holds: a list that ends with an allowed range is for those in it,
-/// one that ends with a denied range is for everybody else, and an empty list is for everybody.
+/// # Addresses that no rule applies to
+///
+/// For them, the opposite of the last rule holds. A list that ends with `allow` denies all other addresses; a list that
+/// ends with `deny` allows them; an empty list allows all.
 ///
 /// ```text
 ///     rules        0 deny 10.1.0.0/16       1 allow 10.0.0.0/8       (else: deny)
@@ -213,8 +218,10 @@ pub struct Rule {
 ///     decided by        else      │     1    │     0    │     1         │   else
 /// ```
 ///
-/// The ranges are cut into spans, each with the one rule that decides in it, so a look-up is a binary search however
+/// The ranges are cut into spans, each with the one rule that decides in it. A look-up is then a binary search, however
 /// many rules there are.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{RefuseMode, Rules, Action};
@@ -232,13 +239,13 @@ pub struct Rules {
     rules: Vec<Rule>,
     v4: Vec<RuleSpan>,
     v6: Vec<RuleSpan>,
-    /// Whether the spans are those of the rules.
+    /// Whether the spans match the rules; they are built at the first look-up after a change.
     spans_built: bool,
-    /// How often no rule was about the address.
+    /// How often no rule applied.
     unmatched: u64,
 }
 
-/// From here to the next span, this rule decides; `None` where none does.
+/// The rule that decides from `first` to the next span; `None` if no rule applies there.
 #[derive(Clone, Copy, Debug)]
 struct RuleSpan {
     first: u128,
@@ -246,12 +253,12 @@ struct RuleSpan {
 }
 
 impl Rules {
-    /// Adds a rule behind the others.
+    /// Appends a rule that allows a range.
     pub fn allow(&mut self, range: IpRange) {
         self.push(range, Action::Allow);
     }
 
-    /// Adds a rule behind the others.
+    /// Appends a rule that denies a range.
     pub fn deny(&mut self, range: IpRange, how: RefuseMode) {
         self.push(range, Action::Deny(how));
     }
@@ -261,7 +268,7 @@ impl Rules {
         self.spans_built = false;
     }
 
-    /// Takes out every rule about exactly this range; says how many there were.
+    /// Removes every rule for exactly this range; returns how many there were.
     pub fn remove(&mut self, range: IpRange) -> usize {
         let before = self.rules.len();
         self.rules.retain(|rule| rule.range != range);
@@ -269,27 +276,27 @@ impl Rules {
         before - self.rules.len()
     }
 
-    /// The rules in their order, with how often each has decided.
+    /// The rules in their order, with their counters.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
         self.rules.iter()
     }
 
-    /// How many rules there are.
+    /// The number of rules.
     pub fn len(&self) -> usize {
         self.rules.len()
     }
 
-    /// Whether there are none, so that everybody may come in.
+    /// Whether there are no rules, so that all addresses are allowed.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
 
-    /// How often no rule was about the address.
+    /// How often [`decide`](Rules::decide) found no rule that applies.
     pub fn unmatched(&self) -> u64 {
         self.unmatched
     }
 
-    /// Decides, and counts.
+    /// Decides about an address, and counts the decision at its rule.
     pub fn decide(&mut self, ip: IpAddr) -> Action {
         if !self.spans_built {
             let of = |v4: bool| {
@@ -314,7 +321,7 @@ impl Rules {
         }
     }
 
-    /// What holds for those whom no rule is about.
+    /// The action for addresses that no rule applies to.
     fn default_action(&self) -> Action {
         match self.rules.last().map(|rule| rule.action) {
             Some(Action::Allow) => Action::Deny(RefuseMode::End),
@@ -323,7 +330,8 @@ impl Rules {
     }
 }
 
-/// Cuts the ranges of rules into spans, by going through all their ends in order and keeping who is open.
+/// Cuts the ranges of rules into spans: goes through all ends of ranges in order and keeps the set of rules whose range
+/// is open there. The lowest index of the set decides.
 fn build_spans<'a>(rules: impl Iterator<Item = (usize, &'a Rule)>) -> Vec<RuleSpan> {
     let mut ends = Vec::new();
     for (index, rule) in rules {
@@ -390,12 +398,12 @@ mod tests {
         for text in
             wrong.into_iter().chain(["10.0.0", "host/8", "10.0.0.0/8/8", "010.0.0.1", "-", "fe80::1%2/64"])
         {
-            assert!(text.parse::<IpRange>().is_err(), "{text:?} was taken");
+            assert!(text.parse::<IpRange>().is_err(), "{text:?} was accepted");
         }
     }
 
     #[test]
-    fn everything_of_version_six_is_nothing_of_version_four() {
+    fn a_rule_for_all_of_ipv6_does_not_apply_to_ipv4() {
         let mut rules = Rules::default();
         rules.deny("::/0".parse().unwrap(), RefuseMode::End);
         assert_eq!(rules.decide(ip("::1")), Action::Deny(RefuseMode::End));
@@ -406,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn for_those_in_no_range_the_opposite_of_the_last_rule_holds() {
+    fn an_address_in_no_range_gets_the_opposite_of_the_last_rule() {
         let (deny, allow) = ("10.1.0.0/16".parse().unwrap(), "10.0.0.0/8".parse().unwrap());
         let mut rules = Rules::default();
         assert_eq!(rules.decide(ip("192.0.2.1")), Action::Allow);
@@ -423,7 +431,7 @@ mod tests {
     }
 
     fn range() -> impl Strategy<Value = IpRange> {
-        // Few addresses, so that ranges meet; the ends of the space are among them.
+        // Few addresses, so that ranges overlap often; the lowest and the highest ones are among them.
         let four = |n: u32| IpAddr::V4(Ipv4Addr::from_bits(if n < 20 { n } else { u32::MAX - (n - 20) }));
         let six = |n: u32| {
             IpAddr::V6(Ipv6Addr::from_bits(if n < 20 { n.into() } else { u128::MAX - u128::from(n - 20) }))
@@ -436,7 +444,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_decides_as_a_walk_through_the_list_does(
+        fn a_look_up_decides_as_a_linear_search_does(
             list in prop::collection::vec((range(), any::<bool>()), 0..12),
             v4 in any::<bool>(),
         ) {
