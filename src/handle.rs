@@ -1,4 +1,4 @@
-//! The way in for other threads.
+//! `Handle`: how other threads run work on the loop.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::connection::sockets::Sockets;
 use crate::sys::Waker;
 
-/// A way for other threads to have something done on the loop. Cheap to clone.
+/// Lets other threads run work on the loop's thread. Cheap to clone; [`Reactor::handle`](crate::Reactor::handle) makes
+/// one.
+///
+/// # Examples
 ///
 /// ```
 /// use std::time::Duration;
@@ -27,33 +30,39 @@ pub struct Handle(Arc<Mailbox>);
 
 pub(crate) type Post = Box<dyn FnOnce(&mut Sockets<'_>) + Send>;
 
-/// Where posts wait for the loop.
+/// The queue of posted work, shared by all handles and the loop.
 pub(crate) struct Mailbox {
     posts: Mutex<Vec<Post>>,
     max: usize,
-    /// Whether the loop has been woken for what is waiting: a burst of posts costs one wake-up.
+    /// Whether the loop has been woken for the queued posts. A burst of posts then costs one wake-up.
     woken: AtomicBool,
+    /// Whether the loop has been dropped.
     closed: AtomicBool,
     wake: Waker,
 }
 
 impl Handle {
-    /// Has `work` run by the loop, in the order of posting, at the third phase of a coming turn.
+    /// Queues `work` for the loop and wakes it. It runs in phase 3 of one of the next turns, in the order of posting;
+    /// at most [`Limits::posts_per_turn`](crate::Limits::posts_per_turn) run in one turn. If the reactor is dropped
+    /// before, `work` is dropped without being run.
     ///
     /// # Errors
     ///
-    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) when the reactor is gone, and
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) when [`Limits::posts`](crate::Limits::posts) are waiting already.
+    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) when the reactor has been dropped, and
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) when [`Limits::posts`](crate::Limits::posts) are queued already.
+    /// `work` is dropped then.
     pub fn post(&self, work: impl FnOnce(&mut Sockets<'_>) + Send + 'static) -> io::Result<()> {
         let mailbox = &self.0;
         let mut posts = mailbox.lock();
         if mailbox.closed.load(Ordering::Acquire) {
-            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "cannot post: the reactor is gone"));
+            return Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "cannot post: the reactor has been dropped",
+            ));
         }
         if posts.len() >= mailbox.max {
             let max = mailbox.max;
-            let text =
-                format!("cannot post: {max} requests are waiting for the loop already (Limits::posts)");
+            let text = format!("cannot post: {max} posts are queued for the loop already (Limits::posts)");
             return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
         }
         posts.push(Box::new(work));
@@ -72,14 +81,16 @@ impl Handle {
 }
 
 impl Mailbox {
-    /// A panic while the lock is held can only come from running out of memory; the posts are whole all the same.
+    /// Ignores poisoning: a panic while the lock is held can only come from a failed allocation, which leaves the
+    /// vector intact.
     fn lock(&self) -> MutexGuard<'_, Vec<Post>> {
         self.posts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes out what was posted.
+    /// Moves all posts into `into`.
     pub(crate) fn take(&self, into: &mut Vec<Post>) {
-        // First the flag, then the posts: the other way round, a post in between would neither be taken nor wake.
+        // Clear the flag first, then take the posts. In the other order, a post that is queued in between would find
+        // the flag set, and so neither be taken nor wake the loop.
         if self.has_posts() && self.woken.swap(false, Ordering::AcqRel) {
             into.append(&mut self.lock());
         }
@@ -89,12 +100,12 @@ impl Mailbox {
         self.woken.load(Ordering::Acquire)
     }
 
-    /// The loop goes; nothing will run any more.
+    /// Called when the loop is dropped: drops all posts, and refuses further ones.
     pub(crate) fn close(&self) {
         let mut posts = self.lock();
         self.closed.store(true, Ordering::Release);
         let unrun = std::mem::take(&mut *posts);
-        // What they hold is dropped without the lock: it may well post.
+        // Dropped without the lock: a destructor may call `post`.
         drop(posts);
         drop(unrun);
     }

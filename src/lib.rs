@@ -1,7 +1,8 @@
 //! tidemill: a single-threaded TCP reactor.
 //!
-//! Servers, clients, framing, timeouts, backpressure and a limit on everything, in one loop on one thread, on mio. It
-//! is small enough to be read in an evening, and meant to be.
+//! It runs servers and clients in one event loop on one thread, on [mio](https://docs.rs/mio): epoll on Linux, kqueue
+//! on the BSDs and macOS (type-checked, but not run there). It brings framing, timeouts, backpressure, TLS (feature
+//! `tls`) and a limit on every resource.
 //!
 //! # An echo server
 //!
@@ -27,36 +28,39 @@
 //!
 //! # Where to begin
 //!
-//! - To **use** it: [`Service`] is what you write, [`Socket`] is what you do it with, [`Reactor`] runs it, [`Limits`]
-//!   bounds it, and [`CloseReason`] says how it ended. [`framing`] cuts bytes into messages; [`services`] are worked
-//!   examples.
-//! - To **embed** it in a loop of your own: "In a loop of your own" at [`Reactor`], and [`Handle`] for other threads.
+//! - To **use** it: implement [`Service`]; its callbacks get a [`Socket`] to send with. [`Reactor`] runs services,
+//!   [`Limits`] bounds them, and [`CloseReason`] tells why a connection ended. [`framing`] cuts bytes into messages;
+//!   [`services`] are complete examples.
+//! - To **embed** it in another event loop: see "Inside another event loop" at [`Reactor`]; [`Handle`] is for other
+//!   threads.
 //! - To **study** it: `docs/one-turn.md`, then `src/event_loop/mod.rs`.
 //!
-//! # What it does for you
+//! # Limits
 //!
-//! A peer that sends a byte a minute, one that never reads, one that announces four gigabytes, ten thousand that come
-//! at once, a process out of descriptors: each has a limit with a default, a place where it is enforced, and a
-//! counter. See [`Limits`] and [`SocketLimits`].
+//! Each of these has a limit with a default, one place where it is enforced, and a counter: a peer that sends one byte
+//! a minute, a peer that never reads, a message that announces 4 GiB, ten thousand simultaneous connects, a process
+//! without free descriptors. See [`Limits`] and [`SocketLimits`].
 //!
 //! # Surprises
 //!
-//! - **Nothing fails in a callback.** [`Socket`]'s methods queue; errors come once, in [`Service::closed`].
-//! - **Answers leave at the end of the turn**, all of a connection's together. A service that computes for a second
-//!   delays every answer of that turn.
-//! - **A full socket is not read**, unless [`SocketLimits::read_when_full`] says so: a peer that does not read its
-//!   answers is not asked for more questions.
+//! - **Methods of [`Socket`] do not return I/O errors.** They queue; an error ends the connection, and
+//!   [`Service::closed`] gets it, once.
+//! - **Output is written at the end of the turn**, with one call for all that a connection was sent. A callback that
+//!   computes for a second delays all output of that turn by a second.
+//! - **A connection is not read while its output queue is full** ([`SocketLimits::high_water`]), unless
+//!   [`SocketLimits::read_when_full`] is set: a peer that does not read answers gets no further requests processed.
 //! - **A panic in a callback unwinds out of [`Reactor::turn`]**; the reactor must not be used afterwards.
-//! - **SIGPIPE**: Rust programs ignore it from the start. Where another language owns `main`, ignore it yourself: a
-//!   vectored write to a peer that is gone would end the process.
+//! - **SIGPIPE** is ignored by every Rust program from its start. Where `main` is written in another language, that
+//!   program must ignore it: a write to a peer that has closed would otherwise end the process.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub, rust_2018_idioms)]
-// Without a kernel there is no reactor, and what only it calls is not called.
+// For WebAssembly the loop is built without `Reactor`, so the functions that only `Reactor` calls are unused.
 #![cfg_attr(target_family = "wasm", allow(dead_code))]
 #![doc(test(attr(deny(warnings), allow(dead_code))))]
 
-// By layer: a file imports from the layers above its own, never from those below. `tests/tidy.rs` checks it.
+// The layers, in alphabetical order; `tests/tidy.rs` has them from the lowest to the highest, and checks that a file
+// imports only from its own layer and from lower ones.
 mod base;
 mod config;
 mod connection;
@@ -68,7 +72,7 @@ mod sys;
 #[cfg(feature = "tls")]
 pub mod tls;
 
-// The public face. The loop calls a service and takes posts from a handle; a reactor is a loop on the real kernel.
+// The public layer. The loop calls `Service` and runs what a `Handle` posts; `Reactor` is the loop on the real kernel.
 mod handle;
 #[cfg(not(target_family = "wasm"))]
 mod reactor;
@@ -100,17 +104,17 @@ pub use service::Service;
 #[cfg(not(target_family = "wasm"))]
 pub use sys::mio::Adopted;
 
-/// The README's example, compiled.
+/// Compiles the examples of README.md.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// The programs of the guide for those who come from Node, compiled.
+/// Compiles the programs of the guide for users of Node's `net` module.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/from-node.md")]
 struct FromNode;
 
-/// The programs of the page on TLS, compiled.
+/// Compiles the programs of the page on TLS.
 #[cfg(all(doctest, feature = "tls"))]
 #[doc = include_str!("../docs/tls.md")]
 struct Tls;

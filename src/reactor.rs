@@ -1,4 +1,4 @@
-//! The reactor, as its user sees it.
+//! `Reactor`: the event loop on the real kernel, as programs use it.
 
 use std::fmt;
 use std::io;
@@ -46,46 +46,60 @@ use crate::sys::mio::{Adopted, Kernel};
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// # In a loop of your own
+/// # Inside another event loop
 ///
-/// [`turn`](Reactor::turn) is one pass. A reactor can be watched by another loop through its descriptor ([`AsFd`]):
-/// turn it with a wait of zero when the descriptor is readable, and at [`next_deadline`](Reactor::next_deadline) at
-/// the latest. The descriptor alone is not enough: work that a budget cut off does not make it readable, and then the
-/// deadline is already past.
+/// [`turn`](Reactor::turn) is one iteration. Another event loop can watch a reactor by its descriptor ([`AsFd`]): call
+/// `turn(Some(Duration::ZERO))` when the descriptor is readable, and at [`next_deadline`](Reactor::next_deadline) at
+/// the latest. The descriptor alone is not enough, because neither a deadline nor work left over from the last turn
+/// makes it readable. With work left over, `next_deadline` is in the past.
 ///
 /// # More than one service
 ///
-/// Any number of services and listeners share one loop, and one service can have several listeners.
+/// A reactor runs up to 65,534 services and 255 listeners; a service can have several listeners.
 pub struct Reactor {
     event_loop: EventLoop<Kernel>,
 }
 
 impl Reactor {
-    /// Makes one. It opens three descriptors: the poll, the wake-up line, and one in reserve.
+    /// Makes a reactor. On Linux it opens four descriptors: epoll, an eventfd for wake-ups, a timer, and a spare one
+    /// with which excess connections can still be accepted and closed when the process has no descriptor left.
+    ///
+    /// A limit of 0 that would stop the loop counts as 1 (all budgets per turn, `lookups`, `handshakes`).
     ///
     /// # Errors
     ///
-    /// When the system has no descriptor left.
+    /// When the process or the system has no descriptor left.
     pub fn new(limits: Limits) -> io::Result<Reactor> {
         let kernel = Kernel::new(limits.events_per_turn)?;
         Ok(Reactor { event_loop: EventLoop::new(kernel, limits)? })
     }
 
-    /// Adds a service under [`Limits::socket`]; listeners and dials name it.
+    /// Adds a service whose connections have the limits [`Limits::socket`], and calls its
+    /// [`start`](Service::start). Listeners and dials refer to it by the returned id.
+    ///
+    /// # Panics
+    ///
+    /// When the reactor has 65,534 services already.
     pub fn add<S: Service>(&mut self, service: S) -> ServiceId {
         self.event_loop.add(service, None)
     }
 
-    /// Adds a service whose connections have limits of their own.
+    /// Adds a service whose connections have the given limits instead of [`Limits::socket`].
+    ///
+    /// # Panics
+    ///
+    /// As [`add`](Reactor::add).
     pub fn add_with<S: Service>(&mut self, service: S, limits: SocketLimits) -> ServiceId {
         self.event_loop.add(service, Some(limits))
     }
 
-    /// Listens for a service. Connections come in as soon as the loop turns.
+    /// Listens on an address for a service, with [`ListenOptions::default`]. Connections are accepted from the next
+    /// turn on. A host name is looked up at once, which blocks.
     ///
     /// # Errors
     ///
-    /// When the address cannot be resolved or listened on; the text says which, why, and what may help.
+    /// When `at` is not an [`Address`], cannot be resolved, or cannot be listened on. The message names the address and
+    /// the reason.
     pub fn listen<A>(&mut self, at: A, service: ServiceId) -> io::Result<ListenerId>
     where
         A: TryInto<Address, Error: fmt::Display>,
@@ -93,13 +107,13 @@ impl Reactor {
         self.listen_with(at, service, &ListenOptions::default())
     }
 
-    /// Listens with options. Where a name stands for several addresses, the first that works is taken.
+    /// Listens with options. If a name has several addresses, the first one that can be listened on is used.
     ///
     /// # Unix-domain sockets
     ///
-    /// `unix:/path` makes the file, and removes it when the listener is closed or the reactor dropped. A file that is
-    /// there already is replaced if it is a socket and nobody answers on it: what a server that was killed leaves
-    /// behind. Who may connect is a question of the file's permissions and its folder's; see umask(2).
+    /// `unix:/path` creates a socket file, and removes it when the listener is closed or the reactor is dropped. An
+    /// existing file is replaced if it is a socket on which no process listens: a server that was killed leaves such a
+    /// file. The permissions of the file and of its directory decide which users may connect; see umask(2).
     ///
     /// # Errors
     ///
@@ -116,10 +130,10 @@ impl Reactor {
         let at = parse_address("listen", at)?;
         let candidates = match &at {
             Address::Name { .. } => {
-                let told = |error| {
+                let failed = |error| {
                     io::Error::new(io::ErrorKind::NotFound, format!("cannot listen on {at}: {error}"))
                 };
-                at.to_socket_addrs().map_err(|error| told(os_message(&error)))?.map(Address::Inet).collect()
+                at.to_socket_addrs().map_err(|error| failed(os_message(&error)))?.map(Address::Inet).collect()
             }
             one => vec![one.clone()],
         };
@@ -131,12 +145,13 @@ impl Reactor {
             }
         }
         let nothing =
-            || io::Error::new(io::ErrorKind::NotFound, format!("cannot listen on {at}: it names no address"));
+            || io::Error::new(io::ErrorKind::NotFound, format!("cannot listen on {at}: it has no address"));
         Err(last.unwrap_or_else(nothing))
     }
 
-    /// Listens on a listener that was made elsewhere: one of the standard library, or one that a supervisor has handed
-    /// over. Its backlog is what it was made with.
+    /// Accepts connections from a listener that exists already: one of the standard library, or one inherited from a
+    /// supervisor. It keeps its backlog, and is made non-blocking. Of the options, `backlog`, `ipv6_only` and
+    /// `reuse_port` have no effect. The file of a Unix-domain socket is not removed.
     ///
     /// ```
     /// use tidemill::{Limits, ListenOptions, Reactor, services::Echo};
@@ -150,7 +165,7 @@ impl Reactor {
     ///
     /// # Errors
     ///
-    /// When it cannot be watched.
+    /// When the listener cannot be registered with the poll.
     pub fn adopt(
         &mut self,
         listener: impl Into<Adopted>,
@@ -161,23 +176,25 @@ impl Reactor {
         self.event_loop.add_listener(service, options, |kernel, token| kernel.adopt(adopted, options, token))
     }
 
-    /// The address a listener really has: the port where 0 was asked for. None once it is closed.
+    /// The address that a listener is bound to: with the real port, where port 0 was asked for. `None` once the
+    /// listener is closed.
     pub fn local_addr(&self, listener: ListenerId) -> Option<Address> {
         self.event_loop.local_addr(listener)
     }
 
-    /// Sets who may come in to a service, at all of its listeners; or changes it, while it runs.
-    pub fn set_access_policy(&mut self, service: ServiceId, guard: AccessPolicy) {
-        self.sockets().set_access_policy(service, guard);
+    /// Sets or replaces the access policy of a service: which addresses are accepted at all of its listeners, how many
+    /// connections from each, and how fast. Connections that exist stay.
+    pub fn set_access_policy(&mut self, service: ServiceId, policy: AccessPolicy) {
+        self.sockets().set_access_policy(service, policy);
     }
 
-    /// How often each of the rules of a service's guard has decided.
+    /// The rules of a service's access policy, with how often each has decided. `None` without a policy.
     pub fn rules(&self, service: ServiceId) -> Option<&Rules> {
         self.event_loop.rules(service)
     }
 
-    /// Has names looked up by a function of yours, in place of the system's resolver. It may block: it runs on one of
-    /// at most four threads. It gives the addresses in the order of preference.
+    /// Looks up the names of dials with `look_up` instead of the system's resolver. It gets a host and a port, and
+    /// returns addresses in the order of preference. It may block: it runs on one of at most four threads of its own.
     pub fn look_up_with<F>(&mut self, look_up: F)
     where
         F: Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
@@ -185,17 +202,18 @@ impl Reactor {
         self.event_loop.system.look_up_with(Arc::new(look_up));
     }
 
-    /// Closes one listener; its connections live on. Says whether it was there.
+    /// Closes a listener; connections accepted from it stay open. Returns whether the listener was open.
     pub fn close_listener(&mut self, listener: ListenerId) -> bool {
         self.event_loop.close_listener(listener)
     }
 
-    /// Connects out for a service. [`Service::open`] comes with the next turn; a failure comes as
-    /// [`Service::closed`]. See [`Socket::dial`](crate::Socket::dial).
+    /// Starts an outbound connection for a service. [`Service::open`] is called in the next turn, and
+    /// [`Service::connected`] once the connection is established; if it fails, [`Service::closed`] is called with the
+    /// reason. See [`Socket::dial`](crate::Socket::dial).
     ///
     /// # Errors
     ///
-    /// When the reactor holds as many connections as it may, and when `to` is no [`Address`].
+    /// When the reactor has [`Limits::connections`] already, and when `to` is not an [`Address`].
     pub fn dial<A>(&mut self, to: A, service: ServiceId) -> io::Result<ConnId>
     where
         A: TryInto<Address, Error: fmt::Display>,
@@ -203,7 +221,7 @@ impl Reactor {
         self.sockets().dial(to, service)
     }
 
-    /// Connects out with options.
+    /// Starts an outbound connection with options.
     ///
     /// # Errors
     ///
@@ -215,23 +233,23 @@ impl Reactor {
         self.sockets().dial_with(to, service, options)
     }
 
-    /// One turn of the loop: sleeps until something is to be done, at most for `wait` (`None`: without end), and does
-    /// it. With a `wait` of zero it never sleeps.
+    /// Runs one turn of the loop: sleeps until there is an event or a deadline, but for `wait` at most (`None`: no
+    /// limit), and handles it. With a `wait` of zero it does not sleep. Waits have a resolution of 1 ms.
     ///
     /// # Errors
     ///
-    /// When the system's poll fails, which it does not but for a bug or a lack of memory.
+    /// When the system's poll fails. That happens only through a bug or for lack of kernel memory.
     ///
     /// # Panics
     ///
-    /// When a callback of a service does; see [`Service`].
+    /// When a callback of a service panics; see [`Service`].
     pub fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
         self.event_loop.turn(wait)
     }
 
-    /// Turns until nothing is left that could happen by itself: no listener, no connection, no posted work.
+    /// Runs turns until there is no listener, no connection, no timer and no posted work left.
     ///
-    /// A [`Handle`] that is kept for later does not keep the loop turning; a listener does.
+    /// A [`Handle`] alone does not keep it running.
     ///
     /// # Errors
     ///
@@ -243,43 +261,43 @@ impl Reactor {
         Ok(())
     }
 
-    /// When the loop must turn next even if its descriptor stays silent; in the past when work was carried over. None
-    /// when only the descriptor can give it something to do.
+    /// When [`turn`](Reactor::turn) must be called even if the descriptor has not become readable. In the past when
+    /// work is left over; `None` when there is no deadline.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.event_loop.next_deadline().map(|at| self.event_loop.table.epoch.at(at))
     }
 
-    /// A way in for other threads.
+    /// A handle with which other threads run work on the loop.
     pub fn handle(&self) -> Handle {
         self.event_loop.handle()
     }
 
-    /// All connections, between turns.
+    /// Access to all connections, between turns.
     pub fn sockets(&mut self) -> Sockets<'_> {
         self.event_loop.read_clock();
         Sockets::new(&mut self.event_loop.table)
     }
 
-    /// Closes the listeners with the next turn. Connections go on until they end by themselves; what is left after
-    /// `grace` is closed with [`CloseReason::Shutdown`](crate::CloseReason::Shutdown). [`run`](Reactor::run) then
-    /// returns.
+    /// Shuts down. All listeners are closed in the next turn. Connections that are still open after `grace` are closed
+    /// with [`CloseReason::Shutdown`](crate::CloseReason::Shutdown). [`run`](Reactor::run) returns when the last one
+    /// has ended.
     pub fn shutdown(&mut self, grace: Duration) {
         self.sockets().shutdown(grace);
     }
 
-    /// Whether [`shutdown`](Reactor::shutdown) or a stop has been asked for.
+    /// Whether [`shutdown`](Reactor::shutdown) has been called, on the reactor or on [`Sockets`].
     pub fn is_shutting_down(&self) -> bool {
         self.event_loop.is_shutting_down()
     }
 
-    /// What the loop has counted.
+    /// A copy of the loop's counters.
     pub fn stats(&self) -> Stats {
         self.event_loop.table.stats.clone()
     }
 }
 
 impl AsFd for Reactor {
-    /// The poll's descriptor: readable when the loop should turn.
+    /// The descriptor of the poll (epoll, kqueue): readable when there are events for [`turn`](Reactor::turn).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.event_loop.system.as_fd()
     }
@@ -293,16 +311,16 @@ impl fmt::Debug for Reactor {
     }
 }
 
-/// The error of listening, in words that name what was asked, what was wrong, and what may help.
+/// The error message of `listen`: names the address, the reason, and where possible a remedy.
 fn cannot_listen(at: &Address, error: &io::Error) -> io::Error {
     let low_port = at.port().is_some_and(|port| port < 1_024);
     let wrong = match error.kind() {
-        io::ErrorKind::AddrInUse if at.is_unix() => "somebody listens there".to_string(),
+        io::ErrorKind::AddrInUse if at.is_unix() => "another process listens there".to_string(),
         io::ErrorKind::AddrInUse => {
             "the address is in use (another process listens there; port 0 picks a free one)".to_string()
         }
         io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_string(),
-        io::ErrorKind::NotFound if at.is_unix() => "the folder does not exist".to_string(),
+        io::ErrorKind::NotFound if at.is_unix() => "the directory does not exist".to_string(),
         io::ErrorKind::PermissionDenied if low_port => {
             "permission denied (ports below 1024 need root or the capability CAP_NET_BIND_SERVICE)"
                 .to_string()

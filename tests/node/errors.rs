@@ -35,7 +35,7 @@ fn e2_an_error_of_listening_at_a_path_distinguishes_the_ways_to_fail() {
     assert_eq!(text(&file), "cannot listen on unix:DIR/file: a file that is no socket is in the way");
     assert_eq!(
         text(&folder.join("no/where")),
-        "cannot listen on unix:DIR/no/where: the folder does not exist"
+        "cannot listen on unix:DIR/no/where: the directory does not exist"
     );
     assert_eq!(std::fs::read_to_string(&file).expect("it is still there"), "text");
     std::fs::remove_dir_all(&folder).expect("it is ours");

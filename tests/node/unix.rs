@@ -68,7 +68,10 @@ fn u2_a_stale_file_is_replaced_and_nothing_else_is() {
     let error = Fixture::new().reactor.listen(path.as_path(), fixture.service).expect_err("we do");
     assert_eq!(
         (error.kind(), error.to_string()),
-        (ErrorKind::AddrInUse, format!("cannot listen on unix:{}: somebody listens there", path.display()))
+        (
+            ErrorKind::AddrInUse,
+            format!("cannot listen on unix:{}: another process listens there", path.display())
+        )
     );
     // A file that has been replaced by another's is not ours to remove.
     std::fs::remove_file(&path).expect("it is there");
