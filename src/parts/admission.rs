@@ -1,4 +1,4 @@
-//! A guard at work: who is inside, how many from one address, and how often they come.
+//! Admission: how many connections each address has, and how often it connects.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use crate::config::access::AccessPolicy;
 use crate::config::rules::{Action, RefuseMode};
 use crate::parts::token_bucket::TokenBucket;
 
-/// A guard at work: with its memory of who is inside.
+/// The access policy of a service, with the counters per address that it needs.
 #[derive(Debug)]
 pub(crate) struct Admission {
     pub(crate) policy: AccessPolicy,
@@ -18,7 +18,7 @@ pub(crate) struct Admission {
     last_sweep: Option<Tick>,
 }
 
-/// Whom an address counts as.
+/// What an address is counted under: an IPv4 address, or the first 64 bits of an IPv6 address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum AddressKey {
     V4(u32),
@@ -37,24 +37,25 @@ impl From<IpAddr> for AddressKey {
 #[derive(Debug, Default)]
 struct PerAddress {
     connections: usize,
-    /// How often it has come of late; none while no rate is asked for.
+    /// One token per accepted connection; `None` while the policy has no accept rate.
     bucket: Option<TokenBucket>,
 }
 
 impl Admission {
-    /// The table of addresses holds twice as many as there can be connections. When it is full of addresses that are
-    /// here or were a second ago, new ones are turned away: forgetting somebody would lift his limit.
+    /// Twice as many addresses as there can be connections are remembered. When that many have connections or had some
+    /// within the last second, connections from further addresses are refused: forgetting an address would lift its
+    /// limit.
     pub(crate) fn new(policy: AccessPolicy, connections: usize) -> Admission {
         Admission { policy, addresses: HashMap::new(), max: connections.saturating_mul(2), last_sweep: None }
     }
 
-    /// Whether it has to remember that one from this address is here.
+    /// Whether connections from this address are counted.
     pub(crate) fn tracks(&self, ip: IpAddr) -> bool {
         let limited = self.policy.per_address.is_some() || self.policy.accept_rate.is_some();
         limited && !self.policy.exempt.iter().any(|range| range.contains(ip))
     }
 
-    /// Whether the rules let it in.
+    /// Whether the rules allow this address; the error is how to refuse it.
     pub(crate) fn allows(&mut self, ip: IpAddr) -> Result<(), RefuseMode> {
         if self.policy.rules.is_empty() {
             return Ok(());
@@ -65,8 +66,8 @@ impl Admission {
         }
     }
 
-    /// Takes one in, or says why not. Whoever was taken in must [`release`](Admission::release) again, in a dry run
-    /// too.
+    /// Counts a connection, or returns why it is refused. A counted connection must be
+    /// [released](Admission::release) when it ends. In a dry run it is counted even when an error is returned.
     pub(crate) fn admit(&mut self, ip: IpAddr, now: Tick) -> Result<(), Refusal> {
         if !self.tracks(ip) {
             return Ok(());
@@ -102,8 +103,9 @@ impl Admission {
         }
     }
 
-    /// Whether one more address can be remembered. Those that are gone and have been silent for so long that they
-    /// might as well be new are swept out when room is wanted, at most once in ten ticks.
+    /// Whether one more address can be remembered. When there is no room, addresses without connections whose bucket
+    /// is full again are removed: they are treated as new ones would be. At most once in ten ticks, because it looks at
+    /// every address.
     fn has_room(&mut self, now: Tick) -> bool {
         if self.addresses.len() >= self.max && self.last_sweep.is_none_or(|last| now.0 >= last.0 + 10) {
             self.last_sweep = Some(now);
@@ -151,7 +153,7 @@ mod tests {
         assert_eq!(
             admission.admit(ip("::ffff:10.0.0.1"), now),
             Err(Refusal::PerAddress),
-            "mapped, it is the same"
+            "an address mapped into IPv6 is the same"
         );
         assert_eq!(admission.admit(ip("10.0.0.2"), now), Ok(()));
         admission.release(ip("10.0.0.1"));
@@ -195,16 +197,16 @@ mod tests {
         assert_eq!(
             admission.admit(ip("192.0.2.1"), Tick(9)),
             Err(Refusal::PerAddress),
-            "a hundred were here just now"
+            "a hundred have left just now"
         );
         assert_eq!(admission.admit(ip("192.0.2.1"), Tick(100)), Ok(()));
-        assert_eq!(admission.addresses.len(), 101, "a hundred are still here");
+        assert_eq!(admission.addresses.len(), 101, "a hundred are still connected");
     }
 
     #[test]
     fn a_dry_run_admits_every_address_and_reports_what_it_would_refuse() {
-        let guard = AccessPolicy { per_address: Some(1), dry_run: true, ..AccessPolicy::default() };
-        let mut admission = Admission::new(guard, 100);
+        let policy = AccessPolicy { per_address: Some(1), dry_run: true, ..AccessPolicy::default() };
+        let mut admission = Admission::new(policy, 100);
         assert_eq!(admission.admit(ip("10.0.0.1"), Tick(0)), Ok(()));
         assert_eq!(admission.admit(ip("10.0.0.1"), Tick(0)), Err(Refusal::PerAddress));
         admission.release(ip("10.0.0.1"));

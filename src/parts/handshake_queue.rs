@@ -1,4 +1,4 @@
-//! Who may begin a handshake: few at once, and the newest first.
+//! The queue of inbound TLS handshakes: a limited number in progress, the newest started first.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,29 +6,30 @@ use std::time::Duration;
 use crate::base::id::ConnId;
 use crate::base::tick::Tick;
 
-/// The callers whose handshakes wait or are under way.
+/// The inbound connections whose handshakes wait or are in progress.
 ///
 /// ```text
-///     waiting   │ eldest ......... newest │ ─ begins next      have said something; nothing of it was read
-///     under_way │ eldest ......... newest │                    cost what a handshake costs
+///     waiting       │ oldest ......... newest │ ─ started next     readable, but not read yet
+///     in_progress   │ oldest ......... newest │                    have a TLS session
 /// ```
 ///
-/// A handshake costs the processor a hundred times what a message does. More callers than can be served wait, and under
-/// such a load those who have waited long have often given up: serving them first would spend the processor on nobody
-/// (valkey #4308). Who never says a word is in neither list.
+/// A handshake costs the processor a hundred times what a message does, so only some are in progress at a time. The
+/// newest of those waiting is started first: under overload, clients that have waited long have often given up, and
+/// serving them first would spend the time on closed connections (valkey #4308). A connection that has sent no byte is
+/// in neither list.
 ///
-/// Ids stay in the lists when their connections end otherwise; `alive` tells.
+/// When a connection ends, its id stays in `waiting`: see [`retain_waiting`](HandshakeQueue::retain_waiting).
 #[derive(Debug, Default)]
 pub(crate) struct HandshakeQueue {
     waiting: Vec<ConnId>,
     in_progress: VecDeque<(ConnId, Tick)>,
 }
 
-/// Whoever has been at it for so long makes room for others, when all places are taken: three round trips around the
-/// world.
+/// When all places are taken and others wait, a handshake that has been in progress for this long is evicted. That is
+/// time for three round trips around the world.
 const STALL_LIMIT: Duration = Duration::from_secs(1);
-/// The same while more wait than there are places: one round trip. In a flood of callers who begin and stall, the
-/// places that become free in a second are all that others get.
+/// The same while more wait than there are places: time for one round trip. In a flood of clients that start a
+/// handshake and stall, the places that become free by eviction are all that other clients get.
 const STALL_LIMIT_UNDER_LOAD: Duration = Duration::from_millis(200);
 
 impl HandshakeQueue {
@@ -36,7 +37,7 @@ impl HandshakeQueue {
         self.waiting.push(id);
     }
 
-    /// The newest of those who wait.
+    /// Takes the newest of those waiting.
     pub(crate) fn pop_newest(&mut self) -> Option<ConnId> {
         self.waiting.pop()
     }
@@ -45,12 +46,13 @@ impl HandshakeQueue {
         self.in_progress.push_back((id, now));
     }
 
-    /// One is done, or its connection has gone.
+    /// Frees the place of a handshake: it is complete, or its connection has ended.
     pub(crate) fn remove(&mut self, id: ConnId) {
         self.in_progress.retain(|&(other, _)| other != id);
     }
 
-    /// Of those who wait, forgets who has gone: those who never came to the front would stay for ever.
+    /// Removes ended connections from those waiting. Necessary because the queue is served newest first, so old entries
+    /// may never reach its end.
     pub(crate) fn retain_waiting(&mut self, alive: impl Fn(ConnId) -> bool) {
         self.waiting.retain(|&id| alive(id));
     }
@@ -59,12 +61,12 @@ impl HandshakeQueue {
         self.waiting.len()
     }
 
-    /// Whether one more may begin now.
+    /// Whether one more handshake may start now: one waits, and a place is free or can be made free.
     pub(crate) fn may_start(&self, max: usize, now: Tick) -> bool {
         !self.waiting.is_empty() && (self.in_progress.len() < max || self.slowest(max, now).is_some())
     }
 
-    /// Who has to make room, when there is none.
+    /// The handshake to evict before another one is started; `None` while a place is free.
     pub(crate) fn to_evict(&self, max: usize, now: Tick) -> Option<ConnId> {
         if self.in_progress.len() < max { None } else { self.slowest(max, now) }
     }
@@ -78,7 +80,7 @@ impl HandshakeQueue {
         if self.waiting.len() > max { STALL_LIMIT_UNDER_LOAD } else { STALL_LIMIT }
     }
 
-    /// When the eldest will have to make room for those who wait.
+    /// When the oldest handshake in progress can be evicted; `None` if none waits.
     pub(crate) fn next_check(&self, max: usize) -> Option<Tick> {
         let &(_, since) = self.in_progress.front().filter(|_| !self.waiting.is_empty())?;
         Some(since.after(self.stall_limit(max)))
@@ -116,13 +118,13 @@ mod tests {
         let mut line = HandshakeQueue::default();
         line.start(id(0), Tick(0));
         line.start(id(1), Tick(50));
-        assert_eq!(line.next_check(2), None, "nobody waits");
+        assert_eq!(line.next_check(2), None, "no handshake waits");
         line.push(id(2));
         let when = line.next_check(2).unwrap();
         assert!(!line.may_start(2, Tick(when.0 - 1)));
         assert!(line.may_start(2, when));
         assert_eq!(line.to_evict(2, when), Some(id(0)));
-        assert_eq!(line.to_evict(3, when), None, "there is room anyway");
+        assert_eq!(line.to_evict(3, when), None, "a place is free");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A listener, and what it remembers between accepts.
+//! A listener, and its state between accepts.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::base::shared::Shared;
 use crate::base::tick::Tick;
 use crate::config::listen::{ListenOptions, Overflow};
 
-/// One listener and what the loop remembers of it.
+/// One listener, with its options and its state.
 pub(crate) struct Listener<L> {
     pub(crate) socket: L,
     pub(crate) id: ListenerId,
@@ -20,14 +20,17 @@ pub(crate) struct Listener<L> {
     pub(crate) filter: Option<FilterConfig>,
     pub(crate) busy_reply: Shared,
     pub(crate) address: Address,
-    /// The local end of all who come, unless it listens on every address of the machine.
+    /// The local address of all accepted connections; `None` if it listens on the unspecified address, where each
+    /// connection has to be asked.
     pub(crate) local: Option<SocketAddr>,
-    /// Someone may be waiting. Like a connection's readiness, only an empty backlog clears it.
+    /// Whether the backlog may hold a connection. Like the readiness of a connection, it is cleared only when the
+    /// kernel says that there is none.
     pub(crate) acceptable: bool,
     paused: Option<AcceptPause>,
 }
 
-/// A listener without descriptors or memory: freeing some raises no event, so it looks again by itself.
+/// A pause after accept(2) failed for lack of descriptors or memory. It ends by time, because freeing some raises no
+/// event.
 #[derive(Clone, Copy)]
 struct AcceptPause {
     until: Tick,
@@ -54,7 +57,7 @@ impl<L> Listener<L> {
             refuses_excess: options.overflow == Overflow::Refuse,
             reserve_slot: options.reserve_slot,
             filter: options.filter.clone(),
-            // Words in the clear would be a broken handshake to a caller who expects TLS; an end is an end.
+            // A client that expects TLS would take a cleartext reply for a broken handshake; it only gets FIN.
             busy_reply: match options.filter {
                 Some(_) => Shared::from([].as_slice()),
                 None => Shared::from(options.busy_reply.as_slice()),
@@ -64,28 +67,28 @@ impl<L> Listener<L> {
         }
     }
 
-    /// How many slots one who comes needs.
+    /// How many slots an accepted connection takes: two, if it reserves one to dial.
     pub(crate) fn slots(&self) -> usize {
         1 + usize::from(self.reserve_slot)
     }
 
-    /// Whether accepting now could bring anyone in.
+    /// Whether an accept now could return a connection.
     pub(crate) fn may_accept(&self, now: Tick) -> bool {
         self.acceptable && self.paused.is_none_or(|paused| paused.until <= now)
     }
 
-    /// When a paused one accepts again.
+    /// When a paused listener tries again.
     pub(crate) fn retry_at(&self) -> Option<Tick> {
         self.paused.filter(|_| self.acceptable).map(|paused| paused.until)
     }
 
-    /// Descriptors or memory have run out: ten milliseconds of pause, doubling to half a second.
+    /// Pauses for lack of descriptors or memory: for 10 ms, doubled each time up to 500 ms.
     pub(crate) fn pause_accepts(&mut self, now: Tick) {
         let pause = self.paused.map_or(PAUSE_MIN, |before| (before.pause * 2).min(PAUSE_MAX));
         self.paused = Some(AcceptPause { until: now.after(pause), pause });
     }
 
-    /// One of our own descriptors was closed, or an accept succeeded.
+    /// Ends the pause: a connection was closed, which frees a descriptor, or an accept succeeded.
     pub(crate) fn resume_accepts(&mut self) {
         self.paused = None;
     }
@@ -117,6 +120,6 @@ mod tests {
         assert_eq!(pauses, [2, 3, 5, 9, 17, 33, 51, 51]);
         listener.pause_accepts(now);
         listener.resume_accepts();
-        assert!(listener.may_accept(now), "an own close is a reason to look at once");
+        assert!(listener.may_accept(now), "a closed connection ends the pause");
     }
 }

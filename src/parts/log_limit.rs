@@ -1,4 +1,4 @@
-//! How often the log hears of one kind of event.
+//! A rate limit for log lines of one kind.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use log::Level;
 
 use crate::base::tick::Tick;
 
-/// Lets one line of a kind into the log each second, and counts those left out. They are in the debug log.
+/// Allows one log line of a kind per second at its usual level. Further lines have level debug, and are counted.
 ///
 /// ```text
 ///     events  ││││││││││││││││││││││││││ │ │
@@ -14,9 +14,9 @@ use crate::base::tick::Tick;
 ///             └──── 1 s ─────┘
 /// ```
 ///
-/// A peer that costs the loop a few microseconds must not cost a disk a line of log: 2,000 connections in a tenth of a
-/// second were 340 KB of log, and a log that is written with blocking calls holds up the loop. Those left out before a
-/// silence are counted in the next line, whenever it comes; the [statistics](crate::Stats) have all of them at once.
+/// Without it, peers could fill the disk, and slow the loop down because a log is often written with blocking calls:
+/// 2,000 connections in a tenth of a second were 340 KB of log. The number of omitted lines is in the next line,
+/// however late that comes; [`Stats`](crate::Stats) counts every event at once.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LogLimit {
     /// The first tick at which the next line may be written.
@@ -24,11 +24,11 @@ pub(crate) struct LogLimit {
     left_out: u64,
 }
 
-/// A second.
+/// One second, in ticks.
 const INTERVAL: u64 = 100;
 
 impl LogLimit {
-    /// At which level a line that is worth `usual` may be written now, and how it has to end.
+    /// The level for a line whose usual level is `usual`, and the text to end it with.
     pub(crate) fn level(&mut self, usual: Level, now: Tick) -> (Level, LeftOut) {
         if now < self.next {
             self.left_out += 1;
@@ -39,7 +39,7 @@ impl LogLimit {
     }
 }
 
-/// How many lines were left out before this one: the end of that line.
+/// The end of a log line: how many lines like it were omitted before.
 #[derive(Debug)]
 pub(crate) struct LeftOut(u64);
 

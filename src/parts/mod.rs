@@ -1,4 +1,4 @@
-//! The parts of the loop: no I/O and no clock, each tested beside a plain model of itself.
+//! Data structures of the loop, without I/O and without a clock. Each is tested against a plain model of itself.
 
 pub(crate) mod admission;
 pub(crate) mod arena;

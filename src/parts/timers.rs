@@ -11,14 +11,15 @@ use crate::base::tick::Tick;
 use crate::config::dial::DialOptions;
 use crate::parts::wheel::Wheel;
 
-/// The name of a timer, good for as long as you care to keep it.
+/// The id of a timer: see [`Sockets::set_timer`](crate::Sockets::set_timer). It may be kept for any time: a later timer
+/// has another id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct TimerId {
     index: u32,
     generation: NonZeroU32,
 }
 
-/// All timers that belong to no connection, on a wheel of their own: its slots are theirs.
+/// All timers that belong to no connection, with a timer wheel of their own: a timer's index is its slot there.
 pub(crate) struct Timers {
     all: Slab<Timer>,
     wheel: Wheel,
@@ -32,11 +33,11 @@ struct Timer {
     action: TimerAction,
 }
 
-/// What is to be done when a timer goes off.
+/// What to do when a timer expires.
 pub(crate) enum TimerAction {
-    /// Tell this service.
+    /// Call `Service::timer` of this service.
     Notify(u16),
-    /// Dial again what was dialed before.
+    /// Dial again.
     Redial(Box<Redial>),
 }
 
@@ -47,11 +48,11 @@ pub(crate) struct Redial {
     pub(crate) to: Address,
     pub(crate) options: DialOptions,
     pub(crate) failures: u32,
-    /// The connection that has ended.
+    /// The connection that has ended; the redial can be cancelled by its id.
     pub(crate) last: ConnId,
 }
 
-/// A timer that has gone off.
+/// A timer that has expired.
 pub(crate) enum Expired {
     Notify(u16, TimerId),
     Redial(Box<Redial>),
@@ -77,7 +78,7 @@ impl Timers {
         TimerId { index, generation }
     }
 
-    /// Takes one out; says whether it was there.
+    /// Removes a timer; returns whether it existed.
     pub(crate) fn cancel(&mut self, id: TimerId) -> bool {
         let there = self.all.get(id.index as usize).is_some_and(|timer| timer.generation == id.generation);
         if there {
@@ -87,7 +88,7 @@ impl Timers {
         there
     }
 
-    /// Calls off the dial that was to replace a connection; says whether there was one.
+    /// Cancels the redial that was to replace a connection; returns whether there was one.
     pub(crate) fn cancel_redial(&mut self, of: ConnId) -> bool {
         let found = self.all.iter().find(|(_, timer)| match &timer.action {
             TimerAction::Redial(again) => again.last == of,
@@ -104,14 +105,16 @@ impl Timers {
         self.all.clear();
     }
 
-    /// One that is due. A repeating one is set again, for a whole number of its spans after the time it was due: it
-    /// does not drift, and what a late turn has missed is not made up for.
+    /// Takes one timer that is due. A repeating timer is set again, for a whole number of its intervals after the time
+    /// at which it was due: so it does not drift, and intervals that a late turn has missed are skipped.
     pub(crate) fn pop_due(&mut self, now: Tick) -> Option<Expired> {
         let index = self.wheel.pop_due(now)?;
         let timer = &mut self.all[index as usize];
         let id = TimerId { index, generation: timer.generation };
         if let (TimerAction::Notify(service), Some(every)) = (&timer.action, timer.every) {
             let service = *service;
+            // `after` adds one tick because "now" is rounded down; between two due times that would be drift. At least
+            // one tick, or a timer with an interval of zero would be due for ever.
             let span = Tick(0).after(every).0.saturating_sub(1).max(1);
             let missed = (now.0 - timer.due.0) / span;
             timer.due = Tick(timer.due.0.saturating_add(span.saturating_mul(missed + 1)));
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeating_timer_does_not_drift_and_makes_up_for_nothing() {
+    fn a_repeating_timer_does_not_drift_and_skips_missed_intervals() {
         let mut timers = Timers::new();
         let id = timers.set(TimerAction::Notify(1), Tick(10), Some(Duration::from_millis(100)));
         assert_eq!(told(&mut timers, 9), []);
@@ -164,9 +167,9 @@ mod tests {
         let first = timers.set(TimerAction::Notify(1), Tick(10), None);
         assert!(timers.cancel(first) && !timers.cancel(first));
         let second = timers.set(TimerAction::Notify(1), Tick(10), None);
-        assert!(!timers.cancel(first), "the place is another's now");
+        assert!(!timers.cancel(first), "its index is now used by another timer");
         assert_eq!(told(&mut timers, 10), [second]);
         assert_eq!((timers.len(), timers.next()), (0, None));
-        assert!(!timers.cancel(second), "it has gone off");
+        assert!(!timers.cancel(second), "it has expired");
     }
 }

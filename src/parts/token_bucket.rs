@@ -1,21 +1,22 @@
-//! The token bucket: how much may pass now, and when there will be more.
+//! The token bucket of rate limits.
 
 use crate::base::tick::Tick;
 
-/// A bucket into which `rate` tokens fall each second, evenly, and which holds at most `capacity`.
+/// A bucket that is filled evenly with `rate` tokens per second and holds at most `capacity`. One token is one byte, or
+/// one connection.
 ///
 /// ```text
 ///         rate a second
 ///              ▼
-///     │                 │ ◀── capacity: what may pass at once after a silence
+///     │                 │ ◀── capacity: what may pass at once after a pause
 ///     │░░░░░░░░░░░░░░░░░│ ◀── level, as of `updated`
 ///     └────────┬────────┘
 ///              ▼ take
 /// ```
 ///
-/// Nothing drips: what fell since the last look is added at the next. Levels are held in tokens times ticks a second,
-/// so that a rate of one a second loses nothing to rounding. A taking may go below zero once, so that a read whose size
-/// only the peer knows need not be foreseen; the debt is paid before anything else passes.
+/// It needs no timer: the tokens of the time since the last look are added at the next look. Levels are stored in
+/// tokens times ticks per second, so that a rate of one per second loses nothing to rounding. The level may become
+/// negative, because the size of a read is known only after it; nothing passes until the level is positive again.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenBucket {
     rate: u64,
@@ -25,11 +26,11 @@ pub(crate) struct TokenBucket {
     updated: Tick,
 }
 
-/// Ticks a second.
+/// Ticks per second.
 const SCALE: u64 = 100;
 
 impl TokenBucket {
-    /// A full one. Rates and sizes beyond 2^48 are cut to that.
+    /// A full bucket. `rate` and `max` are limited to 1 to 2^48, so that no product overflows.
     pub(crate) fn new(rate: usize, max: usize, now: Tick) -> TokenBucket {
         let bound = |n: usize| (n as u64).clamp(1, 1 << 48);
         let (rate, capacity) = (bound(rate), bound(max));
@@ -49,7 +50,7 @@ impl TokenBucket {
         self.updated = self.updated.max(now);
     }
 
-    /// Whole tokens that are there.
+    /// The number of whole tokens; 0 while the level is negative.
     pub(crate) fn level(&mut self, now: Tick) -> usize {
         self.refill(now);
         usize::try_from(self.level / SCALE as i64).unwrap_or(0)
@@ -61,13 +62,13 @@ impl TokenBucket {
         self.level = self.level.saturating_sub(taken);
     }
 
-    /// Whether nothing has been taken that has not come back.
+    /// Whether the bucket is full: it is then as good as a new one.
     pub(crate) fn is_full(&mut self, now: Tick) -> bool {
         self.refill(now);
         self.level == (self.capacity * SCALE) as i64
     }
 
-    /// When so many tokens will be there; of more than the bucket holds, when it is full.
+    /// When there will be `tokens` tokens; if that is more than the capacity, when the bucket will be full.
     pub(crate) fn time_until(&mut self, tokens: usize, now: Tick) -> Tick {
         self.refill(now);
         let wanted = ((tokens as u64).min(self.capacity) * SCALE) as i64;
@@ -76,13 +77,13 @@ impl TokenBucket {
     }
 }
 
-/// How much may pass at once after a silence, by the rate: an eighth of a second's worth, which over ten seconds is an
-/// error of little more than a hundredth; and never so little that every packet is cut.
+/// The capacity of a bucket for bytes: what passes in an eighth of a second. Over ten seconds, that is an error of
+/// 1.25 %. At least `SHARE_MIN`, so that packets are not cut.
 pub(crate) fn burst(rate: usize) -> usize {
     (rate / 8).max(SHARE_MIN)
 }
 
-/// The least that is worth a read: the payload of an Ethernet frame.
+/// The smallest number of bytes worth a read: the TCP payload of an Ethernet frame with timestamps.
 pub(crate) const SHARE_MIN: usize = 1_448;
 
 #[cfg(test)]
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn taking_more_than_any_number_of_tokens_is_a_debt_and_not_a_gift() {
+    fn taking_more_tokens_than_can_be_counted_leaves_a_negative_level() {
         let mut bucket = TokenBucket::new(1_000, 100, Tick(0));
         bucket.take(usize::MAX, Tick(0));
         assert_eq!(bucket.level(Tick(1_000_000)), 0);
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_debt_is_paid_first() {
+    fn a_negative_level_is_filled_up_before_anything_passes() {
         let mut bucket = TokenBucket::new(100, 10, Tick(0));
         bucket.take(30, Tick(0));
         assert_eq!(bucket.level(Tick(20)), 0);
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_stands_or_jumps_far_does_no_harm() {
+    fn a_clock_that_stands_still_or_jumps_far_does_not_overflow() {
         let mut bucket = TokenBucket::new(usize::MAX, usize::MAX, Tick(5));
         bucket.take(usize::MAX, Tick(3));
         assert_eq!(bucket.level(Tick(u64::MAX)), 1 << 48);

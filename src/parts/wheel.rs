@@ -1,42 +1,43 @@
 //! The timer wheel: one deadline per slot, armed, moved and cancelled in constant time.
 //!
 //! It is the hierarchical wheel of Varghese and Lauck ("Hashed and Hierarchical Timing Wheels", SOSP 1987), with the
-//! occupancy bitmaps of tokio's timer and its way to choose a level. A deadline stands in a coarse bucket while it is
-//! far away and comes down to finer ones as it gets nearer, at most once per level. Nothing here steps from tick to
-//! tick: a clock that jumps by hours costs what the entries cost that became due.
+//! occupancy bitmaps of tokio's timer and its choice of level. A deadline is in a coarse bucket while it is far away,
+//! and moves to finer ones as it comes nearer, at most once per level. The wheel does not step from tick to tick: if
+//! the clock jumps by hours, the cost depends only on the number of entries that became due.
 //!
 //! # Activity is one store
 //!
-//! Nearly every deadline of a server is a timeout that starts anew with each byte. The wheel is not told: the byte
-//! stores the turn's tick in its connection (`touched`) and the entry stays where it is. When the *old* deadline
-//! fires, the loop asks the connection what holds now and arms the slot again for what is left of the timeout. So
+//! Most deadlines of a server are timeouts that start again with each byte. The wheel is not updated then: the loop
+//! stores the current tick in the connection (`last_activity`), and the entry stays where it is. When the *old*
+//! deadline fires, the loop computes the connection's real deadline and arms the slot again for the rest. So
 //!
-//! - the common operation, a refresh, is one store of a nanosecond or two into a cache line that the read has just
-//!   used. Moving the entry would write to five links, each in a cache line of its own;
+//! - the most frequent operation, restarting a timeout, is one store of a nanosecond or two into a cache line that the
+//!   read has just used. Moving the entry would write to five links, each in its own cache line;
 //! - an entry moves about once per timeout, however busy its connection is. Ten thousand connections with a timeout
-//!   of a minute are 170 looks a second;
+//!   of a minute fire 170 times a second;
 //! - only a deadline *earlier* than the armed one must be armed as soon as it is known.
 //!
-//! The simpler way is wrong: pushing `(id, tick)` at every accept, and letting the entries of those who left expire.
-//! Such a queue grows with the rate of accepts times the timeout, not with the number of connections: fifty thousand
-//! short connections a second and a timeout of a minute are three million entries, of which a few hundred are alive.
-//! Here a slot has one entry, and a connection that leaves takes it along.
+//! A simpler design is a queue of `(id, tick)` to which each accept adds an entry, and in which entries of closed
+//! connections stay until they expire. It grows with the accept rate times the timeout, and not with the number of
+//! connections: fifty thousand short connections a second with a timeout of a minute are three million entries, of
+//! which a few hundred are of open connections. Here a slot has one entry, which is removed when its connection ends.
 //!
 //! # Far deadlines
 //!
-//! A wheel that keeps only a *distance* fires too early, or never, when the distance exceeds its span. Each entry
-//! keeps its absolute tick, so it can wait in any bucket: it is placed again by that tick when the bucket's time comes.
+//! A wheel that stores only a *distance* fires too early, or never, when the distance exceeds its span. Each entry
+//! here stores its absolute tick, so it can be in any bucket: when the bucket opens, it is placed again by that tick.
 
 use std::fmt;
 
 use crate::base::tick::Tick;
 
-/// Who is due, and when.
+/// A timer wheel: which slots are due, and when.
 ///
-/// Ticks are numbers in base 64, and each level stands for one digit. An entry lies in the level of the highest digit
-/// in which its tick differs from `elapsed`, the tick up to which the wheel has turned, and in the bucket of its own
-/// digit there. So all digits above are those of `elapsed`, every entry lies to the right of it, and the first
-/// occupied bucket of the lowest occupied level is the nearest one. Drawn for `elapsed` = 67, which is 1·64 + 3:
+/// A tick is read as a number in base 64; each level stands for one digit. An entry is in the level of the highest
+/// digit in which its tick differs from `elapsed` (the tick up to which the wheel has turned), and there in the bucket
+/// with the number of its own digit. Therefore its higher digits equal those of `elapsed`, its bucket is to the right
+/// of that of `elapsed`, and the first occupied bucket of the lowest occupied level is the next to open. Drawn for
+/// `elapsed` = 67, which is 1·64 + 3:
 ///
 /// ```text
 ///     bucket               0   1   2   3   4   5   6       63
@@ -49,12 +50,11 @@ use crate::base::tick::Tick;
 ///     level 5  124 days  │ ▲ │   │   │   │   │   │   │    │   │   22 years
 ///                        └───┴───┴───┴───┴───┴───┴───┴─ … ┴───┘
 ///     far                every tick with other digits above these six
-///     due                every entry that `elapsed` has reached, in line to be popped
+///     due                every entry that `elapsed` has reached, in the order in which they are popped
 /// ```
 ///
-/// A bucket is a ring of links. They are named by their index, so there is no pointer to go stale and nothing to
-/// allocate but one vector: first a link for each bucket, then one for each slot. Bucket `a`, which is 1·64 + 4,
-/// with the slots 1 and 3 in it:
+/// A bucket is a doubly linked ring. Links refer to each other by index, in one vector: first a link for each bucket,
+/// then one for each slot. Bucket `a`, which is 1·64 + 4, with the slots 1 and 3 in it:
 ///
 /// ```text
 ///     links   0 …      68                   385   386      387            388      389
@@ -68,29 +68,29 @@ use crate::base::tick::Tick;
 ///           └────────────────────────────────────────────────────────────────────────────────────┘
 /// ```
 ///
-/// The first one's `prev` is the number of its bucket. That is why leaving needs no search: when both neighbours are
-/// the same link, it is a bucket and empty now, and its number says which bit of which level to clear.
+/// The `prev` of the first entry is the number of its bucket. So removing an entry needs no search: when both of its
+/// neighbours are the same link, that link is a bucket which is empty now, and its number tells which bit of which
+/// level to clear.
 ///
-/// A slot costs 16 bytes, and they stay allocated up to the highest slot that was ever armed; so do the slots
-/// themselves. The buckets cost 6 KiB.
+/// A slot costs 16 bytes, which stay allocated up to the highest slot that was ever armed. The buckets cost 6 KiB.
 pub(crate) struct Wheel {
-    /// The wheel has turned up to here: what was due by then has been popped or stands in [`DUE`].
+    /// The wheel has turned up to this tick: entries due by then have been popped or are in [`DUE`].
     elapsed: u64,
-    /// One bit for each bucket of a level that holds somebody.
+    /// For each level, one bit per bucket: whether it has an entry.
     occupied: [u64; LEVELS as usize],
     links: Vec<Link>,
 }
 
-/// How many bits of a tick a level stands for. Six make 64 buckets, and their bitmap is one machine word.
+/// The bits of a tick that one level stands for. Six make 64 buckets, whose bitmap is one machine word.
 const DIGIT: u32 = 6;
 const PER_LEVEL: u32 = 1 << DIGIT;
-/// Six levels span 22 years. What lies beyond is rare, most often a timeout that means "never": one bucket will do.
+/// Six levels span 22 years. Later deadlines are rare, mostly timeouts that mean "never", so they share one bucket.
 const LEVELS: u32 = 6;
 const SPAN: u32 = LEVELS * DIGIT;
 
-/// The bucket of what lies beyond the span.
+/// The bucket of entries beyond the span.
 const FAR: u32 = LEVELS * PER_LEVEL;
-/// The bucket of what can be popped.
+/// The bucket of entries that can be popped.
 const DUE: u32 = FAR + 1;
 const BUCKETS: u32 = DUE + 1;
 
@@ -98,14 +98,14 @@ const BUCKETS: u32 = DUE + 1;
 struct Link {
     next: u32,
     prev: u32,
-    /// The absolute tick; of no meaning in a bucket.
+    /// The absolute tick of an entry; unused in a bucket.
     when: u64,
 }
 
 /// A million slots are 16 MB, and four links share a cache line.
 const _: () = assert!(size_of::<Link>() == 16);
 
-/// In no ring. A link cannot have this number: the vector up to it would take 64 GiB.
+/// Marks a link that is in no ring. It is not a valid index: the vector up to it would take 64 GiB.
 const NOWHERE: u32 = u32::MAX;
 const UNARMED: Link = Link { next: NOWHERE, prev: NOWHERE, when: 0 };
 
@@ -126,17 +126,17 @@ impl Wheel {
         Wheel { elapsed: 0, occupied: [0; LEVELS as usize], links }
     }
 
-    /// An empty one with room for so many slots, and for more when they come.
+    /// An empty wheel with memory reserved for a number of slots; it grows beyond that when needed.
     pub(crate) fn for_slots(slots: usize) -> Wheel {
         let mut wheel = Wheel::new();
         wheel.links.reserve(slots);
         wheel
     }
 
-    /// Lets a slot become due at a tick, in place of the one it was armed for, if any.
+    /// Arms a slot for a tick, instead of the tick that it was armed for before.
     ///
-    /// A tick that has passed is due at once, behind everything that stands in line already: a slot that is armed for
-    /// the past again and again cannot keep others that are due from being popped.
+    /// If the tick has passed, the slot is due at once, but is popped after all that are due already: a slot that is
+    /// armed for the past again and again cannot keep others from being popped.
     pub(crate) fn arm(&mut self, slot: u32, when: Tick) {
         let entry = entry_of(slot);
         if entry as usize >= self.links.len() {
@@ -152,31 +152,32 @@ impl Wheel {
         self.place(entry, when.0);
     }
 
-    /// Forgets the deadline of a slot. A slot without one is no error.
+    /// Removes the deadline of a slot, if it has one.
     pub(crate) fn cancel(&mut self, slot: u32) {
         if self.when(slot).is_some() {
             self.release(entry_of(slot));
         }
     }
 
-    /// The tick for which a slot is armed, as it was said, even if it has passed.
+    /// The tick for which a slot is armed, even if it has passed.
     pub(crate) fn when(&self, slot: u32) -> Option<Tick> {
         let link = self.links.get(entry_of(slot) as usize)?;
         link.is_armed().then_some(Tick(link.when))
     }
 
-    /// Takes out one slot whose tick is `now` or before; `None` when there is no more. Never early.
+    /// Removes and returns one slot whose tick is `now` or earlier; `None` when there is none. Never early.
     ///
-    /// Earlier ticks come before later ones; within a tick there is no order. The wheel turns only as far as it must
-    /// to find the next slot, so a caller may stop at any time, arm and cancel, and come back.
+    /// Earlier ticks come first; within a tick there is no order. The wheel turns only as far as necessary to find the
+    /// next slot, so a caller may stop at any time, arm and cancel, and continue.
     ///
-    /// Constant time for each entry in the long run, but not for each call: the call that opens a bucket of a higher
-    /// level moves all that is in it, at some ten nanoseconds each.
+    /// Amortised constant time per entry. A single call may take longer: it moves all entries of a bucket of a higher
+    /// level, at about ten nanoseconds each.
     pub(crate) fn pop_due(&mut self, now: Tick) -> Option<u32> {
         if now.0 < self.elapsed {
-            // The clock went back. What stands in line may have its tick between the two.
+            // The clock went back: the tick of an entry in `DUE` may be later than `now`.
             return None;
         }
+        // Ends: each round returns, or opens a bucket, and an entry is moved at most once per level.
         loop {
             let first = self.links[DUE as usize].next;
             if first != DUE {
@@ -184,7 +185,7 @@ impl Wheel {
                 return Some(first - BUCKETS);
             }
             if now.0 == self.elapsed {
-                return None; // Whatever stands in a bucket comes later.
+                return None; // All entries outside `DUE` are later than `elapsed`.
             }
             match self.nearest() {
                 Some((bucket, start)) if start <= now.0 => self.open(bucket, start, now.0),
@@ -196,20 +197,20 @@ impl Wheel {
         }
     }
 
-    /// Whether [`Wheel::pop_due`] would do anything at a tick. Nearly free until the next tick begins.
+    /// Whether [`Wheel::pop_due`] would have anything to do at a tick.
     pub(crate) fn is_due(&self, now: Tick) -> bool {
         let waits = self.links[DUE as usize].next != DUE;
         waits || (now.0 > self.elapsed && self.nearest().is_some_and(|(_, start)| start <= now.0))
     }
 
-    /// A tick at which to call [`Wheel::pop_due`] at the latest; `None` when nothing is armed.
+    /// The tick at which [`Wheel::pop_due`] must be called at the latest; `None` when nothing is armed.
     ///
-    /// It is never after the earliest deadline. It is before it when the entry lies in a coarse bucket: then it is
-    /// when that bucket opens, and nothing may be popped yet. A sleeper wakes once per level for that, five times in
-    /// 22 years. While something that is due waits to be popped, it is a tick that has passed, not the earliest one.
+    /// It is never after the earliest deadline. It is before it if that entry is in a coarse bucket: then it is the
+    /// tick at which the bucket opens, and nothing may be due yet. For one deadline, that is at most one wake-up per
+    /// level. While an entry is in `DUE`, it is a tick that has passed.
     ///
-    /// Once `pop_due` found nothing more at a tick, `next` is after that tick: a loop that sleeps until then does not
-    /// spin.
+    /// After `pop_due` has returned `None` for a tick, `next` is later than that tick, so a loop that sleeps until
+    /// `next` does not spin.
     pub(crate) fn next(&self) -> Option<Tick> {
         if self.links[DUE as usize].next != DUE {
             return Some(Tick(self.elapsed));
@@ -227,20 +228,22 @@ impl Wheel {
                 return Some((level * PER_LEVEL + digit, (digits_above | u64::from(digit)) << shift));
             }
         }
-        // Does not overflow: a tick in `FAR` has greater digits above the span, so theirs are not the greatest.
+        // Does not overflow: the digits above the span of a tick in `FAR` are greater than those of `elapsed`, so
+        // those of `elapsed` are not the greatest possible.
         let anyone = self.links[FAR as usize].next != FAR;
         anyone.then(|| (FAR, ((self.elapsed >> SPAN) + 1) << SPAN))
     }
 
-    /// Turns the wheel to the start of the nearest bucket, and brings down what is in it.
+    /// Turns the wheel to the start of a bucket, and moves its entries to finer buckets, or to `DUE`.
     fn open(&mut self, bucket: u32, start: u64, now: u64) {
         let Link { next: first, prev: last, .. } = self.links[bucket as usize];
-        // Between here and the first far deadline may be millions of spans with nobody in them, so they are skipped.
+        // There may be millions of empty spans before the first far deadline. They are skipped.
         self.elapsed = if bucket == FAR { self.earliest_far().min(now) } else { start };
         self.links[bucket as usize] = Link::empty_bucket(bucket);
         self.mark_empty(bucket);
         if bucket < PER_LEVEL {
-            // All of one tick, and nobody else is due: the ring changes hands as a whole.
+            // All entries have the same tick, and `DUE` is empty (`pop_due` opens no bucket before): move the whole
+            // ring.
             self.links[first as usize].prev = DUE;
             self.links[last as usize].next = DUE;
             self.links[DUE as usize] = Link { next: first, prev: last, when: 0 };
@@ -265,7 +268,7 @@ impl Wheel {
         earliest
     }
 
-    /// Puts an entry that is in no ring at the end of the one where it belongs.
+    /// Appends an entry that is in no ring to the bucket for its tick.
     fn place(&mut self, entry: u32, when: u64) {
         let bucket = self.bucket_of(when);
         let last = self.links[bucket as usize].prev;
@@ -303,7 +306,7 @@ impl Wheel {
         }
     }
 
-    /// `FAR` and `DUE` are in no level and have no bit.
+    /// Clears the bit of a bucket. `FAR` and `DUE` belong to no level and have none.
     fn mark_empty(&mut self, bucket: u32) {
         if let Some(level) = self.occupied.get_mut((bucket / PER_LEVEL) as usize) {
             *level &= !(1 << (bucket % PER_LEVEL));
@@ -340,7 +343,7 @@ mod tests {
     use super::*;
 
     impl Wheel {
-        /// Walks every ring both ways and compares it with what the bitmaps and the ticks say.
+        /// Walks every ring in both directions, and compares it with the bitmaps and the ticks.
         fn check_invariants(&self) {
             let mut linked = 0;
             for bucket in 0..BUCKETS {
@@ -348,10 +351,7 @@ mod tests {
                 while entry != bucket {
                     assert!(entry >= BUCKETS, "the ring of {bucket} runs into bucket {entry}: {self:?}");
                     let link = self.links[entry as usize];
-                    assert_eq!(
-                        link.prev, before,
-                        "entry {entry} of bucket {bucket} does not know who is before it"
-                    );
+                    assert_eq!(link.prev, before, "entry {entry} of bucket {bucket} has a wrong `prev`");
                     assert_eq!(
                         self.bucket_of(link.when),
                         bucket,
@@ -361,10 +361,7 @@ mod tests {
                     linked += 1;
                     (before, entry) = (entry, link.next);
                 }
-                assert_eq!(
-                    self.links[bucket as usize].prev, before,
-                    "bucket {bucket} does not know who is last"
-                );
+                assert_eq!(self.links[bucket as usize].prev, before, "bucket {bucket} has a wrong `prev`");
                 if let Some(level) = self.occupied.get((bucket / PER_LEVEL) as usize) {
                     let bit = level >> (bucket % PER_LEVEL) & 1 == 1;
                     assert_eq!(bit, before != bucket, "the bit of bucket {bucket} is wrong: {self:?}");
@@ -393,14 +390,14 @@ mod tests {
         borders.flat_map(|it| [it - 1, it, it + 1, 2 * it - 1, 2 * it, it.saturating_mul(63)]).collect()
     }
 
-    /// Moments just before, at and after a change of one or many digits.
+    /// Ticks just before, at and after a change of one or many digits.
     const STARTS: [u64; 11] =
         [0, 1, 62, 63, 64, 67, 4_095, 262_143, (1 << 36) - 1, (5 << 36) + 123_456_789, u64::MAX / 2];
 
     // -- never early, never lost -------------------------------------------------------------------
 
     #[test]
-    fn a_deadline_fires_on_its_tick_whatever_levels_lie_between() {
+    fn a_deadline_fires_on_its_tick_from_every_level() {
         for start in STARTS {
             for when in
                 delays().into_iter().map(|delay| start.saturating_add(delay)).filter(|&when| when > start)
@@ -416,9 +413,9 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_sleeps_until_next_is_on_time_and_seldom_woken() {
+    fn a_loop_that_sleeps_until_next_is_on_time_and_woken_at_most_seven_times() {
         for start in STARTS {
-            // Further away it is woken once in 22 years, which is seldom but too often for a test.
+            // Beyond the span it is woken once in 22 years; the test would have to simulate all of them.
             let whens = delays().into_iter().filter(|&delay| delay <= 1 << SPAN).map(|delay| start + delay);
             for when in whens {
                 let mut wheel = Wheel::at(start);
@@ -443,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_beyond_the_span_waits_its_time() {
+    fn a_deadline_beyond_the_span_fires_on_its_tick() {
         let span = 1u64 << SPAN;
         let mut wheel = Wheel::at(span - 5);
         let ticks =
@@ -474,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_into_the_middle_leaves_the_rest_on_time() {
+    fn after_a_jump_of_the_clock_later_deadlines_are_on_time() {
         let ticks = delays();
         for &jump in &ticks {
             let mut wheel = Wheel::new();
@@ -501,7 +498,7 @@ mod tests {
         assert!(wheel.pop_due(Tick(110)).is_some());
     }
 
-    // -- moving and leaving --------------------------------------------------------------------------
+    // -- moving and removing -------------------------------------------------------------------------
 
     #[test]
     fn removing_an_entry_keeps_the_others_of_its_bucket() {
@@ -519,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn cancelling_what_is_not_armed_does_nothing() {
+    fn cancelling_a_slot_that_is_not_armed_does_nothing() {
         let mut wheel = Wheel::new();
         wheel.cancel(3);
         wheel.arm(5, Tick(9));
@@ -531,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn arming_again_moves_a_deadline_both_ways() {
+    fn arming_again_moves_a_deadline_in_either_direction() {
         for &other in delays().range(2..) {
             let mut wheel = Wheel::new();
             wheel.arm(0, Tick(other));
@@ -554,13 +551,13 @@ mod tests {
     }
 
     #[test]
-    fn thousands_of_one_tick_are_popped_in_portions_while_they_are_armed_again() {
+    fn thousands_of_one_tick_are_popped_in_batches_while_they_are_armed_again() {
         const MANY: u32 = 5_000;
         let mut wheel = Wheel::at(1_000);
         (0..MANY).for_each(|slot| wheel.arm(slot, Tick(2_000)));
         for round in 0..3 {
             let mut popped = BTreeSet::new();
-            // A turn takes 256 and comes back a tick later; the clock does not wait for the rest.
+            // A turn pops 256, and the next turn is a tick later.
             for turn in 0..MANY.div_ceil(256) {
                 let now = Tick(2_000 + 6_000 * round + u64::from(turn));
                 for _ in 0..256 {
@@ -575,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_armed_for_the_past_is_due_at_once_but_waits_in_line() {
+    fn a_slot_armed_for_the_past_is_due_at_once_but_after_those_already_due() {
         let mut wheel = Wheel::at(500);
         (0..3).for_each(|slot| wheel.arm(slot, Tick(510)));
         assert_eq!(wheel.pop_due(Tick(600)), Some(0));
@@ -589,10 +586,10 @@ mod tests {
         assert_eq!(wheel.pop_all(600), [4]);
     }
 
-    // -- what it says about itself -------------------------------------------------------------------
+    // -- next tick and memory ------------------------------------------------------------------------
 
     #[test]
-    fn an_empty_wheel_lets_the_loop_sleep_for_ever() {
+    fn an_empty_wheel_has_no_next_tick() {
         let mut wheel = Wheel::default();
         assert_eq!(wheel.next(), None);
         for when in delays() {
@@ -633,18 +630,18 @@ mod tests {
         Cancel {
             slot: u32,
         },
-        /// Lets time pass and pops, but not more than so many.
+        /// Advances the clock and pops at most `pops` slots.
         Advance {
             by: u64,
             pops: usize,
         },
-        /// Sleeps for as long as the wheel allows, and perhaps a little longer.
+        /// Sleeps until `next`, and `over` ticks longer.
         Sleep {
             over: u64,
         },
     }
 
-    /// Small, next to a border of any digit, or anything at all.
+    /// A small distance, one next to a border of a digit, or any.
     fn distance() -> impl Strategy<Value = u64> {
         let near_a_border = (0..=10u32, 1..4u64, 0..5u64)
             .prop_map(|(level, times, off)| ((times << (level * DIGIT)) + off).saturating_sub(2));
@@ -663,12 +660,12 @@ mod tests {
         ]
     }
 
-    /// A wheel and what it ought to do.
+    /// A wheel and its model, a sorted map.
     struct Pair {
         wheel: Wheel,
         now: u64,
-        /// The tick that counts for the order (of what was armed for the past: that of the wheel), the slot, and
-        /// the tick it was armed for.
+        /// The tick that counts for the order (for a slot armed for the past: that of the wheel), the slot, and the
+        /// tick it was armed for.
         model: BTreeMap<(u64, u32), u64>,
     }
 
@@ -730,7 +727,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
         #[test]
-        fn a_wheel_does_what_a_sorted_map_does(
+        fn a_wheel_behaves_as_a_sorted_map_does(
             start in prop_oneof![Just(0), any::<u64>(), distance().prop_map(|before| u64::MAX - before)],
             steps in prop::collection::vec(step(), 1..150),
         ) {
