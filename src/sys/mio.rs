@@ -1,4 +1,4 @@
-//! The real world: [`System`] on mio, which is epoll on Linux and kqueue on the BSDs and macOS.
+//! [`System`] on the real kernel, by mio: epoll on Linux, kqueue on the BSDs and macOS (type-checked, not run there).
 
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -24,7 +24,7 @@ use crate::connection::sockets::Epoch;
 use crate::sys::resolver::{LookUp, Resolver};
 use crate::sys::{AcceptError, Answer, Ready, System, Waker};
 
-/// The kernel, seen through mio.
+/// The real kernel.
 pub(crate) struct Kernel {
     poll: Poll,
     events: Events,
@@ -46,17 +46,17 @@ impl From<StdTcpListener> for Adopted {
 }
 
 impl From<StdUnixListener> for Adopted {
-    /// Whoever made its file removes it.
+    /// The file of the socket is not removed: its creator is responsible for it.
     fn from(listener: StdUnixListener) -> Adopted {
         Adopted(ListenSocket::Unix(UnixListener::from_std(listener), None))
     }
 }
 
 impl Kernel {
-    /// `events` is how many are taken from the kernel at once.
+    /// `events`: how many events one poll returns at most.
     pub(crate) fn new(events: usize) -> io::Result<Kernel> {
         let poll = Poll::new()?;
-        // A poll has one waker; posts and resolved names share it.
+        // mio allows one waker per poll; posts and resolved names share it.
         let wake = Arc::new(mio::Waker::new(poll.registry(), mio_token(Token::WAKE))?);
         let alarm = DeadlineTimer::new(poll.registry(), mio_token(Token::TIMER));
         let resolved = wake.clone();
@@ -71,12 +71,12 @@ impl Kernel {
         })
     }
 
-    /// Has names looked up by another function than the system's resolver.
+    /// Replaces the system's resolver.
     pub(crate) fn look_up_with(&mut self, look_up: LookUp) {
         self.resolver.set_look_up(look_up);
     }
 
-    /// Watches a listener that was made elsewhere, as if it had been made here.
+    /// Registers a listener that exists already.
     pub(crate) fn adopt(
         &mut self,
         adopted: Adopted,
@@ -138,12 +138,12 @@ impl System for Kernel {
             (None, Some(until)) => Some(wait.unwrap_or(Duration::MAX).min(until.saturating_sub(now()))),
             _ => wait,
         };
-        // mio rounds up to the next millisecond, so a deadline is never polled for in vain; an hour keeps the
-        // number of milliseconds far from where casts to int have overflowed.
+        // mio rounds up to the next millisecond, so a poll never ends just before its deadline. At most an hour,
+        // because the kernel takes the milliseconds as a C int.
         let wait = wait.map(|wait| wait.min(Duration::from_secs(3_600)));
         match self.poll.poll(&mut self.events, wait) {
             Ok(()) => {}
-            // A signal was handled. An empty turn is the right answer to it.
+            // A signal was handled: return without events.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -190,7 +190,8 @@ impl System for Kernel {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(false),
             Err(error) => return Err(error),
         };
-        // Dialing a closed port of the ephemeral range can, by TCP's simultaneous open, connect a socket to itself.
+        // A dial of a local port in the ephemeral range can, by TCP's simultaneous open, connect a socket to itself.
+        // That counts as refused: no server listens there.
         if peer.is_some() && peer == stream.local()? {
             return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));
         }
@@ -207,7 +208,7 @@ impl System for Kernel {
             return match option {
                 SocketOption::SendBuffer(bytes) => socket.set_send_buffer_size(bytes),
                 SocketOption::RecvBuffer(bytes) => socket.set_recv_buffer_size(bytes),
-                // The others are about TCP, and a Unix-domain socket does without.
+                // The other options are for TCP only; ignored on a Unix-domain socket.
                 _ => Ok(()),
             };
         };
@@ -258,7 +259,7 @@ impl System for Kernel {
     }
 
     fn reset(&mut self, stream: Stream) {
-        // The one use of SO_LINGER: zero means "reset at close". Any other value would block the loop in close(2).
+        // SO_LINGER with zero makes close(2) send a reset. Any other value could block the loop in close(2).
         if let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
             log::debug!("cannot ask for a reset, closing instead: {error}");
         }
@@ -288,7 +289,7 @@ impl System for Kernel {
     }
 
     fn seed(&mut self) -> u64 {
-        // The standard library's random keys are the one source of randomness that it shows.
+        // The keys of `RandomState` are the only randomness that the standard library offers.
         RandomState::new().hash_one(0)
     }
 
@@ -308,7 +309,7 @@ fn set_user_timeout(_: &SockRef<'_>, _: Option<Duration>) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "only Linux has TCP_USER_TIMEOUT"))
 }
 
-/// What is asked of epoll for a stream: also that urgent data be announced, because a read ends at its mark.
+/// The events that a stream is registered for. Urgent data is among them, because a read ends at the urgent mark.
 #[cfg(target_os = "linux")]
 fn interests() -> Interest {
     Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY
@@ -319,12 +320,12 @@ fn interests() -> Interest {
     Interest::READABLE | Interest::WRITABLE
 }
 
-/// Tokens are 64 bits wide, as mio's are on the machines this crate is for.
+/// Tokens have 64 bits; those of mio are of type `usize`.
 fn mio_token(token: Token) -> mio::Token {
     const {
         assert!(
             size_of::<usize>() == 8,
-            "tidemill needs a 64-bit machine: a token holds a slot and a generation"
+            "tidemill needs a 64-bit target: a token holds a slot and a generation"
         )
     };
     mio::Token(token.0 as usize)

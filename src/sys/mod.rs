@@ -1,9 +1,9 @@
-//! The world, as far as the loop needs it: about a dozen calls.
+//! `System`: the operating system as the loop needs it, a trait at the level of system calls.
 //!
-//! One small trait at the level of system calls, so that a simulated world with a clock of its own can stand in for the
-//! kernel. It is a type parameter of the loop and of nothing that a user sees.
+//! [`mio::Kernel`] implements it for the real kernel, and `sim::Sim` for tests, with simulated sockets and a simulated
+//! clock. It is a type parameter of the loop; no public type has it.
 
-// The library without a kernel is the loop on the simulated one.
+// For WebAssembly the loop is built with the simulated kernel only.
 #[cfg(not(target_family = "wasm"))]
 pub(crate) mod mio;
 #[cfg(not(target_family = "wasm"))]
@@ -27,21 +27,21 @@ use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 use crate::connection::sockets::Epoch;
 
-/// Everything the loop asks of the world. No call blocks but [`poll`](System::poll).
+/// All system calls that the loop makes. Only [`poll`](System::poll) blocks.
 pub(crate) trait System {
     type Listener;
     type Stream;
-    /// A pipe of the kernel's that bytes go through from one stream to another, without being copied.
+    /// A pipe in the kernel, through which bytes go from one stream to another without being copied (splice(2)).
     type KernelPipe;
 
-    /// When it began.
+    /// When it was created. All times are counted from here.
     fn epoch(&self) -> Epoch;
 
-    /// Time since it began, by a clock that never goes back.
+    /// The time since the epoch, by a monotonic clock.
     fn now(&mut self) -> Duration;
 
-    /// Sleeps until something is ready, or for `wait`, or `until` a moment since it began, and reports what is ready.
-    /// May come back early and empty-handed.
+    /// Sleeps until there is an event, or for `wait`, or until the time `until`; appends the events to `ready`. May
+    /// return early without an event.
     fn poll(
         &mut self,
         ready: &mut Vec<Ready>,
@@ -55,77 +55,78 @@ pub(crate) trait System {
 
     fn accept(&mut self, listener: &Self::Listener) -> Result<(Self::Stream, PeerAddress), AcceptError>;
 
-    /// Begins to connect; [`check_connected`](System::check_connected) says how it went, after the stream was writable.
+    /// Starts to connect. Once the stream is writable, [`check_connected`](System::check_connected) has the result.
     fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Self::Stream>;
 
-    /// Whether it is connected; an error is why it never will be.
+    /// Whether the stream is connected: `false` while it is in progress, an error if connecting has failed.
     fn check_connected(&mut self, stream: &Self::Stream) -> io::Result<bool>;
 
-    /// Its own IP address and port, if it has one.
+    /// The local IP address and port; `None` for a Unix-domain socket.
     fn local_address(&self, stream: &Self::Stream) -> Option<SocketAddr>;
 
     fn set_option(&mut self, stream: &Self::Stream, option: SocketOption) -> io::Result<()>;
 
-    /// Watches a stream, for reading and writing, edge-triggered, once and for all.
+    /// Registers a stream for reading and writing, edge-triggered. The registration lasts until the stream is closed,
+    /// so there is one such call per connection.
     fn register(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
 
     fn read(&mut self, stream: &Self::Stream, into: &mut [u8]) -> io::Result<usize>;
 
     fn write(&mut self, stream: &Self::Stream, from: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Makes a kernel pipe; not every system has them. Of its errors `Unsupported` says that the system has none, or
-    /// not for such streams.
+    /// Makes a kernel pipe. The error `Unsupported` means that the system has no splice(2).
     fn new_pipe(&mut self) -> io::Result<Self::KernelPipe>;
 
-    /// Moves at most so many bytes that have arrived into an empty kernel pipe; none when the peer has ended.
+    /// Moves at most `max` received bytes into an empty kernel pipe; 0 when the peer has ended. The error `Unsupported`
+    /// means that this kind of stream cannot be spliced.
     fn splice_in(&mut self, from: &Self::Stream, pipe: &Self::KernelPipe, max: usize) -> io::Result<usize>;
 
-    /// Moves at most so many bytes out of a kernel pipe that holds as many.
+    /// Moves at most `max` bytes out of a kernel pipe, which must hold as many.
     fn splice_out(&mut self, pipe: &Self::KernelPipe, to: &Self::Stream, max: usize) -> io::Result<usize>;
 
     /// Copies bytes out of a kernel pipe.
     fn read_pipe(&mut self, pipe: &Self::KernelPipe, into: &mut [u8]) -> io::Result<usize>;
 
-    /// Sends our end (FIN).
+    /// Sends FIN.
     fn shutdown_write(&mut self, stream: &Self::Stream) -> io::Result<()>;
 
-    /// Closes with a reset.
+    /// Closes with a reset (RST).
     fn reset(&mut self, stream: Self::Stream);
 
-    /// Opens the descriptor that is held back for the moment when there is no other. Says whether it is held now.
+    /// Opens the spare descriptor, which is kept for when the process has no other. Returns whether it is open now.
     fn reserve_descriptor(&mut self) -> bool;
 
-    /// Closes that descriptor; says whether there was one.
+    /// Closes the spare descriptor; returns whether it was open.
     fn release_descriptor(&mut self) -> bool;
 
-    /// Begins to look up a name. The answer wakes the poll, and [`next_answer`](System::next_answer) has it then.
+    /// Starts a name look-up. Its answer ends a poll; [`next_answer`](System::next_answer) then returns it.
     fn look_up(&mut self, number: u64, host: &str, port: u16);
 
-    /// Takes back a lookup; says whether that was in time: whether it had not begun.
+    /// Cancels a look-up; returns whether that was possible, that is, whether no thread had begun it.
     fn cancel_look_up(&mut self, number: u64) -> bool;
 
-    /// A lookup that has been answered: any of them, those included that nobody waits for any more.
+    /// An answered look-up, in any order. It may be one whose dial has ended meanwhile.
     fn next_answer(&mut self) -> Option<Answer>;
 
-    /// A number that differs from one run to the next, where it should.
+    /// A random number; always the same in the simulation.
     fn seed(&mut self) -> u64;
 
-    /// Something another thread can call to end a `poll`.
+    /// A function with which another thread ends a `poll`.
     fn waker(&mut self) -> io::Result<Waker>;
 }
 
-/// Ends a [`poll`](System::poll) from another thread.
+/// Ends a [`poll`](System::poll); may be called from any thread.
 pub(crate) type Waker = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
 
 /// What a failed accept(2) means.
 #[derive(Debug)]
 pub(crate) enum AcceptError {
-    /// Nobody is waiting.
+    /// The backlog is empty.
     Empty,
-    /// That one peer is gone already; Linux also passes on pending network errors here (accept(2), "Error handling").
+    /// This one peer has closed already. Linux also reports pending network errors here (accept(2), "Error handling").
     PeerGone,
-    /// The process or the system is out of descriptors. Reported even when nobody is waiting, because the kernel takes
-    /// the descriptor first; so it must end the loop just as `Empty` does.
+    /// The process or the system is out of descriptors. Linux reports this also when the backlog is empty, because it
+    /// allocates the descriptor first. So it must end the loop of accepts, as `Empty` does.
     NoDescriptor,
     /// The kernel is out of memory for sockets.
     NoMemory,
@@ -133,22 +134,22 @@ pub(crate) enum AcceptError {
     Broken(io::Error),
 }
 
-/// The end of a lookup.
+/// The result of a name look-up.
 pub(crate) struct Answer {
     pub(crate) number: u64,
     pub(crate) result: io::Result<Vec<SocketAddr>>,
 }
 
-/// One event: what a token's owner may now be able to do. All of it is a hint; only the call itself tells.
+/// One event. Every field is a hint: whether a read or write succeeds is known only when it is tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ready {
     pub(crate) token: Token,
     pub(crate) readable: bool,
     pub(crate) writable: bool,
-    /// The peer's end or an error is on its way.
+    /// The peer has sent FIN or RST, or the socket has failed; a read will find it behind the received bytes.
     pub(crate) end: bool,
-    /// The socket has failed (EPOLLERR): the peer has reset it, or is out of reach.
+    /// The socket has failed (EPOLLERR): the peer has reset it, or is unreachable.
     pub(crate) error: bool,
-    /// Urgent data: a read stops at its mark, although more may lie behind it (tcp(7), SO_OOBINLINE).
+    /// Urgent data (EPOLLPRI): a read stops at the urgent mark, although there may be bytes behind it (tcp(7)).
     pub(crate) priority: bool,
 }

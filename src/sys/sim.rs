@@ -1,10 +1,9 @@
-//! A world made of data, for tests: [`System`] with a clock that only moves when it is told to.
+//! A simulated kernel for tests: [`System`] with a clock that moves only when a test advances it, or in a poll.
 //!
-//! Sockets are byte queues, readiness is edge-triggered as strictly as epoll may be: an edge for what arrives, one
-//! for space that comes after a refused write, one for an end, and none ever again for the same thing. Descriptors
-//! are counted, and accept(2) asks for one before it looks at its queue, as Linux does. With a seed, calls also come
-//! up short, answer `WouldBlock` ahead of a later edge, are interrupted, and events come late, split and without
-//! cause.
+//! Sockets are byte queues. Readiness is edge-triggered as strictly as epoll may be: one edge for each arrival, for new
+//! space after a refused write, and for an end; never a second one for the same thing. Descriptors are counted;
+//! accept(2) takes one before it looks at the backlog, as Linux does. With a seed, writes are also short, calls return
+//! `WouldBlock` (a later edge follows) or are interrupted, and events are late or spurious.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -20,10 +19,10 @@ use crate::config::listen::ListenOptions;
 use crate::connection::sockets::Epoch;
 use crate::sys::{AcceptError, Answer, Ready, System, Waker};
 
-/// The reactor's side.
+/// The simulated kernel, as the reactor uses it.
 pub(crate) struct Sim(Rc<RefCell<World>>);
 
-/// The test's side: what the peers and the kernel do.
+/// The same simulated kernel, as a test controls it: what peers and kernel do.
 #[derive(Clone)]
 pub(crate) struct Script(Rc<RefCell<World>>);
 
@@ -33,7 +32,7 @@ pub(crate) struct Fd {
     world: Rc<RefCell<World>>,
 }
 
-/// A pipe of the kernel's.
+/// A simulated kernel pipe.
 #[derive(Default)]
 pub(crate) struct SimPipe(RefCell<VecDeque<u8>>);
 
@@ -52,17 +51,17 @@ struct World {
     accept_errors: VecDeque<AcceptError>,
     register_errors: usize,
     stale: Vec<Ready>,
-    /// How long the reactor last wanted to sleep; `None` outside: it has not polled yet.
+    /// The wait of the last poll; the outer `None`: there was no poll yet.
     last_wait: Option<Option<Duration>>,
     faults: Option<Rng>,
     calls: Calls,
-    /// Lookups that have been asked for, and those that have been answered and not been told.
+    /// Look-ups that are not answered, and answers that the reactor has not taken.
     lookups: Vec<(u64, String)>,
     answers: Vec<Answer>,
-    /// Where callers come from; the port tells them apart.
+    /// The address that peers connect from; their ports differ.
     from: Option<IpAddr>,
     listener_address: Option<Address>,
-    /// How long a poll takes that finds nothing.
+    /// How much time a poll without events and with a wait of zero takes.
     poll_cost: Duration,
 }
 
@@ -76,7 +75,7 @@ pub(crate) struct Calls {
     pub(crate) splices: usize,
 }
 
-/// A connection, from above: both its ends.
+/// A connection with both of its ends.
 #[derive(Default)]
 struct SimSocket {
     token: Option<Token>,
@@ -84,10 +83,10 @@ struct SimSocket {
     inbound_end: bool,
     outbound: Vec<u8>,
     outbound_end: bool,
-    /// Bytes that the kernel still takes.
+    /// Bytes that the kernel still accepts from the reactor.
     window: usize,
     reset: bool,
-    /// What a dial comes to; none while it is under way.
+    /// The result of a dial; `None` while it is in progress.
     dialed: Option<Result<(), i32>>,
     is_dial: bool,
     to: Option<Address>,
@@ -105,10 +104,10 @@ struct Edge {
     error: bool,
 }
 
-/// How the reactor let go of a connection.
+/// How the reactor closed a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Released {
-    /// Closed with nothing unread: an orderly end.
+    /// Closed without unread input: the kernel sends FIN.
     Closed,
     /// Closed with unread input, which makes a kernel send a reset.
     ClosedUnread,
@@ -158,7 +157,7 @@ impl Sim {
 }
 
 impl Script {
-    /// From here on calls come up short, early, late and interrupted, as the seed says.
+    /// From here on, faults are injected into calls and events, determined by the seed.
     pub(crate) fn inject_faults(&self, seed: u64) {
         self.0.borrow_mut().faults = Some(Rng(seed));
     }
@@ -171,7 +170,7 @@ impl Script {
         self.0.borrow().calls
     }
 
-    /// A peer connects; it stands in the backlog.
+    /// A peer connects; its connection is put into the backlog.
     pub(crate) fn connect(&self) -> PeerId {
         let mut world = self.0.borrow_mut();
         world.sockets.push(SimSocket { window: usize::MAX, ..SimSocket::default() });
@@ -203,7 +202,7 @@ impl Script {
         socket.edge = Edge { readable: true, writable: true, end: true, error: true };
     }
 
-    /// The kernel takes so many more bytes for this peer, and an edge says so if a write had been refused.
+    /// Sets how many more bytes the kernel accepts for this peer; raises an edge if a write had been refused.
     pub(crate) fn window(&self, peer: PeerId, bytes: usize) {
         let mut world = self.0.borrow_mut();
         let socket = &mut world.sockets[peer];
@@ -212,7 +211,7 @@ impl Script {
         socket.write_refused &= bytes == 0;
     }
 
-    /// What the reactor has written since the last look.
+    /// The bytes that the reactor has written since the last call.
     pub(crate) fn received(&self, peer: PeerId) -> Vec<u8> {
         std::mem::take(&mut self.0.borrow_mut().sockets[peer].outbound)
     }
@@ -229,7 +228,7 @@ impl Script {
         self.0.borrow().sockets[peer].inbound.len()
     }
 
-    /// How a dial ends.
+    /// Sets the result of a dial.
     pub(crate) fn finish_dial(&self, peer: PeerId, result: Result<(), i32>) {
         let mut world = self.0.borrow_mut();
         let socket = &mut world.sockets[peer];
@@ -237,28 +236,28 @@ impl Script {
         socket.edge.writable = true;
     }
 
-    /// Every remote end that was dialed, in order.
+    /// All peers that were dialed, in order.
     pub(crate) fn dialed(&self) -> Vec<PeerId> {
         let world = self.0.borrow();
         (0..world.sockets.len()).filter(|&peer| world.sockets[peer].is_dial).collect()
     }
 
-    /// Whom a remote end was dialed as.
+    /// The address under which a peer was dialed.
     pub(crate) fn dialed_as(&self, peer: PeerId) -> String {
         self.0.borrow().sockets[peer].to.as_ref().map(Address::to_string).unwrap_or_default()
     }
 
-    /// The options that were set on it, in order.
+    /// The options that were set on a peer's connection, in order.
     pub(crate) fn options(&self, peer: PeerId) -> Vec<SocketOption> {
         self.0.borrow().sockets[peer].options.clone()
     }
 
-    /// The names that are being looked up, with the number of each lookup.
+    /// The names that are being looked up, with the number of each look-up.
     pub(crate) fn lookups(&self) -> Vec<(u64, String)> {
         self.0.borrow().lookups.clone()
     }
 
-    /// The resolver answers.
+    /// The resolver answers with these addresses.
     pub(crate) fn resolve(&self, number: u64, addresses: &[&str]) {
         let result = Ok(addresses.iter().map(|text| text.parse().expect("an address")).collect());
         let mut world = self.0.borrow_mut();
@@ -266,7 +265,7 @@ impl Script {
         world.answers.push(Answer { number, result });
     }
 
-    /// The resolver knows no such name.
+    /// The resolver answers that the name does not exist.
     pub(crate) fn fail_lookup(&self, number: u64) {
         let result = Err(io::Error::other("No such name"));
         let mut world = self.0.borrow_mut();
@@ -274,17 +273,17 @@ impl Script {
         world.answers.push(Answer { number, result });
     }
 
-    /// Those who come from here on come from this address.
+    /// Peers that connect from here on have this address.
     pub(crate) fn connect_from(&self, ip: &str) {
         self.0.borrow_mut().from = Some(ip.parse().expect("an address"));
     }
 
-    /// From here on a poll that finds nothing takes so long.
+    /// From here on, a poll without events and with a wait of zero takes this long.
     pub(crate) fn set_poll_cost(&self, span: Duration) {
         self.0.borrow_mut().poll_cost = span;
     }
 
-    /// An event out of nowhere.
+    /// Raises a spurious event.
     pub(crate) fn event(&self, token: Token) {
         self.0.borrow_mut().stale.push(Edge::SPURIOUS.ready(token));
     }
@@ -322,8 +321,7 @@ impl Script {
         self.0.borrow_mut().now += span;
     }
 
-    /// How long the reactor wanted to sleep when it last polled.
-    /// The kernel knows no splice.
+    /// From here on, the kernel does not support splice(2).
     pub(crate) fn no_splice(&self) {
         self.0.borrow_mut().no_splice = true;
     }
@@ -336,7 +334,7 @@ impl Script {
         self.0.borrow().last_wait
     }
 
-    /// Whether the kernel has nothing more to say.
+    /// Whether the kernel has no more events and answers for the reactor.
     pub(crate) fn is_quiet(&self) -> bool {
         let world = self.0.borrow();
         let edges = world.sockets.iter().any(|s| s.token.is_some() && s.released.is_none() && s.edge.any());
@@ -345,7 +343,7 @@ impl Script {
 }
 
 impl World {
-    /// Draws one time in `n`, if this world misbehaves.
+    /// Returns true one time in `n` if faults are injected, else never.
     fn draw_fault(&mut self, n: u64) -> bool {
         self.faults.as_mut().is_some_and(|rng| rng.below(n) == 0)
     }
@@ -364,7 +362,7 @@ impl World {
 }
 
 impl Edge {
-    /// An edge that means nothing, as a kernel may send one.
+    /// A spurious edge, as a kernel may raise one.
     const SPURIOUS: Edge = Edge { readable: true, writable: true, end: false, error: false };
 
     fn ready(self, token: Token) -> Ready {
@@ -517,7 +515,7 @@ impl System for Sim {
         }
         let socket = &mut world.sockets[stream.key];
         socket.token = Some(token);
-        // Registering reports what is true already.
+        // Registering raises an edge for the current state.
         socket.edge.writable |= socket.window > 0 && (!socket.is_dial || socket.dialed.is_some());
         socket.edge.readable |= !socket.inbound.is_empty();
         Ok(())
@@ -535,10 +533,9 @@ impl System for Sim {
             socket.edge.end |= socket.inbound_end || socket.reset;
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        // On Linux what was received before a reset can still be read.
-        let there = world.sockets[stream.key].inbound.len().min(into.len());
-        // Between a short read and the next edge lies the promise that nothing more is there: no shortening here.
-        let n = there;
+        // Bytes received before a reset can still be read, as on Linux. Reads are never shortened: after a short read,
+        // the reactor may rely on a new edge for further bytes.
+        let n = world.sockets[stream.key].inbound.len().min(into.len());
         let socket = &mut world.sockets[stream.key];
         if n > 0 {
             for (place, byte) in into.iter_mut().zip(socket.inbound.drain(..n)) {
@@ -564,10 +561,10 @@ impl System for Sim {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let all: Vec<u8> = from.iter().flat_map(|slice| slice.iter().copied()).collect();
-        assert!(!all.is_empty(), "a write of nothing is a wasted call");
+        assert!(!all.is_empty(), "an empty write is a wasted call");
         let max = world.shorten(all.len());
         let socket = &mut world.sockets[stream.key];
-        assert!(!socket.outbound_end, "written after our end");
+        assert!(!socket.outbound_end, "written after FIN");
         if socket.reset {
             return Err(error(EPIPE, io::ErrorKind::BrokenPipe));
         }
@@ -591,8 +588,8 @@ impl System for Sim {
         if self.0.borrow().no_splice {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        assert!(contents.is_empty(), "a conduit that holds bytes makes EAGAIN mean two things");
-        // It has slots, and what a slot holds is up to the peer's packets.
+        assert!(contents.is_empty(), "EAGAIN is ambiguous if the pipe is not empty");
+        // A pipe is full when its slots are, and how many bytes a slot holds depends on the peer's packets.
         let max = match &mut self.0.borrow_mut().faults {
             Some(rng) => 1 + rng.below(max as u64) as usize,
             None => max,
@@ -605,7 +602,7 @@ impl System for Sim {
 
     fn splice_out(&mut self, pipe: &SimPipe, to: &Fd, max: usize) -> io::Result<usize> {
         let mut contents = pipe.0.borrow_mut();
-        assert!(max <= contents.len(), "more is asked of a conduit than it holds");
+        assert!(max <= contents.len(), "the pipe holds less than was requested");
         let n = self.write(to, &[IoSlice::new(&contents.make_contiguous()[..max])])?;
         contents.drain(..n);
         Ok(n)
@@ -621,7 +618,7 @@ impl System for Sim {
     fn shutdown_write(&mut self, stream: &Fd) -> io::Result<()> {
         let mut world = self.0.borrow_mut();
         let socket = &mut world.sockets[stream.key];
-        assert!(!socket.outbound_end, "our end was sent twice");
+        assert!(!socket.outbound_end, "FIN was sent twice");
         socket.outbound_end = true;
         Ok(())
     }
@@ -668,14 +665,14 @@ impl Drop for Fd {
     }
 }
 
-// The numbers of errors on Linux (errno(3)): it is Linux that is simulated, also where there is no libc to name them.
+// Error numbers of Linux (errno(3)), written out because the simulation also builds where there is no libc.
 const ENOSPC: i32 = 28;
 const EMFILE: i32 = 24;
 const EPIPE: i32 = 32;
 const EADDRNOTAVAIL: i32 = 99;
 const ECONNRESET: i32 = 104;
 
-/// An error as Linux reports it. Elsewhere the number would stand for another one, and only the kind is right.
+/// An error as Linux reports it. On other systems the number would mean another error, so only the kind is set.
 fn error(number: i32, kind: io::ErrorKind) -> io::Error {
     if cfg!(target_os = "linux") { io::Error::from_raw_os_error(number) } else { kind.into() }
 }
@@ -684,7 +681,7 @@ pub(crate) fn address() -> SocketAddr {
     PEER.parse().expect("a literal address")
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough to choose between mishaps.
+/// SplitMix64 (Steele, Lea, Flood 2014): a small random generator with a seed, to choose faults.
 pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {

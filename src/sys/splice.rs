@@ -1,4 +1,4 @@
-//! A pipe of the kernel's, for bytes that go from one socket to another without being copied.
+//! Kernel pipes: bytes go from one socket to another without being copied (splice(2), Linux only).
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) use elsewhere::KernelPipe;
@@ -13,19 +13,20 @@ mod linux {
     use rustix::io::Errno;
     use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
-    /// Both ends of a pipe. What is in it are references to the pages that the network card filled.
+    /// Both ends of a pipe. It contains references to the pages that the network stack filled.
     #[derive(Debug)]
     pub(crate) struct KernelPipe {
         write_end: OwnedFd,
         read_end: OwnedFd,
     }
 
-    /// What an unprivileged process may ask for (`fs.pipe-max-size`). A pipe has a slot for every 4 KiB of it, and a
-    /// slot holds what one page of a packet holds: the default of 16 slots is gone after some ten packets.
+    /// The size of a pipe in bytes: the most that an unprivileged process may set (`fs.pipe-max-size`). A pipe has a
+    /// slot for each 4 KiB, and one page of a packet takes a slot however little it holds; the default of 16 slots is
+    /// full after about ten packets.
     const SIZE: usize = 1024 * 1024;
 
-    /// Tells the errors that mean "not on this system, or not for such descriptors" (splice(2): EINVAL) from those of
-    /// one connection. A sandbox that forbids the call answers EPERM or ENOSYS.
+    /// Maps errors that mean "not on this system, or not for such descriptors" to `Unsupported`; the others concern one
+    /// connection. A sandbox that forbids the call returns EPERM or ENOSYS.
     fn into_io_error(error: Errno) -> io::Error {
         match error {
             Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP => {
@@ -39,7 +40,7 @@ mod linux {
         pub(crate) fn new() -> io::Result<KernelPipe> {
             let (front, back) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).map_err(into_io_error)?;
             if let Err(error) = fcntl_setpipe_size(&back, SIZE) {
-                // A user has a budget of pipe pages, and one that is small does its work as well.
+                // A user's pipe pages are limited (`fs.pipe-user-pages-soft`). A small pipe works too.
                 log::debug!("cannot enlarge a kernel pipe: {error}");
             }
             Ok(KernelPipe { write_end: back, read_end: front })
@@ -64,7 +65,7 @@ mod linux {
 mod elsewhere {
     use std::io;
 
-    /// There are none.
+    /// Other systems have no splice(2); no value of this type exists.
     #[derive(Debug)]
     pub(crate) enum KernelPipe {}
 

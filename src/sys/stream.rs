@@ -1,4 +1,4 @@
-//! The two kinds of sockets, TCP and Unix-domain, under one name each.
+//! Streams and listeners, for TCP and for Unix-domain sockets.
 
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
@@ -18,11 +18,11 @@ use crate::config::dial::{DialOptions, KeepAlive};
 use crate::config::listen::ListenOptions;
 use crate::sys::AcceptError;
 
-/// A connection's stream, of either kind.
+/// The stream of a connection, TCP or Unix-domain.
 ///
-/// Reading, writing and shutting down are the same system calls for both, and so is a descriptor of four bytes; so one
-/// type holds both, and ten thousand idle connections need not say ten thousand times of which kind they are. Only
-/// addresses differ, and they are asked for by a function that knows both kinds.
+/// Reads, writes and shutdown are the same system calls for both kinds, so a `TcpStream` holds either of them, and the
+/// kind is not stored (four bytes per connection instead of eight). Only addresses differ; they are read by a function
+/// that handles both kinds.
 #[derive(Debug)]
 pub(crate) struct Stream(TcpStream);
 
@@ -30,12 +30,12 @@ pub(crate) struct Stream(TcpStream);
 #[derive(Debug)]
 pub(crate) enum ListenSocket {
     Tcp(TcpListener),
-    /// With its file, if that is ours to remove.
+    /// With its socket file, if this process created it.
     Unix(UnixListener, #[expect(dead_code, reason = "it is there to be dropped")] Option<SocketFile>),
 }
 
 impl Stream {
-    /// Begins to connect, without waiting.
+    /// Starts to connect, without blocking.
     pub(super) fn connect(to: &Address, options: &DialOptions) -> io::Result<Stream> {
         let (address, domain, protocol) = socket_address(to)?;
         let socket = Socket::new(domain, Type::STREAM, protocol)?;
@@ -46,7 +46,8 @@ impl Stream {
                 socket.set_tcp_keepalive(&keepalive_probes(keep_alive))?;
             }
             if let Some(local) = options.local {
-                // Many may call from one address at once; without this, a port is held back for a minute after each.
+                // Without SO_REUSEADDR, a local port could not be bound again while an earlier connection from it is in
+                // TIME_WAIT (60 s on Linux).
                 socket.set_reuse_address(true)?;
                 socket.bind(&local.into())?;
             }
@@ -62,12 +63,12 @@ impl Stream {
         self.0.take_error()
     }
 
-    /// The remote IP address; none of a Unix-domain socket. An error says that it is not connected.
+    /// The remote IP address; `None` for a Unix-domain socket. An error means that it is not connected.
     pub(super) fn peer(&self) -> io::Result<Option<SocketAddr>> {
         SockRef::from(self).peer_addr().map(|address| address.as_socket())
     }
 
-    /// Its own IP address; none of a Unix-domain socket.
+    /// The local IP address; `None` for a Unix-domain socket.
     pub(super) fn local(&self) -> io::Result<Option<SocketAddr>> {
         SockRef::from(self).local_addr().map(|address| address.as_socket())
     }
@@ -82,7 +83,7 @@ impl Stream {
 
     pub(super) fn write(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
         match from {
-            // send(2) is a little cheaper than writev(2) with one slice.
+            // One slice: send(2) is cheaper than writev(2).
             [slice] => (&self.0).write(slice),
             slices => (&self.0).write_vectored(slices),
         }
@@ -111,7 +112,8 @@ impl ListenSocket {
             let place = SocketFile::of(at)?;
             return Ok(ListenSocket::Unix(UnixListener::from_std(socket.into()), place));
         }
-        // On Unix this lets a restarted server have its port back while old connections are in TIME_WAIT, no more.
+        // On Unix, SO_REUSEADDR lets a restarted server bind its port while old connections are in TIME_WAIT. It does
+        // not let two servers listen on one port.
         socket.set_reuse_address(true)?;
         if options.reuse_port {
             socket.set_reuse_port(true)?;
@@ -120,12 +122,13 @@ impl ListenSocket {
             socket.set_only_v6(only)?;
         }
         socket.bind(&address)?;
-        // mio's own bind would set the backlog to 128.
+        // Not by mio's `bind`, which sets a backlog of its own.
         socket.listen(backlog)?;
         Ok(ListenSocket::Tcp(TcpListener::from_std(socket.into())))
     }
 
-    /// What accepted sockets are to inherit (they do on Linux and the BSDs), which saves two calls for each of them.
+    /// Sets the options that accepted sockets inherit (on Linux and the BSDs). That saves two system calls per
+    /// connection.
     pub(super) fn set_inherited_options(&self, options: &ListenOptions) -> io::Result<()> {
         if let ListenSocket::Tcp(listener) = self {
             let socket = SockRef::from(listener);
@@ -180,7 +183,7 @@ fn abstract_name(_: &std::os::unix::net::SocketAddr) -> Address {
     Address::Unnamed
 }
 
-/// An address as the system wants it, with what kind of socket it asks for.
+/// The address in the form of the system, with the domain and protocol of its socket.
 fn socket_address(address: &Address) -> io::Result<(SockAddr, Domain, Option<Protocol>)> {
     let unusable = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{address}: {why}"));
     match address {
@@ -195,11 +198,12 @@ fn socket_address(address: &Address) -> io::Result<(SockAddr, Domain, Option<Pro
         }
         Address::Abstract(_) => Err(unusable("only Linux has abstract names")),
         Address::Name { .. } => Err(unusable("the name has not been looked up")),
-        Address::Unnamed => Err(unusable("it has no name")),
+        Address::Unnamed => Err(unusable("a Unix-domain address without a path")),
     }
 }
 
-/// The file of a Unix-domain socket that we listen on: removed when we no longer do, if it is still ours.
+/// The file of a Unix-domain socket that this process listens on. Removed on drop, unless another socket has replaced
+/// it.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
@@ -222,16 +226,16 @@ impl Drop for SocketFile {
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|file| file.dev() == self.device && file.ino() == self.inode);
         if ours {
-            // Somebody who may do so has just removed it; then there is nothing left to do.
+            // An error means that the file was just removed or may not be removed; neither can be handled here.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Binds; the file of a server that is gone is in the way and goes first.
+/// Binds, and first removes a stale socket file: one on which no process listens.
 ///
-/// Two servers that start at the same moment over one stale file can both find it so, and the later one wins. A
-/// supervisor that starts both would have to lock something.
+/// If two servers start at the same time, both can find the same file stale; then the one that binds later gets the
+/// path. There is no lock against that.
 fn bind_unix(socket: &Socket, address: &SockAddr, at: &Address) -> io::Result<()> {
     match (socket.bind(address), at) {
         (Err(error), Address::Unix(path)) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -246,19 +250,22 @@ fn bind_unix(socket: &Socket, address: &SockAddr, at: &Address) -> io::Result<()
     }
 }
 
-/// Whether nobody listens on the socket at a path. What is no socket is none of our business.
+/// Whether no process listens on the socket at a path. A file that is not a socket is an error, and is not removed.
 fn is_stale(path: &Path, address: &SockAddr) -> io::Result<bool> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in the way"));
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "a file that is not a socket exists at this path",
+        ));
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // A listener whose backlog is full answers "try again", which is an answer.
+    // Non-blocking: if the backlog of a listener is full, connect fails with EAGAIN, so the file is not stale.
     probe.set_nonblocking(true)?;
     Ok(probe.connect(address).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
 }
 
 pub(super) fn keepalive_probes(keep_alive: KeepAlive) -> TcpKeepalive {
-    // The kernel counts in seconds and refuses zero.
+    // The kernel counts in seconds, and does not accept zero.
     let seconds = |span: Duration| Duration::from_secs(span.as_secs().max(1));
     let mut probes = TcpKeepalive::new().with_time(seconds(keep_alive.idle));
     if let Some(interval) = keep_alive.interval {
@@ -278,7 +285,7 @@ impl From<io::Error> for AcceptError {
         match error.raw_os_error() {
             Some(libc::EMFILE | libc::ENFILE) => AcceptError::NoDescriptor,
             Some(libc::ENOBUFS | libc::ENOMEM) => AcceptError::NoMemory,
-            // macOS answers EINVAL for a peer that was reset before it was accepted.
+            // macOS returns EINVAL for a connection that was reset before it was accepted.
             Some(libc::EINVAL) if cfg!(target_vendor = "apple") => AcceptError::PeerGone,
             Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT) => AcceptError::Broken(error),
             _ => AcceptError::PeerGone,

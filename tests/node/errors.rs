@@ -32,7 +32,10 @@ fn e2_an_error_of_listening_at_a_path_distinguishes_the_ways_to_fail() {
         let error = fixture.reactor.listen(path, fixture.service).expect_err("it cannot be");
         error.to_string().replace(&*folder.to_string_lossy(), "DIR")
     };
-    assert_eq!(text(&file), "cannot listen on unix:DIR/file: a file that is no socket is in the way");
+    assert_eq!(
+        text(&file),
+        "cannot listen on unix:DIR/file: a file that is not a socket exists at this path"
+    );
     assert_eq!(
         text(&folder.join("no/where")),
         "cannot listen on unix:DIR/no/where: the directory does not exist"
