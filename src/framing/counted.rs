@@ -1,4 +1,4 @@
-//! Frames whose length is known before the body: it is announced, or always the same.
+//! Frames whose length is known before the body: by a length prefix, or because it is fixed.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -6,19 +6,21 @@ use std::num::NonZeroUsize;
 use super::{FrameError, Wrapping, refuse_longer};
 use crate::parts::inbox::Input;
 
-/// A body when nobody says otherwise: one peer with an unfinished frame holds a 64th of the default
+/// The default maximum of a body: a peer with an unfinished frame holds a 64th of the default
 /// [`Limits::memory`](crate::Limits::memory).
 const LONGEST: usize = 1024 * 1024;
 
-/// Each body after its length, an unsigned integer of 1, 2, 4 or 8 bytes that does not count itself.
+/// Length-prefixed frames: an unsigned integer of 1, 2, 4 or 8 bytes with the length of the body, then the body.
 ///
 /// ```text
 ///     U16_BE    00 05  h  e  l  l  o  │  00 00  │  00 02  o  k
 ///               length      body         empty
 /// ```
 ///
-/// A length beyond the longest payload is refused when the header is there, before any memory is taken for
-/// it. Bodies may be empty, and each empty one is delivered.
+/// A length above the maximum is an error as soon as the prefix has arrived; memory is never reserved by an announced
+/// length. Bodies may be empty, and empty ones are delivered.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{Input, framing::{FrameError, LengthPrefix}};
@@ -30,7 +32,7 @@ const LONGEST: usize = 1024 * 1024;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LengthPrefix {
-    /// In bytes: 1, 2, 4 or 8.
+    /// The size of the length, in bytes: 1, 2, 4 or 8.
     width: usize,
     order: Order,
     max: usize,
@@ -62,8 +64,8 @@ impl LengthPrefix {
         LengthPrefix { width, order, max: LONGEST }
     }
 
-    /// Sets the longest body in bytes, the header not counted. Default 1 MiB. Never more than the width can
-    /// say: 255 for one byte, whatever is set.
+    /// Sets the maximum length of a body in bytes, without the prefix. Default 1 MiB, or what the prefix can express if
+    /// that is less (255 for one byte).
     pub fn max_payload(self, bytes: usize) -> LengthPrefix {
         LengthPrefix { max: bytes, ..self }
     }
@@ -76,7 +78,7 @@ impl LengthPrefix {
     pub fn next<'a>(&self, input: &mut Input<'a>) -> Result<Option<&'a [u8]>, FrameError> {
         let Some((header, rest)) = input.bytes().split_at_checked(self.width) else { return Ok(None) };
         let length = self.read(header);
-        // Compared as 64 bits, so that a length that does not fit a pointer is refused and not cut off.
+        // Compared in 64 bits: on a 32-bit target, a conversion to `usize` first would cut the length off.
         if length > self.longest() as u64 {
             return Err(FrameError::TooLong { length, max: self.longest() });
         }
@@ -93,14 +95,15 @@ impl LengthPrefix {
         self.longest().saturating_add(self.width)
     }
 
-    /// A width of 8 bytes can say what no address space holds; the others bound the body themselves.
+    /// The maximum length of a body: the configured one, or the greatest that the prefix can express.
     fn longest(&self) -> usize {
         let sayable = u64::MAX >> (64 - 8 * self.width);
         self.max.min(usize::try_from(sayable).unwrap_or(usize::MAX))
     }
 
     fn read(&self, header: &[u8]) -> u64 {
-        // A copy into eight bytes that are then read as one number would wait for the copy: twice the time of a frame.
+        // Byte by byte. Copying into an array of eight bytes and reading that as one number took twice as long per
+        // frame, because the read has to wait for the copy.
         let digit = |length, &byte| length << 8 | u64::from(byte);
         match self.order {
             Order::Big => header.iter().fold(0, digit),
@@ -108,7 +111,7 @@ impl LengthPrefix {
         }
     }
 
-    /// Between the order on the wire and the least significant byte first.
+    /// Converts between the byte order on the wire and little-endian.
     fn turn_around(&self, header: &mut [u8; 8]) {
         if self.order == Order::Big {
             header[..self.width].reverse();
@@ -126,7 +129,7 @@ impl LengthPrefix {
 impl fmt::Display for LengthPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let order = match self.order {
-            // Of a single byte there is no order.
+            // A single byte has no byte order.
             _ if self.width == 1 => "",
             Order::Big => "be",
             Order::Little => "le",
@@ -135,7 +138,9 @@ impl fmt::Display for LengthPrefix {
     }
 }
 
-/// Bodies of one length and nothing between them.
+/// Frames of a fixed length, without header or delimiter.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{Input, framing::Fixed};
@@ -148,12 +153,12 @@ impl fmt::Display for LengthPrefix {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fixed {
-    // Never 0: the frames of an empty input would have no end.
+    // Not 0: even an empty input would then contain infinitely many frames.
     bytes: NonZeroUsize,
 }
 
 impl Fixed {
-    /// Frames of so many bytes; nothing when that is 0.
+    /// Frames of `bytes` bytes. `None` if that is 0.
     pub fn new(bytes: usize) -> Option<Fixed> {
         NonZeroUsize::new(bytes).map(|bytes| Fixed { bytes })
     }
@@ -162,7 +167,7 @@ impl Fixed {
     ///
     /// # Errors
     ///
-    /// None: it is a `Result` as in the other framings.
+    /// Never. It is a `Result` as in the other framings.
     pub fn next<'a>(&self, input: &mut Input<'a>) -> Result<Option<&'a [u8]>, FrameError> {
         let bytes = self.bytes.get();
         Ok((input.len() >= bytes).then(|| input.take(bytes)))
@@ -204,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_stands_in_the_order_that_the_name_says() {
+    fn the_length_has_the_byte_order_of_its_name() {
         let wires: [&[u8]; 7] = [
             b"\x02ok",
             b"\0\x02ok",
@@ -223,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_body_passes_and_one_byte_more_does_not() {
+    fn a_body_of_the_maximum_length_passes_and_one_byte_more_does_not() {
         for framing in ALL.map(|framing| framing.max_payload(200)) {
             let (mut out, too_long) = (Vec::new(), Err(FrameError::TooLong { length: 201, max: 200 }));
             framing.encode(&[7; 200], &mut out).unwrap();
@@ -240,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn an_announced_length_is_refused_before_anything_else_has_arrived() {
+    fn an_announced_length_above_the_maximum_is_refused_before_the_body_arrives() {
         for framing in ALL {
             let framing = framing.max_payload(254);
             let max = u64::MAX >> (64 - 8 * framing.width);
@@ -251,11 +256,11 @@ mod tests {
     }
 
     #[test]
-    fn no_length_of_64_bits_overflows_whatever_is_allowed() {
+    fn no_64_bit_length_overflows_whatever_the_maximum_is() {
         for framing in [LengthPrefix::U64_BE, LengthPrefix::U64_LE] {
             let refused = FrameError::TooLong { length: u64::MAX, max: LONGEST };
             assert_eq!(first(&framing, &[0xff; 100]), Err(refused));
-            // With nothing refused, such a frame is not complete, and never will be.
+            // Without a maximum, such a frame is never complete.
             let endless = framing.max_payload(usize::MAX);
             let fits = usize::BITS == 64;
             assert_eq!(first(&endless, &[0xff; 100]).is_ok(), fits);
@@ -264,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_the_width_cannot_say_is_refused_and_never_cut() {
+    fn a_body_too_long_for_the_prefix_is_refused_and_never_truncated() {
         for (framing, sayable) in [(LengthPrefix::U8, 255), (LengthPrefix::U16_BE, 65_535)] {
             for framing in [framing, framing.max_payload(usize::MAX)] {
                 let mut out = Vec::new();
@@ -291,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_frame_has_its_length_and_no_other() {
+    fn a_body_of_any_other_than_the_fixed_length_is_refused() {
         let fixed = Fixed::new(4).unwrap();
         let mut out = Vec::new();
         for wrong in [&b""[..], b"abc", b"abcde"] {

@@ -1,4 +1,4 @@
-//! Frames whose length is known when their end is found: lines, and bodies before a delimiter.
+//! Frames that end with a delimiter: lines, and frames with a delimiter of any bytes.
 
 use std::fmt;
 
@@ -7,30 +7,32 @@ use memchr::{memchr, memchr2, memmem};
 use super::{FrameError, Wrapping, refuse_longer};
 use crate::parts::inbox::Input;
 
-/// A body when nobody says otherwise. It is what web servers take for a line: 8 KiB in nginx
-/// (`large_client_header_buffers`), 8,190 bytes in Apache (`LimitRequestLine`).
+/// The default maximum of a body, like that of web servers for a line: 8 KiB in nginx (`large_client_header_buffers`),
+/// 8,190 bytes in Apache (`LimitRequestLine`).
 const LONGEST: usize = 8 * 1024;
 
 /// Text lines.
 ///
 /// ```text
-///     LENIENT    h  e  l  l  o  \n  │  \n  │  o  k  \r  \n      a \r before the \n is no part of the body
+///     LENIENT    h  e  l  l  o  \n  │  \n  │  o  k  \r  \n      a \r before the \n is not part of the body
 ///     STRICT     h  e  l  l  o  \r  \n  │  \r  \n               a \r or a \n alone is an error
 /// ```
 ///
-/// A line that is too long is refused as soon as that is certain, whether or not its end ever comes.
+/// A line that is too long is an error as soon as that is certain, whether or not its end arrives.
 ///
 /// # Lenient or strict
 ///
-/// Two programs in a row that disagree on what ends a line can be made to see different messages. Mail was
-/// smuggled so: one server let a lone `\n` pass as text, and the next took it for a line end. Where a
-/// protocol says `\r\n` and other programs relay it, use [`STRICT`](Lines::STRICT).
+/// If two programs that process the same stream disagree about line ends, an attacker can make them see different
+/// messages (SMTP smuggling: one server passed a lone `\n` on as text, and the next one took it for a line end). If
+/// the protocol requires `\r\n` and other programs relay it, use [`STRICT`](Lines::STRICT).
 ///
-/// # A line that came in but cannot go out
+/// # A received line that cannot be sent
 ///
-/// Lenient lines lose one `\r`, so of `hello\r\r\n` the body is `hello\r`. Sent on as a line it would lose
-/// the other one too, and is refused. A service that relays lines to others must not blame them: drop
-/// controls first ([`printable`](crate::base::text::printable)), or the line.
+/// Lenient lines lose one `\r`, so the body of `hello\r\r\n` is `hello\r`. Sent as a line, it would lose the other `\r`
+/// too, so `send` refuses it. A service that relays lines must not close the *receiver* for that: remove control
+/// characters first ([`printable`](crate::base::text::printable)), or drop the line.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{Input, framing::{FrameError, Lines}};
@@ -48,12 +50,12 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Lines end with `\n`; a `\r` before it is dropped. What is sent ends with `\n`.
+    /// Lines end with `\n`; a `\r` before it is removed. Lines are sent with `\n`.
     pub const LENIENT: Lines = Lines { strict: false, max: LONGEST };
-    /// Lines end with `\r\n`, and neither `\r` nor `\n` stands anywhere else.
+    /// Lines end with `\r\n`; a `\r` or `\n` anywhere else is an error.
     pub const STRICT: Lines = Lines { strict: true, max: LONGEST };
 
-    /// Sets the longest line in bytes, its end not counted. Default 8 KiB.
+    /// Sets the maximum length of a line in bytes, without its end. Default 8 KiB.
     pub fn max(self, bytes: usize) -> Lines {
         Lines { max: bytes, ..self }
     }
@@ -62,12 +64,12 @@ impl Lines {
     ///
     /// # Errors
     ///
-    /// [`FrameError::Unended`], and if strict [`FrameError::LoneLineFeed`] and [`FrameError::LoneReturn`].
+    /// [`FrameError::Unended`]; if strict, also [`FrameError::LoneLineFeed`] and [`FrameError::LoneReturn`].
     pub fn next<'a>(&self, input: &mut Input<'a>) -> Result<Option<&'a [u8]>, FrameError> {
-        // The longest line is `max` bytes, a `\r` and the `\n`, which then starts at `max + 1`.
+        // The longest frame is `max` bytes, `\r` and `\n`; the `\n` is then at offset `max + 1`.
         let end = input.find(b"\n", self.max.saturating_add(1));
         let raw = &input.bytes()[..end.unwrap_or(input.len())];
-        // One byte above the border can only be that `\r`; and if there are two, its `\n` has not followed.
+        // Behind `max` bytes, only one `\r` may follow (before the `\n`).
         let above = raw.get(self.max..).unwrap_or_default();
         if !(above.is_empty() || above == b"\r") {
             return Err(FrameError::Unended { max: self.max });
@@ -91,7 +93,7 @@ impl Lines {
         let (end, tail): (_, &[u8]) = if self.strict {
             (memchr2(b'\r', b'\n', body), b"\r\n")
         } else {
-            // A `\r` at the end of the body would be taken for a part of the line's end.
+            // The receiver would take a `\r` at the end of the body for a part of the line end.
             let last = body.strip_suffix(b"\r").map(<[u8]>::len);
             (memchr(b'\n', body).or(last), b"\n")
         };
@@ -115,8 +117,8 @@ impl fmt::Display for Lines {
     }
 }
 
-/// Refuses what only a lenient reader takes for a line. `body` is `raw` without the `\r` at its end, if there
-/// is one.
+/// Checks a line that ended with `\n` for the strict format. `raw` is the line without `\n`, and `body` the same
+/// without a `\r` at its end, if it has one.
 fn check_strict(raw: &[u8], body: Option<&[u8]>) -> Result<(), FrameError> {
     let Some(body) = body else { return Err(FrameError::LoneLineFeed { at: raw.len() }) };
     match memchr(b'\r', body) {
@@ -125,7 +127,9 @@ fn check_strict(raw: &[u8], body: Option<&[u8]>) -> Result<(), FrameError> {
     }
 }
 
-/// Each body before a delimiter, which may be any bytes, but not none.
+/// Frames that end with a delimiter, which may be any bytes, at least one.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{Input, framing::Delimiter};
@@ -144,17 +148,17 @@ pub struct Delimiter {
 }
 
 impl Delimiter {
-    /// Frames that end with `delimiter`; nothing when that is empty.
+    /// Frames that end with `delimiter`. `None` if that is empty.
     pub fn new(delimiter: &[u8]) -> Option<Delimiter> {
         (!delimiter.is_empty()).then(|| Delimiter { delimiter: delimiter.into(), max: LONGEST })
     }
 
-    /// Sets the longest body in bytes, the delimiter not counted. Default 8 KiB.
+    /// Sets the maximum length of a body in bytes, without the delimiter. Default 8 KiB.
     pub fn max(self, bytes: usize) -> Delimiter {
         Delimiter { max: bytes, ..self }
     }
 
-    /// As [`Framing::next`](super::Framing::next). The frame ends where the delimiter first stands.
+    /// As [`Framing::next`](super::Framing::next). The frame ends with the first occurrence of the delimiter.
     ///
     /// # Errors
     ///
@@ -184,8 +188,9 @@ impl Delimiter {
         }
     }
 
-    /// Where the delimiter first stands partly in the body and partly in the delimiter that follows it:
-    /// `x\r\n` before `\r\n\r\n` would come out as `x`, and two bytes of the end would begin the next frame.
+    /// Where a first delimiter would begin in the body and end in the delimiter behind it. With the delimiter
+    /// `\r\n\r\n`, the body `x\r\n` would be received as `x`, and two bytes of the delimiter as the start of the next
+    /// frame.
     fn straddles(&self, body: &[u8]) -> Option<usize> {
         let longest = body.len().min(self.delimiter.len() - 1);
         let overlap = (1..=longest).rev().find(|&n| {
@@ -216,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_border_only_a_line_end_may_follow() {
+    fn behind_the_maximum_length_only_a_line_end_may_follow() {
         let unended = Err(FrameError::Unended { max: 4 });
         for framing in [Lines::LENIENT.max(4), Lines::STRICT.max(4)] {
             for (bytes, expected) in [
@@ -239,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_without_a_byte_have_a_border_too() {
+    fn a_maximum_of_zero_allows_only_empty_lines() {
         let empty = Lines::LENIENT.max(0);
         for ended in [&b"\n"[..], b"\r\n"] {
             assert_eq!(line(&empty, ended), Ok(Some(&b""[..])));
@@ -248,16 +253,12 @@ mod tests {
             assert_eq!(line(&empty, incomplete), Ok(None));
         }
         assert_eq!(line(&empty, b"a"), Err(FrameError::Unended { max: 0 }));
-        assert_eq!(
-            line(&Lines::STRICT.max(usize::MAX), b"a\r\n"),
-            Ok(Some(&b"a"[..])),
-            "a border beyond all bytes"
-        );
+        assert_eq!(line(&Lines::STRICT.max(usize::MAX), b"a\r\n"), Ok(Some(&b"a"[..])), "without a maximum");
         assert_eq!(Lines::STRICT.max(usize::MAX).inbox_limit(), usize::MAX);
     }
 
     #[test]
-    fn strict_lines_have_no_end_but_the_whole_one() {
+    fn a_strict_line_ends_only_with_both_bytes() {
         for (bytes, expected) in [
             (&b"\n"[..], FrameError::LoneLineFeed { at: 0 }),
             (b"ab\n.\r\n", FrameError::LoneLineFeed { at: 2 }),
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delimiter_at_the_border_ends_the_longest_body() {
+    fn a_delimiter_behind_the_maximum_length_ends_the_longest_body() {
         let framing = Delimiter::new(b"--").unwrap().max(3);
         let unended = Err(FrameError::Unended { max: 3 });
         for (bytes, expected) in [
@@ -325,14 +326,14 @@ mod tests {
             assert_eq!(framing.encode(body, &mut out), Err(FrameError::ContainsEnd { at }));
             assert!(out.is_empty());
         }
-        // What only looks like the beginning of one does no harm.
+        // A body that ends with a beginning of the delimiter is sent if no delimiter results.
         let mut out = Vec::new();
         Delimiter::new(b"\r\n\r\n").unwrap().encode(b"x\r\n\r", &mut out).unwrap();
         assert_eq!(out, b"x\r\n\r\r\n\r\n");
     }
 
-    /// Feeds `wire` byte by byte, and says how many bytes were searched altogether: in each call those that
-    /// were not searched in vain before, and as many of the others as a needle may have begun in.
+    /// Feeds `wire` byte by byte, and returns how many bytes were searched in all calls together: in each call, the
+    /// bytes not searched before, and the `overlap` bytes before them in which a delimiter may begin.
     fn searched(wire: &[u8], overlap: usize, next: impl Fn(&mut Input<'_>) -> Option<usize>) -> usize {
         let (mut inbox, mut all) = (Inbox::default(), 0);
         for (n, byte) in wire.chunks(1).enumerate() {

@@ -1,25 +1,24 @@
-//! Framing: where in a stream of bytes a message begins and ends.
+//! Framing: finds the messages in a stream of bytes.
 //!
-//! TCP carries bytes, not messages: two that were sent apart arrive together, and one arrives in pieces. A
-//! framing finds them again. It is a pure function of the bytes, keeps nothing and allocates nothing: what is
-//! incomplete stays with the connection and comes back in front of the next bytes, and a body is a slice of
-//! what was received.
+//! TCP carries bytes, not messages: two messages may arrive together, and one may arrive in pieces. A framing is a pure
+//! function of the received bytes; it has no state and allocates nothing. An incomplete message stays with the
+//! connection and is delivered again in front of the next bytes. A body is a slice of the received bytes.
 //!
-//! | name | a frame on the wire | longest body by default |
+//! | name | a frame on the wire | default maximum of a body |
 //! | --- | --- | --- |
-//! | `u8` | its length in one byte, then the body | 255 |
-//! | `u16be`, `u16le` | the same in two bytes | 65,535 |
-//! | `u32be`, `u32le`, `u64be`, `u64le` | the same in four or eight | 1 MiB |
-//! | `line` | the body, then `\n`; a `\r` before it is dropped | 8 KiB |
+//! | `u8` | length in one byte, then the body | 255 bytes |
+//! | `u16be`, `u16le` | length in two bytes, big- or little-endian, then the body | 65,535 bytes |
+//! | `u32be`, `u32le`, `u64be`, `u64le` | length in four or eight bytes, then the body | 1 MiB |
+//! | `line` | the body, then `\n`; a `\r` before it is removed | 8 KiB |
 //! | `crlf` | the body, then `\r\n`; a `\r` or `\n` alone is an error | 8 KiB |
-//! | `fixed:N` | N bytes | N |
-//! | `raw` | whatever has arrived | – |
+//! | `fixed:N` | N bytes | N bytes |
+//! | `raw` | all bytes that have arrived | – |
 //! | (in code) [`Delimiter`] | the body, then the delimiter | 8 KiB |
 //!
 //! # In a service
 //!
-//! Take frames in a loop until there is none: one call of [`Service::data`](crate::Service::data) may bring
-//! many, and it is not called again for those that are left.
+//! Take frames in a loop until there is none: one call of [`Service::data`](crate::Service::data) may bring several
+//! frames, and it is not called again for frames that were left.
 //!
 //! ```
 //! use tidemill::{Input, Service, Socket, SocketLimits, framing::Framing};
@@ -29,7 +28,7 @@
 //!
 //! impl Frames {
 //!     fn limits(&self) -> SocketLimits {
-//!         // Without this a longer frame than the reactor's own bound is closed before it is complete.
+//!         // Without this, a frame longer than the default `message` would close the connection.
 //!         SocketLimits { message: self.framing.inbox_limit(), ..SocketLimits::default() }
 //!     }
 //! }
@@ -57,17 +56,16 @@
 //!
 //! # After an error
 //!
-//! Where the next frame begins is unknown, or known only from a peer that does not keep to the rules. Nothing
-//! is taken, the same call gives the same error again, and the connection should be closed. The frames
-//! before the bad one have been delivered.
+//! Close the connection: it is unknown where the next frame begins. After an error nothing is taken, and the same call
+//! returns the same error. All frames before it have been delivered.
 //!
 //! # Changing the framing
 //!
-//! A protocol may go from lines to counted bodies in the middle of a stream. Change right after a frame was
-//! taken, before the old framing is asked again: one that was asked in vain has marked what is there as
-//! searched, for its own end and not for the new one's.
+//! A protocol may change from lines to length-prefixed frames within a stream. Change right after a frame was taken,
+//! before the old framing is called again: a call that finds no frame marks the received bytes as searched, and the
+//! new framing would miss a delimiter in them.
 //!
-//! # The peer ends within a frame
+//! # FIN within a frame
 //!
 //! A framing does not see the end of the stream. In [`Service::end`](crate::Service::end),
 //! [`Socket::unread`](crate::Socket::unread) is empty if the last frame was complete.
@@ -86,7 +84,9 @@ pub mod proxy_header;
 pub use counted::{Fixed, LengthPrefix};
 pub use ended::{Delimiter, Lines};
 
-/// One of the framings, to be chosen while the program runs: by an option, or by its name.
+/// Any of the framings, chosen at run time, for example by its name.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{Input, framing::Framing};
@@ -108,21 +108,21 @@ pub use ended::{Delimiter, Lines};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Framing {
-    /// Each body after its length.
+    /// The length of the body, then the body.
     LengthPrefix(LengthPrefix),
     /// Text lines.
     Lines(Lines),
-    /// Each body before a delimiter of your choice.
+    /// The body, then a delimiter.
     Delimiter(Delimiter),
-    /// Bodies of one length.
+    /// Frames of a fixed length.
     Fixed(Fixed),
-    /// No framing: whatever has arrived.
+    /// No framing: a frame is all that has arrived.
     Raw,
 }
 
 impl Framing {
-    /// Sets the longest body in bytes, without its header, delimiter or line end. [`Fixed`] and raw have no
-    /// use for it.
+    /// Sets the maximum length of a body in bytes, without prefix, delimiter or line end. No effect on
+    /// [`Fixed`](Framing::Fixed) and [`Raw`](Framing::Raw).
     pub fn max(self, bytes: usize) -> Framing {
         match self {
             Framing::LengthPrefix(framing) => Framing::LengthPrefix(framing.max_payload(bytes)),
@@ -132,11 +132,11 @@ impl Framing {
         }
     }
 
-    /// Takes the next frame and gives its body; none if it is not complete yet.
+    /// Takes the next frame and returns its body. `None`, and nothing is taken, if it is not complete yet.
     ///
     /// # Errors
     ///
-    /// When the bytes cannot be a frame: see [`FrameError`]. Nothing is taken then.
+    /// When the bytes cannot be a frame: see [`FrameError`]. Nothing is taken.
     pub fn next<'a>(&self, input: &mut Input<'a>) -> Result<Option<&'a [u8]>, FrameError> {
         match self {
             Framing::LengthPrefix(framing) => framing.next(input),
@@ -147,8 +147,8 @@ impl Framing {
         }
     }
 
-    /// What [`SocketLimits::message`](crate::SocketLimits::message) must at least be for the longest frame to
-    /// fit: the longest body and what is around it. Raw leaves nothing untaken and needs 0.
+    /// The smallest [`SocketLimits::message`](crate::SocketLimits::message) with which a frame of maximum length fits,
+    /// in bytes: the maximum of a body plus prefix, delimiter or line end. 0 for raw, which leaves nothing untaken.
     pub fn inbox_limit(&self) -> usize {
         match self {
             Framing::LengthPrefix(framing) => framing.inbox_limit(),
@@ -170,38 +170,38 @@ impl Framing {
     }
 }
 
-/// Why bytes are no frame, or why a body cannot be sent as one.
+/// Why received bytes are not a frame, or why a body cannot be sent as one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// A header announced more than is allowed, or a body to be sent has more.
+    /// A received length, or a body to be sent, exceeds the maximum.
     TooLong {
         /// Bytes in the body.
         length: u64,
         /// Bytes allowed.
         max: usize,
     },
-    /// As much as a frame may have is there, without its delimiter or line end.
+    /// There was no delimiter or line end within the maximum length.
     Unended {
         /// Bytes allowed.
         max: usize,
     },
-    /// A `\n` without a `\r` before it, where lines end with both.
+    /// A strict line contains a `\n` without a `\r` before it.
     LoneLineFeed {
         /// Bytes of the line before it.
         at: usize,
     },
-    /// A `\r` without a `\n` behind it, where lines end with both.
+    /// A strict line contains a `\r` without a `\n` behind it.
     LoneReturn {
         /// Bytes of the line before it.
         at: usize,
     },
-    /// A body to be sent contains what ends a frame, or its end would be taken for a part of that.
+    /// A body to be sent contains the delimiter or line end, or would form one with the bytes behind it.
     ContainsEnd {
         /// Bytes of the body before it.
         at: usize,
     },
-    /// A body to be sent is longer or shorter than all frames are.
+    /// A body to be sent does not have the fixed length.
     WrongLength {
         /// Bytes in the body.
         length: usize,
@@ -224,10 +224,10 @@ impl fmt::Display for FrameError {
                 write!(f, "a carriage return without a line feed after {at} bytes of a line")
             }
             FrameError::ContainsEnd { at } => {
-                write!(f, "a body to be sent has what ends a frame after {at} bytes")
+                write!(f, "a body to be sent contains the end of a frame after {at} bytes")
             }
             FrameError::WrongLength { length, exact } => {
-                write!(f, "a body of {length} bytes cannot be sent where every frame has {exact}")
+                write!(f, "a body of {length} bytes cannot be sent: every frame has {exact}")
             }
         }
     }
@@ -236,8 +236,8 @@ impl fmt::Display for FrameError {
 impl std::error::Error for FrameError {}
 
 impl From<FrameError> for CloseReason {
-    /// The reason to close a connection with: [`CloseReason::TooLong`] or [`CloseReason::Malformed`] for what a peer
-    /// sent, and [`CloseReason::Local`] for what could not be sent to it.
+    /// The reason to close a connection with: [`CloseReason::TooLong`] or [`CloseReason::Malformed`] for received
+    /// bytes, [`CloseReason::Local`] for a body that could not be sent.
     fn from(error: FrameError) -> CloseReason {
         match error {
             FrameError::TooLong { .. } | FrameError::Unended { .. } => CloseReason::TooLong,
@@ -247,7 +247,7 @@ impl From<FrameError> for CloseReason {
     }
 }
 
-/// A name that is not a framing's. Its sentence lists those that are.
+/// The error for a name that is not that of a framing. Its message lists the valid names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UnknownFraming {
     asked: String,
@@ -267,7 +267,7 @@ impl std::error::Error for UnknownFraming {}
 impl FromStr for Framing {
     type Err = UnknownFraming;
 
-    /// Reads a framing's name; its longest body is the default one. Delimiters are not spelled in names.
+    /// Parses the name of a framing, which gets the default maximum. A [`Delimiter`] has no name.
     fn from_str(name: &str) -> Result<Framing, UnknownFraming> {
         Ok(match name {
             "u8" => Framing::LengthPrefix(LengthPrefix::U8),
@@ -287,13 +287,14 @@ impl FromStr for Framing {
 
 fn fixed(name: &str) -> Option<Framing> {
     let bytes = name.strip_prefix("fixed:")?;
-    // `parse` would take a sign as well.
+    // `parse` alone would accept a sign.
     let bytes = bytes.parse().ok().filter(|_| bytes.starts_with(|c: char| c.is_ascii_digit()))?;
     Fixed::new(bytes).map(Framing::Fixed)
 }
 
 impl fmt::Display for Framing {
-    /// The name, as it is read. A delimiter is shown as `delimiter:` and its bytes, which is no such name.
+    /// The name that `parse` accepts. A delimiter is printed as `delimiter:` and its bytes, which `parse` does not
+    /// accept.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Framing::LengthPrefix(framing) => framing.fmt(f),
@@ -305,7 +306,7 @@ impl fmt::Display for Framing {
     }
 }
 
-/// What stands around a body on the wire. To have one is to know that the body may be sent.
+/// The bytes before and behind a body on the wire. It exists only for a body that may be sent.
 struct Wrapping<'a> {
     head: [u8; 8],
     head_len: usize,
@@ -329,7 +330,7 @@ fn refuse_longer(body: &[u8], max: usize) -> Result<(), FrameError> {
     if body.len() > max { Err(FrameError::TooLong { length, max }) } else { Ok(()) }
 }
 
-/// Sending is the same for all framings.
+/// `send` and `encode`, which are the same for all framings.
 macro_rules! sending {
     ($($framing:ty),*) => {$(
         impl $framing {
@@ -337,18 +338,17 @@ macro_rules! sending {
             ///
             /// # Errors
             ///
-            /// When the receiver could not take it for that one body: see [`FrameError`]. Nothing is sent
-            /// then.
+            /// When the receiver would not get exactly this body: see [`FrameError`]. Nothing is sent.
             pub fn send(&self, socket: &mut Socket<'_>, body: &[u8]) -> Result<(), FrameError> {
                 self.wrap(body)?.around(body, |part| socket.send(part));
                 Ok(())
             }
 
-            /// Appends `body` to `out` as one frame, for those who have no [`Socket`].
+            /// Appends `body` to `out` as one frame, without a [`Socket`].
             ///
             /// # Errors
             ///
-            /// As [`send`](Self::send). Nothing is appended then.
+            /// As [`send`](Self::send). Nothing is appended.
             pub fn encode(&self, body: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
                 self.wrap(body)?.around(body, |part| out.extend_from_slice(part));
                 Ok(())
@@ -368,21 +368,21 @@ mod tests {
     const NAMES: [&str; 10] =
         ["u8", "u16be", "u16le", "u32be", "u32le", "u64be", "u64le", "line", "crlf", "fixed:3"];
 
-    /// How what was not taken comes back: the ways of the reactor, and a service that takes less than it
-    /// could.
+    /// How bytes that were not taken are delivered again: the two ways of the reactor, and to a service that takes one
+    /// frame per call.
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Way {
-        /// Long rests: the new bytes are added to the inbox.
+        /// The new bytes are appended to the inbox (long rests).
         Appended,
-        /// Short rests: they are put in front of the new bytes.
+        /// The rest is put in front of the new bytes (short rests).
         InFront,
-        /// One frame a call, and the rest delivered again.
+        /// One frame per call; the rest is delivered again.
         OneByOne,
     }
 
     const WAYS: [Way; 3] = [Way::Appended, Way::InFront, Way::OneByOne];
 
-    /// What a stream came to: its frames, then an error or the bytes of an incomplete frame.
+    /// The result for a stream: its frames, then an error or the bytes of an incomplete frame.
     #[derive(Clone, Debug, PartialEq)]
     struct Arrival {
         frames: Vec<Vec<u8>>,
@@ -433,7 +433,7 @@ mod tests {
         Ok(())
     }
 
-    /// The same framings once more, over all bytes at once and without a thought of how they arrive.
+    /// A model of all framings, over all bytes at once.
     fn model(framing: &Framing, wire: &[u8]) -> Arrival {
         let (mut frames, mut rest) = (Vec::new(), wire.to_vec());
         loop {
@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_the_same_wherever_the_stream_is_cut() {
+    fn frames_do_not_depend_on_where_the_stream_is_cut() {
         let framings = NAMES.into_iter().map(named).chain([delimited(b"\0"), delimited(b"aab")]);
         for framing in framings {
             let bodies: &[&[u8]] = if let Framing::Fixed(_) = framing {
@@ -535,7 +535,7 @@ mod tests {
             for body in bodies {
                 framing.encode(body, &mut wire).unwrap();
             }
-            // One more frame begins, in whichever framing.
+            // In every framing, this begins one more frame.
             wire.push(5);
             for way in WAYS {
                 let whole = deliver(&framing, [&wire[..]], way);
@@ -556,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_the_same_wherever_the_stream_is_cut() {
+    fn an_error_does_not_depend_on_where_the_stream_is_cut() {
         for (name, wire) in [
             ("u8", &b"\x01a\x05bcdef"[..]),
             ("u16le", b"\x01\x00a\x00\x01b"),
@@ -607,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_gives_what_has_arrived_and_nothing_for_nothing() {
+    fn raw_returns_all_bytes_and_no_empty_frame() {
         let mut input = Input::new(b"abc");
         assert_eq!(Framing::Raw.next(&mut input), Ok(Some(&b"abc"[..])));
         assert_eq!(Framing::Raw.next(&mut input), Ok(None));
@@ -618,7 +618,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_read_as_it_is_written() {
+    fn a_printed_name_parses_and_other_names_do_not() {
         let longest = format!("fixed:{}", usize::MAX);
         for name in NAMES.into_iter().chain(["raw", "fixed:1", &longest]) {
             assert_eq!(named(name).to_string(), name);
@@ -652,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_default_as_documented_and_leave_room_for_the_frame() {
+    fn the_default_limits_are_as_documented_and_fit_the_socket_limits() {
         let limits = crate::SocketLimits::default();
         for (name, expected) in [
             ("u8", 255 + 1),
@@ -699,12 +699,12 @@ mod tests {
             ),
             (
                 FrameError::ContainsEnd { at: 3 },
-                "a body to be sent has what ends a frame after 3 bytes",
+                "a body to be sent contains the end of a frame after 3 bytes",
                 CloseReason::Local,
             ),
             (
                 FrameError::WrongLength { length: 3, exact: 4 },
-                "a body of 3 bytes cannot be sent where every frame has 4",
+                "a body of 3 bytes cannot be sent: every frame has 4",
                 CloseReason::Local,
             ),
         ] {
@@ -720,7 +720,7 @@ mod tests {
         (framings, 0..9usize).prop_map(|(framing, max)| framing.max(max))
     }
 
-    /// Few different bytes, so that lengths are small, and ends and halves of ends are frequent.
+    /// Few different bytes, so that lengths are small, and delimiters and parts of them are frequent.
     fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
         let byte = prop_oneof![
             4 => prop::sample::select(b"ab\r\n".to_vec()),
@@ -747,7 +747,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_cut_anywhere_give_what_the_model_gives(
+        fn any_bytes_cut_anywhere_give_the_result_of_the_model(
             framing in framings(), wire in bytes(80), sizes in sizes(),
             way in prop::sample::select(WAYS.to_vec()),
         ) {
@@ -756,7 +756,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_sent_comes_out_and_nothing_else(
+        fn sent_bodies_are_received_and_nothing_else(
             framing in framings(), bodies in prop::collection::vec(bytes(9), 0..12), sizes in sizes(),
             way in prop::sample::select(WAYS.to_vec()),
         ) {
@@ -765,7 +765,7 @@ mod tests {
                 let before = wire.len();
                 match framing.encode(&body, &mut wire) {
                     Ok(()) => sent.push(body),
-                    Err(_) => prop_assert_eq!(wire.len(), before, "something was sent of what was refused"),
+                    Err(_) => prop_assert_eq!(wire.len(), before, "a refused body was sent in part"),
                 }
             }
             let came = deliver(&framing, cut(&wire, &sizes), way);
@@ -773,7 +773,7 @@ mod tests {
         }
 
         #[test]
-        fn a_body_is_refused_only_if_it_would_not_come_out(framing in framings(), body in bytes(12)) {
+        fn a_body_is_refused_only_if_it_would_not_be_received(framing in framings(), body in bytes(12)) {
             let mut wire = Vec::new();
             if framing.encode(&body, &mut wire).is_err() {
                 let tail = match framing.to_string().as_str() {
@@ -787,7 +787,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_from_anywhere_never_panic(
+        fn no_bytes_and_no_maximum_cause_a_panic(
             name in prop::sample::select(NAMES.to_vec()), wire in prop::collection::vec(any::<u8>(), 0..300),
             max in any::<usize>(),
         ) {
