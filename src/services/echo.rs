@@ -1,11 +1,14 @@
-//! Sends back what it is sent.
+//! `Echo`: sends received bytes back.
 
 use crate::config::limits::SocketLimits;
 use crate::connection::socket::Socket;
 use crate::parts::inbox::Input;
 use crate::service::Service;
 
-/// Greets, sends back every byte, and leaves on a line `quit`; or, [raw](Echo::raw), does nothing but send back.
+/// Sends a greeting, sends every received byte back, and closes after a line `quit`. A [raw](Echo::raw) echo has
+/// neither greeting nor `quit`.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{Limits, Reactor, services::Echo};
@@ -20,30 +23,29 @@ pub struct Echo {
     talks: bool,
 }
 
-/// What a person is greeted with.
 const GREETING: &[u8] = b"echo server ready (type quit to exit)\n";
 
-/// How a line, seen from its beginning, compares with `quit`.
+/// How the received part of a line compares with `quit`.
 #[derive(PartialEq, Eq, Debug)]
 enum Line {
     Quit,
-    /// So far it is the beginning of `quit`; the next bytes decide.
+    /// It is a beginning of `quit`; the next bytes decide.
     Undecided,
     Other,
 }
 
 impl Echo {
-    /// The one for people.
+    /// An echo with greeting and `quit`, for use by a person.
     pub fn new() -> Echo {
         Echo { talks: true }
     }
 
-    /// Bytes only.
+    /// An echo of bytes only, for programs.
     pub fn raw() -> Echo {
         Echo { talks: false }
     }
 
-    /// Limits for people who type, or for programs if it is [raw](Echo::raw).
+    /// Suitable limits: [`SocketLimits::interactive`], or the defaults if it is [raw](Echo::raw).
     pub fn limits(&self) -> SocketLimits {
         if self.talks { SocketLimits::interactive() } else { SocketLimits::default() }
     }
@@ -56,7 +58,7 @@ impl Default for Echo {
 }
 
 impl Service for Echo {
-    /// Whether the next byte is not the first of its line.
+    /// Whether the next byte continues a line.
     type Session = bool;
 
     fn open(&mut self, socket: &mut Socket<'_>) -> bool {
@@ -74,7 +76,7 @@ impl Service for Echo {
             if !*within_line {
                 match compare(input.bytes()) {
                     Line::Quit => return socket.close(),
-                    // Left untaken, it comes back in front of what decides it.
+                    // Left untaken, it is delivered again together with the next bytes.
                     Line::Undecided => return,
                     Line::Other => {}
                 }
@@ -89,7 +91,7 @@ impl Service for Echo {
     }
 
     fn end(&mut self, _: &mut bool, socket: &mut Socket<'_>) {
-        // A `qui` that never became `quit` was only a few bytes to be sent back.
+        // An undecided beginning such as `qui` is sent back too.
         let undecided = socket.unread().to_vec();
         socket.send(&undecided);
         socket.finish();
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn quit_is_understood_wherever_it_is_split() {
+    fn quit_closes_wherever_it_is_split() {
         for quit in ["quit\n", "quit\r\n"] {
             let said = format!("a\nquite\n{quit}never said\n");
             for at in 0..=said.len() {
@@ -139,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_began_as_quit_is_sent_back_when_that_is_clear_or_at_the_end() {
+    fn an_incomplete_quit_is_sent_back_once_other_bytes_or_fin_follow() {
         for (said, heard) in
             [("qui", "qui"), ("quit", "quit"), ("quid\nqu", "quid\nqu"), ("x quit\n", "x quit\n")]
         {
@@ -156,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_sends_back_bytes_and_nothing_else() {
+    fn a_raw_echo_sends_back_received_bytes_and_nothing_else() {
         let mut server = TestServer::new(Echo::raw(), Echo::raw().limits());
         let peer = server.script.connect();
         server.send(peer, "quit\nquit\n");
@@ -164,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whole_line_is_quit() {
+    fn only_a_complete_line_is_quit() {
         for line in ["quit\n", "quit\r\n", "quit\nmore"] {
             assert_eq!(compare(line.as_bytes()), Line::Quit, "{line:?}");
         }

@@ -1,4 +1,4 @@
-//! Sends back each message it is sent, framed.
+//! `Frames`: sends each received frame back.
 
 use log::Level;
 
@@ -10,8 +10,10 @@ use crate::parts::inbox::Input;
 use crate::parts::log_limit::LogLimit;
 use crate::service::Service;
 
-/// Answers each message with its echo in a frame of the same kind. A frame that is too long, or no frame at all,
-/// closes the connection; the answers given before still arrive.
+/// Answers each frame with a frame of the same content. An invalid or too long frame closes the connection, after the
+/// answers to all frames before it.
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{Limits, Reactor, framing::Framing, services::Frames};
@@ -30,13 +32,12 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Messages framed so.
+    /// A service for this framing.
     pub fn new(framing: Framing) -> Frames {
         Frames { framing, log_limit: LogLimit::default() }
     }
 
-    /// Limits with room for the longest message of this framing: those for programs, or for people who type if the
-    /// messages are lines.
+    /// Suitable limits: [`SocketLimits::interactive`] for lines, else the defaults; with room for the longest frame.
     pub fn limits(&self) -> SocketLimits {
         let usual = match self.framing {
             Framing::Lines(_) => SocketLimits::interactive(),
@@ -47,7 +48,7 @@ impl Frames {
 }
 
 impl Service for Frames {
-    /// Messages answered.
+    /// The number of frames answered.
     type Session = u64;
 
     fn open(&mut self, _: &mut Socket<'_>) -> u64 {
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn each_message_is_answered_wherever_it_is_split() {
+    fn each_frame_is_answered_wherever_it_is_split() {
         let wire = b"\0\0\0\x05hello\0\0\0\0\0\0\0\x01!";
         for at in 0..=wire.len() {
             let mut server = frames("u32be");
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beyond_the_limit_closes_at_once_behind_the_answers_before_it() {
+    fn a_length_above_the_limit_closes_at_once_after_the_answers_before_it() {
         let mut server = frames("u32be");
         let peer = server.script.connect();
         server.send(peer, b"\0\0\0\x02ok\xff\xff\xff\xff");
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_line_where_lines_are_strict_is_malformed() {
+    fn a_lone_line_feed_where_lines_are_strict_is_malformed() {
         let mut server = frames("crlf");
         let peer = server.script.connect();
         server.send(peer, "one\r\ntwo\nthree\r\n");

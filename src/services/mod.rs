@@ -1,6 +1,6 @@
-//! Services to run as they are, and to learn from: the worked examples of this crate.
+//! The services of the `tidemill` binary, also usable in other programs and as examples.
 //!
-//! They use nothing but what the crate offers to everyone.
+//! They are written with the public API of this crate.
 
 mod chat;
 mod echo;

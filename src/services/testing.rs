@@ -1,4 +1,4 @@
-//! A service on a simulated kernel, for the tests of services.
+//! Runs a service on the simulated kernel, for tests of services.
 
 use crate::config::limits::{Limits, SocketLimits};
 use crate::config::listen::ListenOptions;
@@ -32,7 +32,7 @@ impl TestServer {
         self.turn_until_quiet();
     }
 
-    /// What the peer has been sent since it last listened. Text: no test here sends anything else.
+    /// What the peer has received since the last call, which must be UTF-8.
     pub(super) fn received(&self, peer: PeerId) -> String {
         String::from_utf8(self.script.received(peer)).expect("text")
     }
