@@ -1,4 +1,4 @@
-//! Whom a client believes, and what it shows.
+//! The client side: trust, certificate, server name.
 
 use std::fmt;
 use std::io;
@@ -17,48 +17,49 @@ use super::{TlsError, TlsVersion, check_protocols, provider, versions};
 use crate::base::address::Address;
 use crate::base::filter::{Filter, FilterConfig, FilterFactory};
 
-/// The side that calls. Cheap to clone; all clones are one, and its connections resume each other's sessions.
+/// The configuration of TLS clients. Cheap to clone; connections of all clones share one cache of sessions to resume.
 #[derive(Clone)]
 pub struct Client {
     filter: FilterConfig,
 }
 
-/// Whom a client believes, and what it shows.
+/// Options of a [`Client`].
 #[derive(Clone, Debug, Default)]
 pub struct ClientOptions {
-    /// Whom it believes. By default whom the system trusts.
+    /// Which server certificates are trusted. Default [`Trust::System`].
     pub trust: Trust,
-    /// What it shows to a server that asks. Nothing by default.
+    /// The client certificate, sent to a server that requests one. `None` by default.
     pub certificate: Option<CertifiedKey>,
-    /// The protocols that it speaks (ALPN), the best first; a name has 1 to 255 bytes. A server that knows none of them
-    /// may refuse, or go on without: see [`FilterInfo::protocol`](crate::FilterInfo::protocol). None by default.
+    /// The protocols to offer (ALPN), the preferred one first; a name has 1 to 255 bytes. A server that supports none
+    /// of them may refuse the connection, or ignore them: see
+    /// [`FilterInfo::protocol`](crate::FilterInfo::protocol). Empty by default: none is offered.
     pub alpn: Vec<Vec<u8>>,
-    /// The name or the IP address that the server's certificate must be for. By default the host that is dialed; a
-    /// Unix-domain socket has none, so there it must be given.
+    /// The host name or IP address that the server's certificate must be for. `None`, the default: the host that is
+    /// dialed. Required for Unix-domain sockets, which have none.
     pub server_name: Option<String>,
-    /// The oldest version of TLS that it speaks. Default [`TlsVersion::V12`].
+    /// The oldest TLS version to accept. Default [`TlsVersion::V12`].
     pub min_version: TlsVersion,
 }
 
-/// Whom a client believes.
+/// Which server certificates a client trusts.
 #[derive(Clone, Debug, Default)]
 pub enum Trust {
-    /// Whom the system trusts: see [`RootCerts::system`].
+    /// Those signed by a root certificate of the operating system: see [`RootCerts::system`].
     #[default]
     System,
-    /// These, and nobody else.
+    /// Those signed by one of these root certificates.
     Only(RootCerts),
-    /// Whoever answers, without looking at the certificate: no protection against anyone in between. For tests.
+    /// All, without verification. Any attacker on the path can read and change the data. For tests only.
     DangerAcceptAny,
 }
 
 impl Client {
-    /// One that believes and shows this.
+    /// Makes a client configuration.
     ///
     /// # Errors
     ///
-    /// When [`name`](ClientOptions::server_name) is none, a protocol's name is too short or too long, or the system
-    /// trusts nobody.
+    /// When [`server_name`](ClientOptions::server_name) is neither a host name nor an IP address, the name of a
+    /// protocol has not 1 to 255 bytes, or the system has no root certificates.
     pub fn new(options: ClientOptions) -> Result<Client, TlsError> {
         let name = options.server_name.as_deref().map(parse_server_name).transpose()?;
         let spoken = versions(options.min_version);
@@ -66,7 +67,8 @@ impl Client {
         Ok(Client { filter: FilterConfig::new(ClientFilters { config, name }) })
     }
 
-    /// To be given to a dial or to a socket.
+    /// The filter for [`DialOptions::filter`](crate::DialOptions::filter) or
+    /// [`Socket::start_filter`](crate::Socket::start_filter).
     pub fn filter_config(&self) -> FilterConfig {
         self.filter.clone()
     }
@@ -117,8 +119,8 @@ fn server_name_of(peer: &Address) -> io::Result<ServerName<'static>> {
     match peer {
         Address::Inet(address) => Ok(ServerName::IpAddress(address.ip().to_canonical().into())),
         Address::Name { host, .. } => ServerName::try_from(host.to_string())
-            .map_err(|_| cannot("no certificate can be for this name (give another one)")),
-        _ => Err(cannot("it has no name to check (give one)")),
+            .map_err(|_| cannot("no certificate can be for this name (set another server name)")),
+        _ => Err(cannot("it has no host name to verify (set a server name)")),
     }
 }
 
@@ -155,10 +157,10 @@ fn verifier(trust: Trust) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
     };
     let builder = WebPkiServerVerifier::builder_with_provider(authorities.roots().clone(), provider());
     let built = builder.build();
-    Ok(built.map_err(|error| TlsError::new(format!("cannot check servers: {error}")))?)
+    Ok(built.map_err(|error| TlsError::new(format!("cannot verify servers: {error}")))?)
 }
 
-/// Believes every certificate. Whoever shows one must still have its key, as the handshake's signature proves.
+/// Trusts every certificate. The handshake's signature is still verified, so the server has the certificate's key.
 #[derive(Debug)]
 struct AcceptAny(WebPkiSupportedAlgorithms);
 

@@ -1,4 +1,4 @@
-//! What rustls says, in words for the log.
+//! Turns errors of rustls into messages for the log.
 
 use rustls::{
     AlertDescription, CertificateError, CipherSuite, Error, InvalidMessage, PeerIncompatible,
@@ -9,18 +9,18 @@ use crate::base::text::Escaped;
 
 const DAY: u64 = 24 * 60 * 60;
 
-/// Why a session cannot go on.
+/// The message for an error that ends a session.
 pub(super) fn describe(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(why) => {
             format!("the peer's certificate is not trusted: {}", distrusted(why))
         }
-        Error::NoCertificatesPresented => "the peer has shown no certificate, and must".into(),
+        Error::NoCertificatesPresented => "the peer sent no certificate, but one is required".into(),
         Error::AlertReceived(AlertDescription::CloseNotify) => {
-            "the peer has closed during the handshake".into()
+            "the peer closed the connection during the handshake".into()
         }
         Error::AlertReceived(alert) => format!("the peer refused: {}", spaced(&format!("{alert:?}"))),
-        Error::NoApplicationProtocol => "the peer offers no protocol that is spoken here (ALPN)".into(),
+        Error::NoApplicationProtocol => "the peer offers no supported protocol (ALPN)".into(),
         Error::PeerIncompatible(
             PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
@@ -28,23 +28,25 @@ pub(super) fn describe(error: &Error) -> String {
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled,
-        ) => "the peer speaks no version of TLS that is spoken here".into(),
+        ) => "the peer supports no enabled TLS version".into(),
         Error::PeerIncompatible(why) => {
-            format!("the peer cannot be talked to: {}", spaced(&format!("{why:?}")))
+            format!("the peer is incompatible: {}", spaced(&format!("{why:?}")))
         }
-        Error::PeerMisbehaved(why) => format!("the peer broke TLS's rules: {}", spaced(&format!("{why:?}"))),
+        Error::PeerMisbehaved(why) => {
+            format!("the peer violated the TLS protocol: {}", spaced(&format!("{why:?}")))
+        }
         Error::InvalidMessage(why) => {
             format!("the peer sent a malformed message: {}", spaced(&format!("{why:?}")))
         }
         Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => {
-            "the peer sent a message that has no place there".into()
+            "the peer sent an unexpected message".into()
         }
-        Error::DecryptError => "a record was damaged on its way".into(),
+        Error::DecryptError => "a record could not be decrypted".into(),
         error => Escaped(error.to_string().as_bytes()).to_string(),
     }
 }
 
-/// As [`describe`], for the first bytes that were sent: they are often not TLS at all.
+/// As [`describe`], for an error in the peer's first record, which is often not TLS at all.
 pub(super) fn describe_first(error: &Error, first: &[u8]) -> String {
     let is_framing = matches!(
         error,
@@ -74,16 +76,16 @@ fn distrusted(why: &CertificateError) -> String {
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
             let names: Vec<&str> = presented.iter().map(|name| inner_name(name)).collect();
-            let is_for = if names.is_empty() { "no name at all".into() } else { names.join(", ") };
+            let is_for = if names.is_empty() { "no name".into() } else { names.join(", ") };
             format!("not valid for {} (it is for {})", expected.to_str(), Escaped(is_for.as_bytes()))
         }
         CertificateError::InvalidPurposeContext { required, .. } => format!("not meant for {required}"),
         CertificateError::BadEncoding => "malformed".into(),
-        CertificateError::BadSignature => "a signature is wrong".into(),
-        // What webpki says and rustls has no word of its own for; it is what becomes of most certificates that sign
-        // themselves.
+        CertificateError::BadSignature => "a signature is invalid".into(),
+        // An error of webpki without a variant in rustls. Most self-signed certificates cause it.
         CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
-            "it is an authority's own, which no server or client may show (make one that it signs)".into()
+            "it is a CA certificate, which cannot be used by a server or client (issue one signed by it)"
+                .into()
         }
         why => Escaped(why.to_string().as_bytes()).to_string(),
     }
@@ -133,7 +135,7 @@ pub(super) fn version(version: Option<ProtocolVersion>) -> &'static str {
     }
 }
 
-/// The name in IANA's registry. rustls writes those of TLS 1.3 in its own way.
+/// The name in IANA's registry; rustls has other names for those of TLS 1.3.
 pub(super) fn cipher(suite: Option<SupportedCipherSuite>) -> &'static str {
     match suite.map(|suite| suite.suite()) {
         Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => "TLS_AES_128_GCM_SHA256",
@@ -162,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rustls_names_become_plain_text() {
+    fn names_of_rustls_become_words() {
         let pairs = [
             ("UnknownCA", "unknown CA"),
             ("CertificateRequired", "certificate required"),
@@ -185,14 +187,14 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_begin_as_tls_are_not_reported_as_non_tls() {
+    fn an_error_in_a_tls_record_is_not_reported_as_non_tls() {
         let error = Error::InvalidMessage(InvalidMessage::MessageTooLarge);
         let why = describe_first(&error, b"\x16\x03\x01\xff\xff");
         assert_eq!(why, "the peer sent a malformed message: message too large");
     }
 
     #[test]
-    fn every_suite_that_is_offered_has_its_name() {
+    fn every_offered_cipher_suite_has_its_iana_name() {
         for suite in rustls::crypto::ring::ALL_CIPHER_SUITES {
             let ours = cipher(Some(*suite));
             assert_eq!(ours, format!("{:?}", suite.suite()).replace("TLS13_", "TLS_"));

@@ -1,4 +1,4 @@
-//! Who one is, and whom one believes.
+//! Certificates with keys, and root certificates.
 
 use std::fmt;
 use std::fs;
@@ -13,25 +13,24 @@ use rustls::sign;
 use super::{TlsError, provider};
 use crate::base::reason::os_message;
 
-/// A certificate with those that vouch for it, and the private key that belongs to it. Cheap to clone.
+/// A certificate chain with its private key. Cheap to clone.
 #[derive(Clone)]
 pub struct CertifiedKey(Arc<sign::CertifiedKey>);
 
 impl CertifiedKey {
-    /// From PEM: the chain with one's own certificate first, and the private key (PKCS #8, PKCS #1 or SEC 1). What else
-    /// there is between the certificates is passed over, and so is every key after the first, so that both may come
-    /// from the same text.
+    /// From PEM text: the chain, with the own certificate first, and the private key (PKCS #8, PKCS #1 or SEC 1). Other
+    /// content of `chain` and all keys after the first are ignored, so that both arguments may be the same text.
     ///
     /// # Errors
     ///
-    /// When there is no certificate or no key, when one of them is malformed or of a kind that is not supported, when
-    /// the key is encrypted, or when the two do not belong together.
+    /// When there is no certificate or no key, one of them is malformed or of an unsupported kind, the key is
+    /// encrypted, or the key does not belong to the certificate.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsError> {
         identity(chain, "the certificate", key, "the key")
     }
 
-    /// From two PEM files, or from one that holds both. Reads them at once, by blocking; when they change, make
-    /// another one and give it to [`Server::replace`](super::Server::replace).
+    /// From two PEM files, or from one that contains both. Blocks while it reads them. After the files have changed,
+    /// call it again and pass the result to [`Server::replace`](super::Server::replace).
     ///
     /// # Errors
     ///
@@ -48,7 +47,7 @@ impl CertifiedKey {
     }
 
     pub(super) fn certificate(&self) -> &CertificateDer<'static> {
-        // Checked when it was made.
+        // Not empty: checked by `identity`.
         &self.0.cert[0]
     }
 }
@@ -57,7 +56,7 @@ fn read(path: &Path, named: &str) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|error| TlsError::new(format!("cannot read {named}: {}", os_message(&error))))
 }
 
-/// The names say where the two came from.
+/// `chain_named` and `key_named` are what error messages call the two.
 fn identity(chain: &[u8], chain_named: &str, key: &[u8], key_named: &str) -> Result<CertifiedKey, TlsError> {
     let chain = certificates(chain, chain_named)?;
     let key = private_key(key, key_named)?;
@@ -89,12 +88,10 @@ fn certificates(pem: &[u8], named: &str) -> Result<Vec<CertificateDer<'static>>,
 
 fn private_key(pem: &[u8], named: &str) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
-        // An encrypted key has a header of its own, or, as OpenSSL once wrote it, a line that is no base64.
+        // An encrypted key has a label of its own or, in the traditional format of OpenSSL, a header line.
         let is_encrypted = memchr::memmem::find(pem, b"ENCRYPTED").is_some();
         let why = match error {
-            _ if is_encrypted => {
-                "it is encrypted (write it in the clear first: openssl pkey -in ... -out ...)".into()
-            }
+            _ if is_encrypted => "it is encrypted (decrypt it first: openssl pkey -in ... -out ...)".into(),
             PemError::NoItemsFound => {
                 "there is none (it is PEM, and begins with -----BEGIN PRIVATE KEY----- or the like)".into()
             }
@@ -113,43 +110,43 @@ fn malformed(error: &PemError) -> String {
 }
 
 impl fmt::Debug for CertifiedKey {
-    /// Not the key.
+    /// Prints no part of the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Identity")
+        f.write_str("CertifiedKey")
     }
 }
 
-/// Those whose signature on a certificate is believed. Never empty. Cheap to clone.
+/// Root certificates: those whose signature on other certificates is trusted. At least one. Cheap to clone.
 #[derive(Clone)]
 pub struct RootCerts(Arc<RootCertStore>);
 
 impl RootCerts {
-    /// Those whose certificates are in this PEM text.
+    /// All certificates in a PEM text.
     ///
     /// # Errors
     ///
-    /// When there is none, or when one is malformed.
+    /// When there is none, or one is malformed.
     pub fn from_pem(certificates: &[u8]) -> Result<RootCerts, TlsError> {
-        authorities(certificates, "the certificate of an authority")
+        authorities(certificates, "the root certificate")
     }
 
-    /// Those whose certificates are in this PEM file. Reads it at once, by blocking.
+    /// All certificates in a PEM file. Blocks while it reads the file.
     ///
     /// # Errors
     ///
     /// As [`from_pem`](RootCerts::from_pem), and when the file cannot be read.
     pub fn from_pem_file(path: impl AsRef<Path>) -> Result<RootCerts, TlsError> {
         let path = path.as_ref();
-        let named = format!("the certificate of an authority in {}", path.display());
+        let named = format!("the root certificate in {}", path.display());
         authorities(&read(path, &named)?, &named)
     }
 
-    /// Those whom the system trusts: what `SSL_CERT_FILE` and `SSL_CERT_DIR` name, else what the system keeps. Reads a
-    /// few hundred kilobytes, by blocking. What is malformed among them is passed over.
+    /// The root certificates of the operating system: those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name, else those
+    /// in the system's usual place. Blocks while it reads a few hundred kilobytes. Malformed ones are ignored.
     ///
     /// # Errors
     ///
-    /// When none were found.
+    /// When none is found.
     pub fn system() -> Result<RootCerts, TlsError> {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
@@ -157,7 +154,7 @@ impl RootCerts {
         if roots.is_empty() {
             let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
             return Err(TlsError::new(format!(
-                "cannot find whom the system trusts, neither where SSL_CERT_FILE and SSL_CERT_DIR say nor where \
+                "cannot find the system's root certificates, neither by SSL_CERT_FILE and SSL_CERT_DIR nor where \
                  OpenSSL looks{why} (install ca-certificates, or name a file)"
             )));
         }
@@ -180,6 +177,6 @@ fn authorities(pem: &[u8], named: &str) -> Result<RootCerts, TlsError> {
 
 impl fmt::Debug for RootCerts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Authorities({})", self.0.len())
+        write!(f, "RootCerts({})", self.0.len())
     }
 }

@@ -1,4 +1,4 @@
-//! TLS for listeners, dials and running connections, by rustls.
+//! TLS for listeners, dials and open connections (STARTTLS), with rustls.
 //!
 //! # An echo server
 //!
@@ -34,7 +34,7 @@
 //! use tidemill::tls::{RootCerts, Client, ClientOptions, Trust};
 //! use tidemill::{DialOptions, Limits, Reactor};
 //!
-//! // Without options it trusts whom the system trusts.
+//! // The default is `Trust::System`: the certificates that the operating system trusts.
 //! let trust = Trust::Only(RootCerts::from_pem_file("ca.pem")?);
 //! let client = Client::new(ClientOptions { trust, ..ClientOptions::default() })?;
 //!
@@ -46,19 +46,20 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! # What it does
+//! # Versions and algorithms
 //!
-//! TLS 1.2 and 1.3 with rustls's defaults, the cryptography by ring, whatever else the process has installed. Sessions
-//! are resumed; nothing is ever sent before the handshake is over (no 0-RTT), since that could be replayed.
+//! TLS 1.2 and 1.3, with the default cipher suites of rustls and the cryptography of ring, also when the process has
+//! installed another default provider. Sessions are resumed. There is no 0-RTT data, because it can be replayed.
 //!
 //! # Surprises
 //!
-//! - **A client is ready before it is accepted.** In TLS 1.3 a server checks the client's certificate after the client
-//!   can send: the refusal arrives later, as an error of the connection.
-//! - **Revocation is not checked**, neither by lists nor online.
-//! - **A client that knows no protocol by name is served**: a server refuses only those who offer protocols (ALPN) and
-//!   none of its own.
-//! - **A name that no identity is for gets the first identity**; the client will say what it thinks of that.
+//! - **A client may get its certificate refused after `connected`.** In TLS 1.3 a server verifies the client's
+//!   certificate after the client has completed its handshake: the refusal arrives later, as an error of the
+//!   connection ([`CloseReason::Tls`](crate::CloseReason::Tls)).
+//! - **Revocation is not checked**, neither with CRLs nor with OCSP.
+//! - **A client that offers no protocols (ALPN) is accepted.** A server refuses only clients that offer some, none of
+//!   which it has.
+//! - **A server name (SNI) that no certificate is for gets the first certificate**, which the client will not accept.
 
 use std::error::Error;
 use std::fmt;
@@ -92,7 +93,7 @@ pub enum TlsVersion {
     V13,
 }
 
-/// Why TLS cannot be set up as it was asked for: what was wrong with which file or option.
+/// Why TLS cannot be set up with these options. The message names the file or option and what is wrong with it.
 ///
 /// ```text
 /// cannot use the key in key.pem: it does not belong to the certificate in cert.pem
@@ -120,8 +121,7 @@ impl From<TlsError> for io::Error {
     }
 }
 
-/// Named, because a process may have installed another one as its default, or none, and both would change what this
-/// crate does.
+/// Passed explicitly, because rustls would use the default provider of the process, which may be another one or none.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
@@ -136,7 +136,7 @@ fn versions(oldest: TlsVersion) -> &'static [&'static SupportedProtocolVersion] 
     }
 }
 
-/// The names of protocols are sent behind one byte that says how long they are.
+/// Checks the names of protocols: on the wire, their length has one byte.
 fn check_protocols(protocols: &[Vec<u8>]) -> Result<(), TlsError> {
     let wrong = protocols.iter().find(|name| name.is_empty() || name.len() > 255);
     wrong.map_or(Ok(()), |name| {

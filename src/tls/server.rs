@@ -1,4 +1,4 @@
-//! What a server shows, and to whom.
+//! The server side: certificates, choice by server name, client authentication.
 
 use std::fmt;
 use std::io;
@@ -19,7 +19,7 @@ use super::{TlsError, TlsVersion, check_protocols, provider, sni, versions};
 use crate::base::address::Address;
 use crate::base::filter::{Filter, FilterConfig, FilterFactory};
 
-/// The side that is called. Cheap to clone; all clones are one, and what it shows can be
+/// The configuration of TLS servers. Cheap to clone; all clones share one configuration, which can be
 /// [replaced](Server::replace) while it is in use, from any thread.
 #[derive(Clone)]
 pub struct Server {
@@ -27,7 +27,9 @@ pub struct Server {
     filter: FilterConfig,
 }
 
-/// What a server shows, and whom it asks for what.
+/// Options of a [`Server`].
+///
+/// # Examples
 ///
 /// ```no_run
 /// use tidemill::tls::{RootCerts, ClientAuth, CertifiedKey, Server, ServerOptions};
@@ -42,55 +44,58 @@ pub struct Server {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct ServerOptions {
-    /// A client gets the first one whose certificate is for the name it asks for, wildcards included; if there is
-    /// none, or it asks for no name, the first. At least one; none by default.
+    /// Certificates with their keys; at least one is required. A client gets the first one that is valid for the server
+    /// name it requests (SNI; wildcards count), else the first of the list.
     pub certificates: Vec<CertifiedKey>,
-    /// Who may come. Anyone by default.
+    /// Whether clients must send a certificate. Default [`ClientAuth::Any`].
     pub client_auth: ClientAuth,
-    /// The protocols that are spoken here (ALPN), the best first; a name has 1 to 255 bytes. A client that offers some
-    /// and none of these is refused; one that offers none is not. None by default, and then nobody is refused.
+    /// The supported protocols (ALPN), the preferred one first; a name has 1 to 255 bytes. A client that offers
+    /// protocols, but none of these, is refused; a client that offers none is accepted. Empty by default: all clients
+    /// are accepted.
     pub alpn: Vec<Vec<u8>>,
-    /// The oldest version of TLS that is spoken. Default [`TlsVersion::V12`].
+    /// The oldest TLS version to accept. Default [`TlsVersion::V12`].
     pub min_version: TlsVersion,
 }
 
-/// Whether clients show a certificate.
+/// Whether clients are authenticated by a certificate.
 #[derive(Clone, Debug, Default)]
 pub enum ClientAuth {
-    /// They are not asked for one.
+    /// No certificate is requested.
     #[default]
     Any,
-    /// They are asked for one. Those without one may come too; one that these have not signed is refused.
+    /// A certificate is requested. A client without one is accepted; one whose certificate is not signed by these root
+    /// certificates is refused.
     Optional(RootCerts),
-    /// They must show one that these have signed.
+    /// A certificate signed by one of these root certificates is required.
     Required(RootCerts),
 }
 
 impl Server {
-    /// One that shows this.
+    /// Makes a server configuration.
     ///
     /// # Errors
     ///
-    /// When there is no identity, or a protocol's name is too short or too long.
+    /// When there is no certificate, or the name of a protocol has not 1 to 255 bytes.
     pub fn new(options: ServerOptions) -> Result<Server, TlsError> {
         let shown = Arc::new(CurrentConfig(RwLock::new(Arc::new(config(options)?))));
         let security = FilterConfig::new(ServerFilters(shown.clone()));
         Ok(Server { current: shown, filter: security })
     }
 
-    /// From now on, shows this to those who come. Connections go on as they began, also those in their handshake.
-    /// What was agreed on with earlier callers is not resumed: it was agreed on under other rules.
+    /// Replaces the configuration for new connections. Existing connections keep theirs, also during their handshake.
+    /// Earlier sessions are not resumed, because they were negotiated with other options.
     ///
     /// # Errors
     ///
-    /// As [`new`](Server::new); then it shows what it has shown before.
+    /// As [`new`](Server::new); the previous configuration stays in use.
     pub fn replace(&self, options: ServerOptions) -> Result<(), TlsError> {
         let config = Arc::new(config(options)?);
         *self.current.0.write().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
 
-    /// To be given to a listener or to a socket.
+    /// The filter for [`ListenOptions::filter`](crate::ListenOptions::filter) or
+    /// [`Socket::start_filter`](crate::Socket::start_filter).
     pub fn filter_config(&self) -> FilterConfig {
         self.filter.clone()
     }
@@ -133,7 +138,7 @@ impl FilterFactory for ServerFilters {
 
 fn config(options: ServerOptions) -> Result<ServerConfig, TlsError> {
     if options.certificates.is_empty() {
-        return Err(TlsError::new("cannot serve TLS without a certificate: give at least one identity"));
+        return Err(TlsError::new("cannot serve TLS without a certificate: give at least one"));
     }
     check_protocols(&options.alpn)?;
     let cannot = |error: rustls::Error| TlsError::new(format!("cannot serve TLS: {error}"));
@@ -144,11 +149,11 @@ fn config(options: ServerOptions) -> Result<ServerConfig, TlsError> {
         .with_client_cert_verifier(verifier(options.client_auth)?)
         .with_cert_resolver(Arc::new(ByName(options.certificates)));
     config.alpn_protocols = options.alpn;
-    // The strongest that both have, whatever a client would like best.
+    // The server's order: the strongest cipher suite that both support.
     config.ignore_client_order = true;
     config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(cannot)?;
-    // The client keeps it, here it costs nothing but the bytes: a second one would only serve those who resume two
-    // connections before either has brought them a new one.
+    // One ticket per connection. A second one would be useful only to clients that resume two connections before
+    // either of them has brought a new ticket, and costs its bytes in every handshake.
     config.send_tls13_tickets = 1;
     Ok(config)
 }
@@ -162,7 +167,7 @@ fn verifier(clients: ClientAuth) -> Result<Arc<dyn ClientCertVerifier>, TlsError
         ClientAuth::Optional(authorities) => builder(authorities).allow_unauthenticated().build(),
         ClientAuth::Required(authorities) => builder(authorities).build(),
     };
-    built.map_err(|error| TlsError::new(format!("cannot check clients: {error}")))
+    built.map_err(|error| TlsError::new(format!("cannot verify clients: {error}")))
 }
 
 #[derive(Debug)]

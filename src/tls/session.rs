@@ -1,4 +1,4 @@
-//! One connection's TLS.
+//! The TLS session of one connection: the filter that decrypts and encrypts its bytes.
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,42 +15,42 @@ use rustls::{ClientConfig, CommonState, HandshakeKind, ServerConfig};
 use super::{errors, sni};
 use crate::base::filter::{Filter, FilterInfo, Opened};
 
-/// A session of either side.
+/// A TLS session, as a server or as a client.
 ///
 /// ```text
-///         wire: │ opened before │ free │ being opened │ arrived, not yet looked at │
-///               0             plain   used ──────────▶│
+///         wire: │ plaintext │ free │ current record │ received, not processed │
+///               0         plain   used ────────────▶│
 /// ```
 ///
-/// A record is longer than what is in it, so what has been opened never reaches what has not.
+/// Records are decrypted in place. A record is longer than its plaintext, so the plaintext never overwrites bytes that
+/// are not processed yet.
 pub(super) struct Session<C> {
     connection: C,
-    /// The beginning of a record, or records that hold the beginning of a message of the handshake.
+    /// An incomplete record, or complete records with an incomplete handshake message.
     buffered: Vec<u8>,
-    /// What the client has asked for, if that is a name.
+    /// The server name that the client requests, if it is a host name.
     server_name: Option<Box<str>>,
-    /// Whether a record of the peer was taken.
+    /// Whether a record of the peer has been processed.
     received_record: bool,
-    /// Whether the peer has said that it will send nothing more.
+    /// Whether close_notify has been received.
     peer_ended: bool,
-    /// Whether the peer was told so.
     close_notify_sent: bool,
-    /// Why it cannot go on.
+    /// Why the session cannot go on.
     error: Option<Box<str>>,
 }
 
-/// A message of the handshake has at most 64 KiB (more is refused by rustls), and a record has at most 5 + 256 bytes
-/// that are not its contents. Whoever needs more than these few records does it on purpose: in records of one byte
-/// each, a message would take 1.5 MiB.
+/// The limit of `buffered`. A handshake message has at most 64 KiB (rustls refuses longer ones), and a record adds at
+/// most 5 + 256 bytes to its contents; eight records are allowed for. In records of one byte each, a message would take
+/// 1.5 MiB: only an attacker sends that.
 const BUFFERED_MAX: usize = (64 << 10) + 8 * (5 + 256);
 
-/// The most that fits into a record. Sealed one by one, so that the bytes are still near when they are sealed.
+/// The maximum plaintext of a record. Records are encrypted one by one, while their bytes are in the processor's cache.
 const RECORD: usize = 16 << 10;
 
-/// What a record is longer than its contents by, and a message that goes before it: the new keys, or the end.
+/// Room for what a record adds to its plaintext, and for a message before it: a key update, or close_notify.
 const ROOM: usize = 40 + 64;
 
-/// What differs between the two sides: rustls has two types that share their methods only in name.
+/// What differs between server and client: rustls has two types whose methods have the same names, but no common trait.
 pub(super) trait Side {
     type Data;
 
@@ -58,7 +58,7 @@ pub(super) trait Side {
 
     fn common(&self) -> &CommonState;
 
-    /// The name in the hello that was processed just now.
+    /// The name in the ClientHello that was processed in the last call, if there was one.
     fn take_server_name() -> Option<Box<str>>;
 }
 
@@ -133,17 +133,17 @@ impl<C: Side> Filter for Session<C> {
     }
 
     fn open(&mut self, wire: &mut [u8], out: &mut Vec<u8>) -> Opened {
-        // Taken, not copied: what is not needed any more is given back, and an idle session holds nothing.
+        // Taken out, so that its memory is freed: an idle session holds no buffer.
         let kept = mem::take(&mut self.buffered);
         wire[..kept.len()].copy_from_slice(&kept);
         drop(kept);
         let mut plain = 0;
         if self.error.is_none() {
             match self.advance_guarded(wire, &mut plain, out) {
-                // Bytes behind the peer's last word could be anyone's.
+                // Bytes behind close_notify are not authenticated: ignored.
                 Ok(_) if self.peer_ended => {}
                 Ok(used) if wire.len() - used > BUFFERED_MAX => {
-                    self.fail("the peer has begun a message that is too long".into(), out);
+                    self.fail("the peer sent the start of a message that is too long".into(), out);
                 }
                 Ok(used) => self.buffered = wire[used..].to_vec(),
                 Err(why) => self.fail(why, out),
@@ -199,25 +199,24 @@ impl<C: Side> Filter for Session<C> {
 }
 
 impl<C: Side> Session<C> {
-    /// [Advances](Session::advance). What arrives is parsed by much code that is not ours, and panics that a peer could
-    /// reach have been found in it before (RUSTSEC-2024-0399): they end his session and not the process. Built with
-    /// debug assertions rustls has one still: it asserts that it sends no alert behind its end, and does send one when
-    /// what arrives then is wrong.
+    /// [Advances](Session::advance), and catches panics of rustls. A peer could cause a panic there before
+    /// (RUSTSEC-2024-0399); one must end its session only, and not the process. With debug assertions there is still
+    /// one: rustls asserts that it sends no alert after close_notify, but does so when an invalid record arrives then.
     fn advance_guarded(
         &mut self,
         wire: &mut [u8],
         plain: &mut usize,
         out: &mut Vec<u8>,
     ) -> Result<usize, String> {
-        // Whatever was left half done is not used again: the session is broken by it.
+        // Unwind-safe: after a panic the session has an error, and rustls's state is not used again.
         catch_unwind(AssertUnwindSafe(|| self.advance(wire, plain, out))).unwrap_or_else(|_| {
-            Err("what the peer sent cannot be dealt with (a bug in the TLS library)".into())
+            Err("the received bytes cannot be processed (a bug in the TLS library)".into())
         })
     }
 
-    /// Goes through what has arrived until more is needed, and says how much of it was used up.
+    /// Processes received bytes until more are needed; returns how many were used.
     ///
-    /// It ends: each round uses up a record, or takes one of the messages that rustls has queued, or lowers a flag.
+    /// The loop ends: each round uses a record, takes a message that rustls has queued, or clears a flag.
     fn advance(&mut self, wire: &mut [u8], plain: &mut usize, out: &mut Vec<u8>) -> Result<usize, String> {
         let (mut used, mut record) = (0, Vec::new());
         loop {
@@ -238,29 +237,32 @@ impl<C: Side> Session<C> {
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, out),
-                // Whatever is in `out` is sent before anything that is sealed later.
+                // `out` is sent before anything that is encrypted later, as rustls requires here.
                 Ok(ConnectionState::TransmitTlsData(sent)) => sent.done(),
                 Ok(ConnectionState::PeerClosed) => self.peer_ended = true,
                 Ok(_) => return Ok(used),
                 Err(error) if self.received_record => return Err(errors::describe(&error)),
                 Err(error) => return Err(errors::describe_first(&error, &first[..wire.len().min(8)])),
             }
-            // rustls lends the record together with the wire: it cannot be put there before both are given back.
+            // Copied only now: while rustls lends the plaintext, `wire` is borrowed.
             let end = *plain + record.len();
-            assert!(end <= used, "a record is longer than what is in it");
+            assert!(end <= used, "a record is longer than its plaintext");
             wire[*plain..end].copy_from_slice(&record);
             *plain = end;
             record.clear();
         }
     }
 
-    /// Lets `say` write once everything is out that must be before it, and sends what follows from it.
+    /// Calls `say` as soon as all messages that must precede it are in `out`, and then appends the messages that follow
+    /// from it.
+    ///
+    /// The loop ends: each round calls `say` and returns, or takes one of the messages that rustls has queued.
     fn speak<F>(&mut self, out: &mut Vec<u8>, mut say: F) -> Result<(), String>
     where
         F: FnMut(&mut WriteTraffic<'_, C::Data>, &mut Vec<u8>) -> Result<(), String>,
     {
         loop {
-            // With what is kept, never with nothing: rustls indexes into the bytes of a message that has begun.
+            // With the buffered bytes, never with an empty slice: rustls indexes into those of an incomplete message.
             let UnbufferedStatus { discard, state } = self.connection.process(&mut self.buffered);
             let said = match state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => Some(say(&mut traffic, out)),
@@ -283,8 +285,8 @@ impl<C: Side> Session<C> {
         }
     }
 
-    /// Takes the messages that rustls has queued. It hands them out before it looks at the wire, so none is given; and
-    /// none may be: a second error on the same bytes would be a second alert, which rustls asserts against.
+    /// Appends the messages that rustls has queued. It returns them before it looks at received bytes, so it gets none.
+    /// It must not get any: a second error for the same bytes would be a second alert, which rustls asserts against.
     fn flush(&mut self, out: &mut Vec<u8>) {
         while self.connection.common().wants_write() {
             match self.connection.process(&mut []).state {
@@ -294,7 +296,7 @@ impl<C: Side> Session<C> {
         }
     }
 
-    /// Ends it for good, with the alert that says so to the peer if there is one.
+    /// Ends the session; appends the alert for the peer, if rustls has queued one.
     fn fail(&mut self, why: String, out: &mut Vec<u8>) {
         self.flush(out);
         self.buffered = Vec::new();
@@ -302,7 +304,7 @@ impl<C: Side> Session<C> {
     }
 }
 
-/// The first bytes, for the log: rustls decrypts in place, so they are noted before.
+/// The first bytes, for the log. Copied before rustls changes them by decrypting in place.
 fn beginning(wire: &[u8]) -> [u8; 8] {
     let mut first = [0; 8];
     first.iter_mut().zip(wire).for_each(|(to, from)| *to = *from);
@@ -310,7 +312,7 @@ fn beginning(wire: &[u8]) -> [u8; 8] {
 }
 
 fn encode<D>(data: &mut EncodeTlsData<'_, D>, out: &mut Vec<u8>) {
-    // Without room it says how much it needs.
+    // Called with an empty buffer, it returns the size that it needs.
     if let Err(EncodeError::InsufficientSize(needed)) = data.encode(&mut []) {
         let start = out.len();
         out.resize(start + needed.required_size, 0);
@@ -319,7 +321,7 @@ fn encode<D>(data: &mut EncodeTlsData<'_, D>, out: &mut Vec<u8>) {
     }
 }
 
-/// Lets `write` write at the end of `out`, first into so much room, and if that is too little, into what it asks for.
+/// Lets `write` append to `out`: first with `room` bytes, and if that is too little, with the number that it returns.
 fn append<W>(out: &mut Vec<u8>, room: usize, mut write: W) -> Result<(), EncryptError>
 where
     W: FnMut(&mut [u8]) -> Result<usize, EncryptError>,

@@ -1,4 +1,4 @@
-//! The server name that a client asked for, on its way from the certificate's choice to the session.
+//! Passes the server name that a client requested (SNI) from the choice of a certificate to the session.
 
 use std::cell::Cell;
 
@@ -10,11 +10,11 @@ pub(super) fn set(name: Option<&str>) {
     REQUESTED_NAME.set(name.map(Into::into));
 }
 
-/// The name in the hello that was read last on this thread, once.
+/// Returns the name in the ClientHello that was processed last on this thread, once.
 ///
-/// An unbuffered connection of rustls does not tell the name. It asks for the certificate in every handshake, also in
-/// a resumed one, but does not tell on whose behalf. So the name is left here, and the session looks right after each
-/// call that can have read a hello.
+/// Unbuffered connections of rustls do not expose the name. The certificate resolver gets it, also when a session is
+/// resumed, but does not know the connection. So the resolver stores the name here, and the session takes it after
+/// each call that can have processed a ClientHello.
 pub(super) fn take() -> Option<Box<str>> {
     REQUESTED_NAME.take()
 }

@@ -117,7 +117,7 @@ fn a_message_in_a_thousand_records_is_not_kept_for_ever() {
             break;
         }
     }
-    assert_eq!(server.error(), "the peer has begun a message that is too long");
+    assert_eq!(server.error(), "the peer sent the start of a message that is too long");
     assert!((10_000..12_000).contains(&sent), "after {sent} records");
     assert!(server.max_buffered <= (64 << 10) + 8 * (5 + 256), "{} were kept", server.max_buffered);
     assert_eq!(server.session.buffered(), 0);
@@ -133,7 +133,7 @@ fn a_flood_of_empty_records_is_ended() {
         for _ in 0..2000 {
             sent += server.receive(&forger.record(ContentType::ApplicationData, &[])).len();
         }
-        assert_eq!(server.error(), "the peer broke TLS's rules: too many empty fragments");
+        assert_eq!(server.error(), "the peer violated the TLS protocol: too many empty fragments");
         assert!(sent < 100, "{sent} bytes were answered");
     }
 }
@@ -150,7 +150,7 @@ fn a_flood_of_warnings_is_ended() {
             wire.extend(forger.record(ContentType::Alert, &[1, 90]));
         }
         let sent = server.receive(&wire);
-        assert_eq!(server.error(), "the peer broke TLS's rules: too many warning alerts received");
+        assert_eq!(server.error(), "the peer violated the TLS protocol: too many warning alerts received");
         assert!(sent.len() < 100, "{} bytes were answered", sent.len());
     }
 }
@@ -165,7 +165,7 @@ fn a_flood_of_new_hellos_is_ended() {
     for _ in 0..1000 {
         sent += server.receive(&forger.record(ContentType::Handshake, &hello[5..])).len();
     }
-    assert_eq!(server.error(), "the peer broke TLS's rules: too many renegotiation requests");
+    assert_eq!(server.error(), "the peer violated the TLS protocol: too many renegotiation requests");
     assert!(sent < 200, "{sent} bytes were answered");
 }
 
@@ -185,7 +185,7 @@ fn a_flood_of_new_keys_is_ended_or_answered_once() {
             break;
         }
     }
-    assert_eq!(server.error(), "the peer broke TLS's rules: too many key update requests");
+    assert_eq!(server.error(), "the peer violated the TLS protocol: too many key update requests");
     assert!(sent < 100, "{sent} bytes were answered");
 }
 

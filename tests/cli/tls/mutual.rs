@@ -40,7 +40,7 @@ fn only_clients_with_a_trusted_certificate_are_accepted_and_the_log_says_why_oth
         let mut echo = Server::start_with_debug_log(&words);
         assert!(is_let_in(&certificates, &echo, version, "client"), "{version}: {}", echo.log());
         for (shows, why) in [
-            ("", "handshake: the peer has shown no certificate, and must"),
+            ("", "handshake: the peer sent no certificate, but one is required"),
             ("stranger", "handshake: the peer's certificate is not trusted: unknown issuer"),
             ("expired", "handshake: the peer's certificate is not trusted: expired "),
         ] {

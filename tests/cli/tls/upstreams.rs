@@ -239,5 +239,5 @@ fn an_upstream_that_asks_for_a_certificate_gets_the_proxys() {
     assert_eq!(client.receive_all(), b"");
     drop(client);
     logs(&mute, "(the peer refused: certificate required)");
-    logs(&echo, "the peer has shown no certificate, and must");
+    logs(&echo, "the peer sent no certificate, but one is required");
 }
