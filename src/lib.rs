@@ -93,7 +93,7 @@ pub use config::rules::{Action, IpRange, RangeError, RefuseMode, Rule, Rules};
 pub use connection::optional::IdleKind;
 pub use connection::socket::Socket;
 pub use connection::sockets::Sockets;
-pub use connection::{Origin, State};
+pub use connection::state::{Origin, State};
 pub use event_loop::Turn;
 pub use handle::Handle;
 pub use parts::inbox::Input;

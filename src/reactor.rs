@@ -264,7 +264,7 @@ impl Reactor {
     /// When [`turn`](Reactor::turn) must be called even if the descriptor has not become readable. In the past when
     /// work is left over; `None` when there is no deadline.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.event_loop.next_deadline().map(|at| self.event_loop.table.epoch.at(at))
+        self.event_loop.next_deadline().map(|at| self.event_loop.table.cx.epoch.at(at))
     }
 
     /// A handle with which other threads run work on the loop.
@@ -292,7 +292,7 @@ impl Reactor {
 
     /// A copy of the loop's counters.
     pub fn stats(&self) -> Stats {
-        self.event_loop.table.stats.clone()
+        self.event_loop.table.cx.stats.clone()
     }
 }
 

@@ -116,11 +116,11 @@ fn taken(slices: &WriteBatch<'_>, portion: usize) -> usize {
 
 impl Queue for Outbox {
     fn put(&mut self, bytes: &[u8]) {
-        self.push(bytes);
+        self.wire.push(bytes);
     }
 
     fn slices<'a>(&'a self, slices: &mut WriteBatch<'a>) {
-        self.gather(slices);
+        self.wire.gather(slices);
     }
 
     fn written(&mut self, n: usize) {
@@ -235,7 +235,7 @@ fn broadcast_queued() -> Runner<'static> {
         let begun = Instant::now();
         let line = Shared::from(black_box(&LINE[..]));
         for receiver in &mut receivers {
-            receiver.push_shared(&line, account);
+            receiver.wire.push_shared(&line, account);
         }
         write_all(&mut receivers);
         each(begun, RECEIVERS)

@@ -257,13 +257,14 @@ where
     address.try_into().map_err(failed)
 }
 
-/// The address of a peer in 20 bytes; every connection holds one. An IPv4 address is stored as mapped into IPv6. Of a
+/// The address of a peer in 19 bytes; every connection holds one. An IPv4 address is stored as mapped into IPv6. Of a
 /// Unix-domain address only the family is stored. Only a link-local address needs a scope, and such an address has 54
 /// bits that are zero (RFC 4291, section 2.5.6): the scope is stored in them, as the kernels of the BSDs do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PeerAddress {
     ip: [u8; 16],
-    port: u16,
+    /// In bytes, so that nothing in here is aligned and no byte is padding.
+    port: [u8; 2],
     family: PeerFamily,
 }
 
@@ -279,22 +280,22 @@ enum PeerFamily {
 const SCOPE: Range<usize> = 4..8;
 
 impl PeerAddress {
-    pub(crate) const UNIX: PeerAddress = PeerAddress { ip: [0; 16], port: 0, family: PeerFamily::Unix };
+    pub(crate) const UNIX: PeerAddress = PeerAddress { ip: [0; 16], port: [0; 2], family: PeerFamily::Unix };
 
     pub(crate) fn is_unix(self) -> bool {
         self.family == PeerFamily::Unix
     }
 
     pub(crate) fn inet(self) -> Option<SocketAddr> {
-        let ip = Ipv6Addr::from(self.ip);
+        let (ip, port) = (Ipv6Addr::from(self.ip), u16::from_ne_bytes(self.port));
         match self.family {
-            PeerFamily::V4 => Some(SocketAddr::new(IpAddr::V6(ip).to_canonical(), self.port)),
-            PeerFamily::V6 => Some(SocketAddr::new(IpAddr::V6(ip), self.port)),
+            PeerFamily::V4 => Some(SocketAddr::new(IpAddr::V6(ip).to_canonical(), port)),
+            PeerFamily::V6 => Some(SocketAddr::new(IpAddr::V6(ip), port)),
             PeerFamily::LinkLocal => {
                 let mut bytes = self.ip;
                 let scope = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
                 bytes[SCOPE].fill(0);
-                Some(SocketAddr::V6(SocketAddrV6::new(bytes.into(), self.port, 0, scope)))
+                Some(SocketAddr::V6(SocketAddrV6::new(bytes.into(), port, 0, scope)))
             }
             PeerFamily::Unix => None,
         }
@@ -311,7 +312,7 @@ impl From<SocketAddr> for PeerAddress {
         match address {
             SocketAddr::V4(v4) => {
                 let ip = v4.ip().to_ipv6_mapped().octets();
-                PeerAddress { ip, port: v4.port(), family: PeerFamily::V4 }
+                PeerAddress { ip, port: v4.port().to_ne_bytes(), family: PeerFamily::V4 }
             }
             SocketAddr::V6(v6) => {
                 let mut ip = v6.ip().octets();
@@ -320,7 +321,7 @@ impl From<SocketAddr> for PeerAddress {
                     ip[SCOPE].copy_from_slice(&v6.scope_id().to_be_bytes());
                     family = PeerFamily::LinkLocal;
                 }
-                PeerAddress { ip, port: v6.port(), family }
+                PeerAddress { ip, port: v6.port().to_ne_bytes(), family }
             }
         }
     }

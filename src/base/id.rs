@@ -39,6 +39,9 @@ pub struct ListenerId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct GroupId(pub(crate) u16);
 
+/// Slots of one reactor: so many links of the timer wheel fit into three bytes. `Limits` are clamped to it.
+pub(crate) const SLOTS_MAX: usize = (1 << 24) - 1_024;
+
 /// Slot numbers from here on are used in tokens of listeners, of the waker and of the timer.
 const RESERVED: u32 = u32::MAX - 255;
 /// Listeners that one reactor can have.

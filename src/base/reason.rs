@@ -161,6 +161,12 @@ impl CloseReason {
         }
     }
 
+    /// Whether the connection ends with a reset, because what was queued for the peer is dropped: after an orderly end
+    /// the peer would take what it has got for the whole.
+    pub(crate) fn drops_queue(self) -> bool {
+        matches!(self, CloseReason::Aborted | CloseReason::SlowReader | CloseReason::Memory)
+    }
+
     /// The reason that follows from a failed read or write.
     pub(crate) fn from_io(error: &io::Error) -> CloseReason {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
@@ -244,6 +250,8 @@ pub struct ClosedInfo {
     pub bytes_in: u64,
     /// Bytes written to the kernel.
     pub bytes_out: u64,
+    /// Bytes that had arrived and were not delivered, because the connection ended before its service took them.
+    pub undelivered: usize,
     /// The time from accept or dial to the end; resolution 10 ms.
     pub duration: Duration,
     /// Why dialing failed, with the error of each attempt.

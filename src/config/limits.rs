@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::base::id::GroupId;
+use crate::base::id::{GroupId, SLOTS_MAX};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -24,7 +24,7 @@ const MIB: usize = 1024 * KIB;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// Concurrent connections, accepted and dialed together. Default 10,000 (the default of Redis).
+    /// Concurrent connections, accepted and dialed together. Default 10,000 (the default of Redis); at most 8,388,096.
     ///
     /// Each connection is one descriptor; see [`for_descriptors`](Limits::for_descriptors).
     pub connections: usize,
@@ -215,7 +215,8 @@ impl Limits {
         self.connections.saturating_add(self.refusals).min(64 * 1024)
     }
 
-    /// Raises 0 to 1 wherever 0 would stop the loop: with a budget of 0, work would be carried over for ever.
+    /// Raises 0 to 1 wherever 0 would stop the loop: with a budget of 0, work would be carried over for ever. Lowers
+    /// counts to what the slots can number.
     pub(crate) fn able_to_progress(mut self) -> Limits {
         let counts = [
             &mut self.lookups,
@@ -230,6 +231,10 @@ impl Limits {
         for count in counts {
             *count = (*count).max(1);
         }
+        // Connections and refused peers share the slots; timers have a wheel of their own.
+        self.connections = self.connections.min(SLOTS_MAX / 2);
+        self.refusals = self.refusals.min(SLOTS_MAX / 2);
+        self.timers = self.timers.min(SLOTS_MAX);
         self
     }
 }

@@ -1,4 +1,4 @@
-//! Who may come in, by its service's guard.
+//! Which addresses may connect, by the access policy of a service.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,27 +6,33 @@ use log::Level;
 
 use super::table::Table;
 use crate::base::address::PeerAddress;
+use crate::base::id::ConnId;
 use crate::base::reason::Refusal;
 use crate::config::access::AccessPolicy;
 use crate::config::rules::RefuseMode;
-use crate::connection::{Connection, Flag};
+use crate::connection::Connection;
+use crate::connection::state::Flag;
 use crate::parts::admission::Admission;
 
-/// Turned away: why, and how.
+/// Why a peer is refused, and how.
 pub(crate) type Rejection = (Refusal, RefuseMode);
 
 impl Table {
-    /// Gives a service's listeners a guard, or another one; who is inside is remembered.
-    pub(crate) fn set_access_policy(&mut self, service: u16, guard: AccessPolicy) {
-        match self.admissions.get_mut(usize::from(service)) {
-            Some(Some(admission)) => admission.policy = guard,
-            Some(none) => *none = Some(Box::new(Admission::new(guard, self.limits.connections))),
-            None => log::warn!("ignored an access policy for a service of another reactor"),
+    /// Sets the access policy of a service's listeners. Counts of addresses survive a change of it.
+    pub(crate) fn set_access_policy(&mut self, service: u16, policy: AccessPolicy) {
+        let connections = self.cx.limits.connections;
+        let Some(admission) = self.admissions.get_mut(usize::from(service)) else {
+            return log::warn!("ignored an access policy for a service of another reactor");
+        };
+        self.cx.dry_run[usize::from(service)] = policy.dry_run;
+        match admission {
+            Some(admission) => admission.policy = policy,
+            None => *admission = Some(Box::new(Admission::new(policy, connections))),
         }
     }
 
-    /// Whether the rules let this address in. Checked before the capacity: whoever is not to come in at all is
-    /// not told whether it is full.
+    /// Whether the rules admit this address. Checked before the capacity: a peer that is denied does not learn whether
+    /// the reactor is full.
     pub(crate) fn check_rules(&mut self, service: u16, ip: Option<IpAddr>) -> Result<(), Rejection> {
         let (Some(admission), Some(ip)) = (&mut self.admissions[usize::from(service)], ip) else {
             return Ok(());
@@ -36,9 +42,9 @@ impl Table {
         self.unless_dry_run(dry, ip, decided)
     }
 
-    /// Whether its address may have one more connection, and now. If it may, says whether it has been counted.
+    /// Whether its address may have one more connection now; if so, whether it was counted.
     pub(crate) fn admit_address(&mut self, service: u16, ip: Option<IpAddr>) -> Result<bool, Rejection> {
-        let now = self.now;
+        let now = self.cx.now;
         let (Some(admission), Some(ip)) = (&mut self.admissions[usize::from(service)], ip) else {
             return Ok(false);
         };
@@ -59,8 +65,8 @@ impl Table {
     ) -> Result<(), Rejection> {
         match decided {
             Err((why, _)) if dry => {
-                self.stats.would_refuse[why as usize] += 1;
-                let (level, left_out) = self.log_limits.dry_run.level(Level::Info, self.now);
+                self.cx.stats.would_refuse[why as usize] += 1;
+                let (level, left_out) = self.cx.log_limits.dry_run.level(Level::Info, self.cx.now);
                 log::log!(level, "{ip} would have been refused: {why} (dry run){left_out}");
                 Ok(())
             }
@@ -68,7 +74,7 @@ impl Table {
         }
     }
 
-    /// A connection that goes no longer counts for its address.
+    /// A connection that has ended no longer counts for its address.
     pub(crate) fn release_address(&mut self, gone: &Connection) {
         if !gone.flags.contains(Flag::Counted) {
             return;
@@ -79,22 +85,23 @@ impl Table {
         }
     }
 
-    /// Somebody who is trusted has said for whom a connection stands: from now on it is that one's.
-    pub(crate) fn set_peer(&mut self, slot: u32, peer: SocketAddr) -> Result<(), Refusal> {
-        let (service, was, ip) =
-            (self.at(slot).service, self.at(slot).peer.ip(), Some(peer.ip().to_canonical()));
+    /// Replaces the peer's address (PROXY protocol), and moves the count to the new one.
+    pub(crate) fn set_peer(&mut self, id: ConnId, peer: SocketAddr) -> Result<(), Refusal> {
+        let Some(connection) = self.find(id) else { return Ok(()) };
+        let (service, was) = (connection.service, connection.peer.ip());
+        let counted = connection.flags.contains(Flag::Counted);
+        let ip = Some(peer.ip().to_canonical());
         let checked = self.check_rules(service, ip).and_then(|()| self.admit_address(service, ip));
         let counts = checked.map_err(|(why, _)| {
-            self.stats.refused += 1;
-            self.stats.refused_by_reason[why as usize] += 1;
+            self.cx.stats.refused += 1;
+            self.cx.stats.refused_by_reason[why as usize] += 1;
             why
         })?;
-        let counted = self.at(slot).flags.contains(Flag::Counted);
         if let (true, Some(admission), Some(was)) = (counted, &mut self.admissions[usize::from(service)], was)
         {
             admission.release(was);
         }
-        let connection = self.at_mut(slot);
+        let (connection, _) = self.at(id.slot);
         connection.peer = PeerAddress::from(peer);
         connection.flags.set(Flag::Counted, counts);
         Ok(())

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use crate::base::tick::Tick;
 use crate::config::limits::{MinRate, SocketLimits};
-use crate::connection::optional::Overrides;
-use crate::connection::{Connection, Flag, Stage};
+use crate::connection::Connection;
+use crate::connection::context::Context;
+use crate::connection::optional::{Alarm, IdleKind, IdleTimer, Overrides};
+use crate::connection::state::{Flag, Half, Stage};
 
 /// What a deadline is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +32,9 @@ pub(crate) enum Due {
     Linger,
 }
 
+/// How long a refused peer is [held](crate::config::rules::RefuseMode::Tarpit) without an answer.
+const TARPIT_TIME: Duration = Duration::from_secs(30);
+
 /// How long input of a connection that has failed waits for a service that does not take it.
 const BROKEN_AND_HELD: Duration = Duration::from_secs(1);
 
@@ -39,6 +44,7 @@ impl Connection {
         let mut earliest = Earliest(None);
         match self.stage {
             Stage::Connecting => self.consider_connecting(limits, &mut earliest),
+            Stage::Tarpitted => earliest.consider(self.created, Some(TARPIT_TIME), Due::Lifetime),
             Stage::Lingering => earliest.consider(self.last_activity, Some(limits.linger), Due::Linger),
             Stage::Closing => {
                 earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed);
@@ -49,14 +55,12 @@ impl Connection {
             Stage::Open => self.consider_open(limits, &mut earliest),
             Stage::Dead => {}
         }
-        if let (Stage::Open | Stage::Closing, Some(outbox), true) =
-            (self.stage, &self.outbox, self.can_write())
-        {
-            earliest.consider(
-                outbox.progress.since,
-                limits.min_write_rate.map(|pace| pace.per),
-                Due::MinWriteRate,
-            );
+        let (Stage::Open | Stage::Closing, Some(outbox)) = (self.stage, &self.outbox) else {
+            return earliest.0;
+        };
+        if self.can_write() {
+            let span = limits.min_write_rate.map(|rate| rate.per);
+            earliest.consider(outbox.progress.since, span, Due::MinWriteRate);
         }
         earliest.0
     }
@@ -65,8 +69,8 @@ impl Connection {
         let own = self.dial().and_then(|dial| dial.options.timeout);
         earliest.consider(self.created, own.or(limits.connect), Due::Connect);
         earliest.at(self.dial().and_then(|dial| dial.next_attempt), Due::Attempt);
-        earliest
-            .at(self.overrides().and_then(|overrides| overrides.alarm).map(|alarm| alarm.when), Due::Alarm);
+        let alarm = self.overrides().and_then(|overrides| overrides.alarm);
+        earliest.at(alarm.map(|alarm| alarm.when), Due::Alarm);
     }
 
     fn consider_open(&self, limits: &SocketLimits, earliest: &mut Earliest) {
@@ -77,10 +81,10 @@ impl Connection {
             }
             None => limits.idle,
         };
-        if self.flags.contains(Flag::Handshaking) {
+        if self.filter.is_handshaking() {
             return earliest.at(self.tls().and_then(|tls| tls.deadline), Due::Handshake);
         }
-        if self.flags.any(&[Flag::Ended, Flag::Finished]) {
+        if self.incoming == Half::Ended || self.outgoing == Half::Ended {
             earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed);
         }
         if self.flags.contains(Flag::Broken) && !self.wants_input() {
@@ -88,27 +92,22 @@ impl Connection {
         }
         earliest.consider(self.last_activity, idle, Due::Idle);
         earliest.consider(self.created, limits.lifetime, Due::Lifetime);
-        if (self.bytes_in == 0 || self.flags.contains(Flag::NoPlaintextYet))
-            && !self.flags.contains(Flag::Dialed)
-        {
+        let silent = self.bytes_in == 0 || self.tls().is_some_and(|tls| tls.no_plaintext_yet);
+        if silent && !self.flags.contains(Flag::Dialed) {
             earliest.consider(self.created, limits.first_byte, Due::FirstByte);
         }
-        if let (Some(inbox), true, false) =
-            (&self.inbox, self.wants_input(), self.flags.contains(Flag::Ended))
-        {
+        let Some(inbox) = self.inbox.as_ref().filter(|_| self.incoming != Half::Ended) else { return };
+        if self.wants_input() {
             earliest.consider(inbox.message_start, limits.message_timeout, Due::MessageTimeout);
-            earliest.consider(
-                inbox.progress.since,
-                limits.min_read_rate.map(|pace| pace.per),
-                Due::MinReadRate,
-            );
+            let span = limits.min_read_rate.map(|rate| rate.per);
+            earliest.consider(inbox.progress.since, span, Due::MinReadRate);
         }
     }
 
     fn consider_overrides(&self, overrides: &Overrides, earliest: &mut Earliest) {
-        for (quiet, due) in [(&overrides.read_idle, Due::ReadIdle), (&overrides.write_idle, Due::WriteIdle)] {
-            if let Some(quiet) = quiet {
-                earliest.consider(quiet.since, Some(quiet.span), due);
+        for (timer, due) in [(&overrides.read_idle, Due::ReadIdle), (&overrides.write_idle, Due::WriteIdle)] {
+            if let Some(timer) = timer {
+                earliest.consider(timer.since, Some(timer.span), due);
             }
         }
         earliest.at(overrides.alarm.map(|alarm| alarm.when), Due::Alarm);
@@ -117,17 +116,63 @@ impl Connection {
         }
     }
 
-    /// Whether a pace that fell due was kept; the next span begins in that case.
+    /// Whether the minimum rate of a span that has passed was met; the next span begins in that case.
     pub(crate) fn met_min_rate(&mut self, due: Due, limits: &SocketLimits, now: Tick) -> bool {
-        let (span, pace) = match due {
+        let (span, rate) = match due {
             Due::MinReadRate => (self.inbox.as_mut().map(|inbox| &mut inbox.progress), limits.min_read_rate),
             _ => (self.outbox.as_mut().map(|outbox| &mut outbox.progress), limits.min_write_rate),
         };
-        let (Some(span), Some(MinRate { bytes, .. })) = (span, pace) else { return true };
-        let kept = span.moved >= bytes;
+        let (Some(span), Some(MinRate { bytes, .. })) = (span, rate) else { return true };
+        let met = span.moved >= bytes;
         span.since = now;
         span.moved = 0;
-        kept
+        met
+    }
+
+    // -- clocks that a service sets ------------------------------------------------------------------------
+
+    pub(crate) fn set_idle(&mut self, idle: Option<Duration>, cx: &mut Context) {
+        self.optional().overrides().idle = Some(idle);
+        self.last_activity = cx.now;
+        self.rearm(cx);
+    }
+
+    pub(crate) fn set_read_idle(&mut self, idle: Option<Duration>, cx: &mut Context) {
+        let since = cx.now;
+        self.optional().overrides().read_idle = idle.map(|span| IdleTimer { span, since });
+        self.rearm(cx);
+    }
+
+    pub(crate) fn set_write_idle(&mut self, idle: Option<Duration>, cx: &mut Context) {
+        let since = cx.now;
+        self.optional().overrides().write_idle = idle.map(|span| IdleTimer { span, since });
+        self.rearm(cx);
+    }
+
+    pub(crate) fn set_alarm(&mut self, after: Option<Duration>, every: Option<Duration>, cx: &mut Context) {
+        let alarm = after.map(|after| Alarm { when: cx.now.after(after), every });
+        self.optional().overrides().alarm = alarm;
+        self.rearm(cx);
+    }
+
+    /// An idle clock has run out: its next span begins now.
+    pub(crate) fn restart_idle(&mut self, which: IdleKind, now: Tick) {
+        if which == IdleKind::Both {
+            self.last_activity = now;
+        }
+        let Some(overrides) = self.overrides_mut() else { return };
+        match which {
+            IdleKind::Both => {}
+            IdleKind::Reading => overrides.read_idle.iter_mut().for_each(|timer| timer.since = now),
+            IdleKind::Writing => overrides.write_idle.iter_mut().for_each(|timer| timer.since = now),
+        }
+    }
+
+    /// The alarm goes off; a repeating one is set again.
+    pub(crate) fn restart_alarm(&mut self, now: Tick) {
+        let Some(overrides) = self.overrides_mut() else { return };
+        let every = overrides.alarm.and_then(|alarm| alarm.every);
+        overrides.alarm = every.map(|every| Alarm { when: now.after(every), every: Some(every) });
     }
 }
 
@@ -153,9 +198,11 @@ mod tests {
 
     use super::*;
     use crate::base::address::PeerAddress;
+    use crate::base::id::ConnId;
 
     fn connection(stage: Stage) -> Connection {
-        Connection::new(NonZeroU32::MIN, 0, stage, PeerAddress::UNIX, Tick(100))
+        let id = ConnId { slot: 0, generation: NonZeroU32::MIN };
+        Connection::new(id, 0, stage, PeerAddress::UNIX, Tick(100))
     }
 
     fn due(connection: &Connection, limits: &SocketLimits) -> Option<Due> {
@@ -169,6 +216,7 @@ mod tests {
         assert_eq!(due(&connection(Stage::Open), &limits), Some(Due::Idle));
         assert_eq!(due(&connection(Stage::Closing), &limits), Some(Due::HalfClosed));
         assert_eq!(due(&connection(Stage::Lingering), &limits), Some(Due::Linger));
+        assert_eq!(due(&connection(Stage::Tarpitted), &limits), Some(Due::Lifetime));
         assert_eq!(due(&connection(Stage::Dead), &limits), None);
     }
 

@@ -5,14 +5,72 @@ use std::time::Duration;
 
 use super::table::Table;
 use crate::base::address::{Address, PeerAddress};
+use crate::base::filter::FilterConfig;
 use crate::base::id::ConnId;
 use crate::base::reason::CloseReason;
+use crate::base::tick::Tick;
 use crate::config::dial::DialOptions;
-use crate::connection::{Flag, Stage};
+use crate::connection::Connection;
+use crate::connection::context::Context;
+use crate::connection::state::{Flag, Stage};
 use crate::parts::timers::{Redial, TimerAction, TimerId};
+use crate::sys::Stream;
+
+/// The filter of a dial, the name or address that it is for, and when its handshake must be complete.
+type FilterFirst = (FilterConfig, Address, Option<Tick>);
+
+impl Connection {
+    /// One of its attempts is connected. Returns the filter whose handshake comes first, if there is one.
+    pub(crate) fn on_connected(
+        &mut self,
+        address: &Address,
+        stream: Stream,
+        cx: &mut Context,
+    ) -> Option<FilterFirst> {
+        let (created, now) = (self.created, cx.now);
+        self.stream = Some(stream);
+        self.stage = Stage::Open;
+        self.flags.insert(Flag::Writable);
+        self.last_activity = now;
+        self.peer = PeerAddress::from(address);
+        if let Some(outbox) = &mut self.outbox {
+            outbox.progress.since = now; // What was queued could not be read before this.
+        }
+        let dial = self.dial_mut();
+        (dial.next_attempt, dial.pending_options) = (None, Vec::new());
+        let filter = dial.options.filter.clone().zip(dial.to.clone());
+        let deadline = dial.options.timeout.map(|span| created.after(span));
+        if filter.is_none() {
+            dial.failed_attempts = 0;
+        }
+        // A path is no address that the connection itself could hold.
+        if dial.options.reconnect.is_none() && address.inet().is_some() {
+            self.optional().dial = None;
+        }
+        if let Some(overrides) = self.overrides_mut() {
+            for timer in [&mut overrides.read_idle, &mut overrides.write_idle].into_iter().flatten() {
+                timer.since = now;
+            }
+        }
+        self.push_dirty(cx);
+        self.rearm(cx);
+        let (config, to) = filter?;
+        Some((config, to, deadline.or_else(|| cx.handshake_deadline(self.service))))
+    }
+
+    /// What a dialed connection that has ended is to be replaced by, if it is to be.
+    pub(crate) fn wants_redial(&self, why: CloseReason) -> Option<Redial> {
+        if matches!(why, CloseReason::Local | CloseReason::Aborted | CloseReason::Shutdown) {
+            return None;
+        }
+        let dial = self.dial().filter(|dial| dial.options.reconnect.is_some())?;
+        let (to, options) = (dial.to.clone()?, dial.options.clone());
+        Some(Redial { service: self.service, to, options, failures: dial.failed_attempts, last: self.id })
+    }
+}
 
 impl Table {
-    /// Takes a slot for a dial; the loop calls out at the end of the turn.
+    /// Takes a slot for a dial; the loop connects at the end of the turn.
     pub(crate) fn dial(
         &mut self,
         service: u16,
@@ -20,59 +78,49 @@ impl Table {
         options: DialOptions,
         dialed_by: Option<ConnId>,
     ) -> io::Result<ConnId> {
-        if usize::from(service) >= self.socket_limits.len() {
+        if usize::from(service) >= self.admissions.len() {
             return Err(io::Error::other(format!("cannot dial {to}: the service is of another reactor")));
         }
         if to == Address::Unnamed {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "cannot dial a socket that has no name"));
         }
-        // A slot was kept for whoever was let in on the understanding that it would call.
-        let holder = dialed_by
-            .and_then(|dialed_by| self.find(dialed_by))
-            .filter(|&slot| self.at(slot).flags.contains(Flag::HoldsReservedSlot));
-        if let Some(holder) = holder {
-            let flags = &mut self.at_mut(holder).flags;
-            flags.remove(Flag::HoldsReservedSlot);
-            flags.insert(Flag::UsedReservedSlot);
-            self.reserved -= 1;
-        } else if !self.has_room_for(1) {
-            let max = self.limits.connections;
-            return Err(io::Error::other(format!(
-                "cannot dial {to}: all {max} connections are in use (raise Limits::connections)"
-            )));
-        }
+        self.take_slot_for_dial(&to, dialed_by)?;
         let id = self.insert(service, Stage::Connecting, PeerAddress::from(&to));
-        let connection = self.at_mut(id.slot);
+        let (connection, cx) = self.at(id.slot);
         connection.optional().dialed_by = dialed_by;
         let dial = connection.dial_mut();
         (dial.to, dial.options) = (Some(to), options);
         // Its own timeout was not known before.
-        self.rearm(id.slot);
+        connection.rearm(cx);
+        cx.stats.dialed += 1;
         self.pending_dials.push(id);
-        self.stats.dialed += 1;
         Ok(id)
     }
 
-    /// Keeps a further slot for a connection: it will call somebody, or has called and may have to call again.
-    pub(crate) fn reserve(&mut self, slot: u32) {
-        let flags = &mut self.at_mut(slot).flags;
-        if !flags.contains(Flag::HoldsReservedSlot) {
-            flags.remove(Flag::UsedReservedSlot);
-            flags.insert(Flag::HoldsReservedSlot);
-            self.reserved += 1;
+    /// Uses the slot that is reserved for the connection that dials, or a free one.
+    fn take_slot_for_dial(&mut self, to: &Address, dialed_by: Option<ConnId>) -> io::Result<()> {
+        let holder = dialed_by.and_then(|id| self.get(id)).map(|(connection, _)| connection);
+        if let Some(holder) = holder.filter(|holder| holder.flags.contains(Flag::HoldsReservedSlot)) {
+            holder.flags.remove(Flag::HoldsReservedSlot);
+            holder.flags.insert(Flag::UsedReservedSlot);
+            self.reserved -= 1;
+        } else if !self.has_room_for(1) {
+            let max = self.cx.limits.connections;
+            return Err(io::Error::other(format!(
+                "cannot dial {to}: all {max} connections are in use (raise Limits::connections)"
+            )));
         }
+        Ok(())
     }
 
-    /// What a dialed connection that has ended is to be replaced by, if it is to be.
-    pub(crate) fn wants_redial(&mut self, slot: u32, why: CloseReason) -> Option<Redial> {
-        let leaving = matches!(why, CloseReason::Local | CloseReason::Aborted | CloseReason::Shutdown)
-            || self.stop.is_some();
-        let id = self.id(slot);
-        let connection = self.at(slot);
-        let service = connection.service;
-        let dial = connection.dial().filter(|dial| !leaving && dial.options.reconnect.is_some())?;
-        let (to, options) = (dial.to.clone()?, dial.options.clone());
-        Some(Redial { service, to, options, failures: dial.failed_attempts, last: id })
+    /// Keeps a further slot for a connection: it will dial, or has dialed and may have to dial again.
+    pub(crate) fn reserve(&mut self, id: ConnId) {
+        let Some((connection, _)) = self.get(id) else { return };
+        if !connection.flags.contains(Flag::HoldsReservedSlot) {
+            connection.flags.remove(Flag::UsedReservedSlot);
+            connection.flags.insert(Flag::HoldsReservedSlot);
+            self.reserved += 1;
+        }
     }
 
     /// Dials again after a while.
@@ -80,14 +128,14 @@ impl Table {
         let Some(backoff) = again.options.reconnect else { return };
         let wait = backoff.wait(again.failures, self.next_random());
         again.failures = again.failures.saturating_add(1);
-        let due = self.now.after(wait);
+        let due = self.cx.now.after(wait);
         self.timers.set(TimerAction::Redial(Box::new(again)), due, None);
     }
 
-    /// The wait is over. When the house is full, another one begins.
+    /// The wait is over. When every slot is taken, another one begins.
     pub(crate) fn redial(&mut self, again: Redial) {
         match self.dial(again.service, again.to.clone(), again.options.clone(), None) {
-            Ok(id) => self.at_mut(id.slot).dial_mut().failed_attempts = again.failures,
+            Ok(id) => self.at(id.slot).0.dial_mut().failed_attempts = again.failures,
             Err(error) => {
                 log::debug!("{error}; trying again later");
                 self.redial_later(again);
@@ -109,15 +157,15 @@ impl Table {
         after: Duration,
         every: Option<Duration>,
     ) -> io::Result<TimerId> {
-        if usize::from(service) >= self.socket_limits.len() {
+        if usize::from(service) >= self.admissions.len() {
             return Err(io::Error::other("cannot set a timer: the service is of another reactor"));
         }
-        if self.timers.len() >= self.limits.timers {
-            let max = self.limits.timers;
+        if self.timers.len() >= self.cx.limits.timers {
+            let max = self.cx.limits.timers;
             return Err(io::Error::other(format!(
                 "cannot set a timer: there are {max} already (Limits::timers)"
             )));
         }
-        Ok(self.timers.set(TimerAction::Notify(service), self.now.after(after), every))
+        Ok(self.timers.set(TimerAction::Notify(service), self.cx.now.after(after), every))
     }
 }

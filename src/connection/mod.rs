@@ -1,54 +1,57 @@
-//! One connection: what is known about it between two turns, and when it is due.
+//! One connection: what is known about it between two turns, and what it does.
+//!
+//! What concerns one connection alone is a method of [`Connection`], given the [`Context`] that all of them share; what
+//! touches two is a method of [`Table`](table::Table). The methods are grouped by subject: this file has the queues and
+//! readiness, `output` what is sent, `input` what is kept, and `deadline`, `dial`, `rate` and `tls` what their names
+//! say.
 
 pub(crate) mod admission;
+pub(crate) mod context;
 pub(crate) mod deadline;
 pub(crate) mod dial;
-pub(crate) mod memory;
-pub(crate) mod ops;
+pub(crate) mod input;
 pub(crate) mod optional;
+pub(crate) mod output;
+pub(crate) mod pipe;
 pub(crate) mod rate;
 pub(crate) mod socket;
 pub(crate) mod sockets;
+pub(crate) mod state;
 pub(crate) mod table;
 pub(crate) mod tls;
 
-use std::num::NonZeroU32;
-
-use crate::base::address::PeerAddress;
+use crate::base::address::{Address, PeerAddress};
 use crate::base::id::ConnId;
 use crate::base::reason::CloseReason;
 use crate::base::tick::Tick;
+use crate::connection::context::{Context, Dirty};
 use crate::connection::optional::{Dial, Optional, Overrides, Tls};
+use crate::connection::state::{FilterStage, Flag, Flags, Half, Stage, State};
+use crate::parts::arena::SegmentList;
 use crate::parts::inbox::Inbox;
 use crate::parts::outbox::Outbox;
+use crate::sys::Stream;
 
-/// The state of one connection.
+/// The state of one connection; see [`Stage`] for its life.
 ///
-/// ```text
-///                   connected                close            queue empty: FIN sent
-///     Connecting ────────────▶ Open ────────────────▶ Closing ────────────▶ Lingering
-///         │                     │                        │    (throw input away until   │
-///         │ failed              │ both ends finished,    │     the peer's end, 1 s or   │
-///         ▼                     ▼ reset, abort           ▼     64 KiB)                  ▼
-///      Dead ◀────────────────────────────────────────────────────────────────────────── Dead ──▶ reaped
-/// ```
-///
-/// An idle one is this and nothing else: no buffer, no box. Readiness is remembered here, because the kernel
-/// reports it once (edge-triggered): only `WouldBlock`, or a short read with no end announced, clears it.
-#[derive(Debug)]
+/// An idle one is this and nothing else: no buffer, no box.
 pub(crate) struct Connection {
-    pub(crate) generation: NonZeroU32,
-    /// The service it belongs to.
+    pub(crate) id: ConnId,
+    pub(crate) stream: Option<Stream>,
+    /// The service it belongs to, or [`REFUSED`](table::REFUSED).
     pub(crate) service: u16,
     pub(crate) stage: Stage,
+    pub(crate) incoming: Half,
+    pub(crate) outgoing: Half,
+    pub(crate) filter: FilterStage,
+    pub(crate) flags: Flags,
     /// Where its entry in this turn's list of connections with something to write is, or [`NOT_DIRTY`].
     pub(crate) dirty: u32,
-    pub(crate) flags: Flags,
     pub(crate) peer: PeerAddress,
     /// Its own address, as an index into the table's list of them, or [`NO_LOCAL`].
     pub(crate) local: u8,
-    pub(crate) optional: Option<Box<Optional>>,
     pub(crate) close_reason: Option<CloseReason>,
+    pub(crate) optional: Option<Box<Optional>>,
     pub(crate) inbox: Option<Box<Inbox>>,
     pub(crate) outbox: Option<Box<Outbox>>,
     pub(crate) created: Tick,
@@ -58,71 +61,30 @@ pub(crate) struct Connection {
     pub(crate) bytes_out: u64,
 }
 
-/// Ten thousand idle connections are ten thousand of these; see "What an idle connection costs" in the docs.
-const _: () = assert!(size_of::<Connection>() <= 96);
+/// Ten thousand idle connections are ten thousand of these; see "What an idle connection costs" in the docs. The stream
+/// of a simulation is larger than a descriptor, and so is mio's in debug builds.
+#[cfg(not(any(test, debug_assertions, target_family = "wasm")))]
+const _: () = assert!(size_of::<Connection>() <= 104);
 
 pub(crate) const NOT_DIRTY: u32 = u32::MAX;
 pub(crate) const NO_LOCAL: u8 = u8::MAX;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Stage {
-    Connecting,
-    Open,
-    Closing,
-    Lingering,
-    Dead,
-}
-
-/// How far a connection has come, and which ways it is open.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum State {
-    /// Its name is being looked up.
-    Resolving,
-    /// It is being connected.
-    Connecting,
-    /// Open both ways.
-    Open,
-    /// We have finished; the peer may still send.
-    ReadOnly,
-    /// The peer has ended; we may still send.
-    WriteOnly,
-    /// It is closed, or both ends have finished: what is queued is still sent, nothing more is delivered.
-    Closing,
-}
-
-/// Where a connection came from.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Origin {
-    /// The peer called.
-    Accepted,
-    /// We called.
-    Dialed {
-        /// The connection whose callback dialed; none when it was dialed from outside.
-        by: Option<ConnId>,
-    },
-}
-
 impl Connection {
-    pub(crate) fn new(
-        generation: NonZeroU32,
-        service: u16,
-        stage: Stage,
-        peer: PeerAddress,
-        now: Tick,
-    ) -> Connection {
-        let mut flags = Flags::default();
-        flags.set(Flag::ReadsToWouldBlock, peer.is_unix() || !cfg!(target_os = "linux"));
+    pub(crate) fn new(id: ConnId, service: u16, stage: Stage, peer: PeerAddress, now: Tick) -> Connection {
         Connection {
-            generation,
+            id,
+            stream: None,
             service,
             stage,
+            incoming: Half::Open,
+            outgoing: Half::Open,
+            filter: FilterStage::Off,
+            flags: Flags::default(),
             dirty: NOT_DIRTY,
-            flags,
             peer,
             local: NO_LOCAL,
-            optional: None,
             close_reason: None,
+            optional: None,
             inbox: None,
             outbox: None,
             created: now,
@@ -148,6 +110,10 @@ impl Connection {
         self.optional.as_ref()?.overrides.as_deref()
     }
 
+    pub(crate) fn overrides_mut(&mut self) -> Option<&mut Overrides> {
+        self.optional.as_mut()?.overrides.as_deref_mut()
+    }
+
     pub(crate) fn tls(&self) -> Option<&Tls> {
         self.optional.as_ref()?.tls.as_deref()
     }
@@ -156,18 +122,41 @@ impl Connection {
         self.optional.as_mut()?.tls.as_deref_mut()
     }
 
-    pub(crate) fn overrides_mut(&mut self) -> Option<&mut Overrides> {
-        self.optional.as_mut()?.overrides.as_deref_mut()
+    pub(crate) fn pipe_peer(&self) -> Option<ConnId> {
+        self.optional.as_ref()?.pipe_peer
     }
 
-    /// Whether a user may still find it: closing connections are gone already, for those who would send to them.
+    /// The remote end; of a dialed one what was dialed, until it is connected.
+    pub(crate) fn peer_address(&self) -> Address {
+        match self.dial().and_then(|dial| dial.to.as_ref()) {
+            Some(to) if self.stage == Stage::Connecting || self.peer.inet().is_none() => to.clone(),
+            _ => Address::from(self.peer),
+        }
+    }
+
+    /// The state as a service sees it.
+    pub(crate) fn state(&self) -> State {
+        let resolving = self.dial().is_some_and(|dial| dial.lookup.is_some());
+        let (ended, finished) = (self.incoming == Half::Ended, self.outgoing != Half::Open);
+        match self.stage {
+            Stage::Connecting if resolving => State::Resolving,
+            Stage::Connecting => State::Connecting,
+            Stage::Open if self.is_open_pending() => State::Connecting,
+            Stage::Open if !ended && !finished => State::Open,
+            Stage::Open if !ended => State::ReadOnly,
+            Stage::Open if !finished => State::WriteOnly,
+            _ => State::Closing,
+        }
+    }
+
+    /// Whether a service may still reach it: closing connections are gone already for callbacks that would send to
+    /// them.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.stage, Stage::Connecting | Stage::Open)
     }
 
-    /// Whether it has called and its handshake is not done: its service has not met it.
-    pub(crate) fn is_handshaking_inbound(&self) -> bool {
-        self.flags.contains(Flag::OpenPending) && !self.flags.contains(Flag::Dialed)
+    pub(crate) fn is_open(&self) -> bool {
+        self.stage == Stage::Open
     }
 
     /// Whether there is a stream that bytes can be written to.
@@ -175,23 +164,48 @@ impl Connection {
         !matches!(self.stage, Stage::Connecting | Stage::Dead)
     }
 
-    /// Whether its service, or the other end of its pipe, is willing to take input now. While it is not, the peer
-    /// cannot be blamed for silence. The two directions of a pipe do not wait for each other: whether a piped
-    /// connection is full itself is of no concern to what arrives at it.
-    pub(crate) fn wants_input(&self) -> bool {
-        let flags = &self.flags;
-        if flags.contains(Flag::Handshaking) {
-            return !flags.contains(Flag::Throttled); // A handshake is nobody's input.
-        }
-        let taken = match flags.contains(Flag::Piped) {
-            true => !flags.contains(Flag::PipePeerFull),
-            false => !flags.contains(Flag::Full) || flags.contains(Flag::ReadWhenFull),
-        };
-        taken && !flags.any(&[Flag::Paused, Flag::Throttled])
+    pub(crate) fn is_filtered(&self) -> bool {
+        self.filter != FilterStage::Off
     }
 
-    /// Something that keeps it from being read has begun or ended: the clocks of its message stand still while one
-    /// does.
+    // -- holds ---------------------------------------------------------------------------------------------
+
+    /// Whether its service, or the other end of its pipe, takes no input now. The two directions of a pipe do not wait
+    /// for each other: a piped connection whose own queue is full is still read.
+    fn is_delivery_held(&self) -> bool {
+        let flags = self.flags;
+        let full = flags.contains(Flag::Full) && !flags.any(&[Flag::Piped, Flag::ReadWhenFull]);
+        full || flags.any(&[Flag::Paused, Flag::ReceiverFull])
+    }
+
+    /// Whether input is taken now. While it is not, the peer is not blamed for silence. A hold of the delivery does not
+    /// hold a handshake, which delivers nothing.
+    pub(crate) fn wants_input(&self) -> bool {
+        let held = !self.filter.is_handshaking() && self.is_delivery_held();
+        !held && !self.flags.contains(Flag::Throttled)
+    }
+
+    /// Keeps it from being read until the hold is released. The clocks of its message stand still meanwhile.
+    pub(crate) fn hold(&mut self, hold: Flag, now: Tick) {
+        self.flags.insert(hold);
+        self.update_message_clocks(now);
+    }
+
+    /// Ends a hold, with all that follows from it: it may be read again, and its clocks go on.
+    pub(crate) fn release(&mut self, hold: Flag, cx: &mut Context) {
+        if self.flags.take(hold) {
+            self.on_released(cx);
+        }
+    }
+
+    /// Something that may have kept it from being read has ended.
+    pub(crate) fn on_released(&mut self, cx: &mut Context) {
+        self.update_message_clocks(cx.now);
+        self.push_ready(cx);
+        self.rearm(cx);
+    }
+
+    /// Suspends the clocks of the message at the front while it is not read, and lets them go on after that.
     pub(crate) fn update_message_clocks(&mut self, now: Tick) {
         let reads = self.wants_input();
         if let Some(inbox) = &mut self.inbox {
@@ -199,17 +213,19 @@ impl Connection {
         }
     }
 
-    /// Whether a turn should spend a read on it.
+    // -- the queues ----------------------------------------------------------------------------------------
+
+    /// Whether a turn should spend a read on it: it is readable and nothing holds it. What was left by a delivery goes
+    /// first. A closing one is read regardless, to discard what arrives.
     pub(crate) fn wants_read(&self) -> bool {
         self.flags.contains(Flag::Readable)
-            && !self.flags.contains(Flag::Ended)
+            && self.incoming != Half::Ended
             && match self.stage {
-                // What was left by a delivery goes first.
                 Stage::Open => {
-                    self.wants_input() && !self.flags.any(&[Flag::HandshakeQueued, Flag::Redeliver])
+                    self.wants_input() && !self.waits_for_handshake() && !self.flags.contains(Flag::Redeliver)
                 }
                 Stage::Closing | Stage::Lingering => true,
-                Stage::Connecting | Stage::Dead => false,
+                Stage::Connecting | Stage::Tarpitted | Stage::Dead => false,
             }
     }
 
@@ -218,212 +234,187 @@ impl Connection {
     pub(crate) fn wants_turn(&self) -> bool {
         match self.stage {
             Stage::Connecting => self.flags.contains(Flag::Writable),
-            Stage::Open => {
-                let more =
-                    || self.flags.any(&[Flag::Redeliver, Flag::Handshaking]) && self.has_work_without_read();
-                self.wants_read() || more()
-            }
+            Stage::Open => self.wants_read() || self.has_work_without_read(),
             Stage::Closing | Stage::Lingering => self.wants_read(),
-            Stage::Dead => false,
+            Stage::Tarpitted | Stage::Dead => false,
         }
     }
 
-    /// Whether it has something to do without a read: deliver again, or begin a handshake.
-    #[inline(never)]
+    /// Whether its handshake has not started: until then nothing is read.
+    fn waits_for_handshake(&self) -> bool {
+        matches!(self.filter, FilterStage::Asked | FilterStage::Queued)
+    }
+
+    /// Whether it has something to do without a read: deliver again, or start a handshake.
+    #[inline]
     fn has_work_without_read(&self) -> bool {
-        (self.flags.contains(Flag::Redeliver)
-            && !self.flags.contains(Flag::HandshakeQueued)
-            && self.wants_input())
-            || self.may_start_handshake()
+        let redelivers = self.flags.contains(Flag::Redeliver) && self.wants_input();
+        (redelivers && !self.waits_for_handshake()) || (self.filter == FilterStage::Asked && self.may_start())
     }
 
-    /// Whether there is something to begin a handshake with: what arrived before it was asked for, or, on our side, no
-    /// need of anything.
-    fn may_start_handshake(&self) -> bool {
-        let flags = &self.flags;
-        flags.contains(Flag::Handshaking)
-            && !flags.contains(Flag::HandshakeQueued)
-            && self.tls().is_some_and(|tls| tls.config.is_some())
-            && (flags.contains(Flag::Dialed) || self.inbox.is_some())
+    /// Whether there is something to start a handshake with: bytes that have arrived, or, on the client's side,
+    /// nothing. What was sent in the clear before goes to the wire first.
+    fn may_start(&self) -> bool {
+        let begins = self.flags.any(&[Flag::Dialed, Flag::Readable]) || self.inbox.is_some();
+        begins && self.tls().is_some_and(|tls| tls.clear_prefix == 0)
     }
 
-    /// Whether our end is to be sent as soon as nothing is queued.
-    pub(crate) fn owes_end(&self) -> bool {
-        (self.flags.contains(Flag::Finishing) || self.stage == Stage::Closing)
-            && !self.flags.contains(Flag::Finished)
+    /// Puts it in line to be read, if that would do anything.
+    #[inline]
+    pub(crate) fn push_ready(&mut self, cx: &mut Context) {
+        if !self.flags.contains(Flag::Ready) && self.wants_turn() {
+            self.flags.insert(Flag::Ready);
+            cx.ready.push(self.id);
+        }
     }
+
+    /// Puts it in line to be written; returns its entry.
+    #[inline]
+    pub(crate) fn push_dirty(&mut self, cx: &mut Context) -> usize {
+        if self.dirty == NOT_DIRTY {
+            self.dirty = cx.dirty.len() as u32;
+            cx.dirty.push(Dirty { id: self.id, segments: SegmentList::EMPTY });
+        }
+        self.dirty as usize
+    }
+
+    /// Moves the wheel's entry when something is due sooner than it says. A later deadline is left to be found when the
+    /// entry fires.
+    pub(crate) fn rearm(&self, cx: &mut Context) {
+        let Some((when, _)) = self.deadline(cx.limits_of(self.service)) else { return };
+        if cx.wheel.when(self.id.slot).is_none_or(|armed| when < armed) {
+            cx.wheel.arm(self.id.slot, when);
+        }
+    }
+
+    // -- what the kernel says ------------------------------------------------------------------------------
 
     /// So many bytes have arrived.
+    #[inline]
     pub(crate) fn on_received(&mut self, n: usize, now: Tick) {
         self.bytes_in += n as u64;
         if self.stage == Stage::Open {
             self.last_activity = now;
         }
-        if let Some(quiet) = self.overrides_mut().and_then(|overrides| overrides.read_idle.as_mut()) {
-            quiet.since = now;
+        if let Some(timer) = self.overrides_mut().and_then(|overrides| overrides.read_idle.as_mut()) {
+            timer.since = now;
         }
     }
 
     /// The kernel says that nothing more has arrived.
     pub(crate) fn on_read_would_block(&mut self) {
         self.flags.remove(Flag::Readable);
-        // The announcement was early or spurious; the end itself will raise a new edge.
-        self.flags.remove(Flag::EndAnnounced);
-    }
-
-    /// The kernel has taken so many bytes.
-    pub(crate) fn on_sent(&mut self, n: usize, now: Tick) {
-        self.bytes_out += n as u64;
-        self.last_activity = now;
-        if let Some(quiet) = self.overrides_mut().and_then(|overrides| overrides.write_idle.as_mut()) {
-            quiet.since = now;
+        if self.incoming == Half::Ending {
+            // The announcement was early or spurious; the end itself will raise a new edge.
+            self.incoming = Half::Open;
         }
     }
 
-    /// Queued bytes that go as they are, although it is secured: they were sent before.
-    pub(crate) fn clear_prefix(&self) -> usize {
-        self.tls().map_or(0, |tls| tls.clear_prefix)
+    /// The end has been read.
+    pub(crate) fn on_end_read(&mut self) {
+        self.incoming = Half::Ended;
+        self.flags.remove(Flag::Readable);
     }
 
-    /// Whether what is queued has a way out: not before it is connected, nor, secured, before the handshake is done.
-    pub(crate) fn can_write(&self) -> bool {
-        let open = !self.flags.contains(Flag::Handshaking)
-            || self.flags.contains(Flag::CloseNotifySent)
-            || self.clear_prefix() > 0;
-        self.has_stream() && (open || self.outbox.as_ref().is_some_and(|outbox| outbox.has_ciphertext()))
+    /// The kernel has taken so many bytes.
+    #[inline]
+    pub(crate) fn on_sent(&mut self, n: usize, now: Tick) {
+        self.bytes_out += n as u64;
+        self.last_activity = now;
+        if let Some(timer) = self.overrides_mut().and_then(|overrides| overrides.write_idle.as_mut()) {
+            timer.since = now;
+        }
     }
 
-    pub(crate) fn queued(&self) -> usize {
-        self.outbox.as_ref().map_or(0, |outbox| outbox.queued())
+    /// Whether a short read says that nothing more has arrived. epoll raises a new edge for what arrives after it
+    /// (epoll(7), question 9). It proves nothing where an end was announced, which is not announced again; on a
+    /// Unix-domain socket, where a read also ends at bytes that descriptors were sent along with (unix(7)); and on
+    /// kqueue, of which it is not known.
+    pub(crate) fn is_short_read_final(&self) -> bool {
+        self.incoming == Half::Open && !self.peer.is_unix() && cfg!(target_os = "linux")
     }
 
-    /// Bytes kept for it, in and out: what eviction looks at.
-    pub(crate) fn buffered(&self) -> usize {
-        self.inbox.as_ref().map_or(0, |inbox| inbox.charge())
-            + self.outbox.as_ref().map_or(0, |outbox| outbox.buffered())
-    }
-}
+    // -- the end -------------------------------------------------------------------------------------------
 
-/// A set of [`Flag`]s. One word, so that a question about several of them is one comparison, and so that ten thousand
-/// idle connections keep them in forty kilobytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Flags(u32);
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub(crate) enum Flag {
-    /// A read may succeed.
-    Readable = 1,
-    /// A write may succeed.
-    Writable = 1 << 1,
-    /// The kernel said that the peer's end, an error or urgent data is on its way: a short read proves nothing then.
-    EndAnnounced = 1 << 2,
-    /// The peer's end has been read.
-    Ended = 1 << 3,
-    /// Our end follows the queue.
-    Finishing = 1 << 4,
-    /// Our end has been sent.
-    Finished = 1 << 5,
-    Paused = 1 << 6,
-    /// The queue passed the high-water mark and has not come down to the low one.
-    Full = 1 << 7,
-    /// It is in the list of connections to serve.
-    Ready = 1 << 8,
-    /// It is read although it is full: its service asked for that.
-    ReadWhenFull = 1 << 17,
-    /// What a paused service left is to be delivered again.
-    Redeliver = 1 << 9,
-    /// We called; otherwise the peer did.
-    Dialed = 1 << 10,
-    /// What arrives goes to another connection and not to the service.
-    Piped = 1 << 11,
-    /// And that within the kernel, through a kernel pipe.
-    Spliced = 1 << 18,
-    /// That other one is full.
-    PipePeerFull = 1 << 12,
-    /// Its rate is used up for now.
-    Throttled = 1 << 13,
-    /// It counts for its address at its service's guard.
-    Counted = 1 << 14,
-    /// It was let in on the understanding that it would dial another, and a further slot is kept for that.
-    HoldsReservedSlot = 1 << 15,
-    /// It has dialed into that slot.
-    UsedReservedSlot = 1 << 16,
-    /// What it sends and receives goes through a filter.
-    Filtered = 1 << 19,
-    /// Its handshake is under way, or is to begin.
-    Handshaking = 1 << 20,
-    /// It stands in line for a handshake.
-    HandshakeQueued = 1 << 21,
-    /// Its service is to hear of it, or that it is connected, when the handshake is done.
-    OpenPending = 1 << 22,
-    /// The filter has said that we will send nothing more.
-    CloseNotifySent = 1 << 23,
-    /// A short read never proves that nothing is left: on Unix-domain sockets it also ends where descriptors were sent
-    /// along (unix(7)), and of kqueue it is not known.
-    ReadsToWouldBlock = 1 << 25,
-    /// The socket has failed: nothing more can be written. What has arrived is still delivered.
-    Broken = 1 << 26,
-    /// Nothing has arrived for the service since the handshake.
-    NoPlaintextYet = 1 << 24,
-}
-
-impl Flags {
-    pub(crate) fn contains(self, flag: Flag) -> bool {
-        self.0 & flag as u32 != 0
+    /// Closes it gracefully: what is queued is written, then our end. Nothing more is delivered.
+    pub(crate) fn close(&mut self, why: CloseReason, cx: &mut Context) {
+        match self.stage {
+            Stage::Connecting => self.close_now(why, cx),
+            Stage::Open | Stage::Tarpitted => {
+                self.stage = Stage::Closing;
+                self.close_reason = Some(why);
+                self.last_activity = cx.now;
+                self.drop_inbox(cx);
+                if self.filter.is_handshaking() {
+                    cx.handshakes.remove(self.id);
+                    self.stop_encrypting(cx);
+                }
+                self.push_dirty(cx);
+                self.push_ready(cx);
+                self.rearm(cx);
+            }
+            Stage::Closing | Stage::Lingering | Stage::Dead => {}
+        }
     }
 
-    /// Whether one of them is there.
-    pub(crate) fn any(self, flags: &[Flag]) -> bool {
-        self.0 & flags.iter().fold(0, |all, &flag| all | flag as u32) != 0
+    /// Ends it: nothing more is read, written or delivered, and `reap` calls `closed`.
+    pub(crate) fn close_now(&mut self, why: CloseReason, cx: &mut Context) {
+        if self.stage == Stage::Dead {
+            return;
+        }
+        let lingered = self.stage == Stage::Lingering && self.service != table::REFUSED;
+        cx.lingering.count -= usize::from(lingered);
+        self.stage = Stage::Dead;
+        self.close_reason.get_or_insert(why);
+        cx.to_reap.push(self.id);
     }
 
-    pub(crate) fn set(&mut self, flag: Flag, on: bool) {
-        if on { self.insert(flag) } else { self.remove(flag) }
+    /// Everything is written and our end sent: reads on for a moment. If it were closed with input unread, the kernel
+    /// would send a reset, which can destroy the last reply on its way. Refused peers have a limit of their own.
+    pub(crate) fn start_linger(&mut self, cx: &mut Context) {
+        self.stage = Stage::Lingering;
+        self.last_activity = cx.now;
+        self.rearm(cx);
+        self.push_ready(cx);
+        if self.service != table::REFUSED {
+            cx.lingering.line.push_back(self.id);
+            cx.lingering.count += 1;
+        }
     }
 
-    pub(crate) fn insert(&mut self, flag: Flag) {
-        self.0 |= flag as u32;
-    }
-
-    pub(crate) fn insert_if(&mut self, flag: Flag, on: bool) {
-        self.0 |= (flag as u32) * u32::from(on);
-    }
-
-    pub(crate) fn remove(&mut self, flag: Flag) {
-        self.0 &= !(flag as u32);
-    }
-
-    pub(crate) fn remove_if(&mut self, flag: Flag, on: bool) {
-        self.0 &= !((flag as u32) * u32::from(on));
-    }
-
-    /// Lowers it, and says whether it was there.
-    pub(crate) fn take(&mut self, flag: Flag) -> bool {
-        let had = self.contains(flag);
-        self.remove(flag);
-        had
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_flag_is_set_and_cleared_alone() {
-        let mut flags = Flags::default();
-        flags.insert(Flag::Readable);
-        flags.set(Flag::UsedReservedSlot, true);
-        flags.insert_if(Flag::Paused, false);
-        assert!(
-            flags.contains(Flag::Readable)
-                && flags.contains(Flag::UsedReservedSlot)
-                && !flags.contains(Flag::Paused)
+    /// What must be true of a connection between two phases.
+    pub(crate) fn check(&self, cx: &Context) {
+        let id = self.id;
+        let entry = cx.dirty.get(self.dirty as usize);
+        debug_assert!(
+            self.dirty == NOT_DIRTY || entry.is_some_and(|dirty| dirty.id == id),
+            "{id}: not dirty"
         );
-        assert!(flags.any(&[Flag::Paused, Flag::Readable]) && !flags.any(&[Flag::Paused, Flag::Full]));
-        assert!(flags.take(Flag::Readable) && !flags.take(Flag::Readable));
-        flags.set(Flag::UsedReservedSlot, false);
-        assert_eq!(flags, Flags::default());
+        debug_assert!(
+            self.stage == Stage::Dead || self.flags.contains(Flag::Ready) || !self.wants_turn(),
+            "{id}: a wake-up was lost"
+        );
+        debug_assert!(self.is_filtered() == self.tls().is_some(), "{id}: a filter without its state");
+        debug_assert!(
+            self.flags.contains(Flag::Piped) == self.pipe_peer().is_some(),
+            "{id}: a pipe without its other end"
+        );
+        debug_assert!(
+            self.stage != Stage::Closing || self.close_reason.is_some(),
+            "{id}: closing without a reason"
+        );
+        debug_assert!(
+            !self.flags.contains(Flag::Broken)
+                || self.outbox.is_none()
+                || self.stage == Stage::Dead
+                || self.close_reason.is_none(),
+            "{id}: a queue that cannot be written"
+        );
+        if let (Some((when, _)), true) =
+            (self.deadline(cx.limits_of(self.service)), self.stage != Stage::Dead)
+        {
+            let armed = cx.wheel.when(id.slot);
+            debug_assert!(armed.is_some_and(|armed| armed <= when), "{id}: no alarm for its deadline");
+        }
     }
 }

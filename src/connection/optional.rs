@@ -1,6 +1,5 @@
 //! What only few connections have, so that the others need not pay for it.
 
-use std::fmt;
 use std::time::Duration;
 
 use crate::base::address::{Address, PeerAddress};
@@ -13,7 +12,7 @@ use crate::parts::token_bucket::TokenBucket;
 /// State that a connection has beside the usual: it was dialed, is piped, is limited in its rate, or has clocks of its
 /// own. The connection holds one by a pointer, which is null in all others; and what of it is rarer still is behind
 /// pointers again, so that a proxied pair need not pay for it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Optional {
     /// Who asked for it, if it was dialed.
     pub(crate) dialed_by: Option<ConnId>,
@@ -45,19 +44,23 @@ pub(crate) struct Dial {
     pub(crate) pending_options: Vec<SocketOption>,
 }
 
-/// Of one that is secured.
+/// Of a connection with a filter.
 pub(crate) struct Tls {
-    /// How; until the handshake begins.
+    /// How to make the filter; until the handshake starts.
     pub(crate) config: Option<FilterConfig>,
     /// From then on.
     pub(crate) filter: Option<Box<dyn Filter>>,
-    /// When the handshake must be done.
+    /// When the handshake must be complete.
     pub(crate) deadline: Option<Tick>,
-    /// Queued bytes that go as they are, because they were sent before that.
+    /// How many bytes of this turn's list were sent before the filter was asked for, and go as they are.
     pub(crate) clear_prefix: usize,
+    /// Whether `open` or `connected` is called when the handshake is complete; else `filter_started` is.
+    pub(crate) open_pending: bool,
+    /// Whether the service has got no byte since the handshake.
+    pub(crate) no_plaintext_yet: bool,
     /// Why it could not go on.
     pub(crate) error: Option<Box<str>>,
-    /// What comes after bytes that are still to be delivered: the peer's end, or why the filter failed.
+    /// What follows the bytes that are still to be delivered: the peer's end, or why the filter failed.
     pub(crate) pending_end: Option<Result<(), Box<str>>>,
 }
 
@@ -102,17 +105,22 @@ pub(crate) struct Alarm {
 }
 
 impl Tls {
-    pub(crate) fn new(how: FilterConfig, deadline: Option<Tick>, clear_prefix: usize) -> Tls {
-        Tls { config: Some(how), filter: None, deadline, clear_prefix, error: None, pending_end: None }
-    }
-}
-
-impl fmt::Debug for Tls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seal")
-            .field("by", &self.deadline)
-            .field("bare", &self.clear_prefix)
-            .finish_non_exhaustive()
+    pub(crate) fn new(
+        config: FilterConfig,
+        deadline: Option<Tick>,
+        clear_prefix: usize,
+        open_pending: bool,
+    ) -> Tls {
+        Tls {
+            config: Some(config),
+            filter: None,
+            deadline,
+            clear_prefix,
+            open_pending,
+            no_plaintext_yet: true,
+            error: None,
+            pending_end: None,
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::table::Table;
 use crate::base::tick::Tick;
-use crate::connection::{Connection, Flag};
+use crate::connection::Connection;
+use crate::connection::context::Context;
+use crate::connection::state::Flag;
 use crate::parts::token_bucket::{SHARE_MIN, TokenBucket, burst};
 
 /// A rate that several connections share.
@@ -32,27 +34,32 @@ impl Group {
     }
 }
 
-impl Table {
-    /// How much may be read from a connection now; it is sent to sleep when that is too little to be worth a call.
+impl Connection {
+    /// How much may be read from it now. When that is too little to be worth a call, it is throttled until there is
+    /// more.
     ///
     /// Reading is what is limited: where bytes pass through, a limit on what comes in is one on what goes out, and a
     /// peer that is not read stops by itself when the kernel's buffers are full.
-    pub(crate) fn allowance(&mut self, slot: u32) -> usize {
-        let now = self.now;
-        let connection = &mut self.slots[slot as usize];
-        let Some(optional) = connection.optional.as_mut().filter(|optional| optional.is_limited()) else {
-            return usize::MAX;
-        };
-        let mut group = optional.group.map(|index| &mut self.groups[usize::from(index)]);
+    #[inline]
+    pub(crate) fn allowance(&mut self, cx: &mut Context) -> usize {
+        match &self.optional {
+            Some(optional) if optional.is_limited() => self.take_allowance(cx),
+            _ => usize::MAX,
+        }
+    }
+
+    fn take_allowance(&mut self, cx: &mut Context) -> usize {
+        let now = cx.now;
+        let Some(optional) = &mut self.optional else { return usize::MAX };
+        let mut group = optional.group.map(|index| &mut cx.groups[usize::from(index)]);
         let mut bucket = optional.overrides.as_mut().and_then(|overrides| overrides.bucket.as_mut());
         let own = bucket.as_mut().map_or(usize::MAX, |bucket| bucket.level(now));
         let allowed = own.min(group.as_mut().map_or(usize::MAX, |group| group.share(now)));
         if allowed >= SHARE_MIN {
             return allowed;
         }
-        let service = usize::from(connection.service);
-        if self.admissions[service].as_ref().is_some_and(|admission| admission.policy.dry_run) {
-            self.stats.would_throttle += 1;
+        if cx.dry_run[usize::from(self.service)] {
+            cx.stats.would_throttle += 1;
             return usize::MAX;
         }
         let own = bucket.map_or(now, |bucket| bucket.time_until(SHARE_MIN, now));
@@ -61,78 +68,63 @@ impl Table {
             group.bucket.time_until(SHARE_MIN * group.throttled, now)
         });
         optional.overrides().refill = Some(own.max(shared).max(Tick(now.0 + 1)));
-        connection.flags.insert(Flag::Throttled);
-        connection.update_message_clocks(now);
-        self.stats.throttled += 1;
-        self.rearm(slot);
+        self.hold(Flag::Throttled, now);
+        cx.stats.throttled += 1;
+        self.rearm(cx);
         0
     }
 
     /// So many bytes were read.
-    pub(crate) fn spend(&mut self, slot: u32, bytes: usize) {
-        let now = self.now;
-        let Some(optional) = &mut self.slots[slot as usize].optional else { return };
+    pub(crate) fn spend_rate(&mut self, bytes: usize, cx: &mut Context) {
+        let Some(optional) = &mut self.optional else { return };
         if let Some(bucket) = optional.overrides.as_mut().and_then(|overrides| overrides.bucket.as_mut()) {
-            bucket.take(bytes, now);
+            bucket.take(bytes, cx.now);
         }
         if let Some(index) = optional.group {
-            self.groups[usize::from(index)].bucket.take(bytes, now);
+            cx.groups[usize::from(index)].bucket.take(bytes, cx.now);
         }
     }
 
     /// There are tokens again, or its limit has changed.
-    pub(crate) fn unthrottle(&mut self, slot: u32) {
-        let now = self.now;
-        let connection = &mut self.slots[slot as usize];
-        if connection.flags.contains(Flag::Throttled) {
-            connection.flags.remove(Flag::Throttled);
-            connection.update_message_clocks(now);
-            if let Some(index) = connection.optional.as_ref().and_then(|optional| optional.group) {
-                self.groups[usize::from(index)].throttled -= 1;
-            }
-            self.push_ready(slot);
+    pub(crate) fn unthrottle(&mut self, cx: &mut Context) {
+        self.leave_group_line(cx);
+        self.release(Flag::Throttled, cx);
+    }
+
+    /// It waits no longer for tokens of its group.
+    pub(crate) fn leave_group_line(&mut self, cx: &mut Context) {
+        let group = self.optional.as_ref().and_then(|optional| optional.group);
+        if let (true, Some(index)) = (self.flags.contains(Flag::Throttled), group) {
+            cx.groups[usize::from(index)].throttled -= 1;
         }
     }
 
-    pub(crate) fn set_rate(&mut self, slot: u32, rate: Option<usize>) {
-        self.unthrottle(slot);
-        let now = self.now;
-        self.at_mut(slot).optional().overrides().bucket =
-            rate.map(|rate| TokenBucket::new(rate, burst(rate), now));
+    pub(crate) fn set_rate(&mut self, rate: Option<usize>, cx: &mut Context) {
+        self.unthrottle(cx);
+        let now = cx.now;
+        self.optional().overrides().bucket = rate.map(|rate| TokenBucket::new(rate, burst(rate), now));
     }
 
-    pub(crate) fn set_group(&mut self, slot: u32, group: Option<u16>) {
-        self.unthrottle(slot);
-        // One of another reactor is none of ours.
-        let group = group.filter(|&index| usize::from(index) < self.groups.len());
-        self.at_mut(slot).optional().group = group;
+    pub(crate) fn join_group(&mut self, group: Option<u16>, cx: &mut Context) {
+        self.unthrottle(cx);
+        // A group of another reactor is none of this one.
+        self.optional().group = group.filter(|&index| usize::from(index) < cx.groups.len());
     }
+}
 
+impl Table {
     pub(crate) fn set_group_rate(&mut self, group: u16, rate: usize) {
-        let now = self.now;
+        let now = self.cx.now;
         let index = group;
-        let Some(group) = self.groups.get_mut(usize::from(index)).filter(|group| group.rate != rate) else {
-            return;
-        };
+        let changed = |group: &&mut Group| group.rate != rate;
+        let Some(group) = self.cx.groups.get_mut(usize::from(index)).filter(changed) else { return };
         (group.rate, group.bucket) = (rate, TokenBucket::new(rate, burst(rate), now));
-        // The throttled wait for a time that was worked out by the old rate.
-        let waits = |connection: &Connection| {
-            let optional = connection.optional.as_ref();
-            connection.flags.contains(Flag::Throttled)
-                && optional.is_some_and(|optional| optional.group == Some(index))
-        };
-        let waiting = self.slots.iter().filter(|(_, connection)| waits(connection));
-        for slot in waiting.map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
-            self.unthrottle(slot);
-        }
-    }
-
-    /// A connection that goes waits no longer.
-    pub(super) fn leave_group(&mut self, gone: &Connection) {
-        if let (true, Some(index)) =
-            (gone.flags.contains(Flag::Throttled), gone.optional.as_ref().and_then(|optional| optional.group))
-        {
-            self.groups[usize::from(index)].throttled -= 1;
+        // The throttled wait for a time that was computed from the old rate.
+        for (_, connection) in &mut self.slots {
+            let member = connection.optional.as_ref().is_some_and(|optional| optional.group == Some(index));
+            if member && connection.flags.contains(Flag::Throttled) {
+                connection.unthrottle(&mut self.cx);
+            }
         }
     }
 }

@@ -13,9 +13,11 @@ use crate::base::id::{ConnId, GroupId};
 use crate::base::reason::{CloseReason, Refusal};
 use crate::base::shared::Shared;
 use crate::config::dial::{DialOptions, KeepAlive, SocketOption};
+use crate::connection::Connection;
+use crate::connection::context::Context;
 use crate::connection::sockets::Sockets;
+use crate::connection::state::{Flag, Half, Origin, State};
 use crate::connection::table::Table;
-use crate::connection::{Flag, Origin, Stage, State};
 
 /// One connection, for the length of one callback.
 ///
@@ -59,20 +61,29 @@ impl<'a> Socket<'a> {
         Socket { table, slot }
     }
 
+    /// The connection, and what it may touch: one look-up in each method.
+    fn parts(&mut self) -> (&mut Connection, &mut Context) {
+        self.table.at(self.slot)
+    }
+
+    fn connection(&self) -> &Connection {
+        &self.table.slots[self.slot as usize]
+    }
+
     /// Its name, to keep and to look it up with.
     pub fn id(&self) -> ConnId {
-        self.table.id(self.slot)
+        self.connection().id
     }
 
     /// The address of the remote end; of a dialed one, what was dialed until it is connected. A caller on a
     /// Unix-domain socket is [`Address::Unnamed`].
     pub fn peer_addr(&self) -> Address {
-        self.table.peer(self.slot)
+        self.connection().peer_address()
     }
 
     /// The address of our end. None until a dialed one is connected, and for Unix-domain sockets.
     pub fn local_addr(&self) -> Option<Address> {
-        self.table.local(self.slot)
+        self.table.local(self.connection())
     }
 
     /// Puts another address in the place of the peer's, because somebody who is trusted has said for whom the
@@ -83,32 +94,17 @@ impl<'a> Socket<'a> {
     ///
     /// When that guard would not have let it in. Nothing has changed then; close it.
     pub fn set_peer_addr(&mut self, peer: SocketAddr) -> Result<(), Refusal> {
-        self.table.set_peer(self.slot, peer)
+        self.table.set_peer(self.id(), peer)
     }
 
     /// How far it has come, and which ways it is open.
     pub fn state(&self) -> State {
-        let connection = self.table.at(self.slot);
-        let flags = &connection.flags;
-        let resolving = connection.dial().is_some_and(|dial| dial.lookup.is_some());
-        match (
-            connection.stage,
-            flags.contains(Flag::Ended),
-            flags.contains(Flag::Finishing) || flags.contains(Flag::Finished),
-        ) {
-            (Stage::Connecting, ..) if resolving => State::Resolving,
-            (Stage::Connecting, ..) => State::Connecting,
-            (Stage::Open, ..) if flags.contains(Flag::OpenPending) => State::Connecting,
-            (Stage::Open, false, false) => State::Open,
-            (Stage::Open, false, true) => State::ReadOnly,
-            (Stage::Open, true, false) => State::WriteOnly,
-            _ => State::Closing,
-        }
+        self.connection().state()
     }
 
     /// Whether the peer called or we did.
     pub fn origin(&self) -> Origin {
-        let connection = self.table.at(self.slot);
+        let connection = self.connection();
         let by = || connection.optional.as_ref().and_then(|optional| optional.dialed_by);
         if connection.flags.contains(Flag::Dialed) { Origin::Dialed { by: by() } } else { Origin::Accepted }
     }
@@ -116,13 +112,13 @@ impl<'a> Socket<'a> {
     /// The instant at which this turn happens. The clock is read once per turn.
     #[cfg(not(target_family = "wasm"))]
     pub fn now(&self) -> Instant {
-        self.table.epoch.at(self.table.elapsed)
+        self.table.cx.epoch.at(self.table.cx.elapsed)
     }
 
     /// The same as the time since the reactor was made: what [`now`](Socket::now) is, on a clock that a simulation has
     /// too.
     pub fn elapsed(&self) -> Duration {
-        self.table.elapsed
+        self.table.cx.elapsed
     }
 
     /// Queues bytes. They leave at the end of the turn, with everything else sent to this socket.
@@ -130,17 +126,19 @@ impl<'a> Socket<'a> {
     /// A service that sends more than the peer reads should look at [`is_full`](Socket::is_full): past
     /// [`SocketLimits::queue`](crate::SocketLimits::queue) a peer is closed as a slow reader.
     pub fn send(&mut self, bytes: &[u8]) {
-        self.table.send(self.slot, bytes);
+        let (connection, cx) = self.parts();
+        connection.send(bytes, cx);
     }
 
     /// Queues bytes without copying them, however many sockets they are sent to.
     pub fn send_shared(&mut self, shared: &Shared) {
-        self.table.send_shared(self.slot, shared);
+        let (connection, cx) = self.parts();
+        connection.send_shared(shared, cx);
     }
 
     /// Bytes sent that the kernel has not taken yet.
     pub fn queued(&self) -> usize {
-        self.table.queued(self.slot)
+        self.connection().unsent(&self.table.cx)
     }
 
     /// Whether the queue has reached [`SocketLimits::high_water`](crate::SocketLimits::high_water) and not come down to
@@ -148,7 +146,7 @@ impl<'a> Socket<'a> {
     /// whether the peer is read. Whenever it has been, [`Service::drained`](crate::Service::drained) comes, at the end
     /// of this turn if the kernel takes everything at once.
     pub fn is_full(&self) -> bool {
-        self.table.at(self.slot).flags.contains(Flag::Full)
+        self.connection().flags.contains(Flag::Full)
     }
 
     /// Whether it was dialed and is not connected yet. What is sent meanwhile waits.
@@ -166,12 +164,13 @@ impl<'a> Socket<'a> {
     /// One that is still being dialed is secured as by [`DialOptions::filter`](crate::DialOptions::filter), with all
     /// that was sent to it. One that is secured already, or that we have finished, stays as it is.
     pub fn start_filter(&mut self, how: FilterConfig) {
-        self.table.start_filter(self.slot, how);
+        let (connection, cx) = self.parts();
+        connection.start_filter(how, cx);
     }
 
     /// What has been agreed on with the peer. None if it is not secured, and before the handshake is done.
     pub fn filter_info(&self) -> Option<FilterInfo> {
-        self.table.filter_info(self.slot)
+        self.connection().filter_info()
     }
 
     /// Delivers nothing from the next call on, until [`resume`](Socket::resume). Costs no system call. The peer
@@ -179,27 +178,30 @@ impl<'a> Socket<'a> {
     ///
     /// A paused socket is not read, so it does not notice the peer's end either; its idle limit still applies.
     pub fn pause(&mut self) {
-        self.table.pause(self.slot);
+        let (connection, cx) = self.parts();
+        connection.pause(cx);
     }
 
     /// Delivers again, beginning with what was left untaken.
     pub fn resume(&mut self) {
-        self.table.resume(self.slot);
+        let (connection, cx) = self.parts();
+        connection.resume(cx);
     }
 
     /// Whether it is paused.
     pub fn is_paused(&self) -> bool {
-        self.table.at(self.slot).flags.contains(Flag::Paused)
+        self.connection().flags.contains(Flag::Paused)
     }
 
     /// Whether the peer has sent its end.
     pub fn has_ended(&self) -> bool {
-        self.table.at(self.slot).flags.contains(Flag::Ended)
+        self.connection().incoming == Half::Ended
     }
 
     /// Sends our end after everything queued. The peer can go on sending (a half-close).
     pub fn finish(&mut self) {
-        self.table.finish(self.slot);
+        let (connection, cx) = self.parts();
+        connection.finish(cx);
     }
 
     /// Sends everything queued, then our end, and is done. Nothing is delivered any more; what the peer
@@ -210,18 +212,20 @@ impl<'a> Socket<'a> {
 
     /// As [`close`](Socket::close), with a reason of your choice for the log and the counters.
     pub fn close_as(&mut self, why: CloseReason) {
-        self.table.close(self.slot, why);
+        let (connection, cx) = self.parts();
+        connection.close(why, cx);
     }
 
     /// Ends at once, with a reset: what is queued is dropped, and the peer sees an error.
     pub fn abort(&mut self) {
-        self.table.close_now(self.slot, CloseReason::Aborted);
+        let (connection, cx) = self.parts();
+        connection.close_now(CloseReason::Aborted, cx);
     }
 
     /// What arrived and was not taken. In [`Service::end`](crate::Service::end) this is the message that the peer
     /// began and did not complete.
     pub fn unread(&self) -> &[u8] {
-        self.table.at(self.slot).inbox.as_ref().map_or(&[], |inbox| inbox.unread())
+        self.connection().unread()
     }
 
     /// Joins it with another connection, both ways: what arrives at the one is sent to the other, and neither's
@@ -259,46 +263,48 @@ impl<'a> Socket<'a> {
     /// }
     /// ```
     pub fn pipe(&mut self, other: ConnId) -> bool {
-        let Some(other) = self.table.live(other).filter(|_| self.table.at(self.slot).is_live()) else {
+        let Some(other) = self.table.live(other).filter(|_| self.connection().is_live()) else {
             return false;
         };
-        self.table.pipe(self.slot, other);
+        self.table.pipe(self.id(), other);
         true
     }
 
     /// Undoes [`pipe`](Socket::pipe): each one's service gets what arrives from now on. Says with whom it was joined.
     pub fn unpipe(&mut self) -> Option<ConnId> {
-        self.table.unpipe(self.slot)
+        self.table.unpipe(self.id())
     }
 
     /// The other end of its pipe.
     pub fn piped_to(&self) -> Option<ConnId> {
-        self.table.at(self.slot).optional.as_ref()?.pipe_peer
+        self.connection().pipe_peer()
     }
 
     /// Bytes a second that are read from it from now on, in place of [`SocketLimits::rate`](crate::SocketLimits::rate).
     pub fn set_rate(&mut self, bytes: Option<usize>) {
-        self.table.set_rate(self.slot, bytes);
+        let (connection, cx) = self.parts();
+        connection.set_rate(bytes, cx);
     }
 
     /// Lets it share the rate of a group, beside its own, or of none.
     pub fn join_group(&mut self, group: Option<GroupId>) {
-        self.table.set_group(self.slot, group.map(|GroupId(index)| index));
+        let (connection, cx) = self.parts();
+        connection.join_group(group.map(|GroupId(index)| index), cx);
     }
 
     /// Bytes received so far; of a secured connection, as they came over the wire.
     pub fn bytes_in(&self) -> u64 {
-        self.table.at(self.slot).bytes_in
+        self.connection().bytes_in
     }
 
     /// Bytes that the kernel has taken so far; of a secured connection, as they went over the wire.
     pub fn bytes_out(&self) -> u64 {
-        self.table.at(self.slot).bytes_out
+        self.connection().bytes_out
     }
 
     /// Another connection of this reactor, of whichever service; none if it is gone or closing.
     pub fn other(&mut self, id: ConnId) -> Option<Socket<'_>> {
-        let slot = self.table.live(id)?;
+        let slot = self.table.live(id)?.slot;
         Some(Socket { table: self.table, slot })
     }
 
@@ -329,7 +335,7 @@ impl<'a> Socket<'a> {
     where
         A: TryInto<Address, Error: fmt::Display>,
     {
-        let (service, by) = (self.table.at(self.slot).service, self.id());
+        let (service, by) = (self.connection().service, self.id());
         self.table.dial(service, parse_address("dial", to)?, options, Some(by))
     }
 
@@ -350,30 +356,35 @@ impl Socket<'_> {
     /// Its idle limit from now on, in place of [`SocketLimits::idle`](crate::SocketLimits::idle); none switches it off.
     /// The span begins now.
     pub fn set_idle(&mut self, limit: Option<Duration>) {
-        self.table.set_idle(self.slot, limit);
+        let (connection, cx) = self.parts();
+        connection.set_idle(limit, cx);
     }
 
     /// Calls [`idle`](crate::Service::idle) when no byte has arrived for so long, whatever is sent meanwhile. Off by
     /// default.
     pub fn set_read_idle(&mut self, limit: Option<Duration>) {
-        self.table.set_read_idle(self.slot, limit);
+        let (connection, cx) = self.parts();
+        connection.set_read_idle(limit, cx);
     }
 
     /// Calls [`idle`](crate::Service::idle) when the kernel has taken no byte for so long, whatever arrives meanwhile:
     /// time to send a sign of life, for example. Off by default.
     pub fn set_write_idle(&mut self, limit: Option<Duration>) {
-        self.table.set_write_idle(self.slot, limit);
+        let (connection, cx) = self.parts();
+        connection.set_write_idle(limit, cx);
     }
 
     /// Calls [`alarm`](crate::Service::alarm) once, after so long, whatever the connection does meanwhile. It has one
     /// alarm: an earlier one is replaced, and none takes it away.
     pub fn set_alarm(&mut self, after: Option<Duration>) {
-        self.table.set_alarm(self.slot, after, None);
+        let (connection, cx) = self.parts();
+        connection.set_alarm(after, None, cx);
     }
 
     /// Calls [`alarm`](crate::Service::alarm) again and again, each time so long after the last.
     pub fn set_alarm_every(&mut self, span: Duration) {
-        self.table.set_alarm(self.slot, Some(span), Some(span));
+        let (connection, cx) = self.parts();
+        connection.set_alarm(Some(span), Some(span), cx);
     }
 }
 
@@ -385,33 +396,39 @@ impl Socket<'_> {
 impl Socket<'_> {
     /// Whether small segments are sent at once (TCP_NODELAY). They are, unless the listener or the dial said otherwise.
     pub fn set_nodelay(&mut self, on: bool) {
-        self.table.set_option(self.slot, SocketOption::NoDelay(on));
+        let (connection, cx) = self.parts();
+        connection.set_option(SocketOption::NoDelay(on), cx);
     }
 
     /// Whether and how the kernel probes a silent peer (SO_KEEPALIVE).
     pub fn set_keep_alive(&mut self, probes: Option<KeepAlive>) {
-        self.table.set_option(self.slot, SocketOption::KeepAlive(probes));
+        let (connection, cx) = self.parts();
+        connection.set_option(SocketOption::KeepAlive(probes), cx);
     }
 
     /// How long sent bytes may stay unacknowledged before the kernel ends the connection (TCP_USER_TIMEOUT, Linux
     /// only). None is the system's way: some fifteen minutes of retries.
     pub fn set_user_timeout(&mut self, limit: Option<Duration>) {
-        self.table.set_option(self.slot, SocketOption::UserTimeout(limit));
+        let (connection, cx) = self.parts();
+        connection.set_option(SocketOption::UserTimeout(limit), cx);
     }
 
     /// The type-of-service byte of its packets (IP_TOS, IPV6_TCLASS): the upper six bits are the DSCP of RFC 2474.
     pub fn set_tos(&mut self, tos: u8) {
-        self.table.set_option(self.slot, SocketOption::Tos(tos));
+        let (connection, cx) = self.parts();
+        connection.set_option(SocketOption::Tos(tos), cx);
     }
 
     /// The size of the kernel's send buffer, in bytes (SO_SNDBUF). Linux doubles it for its own book-keeping, and stops
     /// adjusting it.
     pub fn set_send_buffer(&mut self, bytes: usize) {
-        self.table.set_option(self.slot, SocketOption::SendBuffer(bytes));
+        let (connection, cx) = self.parts();
+        connection.set_option(SocketOption::SendBuffer(bytes), cx);
     }
 
     /// The size of the kernel's receive buffer, in bytes (SO_RCVBUF). As [`set_send_buffer`](Socket::set_send_buffer).
     pub fn set_recv_buffer(&mut self, bytes: usize) {
-        self.table.set_option(self.slot, SocketOption::RecvBuffer(bytes));
+        let (connection, cx) = self.parts();
+        connection.set_option(SocketOption::RecvBuffer(bytes), cx);
     }
 }

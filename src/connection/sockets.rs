@@ -16,39 +16,6 @@ use crate::connection::rate::Group;
 use crate::connection::table::{Stop, Table};
 use crate::parts::timers::TimerId;
 
-/// The instant that ticks and durations inside the loop are counted from: here, and nowhere deeper, time becomes that
-/// of the standard library.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Epoch {
-    /// A page in a browser has no such clock.
-    #[cfg(not(target_family = "wasm"))]
-    instant: Instant,
-}
-
-impl Epoch {
-    /// Reads the clock.
-    #[cfg(not(target_family = "wasm"))]
-    pub(crate) fn from_now() -> Epoch {
-        Epoch { instant: Instant::now() }
-    }
-
-    #[cfg(target_family = "wasm")]
-    pub(crate) fn from_now() -> Epoch {
-        Epoch {}
-    }
-
-    #[cfg(not(target_family = "wasm"))]
-    pub(crate) fn at(self, elapsed: Duration) -> Instant {
-        self.instant + elapsed
-    }
-
-    /// How long ago it was.
-    #[cfg(not(target_family = "wasm"))]
-    pub(crate) fn elapsed(self) -> Duration {
-        self.instant.elapsed()
-    }
-}
-
 /// All connections, seen from outside any one of them.
 pub struct Sockets<'a> {
     table: &'a mut Table,
@@ -62,24 +29,24 @@ impl<'a> Sockets<'a> {
     /// The instant at which this turn happens.
     #[cfg(not(target_family = "wasm"))]
     pub fn now(&self) -> Instant {
-        self.table.epoch.at(self.table.elapsed)
+        self.table.cx.epoch.at(self.table.cx.elapsed)
     }
 
     /// The same as the time since the reactor was made: what [`now`](Sockets::now) is, on a clock that a simulation has
     /// too.
     pub fn elapsed(&self) -> Duration {
-        self.table.elapsed
+        self.table.cx.elapsed
     }
 
     /// The socket of a connection; none if it is gone or closing.
     pub fn get(&mut self, id: ConnId) -> Option<Socket<'_>> {
-        let slot = self.table.live(id)?;
+        let slot = self.table.live(id)?.slot;
         Some(Socket::new(self.table, slot))
     }
 
     /// The ids of all connections that are there and not closing.
     pub fn ids(&self) -> Vec<ConnId> {
-        let all = self.table.slots.iter().map(|(slot, _)| self.table.id(slot as u32));
+        let all = self.table.slots.iter().map(|(_, connection)| connection.id);
         all.filter(|&id| self.table.live(id).is_some()).collect()
     }
 
@@ -190,9 +157,9 @@ impl<'a> Sockets<'a> {
     ///
     /// When there are 65,535 groups.
     pub fn add_group(&mut self, rate: usize) -> io::Result<GroupId> {
-        let index = u16::try_from(self.table.groups.len()).ok().filter(|&index| index < u16::MAX);
+        let index = u16::try_from(self.table.cx.groups.len()).ok().filter(|&index| index < u16::MAX);
         let index = index.ok_or_else(|| io::Error::other("a reactor has 65,535 groups at most"))?;
-        self.table.groups.push(Group::new(rate, self.table.now));
+        self.table.cx.groups.push(Group::new(rate, self.table.cx.now));
         Ok(GroupId(index))
     }
 
@@ -224,12 +191,12 @@ impl<'a> Sockets<'a> {
 
     /// What the loop has counted.
     pub fn stats(&self) -> Stats {
-        self.table.stats.clone()
+        self.table.cx.stats.clone()
     }
 
     /// Bytes held in all inboxes and outboxes, as counted against [`Limits::memory`](crate::Limits::memory).
     pub fn memory(&self) -> usize {
-        self.table.memory
+        self.table.cx.memory
     }
 }
 

@@ -1,113 +1,211 @@
-//! What is secured: bytes that are not what the service sees.
+//! What a connection does with its filter (TLS): the handshake's stages, encryption, failure.
 
-use super::table::Table;
+use log::Level;
+
 use crate::base::filter::{Filter, FilterConfig, FilterInfo};
+use crate::base::reason::CloseReason;
 use crate::base::tick::Tick;
+use crate::connection::Connection;
+use crate::connection::context::Context;
 use crate::connection::optional::Tls;
-use crate::connection::{Flag, Stage};
+use crate::connection::state::{FilterStage, Flag, Half, Stage};
 use crate::parts::arena::SegmentList;
+use crate::parts::outbox::WriteBatch;
 
-impl Table {
-    /// Has all bytes from here on secured; those queued before go as they are. The loop begins the handshake.
-    pub(crate) fn start_filter(&mut self, slot: u32, how: FilterConfig) {
-        let (clear_prefix, deadline) = (self.queued(slot), self.handshake_deadline(slot));
-        let connection = self.at_mut(slot);
-        if connection.stage == Stage::Connecting {
-            connection.dial_mut().options.filter.get_or_insert(how);
+/// Bytes encrypted in one piece: a TLS record holds no more (RFC 8446, 5.1).
+pub(crate) const RECORD_MAX: usize = 16 * 1024;
+
+impl Connection {
+    /// Starts a filter on an open connection (STARTTLS): what is sent from now on is encrypted, what was sent before
+    /// goes as it is. The event loop starts the handshake.
+    pub(crate) fn start_filter(&mut self, config: FilterConfig, cx: &mut Context) {
+        if self.stage == Stage::Connecting {
+            self.dial_mut().options.filter.get_or_insert(config);
             return;
         }
-        let is_open = connection.stage == Stage::Open && !connection.flags.contains(Flag::Finishing);
-        if !is_open || connection.flags.contains(Flag::Filtered) {
+        if !self.is_open() || self.outgoing != Half::Open || self.is_filtered() {
             return;
         }
-        connection.flags.insert(Flag::Filtered);
-        connection.flags.insert(Flag::Handshaking);
-        connection.optional().tls = Some(Box::new(Tls::new(how, deadline, clear_prefix)));
-        self.push_ready(slot);
-        self.rearm(slot);
+        // What earlier turns have left is for the wire already; of this turn's list so much is.
+        let clear_prefix = self.unsent(cx) - self.queued();
+        let deadline = cx.handshake_deadline(self.service);
+        self.set_filter(config, deadline, clear_prefix, false);
+        self.on_released(cx);
     }
 
-    /// When a handshake that is asked for now must be done.
-    pub(crate) fn handshake_deadline(&self, slot: u32) -> Option<Tick> {
-        self.limits_of(slot).handshake.map(|span| self.now.after(span))
+    /// Sets up a filter whose handshake comes before `open` or `connected`.
+    pub(crate) fn start_filter_first(
+        &mut self,
+        config: FilterConfig,
+        deadline: Option<Tick>,
+        cx: &mut Context,
+    ) {
+        // What was sent to a connection while it was dialed is to be encrypted.
+        if let Some(outbox) = &mut self.outbox {
+            debug_assert_eq!(outbox.plain.len(), 0);
+            std::mem::swap(&mut outbox.wire, &mut outbox.plain);
+        }
+        self.set_filter(config, deadline, 0, true);
+        self.rearm(cx);
     }
 
-    pub(crate) fn filter(&mut self, slot: u32) -> Option<&mut dyn Filter> {
-        match &mut self.at_mut(slot).tls_mut()?.filter {
+    fn set_filter(&mut self, config: FilterConfig, deadline: Option<Tick>, clear_prefix: usize, opens: bool) {
+        self.filter = FilterStage::Asked;
+        self.optional().tls = Some(Box::new(Tls::new(config, deadline, clear_prefix, opens)));
+    }
+
+    /// Whether its service has not met it, or not as connected, because the handshake comes first.
+    pub(crate) fn is_open_pending(&self) -> bool {
+        self.filter.is_handshaking() && self.tls().is_some_and(|tls| tls.open_pending)
+    }
+
+    /// Whether it was accepted and its handshake is not complete: its service has not met it.
+    pub(crate) fn is_handshaking_inbound(&self) -> bool {
+        self.is_open_pending() && !self.flags.contains(Flag::Dialed)
+    }
+
+    pub(crate) fn filter_mut(&mut self) -> Option<&mut dyn Filter> {
+        match &mut self.tls_mut()?.filter {
             Some(filter) => Some(&mut **filter),
             None => None,
         }
     }
 
-    /// What has been agreed on, when the handshake is done.
-    pub(crate) fn filter_info(&self, slot: u32) -> Option<FilterInfo> {
-        let connection = self.at(slot);
-        let tls = connection.tls()?;
-        if connection.flags.contains(Flag::Handshaking) {
-            None
-        } else {
-            tls.filter.as_ref().map(|it| it.info())
+    /// What the two ends have agreed on, once the handshake is complete.
+    pub(crate) fn filter_info(&self) -> Option<FilterInfo> {
+        if self.filter.is_handshaking() {
+            return None;
+        }
+        self.tls()?.filter.as_ref().map(|filter| filter.info())
+    }
+
+    /// Encrypts at most about `budget` bytes of what is queued and of this turn's list, and appends them to `wire`.
+    /// What is not encrypted waits in the queue. Encrypted bytes are never taken back: a filter encrypts nothing twice.
+    #[inline(never)]
+    pub(crate) fn encrypt(
+        &mut self,
+        plain: &mut SegmentList,
+        wire: &mut SegmentList,
+        budget: usize,
+        cx: &mut Context,
+    ) {
+        self.settle_clear_prefix(plain, cx);
+        while self.filter == FilterStage::Open && wire.len() < budget {
+            match self.encrypt_record(plain, wire, cx) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(why) => self.fail_tls(&why, cx),
+            }
+        }
+        let left = std::mem::replace(plain, SegmentList::EMPTY);
+        if self.filter != FilterStage::Ended {
+            self.spill_plain(left, cx);
         }
     }
 
-    /// Queues what a filter has said, in front of what is not sealed yet.
-    pub(crate) fn push_ciphertext(&mut self, slot: u32, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        let now = self.now;
-        let connection = &mut self.slots[slot as usize];
-        let begins = connection.outbox.is_none();
-        let outbox = connection.outbox.get_or_insert_default();
-        self.memory += outbox.push_ciphertext(bytes);
-        if begins {
-            outbox.progress.since = now;
-            self.rearm(slot);
+    /// What was sent in the clear before the filter was asked for goes to the wire as it is. That is a line or two, so
+    /// it is copied. The handshake starts after that.
+    fn settle_clear_prefix(&mut self, segments: &mut SegmentList, cx: &mut Context) {
+        let clear = self.tls_mut().map_or(0, |tls| std::mem::take(&mut tls.clear_prefix));
+        if clear > 0 {
+            let outbox = self.outbox.get_or_insert_default();
+            outbox.progress.since = cx.now;
+            cx.memory += cx.arena.spill_front(segments, clear, &mut outbox.wire);
+            self.rearm(cx);
+            self.push_ready(cx);
         }
     }
 
-    /// Nothing more is sealed. What is queued for that is dropped, since there is no other way to say it; at once, or
-    /// when what goes before it, as it is, has gone.
-    pub(crate) fn stop_encrypting(&mut self, slot: u32) {
-        let connection = &mut self.slots[slot as usize];
-        connection.flags.insert(Flag::CloseNotifySent);
-        if connection.clear_prefix() > 0 {
-            return;
-        }
-        if let Some(outbox) = &mut connection.outbox {
-            self.memory -= outbox.clear_plaintext();
-        }
-        if let Some(dirty) = self.dirty.get_mut(connection.dirty as usize) {
-            dirty.segments = SegmentList::EMPTY;
-        }
-    }
-
-    /// So many bytes of what is queued are on their way: first those of earlier turns, then those of this one.
-    pub(crate) fn consume_queued(&mut self, slot: u32, segments: &mut SegmentList, n: usize) {
-        let mut fresh = n;
-        if let Some(outbox) = &mut self.slots[slot as usize].outbox {
-            let old = n.min(outbox.plaintext_len());
-            outbox.progress.moved += old;
-            self.memory -= outbox.advance(old);
+    /// Encrypts one record of what is queued, or says that nothing is.
+    fn encrypt_record(
+        &mut self,
+        segments: &mut SegmentList,
+        wire: &mut SegmentList,
+        cx: &mut Context,
+    ) -> Result<bool, String> {
+        let tls = self.optional.as_mut().and_then(|optional| optional.tls.as_mut());
+        let Some(Tls { filter: Some(filter), .. }) = tls.map(|tls| &mut **tls) else { return Ok(false) };
+        let mut joined = std::mem::take(&mut cx.joined);
+        let outbox = &self.outbox;
+        let (length, outcome) = cx.arena.push_ciphertext(wire, |out, arena| {
+            let mut batch = WriteBatch::with_exact_budget(RECORD_MAX);
+            if let Some(outbox) = outbox {
+                outbox.plain.gather(&mut batch);
+            }
+            if batch.has_room() {
+                arena.gather(segments, &mut batch);
+            }
+            let outcome = match batch.slices() {
+                [] => Ok(()),
+                [one] => filter.seal(one, out),
+                many => {
+                    joined.clear();
+                    many.iter().for_each(|slice| joined.extend_from_slice(slice));
+                    filter.seal(&joined, out)
+                }
+            };
+            (batch.len(), outcome)
+        });
+        cx.joined = joined;
+        let mut fresh = length;
+        if let Some(outbox) = &mut self.outbox {
+            let old = length.min(outbox.plain.len());
+            cx.memory -= outbox.plain.advance(old);
             fresh -= old;
         }
-        self.arena.advance(segments, fresh);
+        cx.arena.advance(segments, fresh);
+        outcome.map(|()| length > 0)
     }
 
-    /// A filter keeps so many bytes of the wire. They are a message in the making: they have their memory and their
-    /// clocks, as any other.
-    pub(crate) fn set_undecrypted(&mut self, slot: u32, undecrypted: usize, arrived: usize) {
-        let connection = self.at_mut(slot);
-        if undecrypted == 0 && connection.inbox.is_none() {
-            return;
+    /// Appends the filter's close_notify to what is for the wire.
+    pub(crate) fn push_close_notify(&mut self, cx: &mut Context) {
+        self.filter = FilterStage::Ended;
+        let mut out = Vec::new();
+        if let Some(filter) = self.filter_mut() {
+            filter.seal_end(&mut out);
         }
-        let mut inbox = connection.inbox.take().unwrap_or_default();
-        let (before, begins) = (inbox.charge(), inbox.is_empty());
-        inbox.undecrypted = undecrypted;
-        if inbox.is_empty() {
-            self.memory -= before;
+        self.push_wire(&out, cx);
+    }
+
+    /// Encrypts nothing more. What is queued for that is dropped; what is for the wire is still written.
+    pub(crate) fn stop_encrypting(&mut self, cx: &mut Context) {
+        self.filter = FilterStage::Ended;
+        if let Some(outbox) = &mut self.outbox {
+            cx.memory -= outbox.plain.clear();
+        }
+        // What was sent in the clear in this very turn is kept: it is taken off the list when that is written.
+        if self.tls().is_none_or(|tls| tls.clear_prefix == 0) {
+            self.drop_segments(cx);
+        }
+    }
+
+    /// The filter cannot go on. What it says about that is still sent.
+    pub(crate) fn fail_tls(&mut self, why: &str, cx: &mut Context) {
+        let reason = if self.filter.is_handshaking() { CloseReason::Handshake } else { CloseReason::Tls };
+        if let Some(tls) = self.tls_mut() {
+            tls.error = Some(why.into());
+        }
+        let peer = self.peer_address();
+        // At debug for dialed connections, whose service gets the reason in `closed`, and for peers that have sent
+        // nothing, which are port probes.
+        if self.flags.contains(Flag::Dialed) || self.bytes_in == 0 {
+            log::debug!("{peer}: closed: {}: {why}", reason.word());
         } else {
-            self.put_inbox(slot, inbox, before, arrived, begins);
+            let (level, left_out) = cx.log_limits.tls_failed.level(Level::Info, cx.now);
+            log::log!(level, "{peer}: closed: {}: {why}{left_out}", reason.word());
+        }
+        cx.handshakes.remove(self.id);
+        self.stop_encrypting(cx);
+        self.close(reason, cx);
+    }
+
+    /// The stream has ended, and close_notify has not come before.
+    pub(crate) fn on_truncated(&mut self, cx: &mut Context) {
+        self.on_end_read();
+        if self.filter.is_handshaking() {
+            self.fail_tls("the peer left during the handshake", cx);
+        } else {
+            self.close(CloseReason::Truncated, cx);
         }
     }
 }

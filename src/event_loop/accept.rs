@@ -1,22 +1,18 @@
 //! Phase 8: accept connections and start dials.
 
 use std::mem;
-use std::time::Duration;
 
 use log::Level;
 
 use super::EventLoop;
 use crate::base::address::{Address, PeerAddress};
 use crate::base::reason::{CloseReason, OsError, Refusal, Refused};
-use crate::config::limits::SocketLimits;
 use crate::config::rules::RefuseMode;
 use crate::connection::admission::Rejection;
-use crate::connection::socket::Socket;
+use crate::connection::state::{Flag, Stage};
 use crate::connection::table::REFUSED;
-use crate::connection::{Flag, Stage};
-use crate::parts::inbox::Input;
-use crate::service::{Event, Service};
-use crate::sys::{AcceptError, System};
+use crate::service::Event;
+use crate::sys::{AcceptError, Stream, System};
 
 /// Peers turned away in one go when no descriptor is left to tell them.
 const SHED_MAX: usize = 64;
@@ -25,7 +21,7 @@ impl<S: System> EventLoop<S> {
     /// Comes after `reap`: a slot freed in this turn is used before a peer is refused. What `open` has
     /// sent is written at once.
     pub(super) fn accept(&mut self) {
-        let before = self.table.stats.accepted + self.table.stats.refused;
+        let before = self.table.cx.stats.accepted + self.table.cx.stats.refused;
         self.poll_resolver();
         for id in mem::take(&mut self.table.pending_dials) {
             self.start_dial(id);
@@ -33,13 +29,14 @@ impl<S: System> EventLoop<S> {
         for index in 0..self.listeners.len() {
             self.accept_from(index);
         }
-        if self.table.stats.accepted + self.table.stats.refused > before && !self.table.dirty.is_empty() {
+        let after = self.table.cx.stats.accepted + self.table.cx.stats.refused;
+        if after > before && !self.table.cx.dirty.is_empty() {
             self.write();
         }
     }
 
     fn accept_from(&mut self, index: usize) {
-        for _ in 0..self.table.limits.accepts_per_turn {
+        for _ in 0..self.table.cx.limits.accepts_per_turn {
             let Some(Some(listener)) = self.listeners.get(index) else { return };
             if !self.can_accept(listener) {
                 return;
@@ -47,7 +44,7 @@ impl<S: System> EventLoop<S> {
             match self.system.accept(&listener.socket) {
                 Ok((stream, peer)) => self.judge(index, stream, peer),
                 Err(error) => match error {
-                    AcceptError::PeerGone => self.table.stats.accept_aborted += 1,
+                    AcceptError::PeerGone => self.table.cx.stats.accept_aborted += 1,
                     AcceptError::Empty => return self.on_backlog_empty(index),
                     AcceptError::NoDescriptor => return self.out_of_descriptors(index),
                     AcceptError::NoMemory => return self.pause_accepts(index, "kernel memory"),
@@ -63,7 +60,7 @@ impl<S: System> EventLoop<S> {
 
     /// A peer was accepted: its address is checked against the rules first, then the service for a free slot, then the
     /// address against its limits.
-    fn judge(&mut self, index: usize, stream: S::Stream, peer: PeerAddress) {
+    fn judge(&mut self, index: usize, stream: Stream, peer: PeerAddress) {
         let Some(Some(listener)) = self.listeners.get_mut(index) else { return };
         listener.resume_accepts();
         let (service, slots) = (listener.service, listener.slots());
@@ -79,64 +76,72 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    fn add_accepted(&mut self, index: usize, stream: S::Stream, peer: PeerAddress, counted: bool) {
+    fn add_accepted(&mut self, index: usize, stream: Stream, peer: PeerAddress, counted: bool) {
         let Some(Some(listener)) = self.listeners.get(index) else { return };
         let (service, dials, filter) = (listener.service, listener.reserve_slot, listener.filter.clone());
         let local = listener.local.or_else(|| self.system.local_address(&stream));
         let id = self.table.insert(service, Stage::Open, peer);
-        let flags = &mut self.table.at_mut(id.slot).flags;
-        flags.insert(Flag::Writable);
-        flags.set(Flag::Counted, counted);
         if let Some(local) = local {
-            self.table.set_local(id.slot, local);
+            self.table.set_local(id, local);
         }
         if dials {
-            self.table.reserve(id.slot);
+            self.table.reserve(id);
         }
-        self.table.stats.accepted += 1;
-        if let Err(error) = self.register(id.slot, stream) {
-            // Not watched, and so never to be heard of again: it ends before its service has met it.
-            return self.table.close_now(id.slot, CloseReason::Error(OsError::from(error)));
+        self.table.cx.stats.accepted += 1;
+        let registered = self.register(id, stream);
+        let (connection, cx) = self.table.at(id.slot);
+        connection.flags.insert(Flag::Writable);
+        connection.flags.set(Flag::Counted, counted);
+        if let Err(error) = registered {
+            // No event would ever come for it: it ends before its service has met it.
+            return connection.close_now(CloseReason::Error(OsError::from(error)), cx);
         }
         log::debug!("{id} {} accepted", Address::from(peer));
-        if let Some(how) = filter {
-            return self.expect_handshake(id.slot, how);
+        match filter {
+            // No state of TLS is made before its first byte.
+            Some(config) => {
+                let deadline = cx.handshake_deadline(service);
+                connection.start_filter_first(config, deadline, cx);
+            }
+            None => self.call(service, Event::Open(id.slot)),
         }
-        self.services[usize::from(service)].call(&mut self.table, Event::Open(id.slot));
     }
 
-    fn refuse(&mut self, index: usize, stream: S::Stream, peer: PeerAddress, (why, how): Rejection) {
-        self.table.stats.refused += 1;
+    fn refuse(&mut self, index: usize, stream: Stream, peer: PeerAddress, (why, how): Rejection) {
+        self.table.cx.stats.refused += 1;
         self.notify_refused(index, peer, why);
         let Some(Some(listener)) = self.listeners.get(index) else { return };
         let busy = listener.busy_reply.clone();
-        let can_tarpit = self.table.tarpitted < self.table.limits.tarpitted;
-        match how {
-            RefuseMode::Reset => self.system.reset(stream),
-            // Whom there is no room to tell sees at least that it is over.
-            _ if !self.table.can_refuse() => drop(stream),
-            RefuseMode::Tarpit if !can_tarpit => self.system.reset(stream),
-            RefuseMode::Tarpit | RefuseMode::End | RefuseMode::Reply => {
-                let id = self.table.insert(REFUSED, Stage::Open, peer);
-                self.table.at_mut(id.slot).flags.insert(Flag::Writable);
-                if let Err(error) = self.register(id.slot, stream) {
-                    return self.table.close_now(id.slot, CloseReason::Error(OsError::from(error)));
-                }
-                match how {
-                    RefuseMode::Tarpit => self.table.tarpit(id.slot),
-                    RefuseMode::Reply => self.table.reply_to_refused(id.slot, Some(&busy)),
-                    _ => self.table.reply_to_refused(id.slot, None),
-                }
-            }
+        let can_tarpit = self.table.tarpitted < self.table.cx.limits.tarpitted;
+        let stage = match how {
+            RefuseMode::Reset => return self.system.reset(stream),
+            // Without a slot to answer it in, it is closed at once.
+            _ if !self.table.can_refuse() => return drop(stream),
+            RefuseMode::Tarpit if !can_tarpit => return self.system.reset(stream),
+            RefuseMode::Tarpit => Stage::Tarpitted,
+            RefuseMode::End | RefuseMode::Reply => Stage::Open,
+        };
+        let id = self.table.insert(REFUSED, stage, peer);
+        let registered = self.register(id, stream);
+        let (connection, cx) = self.table.at(id.slot);
+        connection.flags.insert(Flag::Writable);
+        if let Err(error) = registered {
+            return connection.close_now(CloseReason::Error(OsError::from(error)), cx);
         }
+        match how {
+            RefuseMode::Tarpit => return,
+            RefuseMode::Reply => connection.send_shared(&busy, cx),
+            RefuseMode::End | RefuseMode::Reset => {}
+        }
+        connection.close(CloseReason::Local, cx);
     }
 
     fn notify_refused(&mut self, index: usize, peer: PeerAddress, why: Refusal) {
-        self.table.stats.refused_by_reason[why as usize] += 1;
+        self.table.cx.stats.refused_by_reason[why as usize] += 1;
         let Some(Some(listener)) = self.listeners.get(index) else { return };
         let refused = Refused { peer: Address::from(peer), at: listener.address.clone(), reason: why };
         log::debug!("{} was refused: {}", refused.peer, why.word());
-        self.services[usize::from(listener.service)].call(&mut self.table, Event::Refused(&refused));
+        self.call(listener.service, Event::Refused(&refused));
     }
 
     fn on_backlog_empty(&mut self, index: usize) {
@@ -166,7 +171,7 @@ impl<S: System> EventLoop<S> {
                         break;
                     }
                 }
-                self.table.stats.shed += 1;
+                self.table.cx.stats.shed += 1;
             }
             self.system.reserve_descriptor();
             if empty {
@@ -177,36 +182,14 @@ impl<S: System> EventLoop<S> {
     }
 
     fn pause_accepts(&mut self, index: usize, what: &str) {
-        let now = self.table.now;
+        let now = self.table.cx.now;
         let Some(Some(listener)) = self.listeners.get_mut(index) else { return };
-        self.table.stats.starved += 1;
+        self.table.cx.stats.starved += 1;
         listener.pause_accepts(now);
-        let (level, left_out) = self.table.log_limits.accepts_paused.level(Level::Warn, now);
+        let (level, left_out) = self.table.cx.log_limits.accepts_paused.level(Level::Warn, now);
         log::log!(
             level,
             "cannot accept: out of {what} (raise the limit, or lower Limits::connections){left_out}"
         );
-    }
-}
-
-/// The service of peers that are refused. What they are told is sent for it; what they say is thrown away.
-pub(super) struct RefusedService;
-
-/// How long somebody is [held](crate::config::rules::RefuseMode::Tarpit).
-const TARPIT_TIME: Duration = Duration::from_secs(30);
-
-impl RefusedService {
-    pub(super) fn limits() -> SocketLimits {
-        SocketLimits { idle: None, lifetime: Some(TARPIT_TIME), ..SocketLimits::default() }
-    }
-}
-
-impl Service for RefusedService {
-    type Session = ();
-
-    fn open(&mut self, _: &mut Socket<'_>) {}
-
-    fn data(&mut self, _: &mut (), _: &mut Socket<'_>, input: &mut Input<'_>) {
-        input.take_all();
     }
 }

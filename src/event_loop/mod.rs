@@ -23,33 +23,30 @@ use std::time::Duration;
 
 use crate::base::id::ConnId;
 use crate::base::tick::Tick;
-use crate::connection::Stage;
-use crate::connection::table::{Dirty, Table};
+use crate::connection::context::Dirty;
+use crate::connection::table::Table;
 use crate::handle::{Handle, Post};
 use crate::parts::inbox::Budget;
 use crate::parts::listener::Listener;
 use crate::parts::lookups::Lookups;
-use crate::service::AnyService;
-use crate::sys::{Ready, System};
+use crate::service::{AnyService, Event};
+use crate::sys::{Ready, Stream, System};
 use dial::Attempts;
 use pipe::KernelPipes;
 use poll::{BusyPoll, LivelockGuard};
 
 /// The loop: the services, the table of connections, and the world they talk to.
 ///
-/// Services and table lie side by side, so that a callback can hold the one by `&mut` and be lent the other. The
-/// streams lie beside the table too, because only they are of the system's own types.
+/// Services and table lie side by side, so that a callback can hold the one by `&mut` and be lent the other.
 pub(crate) struct EventLoop<S: System> {
     pub(crate) system: S,
     pub(crate) table: Table,
     services: Vec<Box<dyn AnyService>>,
-    /// By slot.
-    streams: Vec<Option<S::Stream>>,
     /// By index; a closed listener leaves a gap, so that tokens keep their meaning.
     listeners: Vec<Option<Listener<S::Listener>>>,
     listener_generation: u64,
     /// Dials that are not connected, by slot, and their attempts beyond the first of each.
-    attempts: HashMap<u32, Attempts<S::Stream>>,
+    attempts: HashMap<ConnId, Attempts>,
     extra_attempts: usize,
     lookups: Lookups,
     kernel_pipes: KernelPipes<S::KernelPipe>,
@@ -60,21 +57,18 @@ pub(crate) struct EventLoop<S: System> {
     budget: Rc<Budget>,
     /// Queued by callbacks whose rest was delivered again in this turn.
     redelivered: u64,
-    /// Who has come below the low-water mark, until they have been told.
-    drained: Vec<ConnId>,
     /// How many of the line of those who are ready stood in it before this turn's events.
     carried_over: usize,
     /// When what is left is closed, once shutting down.
     drain_deadline: Option<Tick>,
     busy_poll: BusyPoll,
     livelock: LivelockGuard,
-    /// What is sealed, on its way to the kernel; and pieces that are sealed together.
-    ciphertext: Vec<u8>,
-    record: Vec<u8>,
+    /// What a filter says by itself, on its way to a queue.
+    filter_out: Vec<u8>,
     // Emptied lists, kept for their memory.
     spare_ready: Vec<ConnId>,
     spare_dirty: Vec<Dirty>,
-    spare_to_reap: Vec<u32>,
+    spare_to_reap: Vec<ConnId>,
 }
 
 /// What one turn did.
@@ -102,30 +96,28 @@ impl<S: System> EventLoop<S> {
     }
 
     fn finish_turn(&mut self) -> Turn {
-        self.table.stats.turns += 1;
+        self.check_touched();
+        self.table.cx.stats.turns += 1;
         Turn { events: self.events.len(), carried_over: self.has_work() }
     }
 
     /// Whether the next turn has something to do that no event will announce.
     pub(crate) fn has_work(&self) -> bool {
-        let table = &self.table;
-        let queued = !(table.ready.is_empty() && table.dirty.is_empty() && table.to_reap.is_empty());
+        let (table, cx) = (&self.table, &self.table.cx);
+        let written = cx.dirty.is_empty() && cx.drained.is_empty();
+        let queued = !(written && cx.ready.is_empty() && cx.to_reap.is_empty());
         let stops = table.stop.is_some() || !table.listeners_to_close.is_empty();
         let posted = !self.posts.is_empty() || self.handle.mailbox().has_posts();
         let asked = posted || stops || !table.pending_dials.is_empty();
-        let due = table.wheel.is_due(table.now)
-            || table.timers.is_due(table.now)
-            || table.handshakes.may_start(table.limits.handshakes, table.now);
-        queued
-            || asked
-            || due
-            || !self.drained.is_empty()
-            || self.open_listeners().any(|listener| self.can_accept(listener))
+        let due = cx.wheel.is_due(cx.now)
+            || table.timers.is_due(cx.now)
+            || cx.handshakes.may_start(cx.limits.handshakes, cx.now);
+        queued || asked || due || self.open_listeners().any(|listener| self.can_accept(listener))
     }
 
     /// Whether an accept from this listener could bring a connection now.
     fn can_accept(&self, listener: &Listener<S::Listener>) -> bool {
-        listener.may_accept(self.table.now) && self.has_place(listener)
+        listener.may_accept(self.table.cx.now) && self.has_place(listener)
     }
 
     /// Whether there is a slot for the next connection, or one to refuse it in.
@@ -160,7 +152,7 @@ impl<S: System> EventLoop<S> {
     /// When the loop must turn again even if the kernel stays silent, as the time since it was made.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
         if self.has_work() {
-            return Some(self.table.elapsed);
+            return Some(self.table.cx.elapsed);
         }
         self.next_tick().map(Tick::since_start)
     }
@@ -169,40 +161,42 @@ impl<S: System> EventLoop<S> {
         // Without a place there is nothing to wake up for: the time would pass, and every sleep after it be none.
         let able = self.open_listeners().filter(|listener| self.has_place(listener));
         let retries = able.filter_map(Listener::retry_at);
-        let table = &self.table;
-        let handshakes = table.handshakes.next_check(table.limits.handshakes);
+        let (table, cx) = (&self.table, &self.table.cx);
+        let handshakes = cx.handshakes.next_check(cx.limits.handshakes);
         // Once it has passed and nothing is left it stays in the past, where no sleep would be left.
         let left = !table.slots.is_empty() || table.timers.len() > 0;
         let shutdown = self.drain_deadline.filter(|_| left);
-        retries.chain(table.wheel.next()).chain(table.timers.next()).chain(handshakes).chain(shutdown).min()
+        retries.chain(cx.wheel.next()).chain(table.timers.next()).chain(handshakes).chain(shutdown).min()
     }
 
-    /// Puts a new stream into its slot and under watch. One that cannot be watched is closed, and only that one.
-    fn register(&mut self, slot: u32, mut stream: S::Stream) -> io::Result<()> {
-        let token = self.table.id(slot).token();
-        let registered = self.system.register(&mut stream, token);
-        self.put_stream(slot, stream);
+    /// Calls a callback of the service that a connection belongs to.
+    fn call(&mut self, service: u16, event: Event<'_, '_>) {
+        self.services[usize::from(service) - 1].call(&mut self.table, event);
+    }
+
+    /// Puts a new stream into its connection and registers it. If it cannot be registered, only that connection ends.
+    fn register(&mut self, id: ConnId, mut stream: Stream) -> io::Result<()> {
+        let registered = self.system.register(&mut stream, id.token());
+        self.table.at(id.slot).0.stream = Some(stream);
         registered
     }
 
-    fn put_stream(&mut self, slot: u32, stream: S::Stream) {
-        if self.streams.len() <= slot as usize {
-            self.streams.resize_with(slot as usize + 1, || None);
+    /// What must be true, between two phases, of the connections that the turn has touched. Debug builds only.
+    fn check_touched(&self) {
+        if !cfg!(debug_assertions) {
+            return;
         }
-        self.streams[slot as usize] = Some(stream);
+        let cx = &self.table.cx;
+        let touched = cx.ready.iter().chain(cx.dirty.iter().map(|dirty| &dirty.id)).chain(&cx.to_reap);
+        touched.filter_map(|&id| self.table.find(id)).for_each(|connection| connection.check(cx));
     }
 }
 
 impl<S: System> Drop for EventLoop<S> {
     fn drop(&mut self) {
         self.handle.mailbox().close();
-        for slot in self.table.slots.iter().map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
-            self.table.drop_outbox(slot);
+        for (_, connection) in &mut self.table.slots {
+            connection.drop_outbox(&mut self.table.cx);
         }
     }
-}
-
-/// Whether a connection is there to be told anything.
-fn is_open(table: &Table, slot: u32) -> bool {
-    table.slots.get(slot as usize).is_some_and(|connection| connection.stage == Stage::Open)
 }

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::io;
 
 use super::EventLoop;
+use crate::base::id::ConnId;
 use crate::base::reason::CloseReason;
-use crate::connection::{Connection, Flag, NOT_DIRTY, Stage};
+use crate::connection::state::{Flag, Half};
+use crate::connection::{Connection, NOT_DIRTY};
 use crate::parts::arena::READ_MAX;
 use crate::sys::System;
 
@@ -23,7 +25,7 @@ use crate::sys::System;
 /// A kernel pipe is filled only when it is empty. Then the answer "try again" means that nothing has arrived, and never
 /// that the pipe has no slot left; and one that holds bytes is closed with its connection, never handed to another.
 pub(super) struct KernelPipes<C> {
-    in_use: HashMap<u32, InUse<C>>,
+    in_use: HashMap<ConnId, InUse<C>>,
     spare: Vec<C>,
     max: usize,
 }
@@ -50,12 +52,12 @@ impl<C> KernelPipes<C> {
     }
 
     /// The one that leads into this connection.
-    pub(super) fn to_sink(&self, sink: u32) -> Option<&C> {
+    pub(super) fn to_sink(&self, sink: ConnId) -> Option<&C> {
         self.in_use.get(&sink).map(|used| &used.pipe)
     }
 
     /// So many bytes have left it.
-    fn taken(&mut self, sink: u32, n: usize) {
+    fn taken(&mut self, sink: ConnId, n: usize) {
         if let Some(used) = self.in_use.get_mut(&sink) {
             used.held -= n;
         }
@@ -63,7 +65,7 @@ impl<C> KernelPipes<C> {
 
     /// Takes it away from its connection. Only an empty one is kept for the next: bytes of one connection must never
     /// reach another.
-    fn release(&mut self, sink: u32) {
+    fn release(&mut self, sink: ConnId) {
         let used = self.in_use.remove(&sink).filter(|used| used.held == 0);
         if let Some(InUse { pipe, .. }) = used.filter(|_| self.spare.len() < SPARE_MAX) {
             self.spare.push(pipe);
@@ -78,74 +80,69 @@ impl<C> KernelPipes<C> {
 
 impl<S: System> EventLoop<S> {
     /// Sends what has arrived to the other end of the pipe. It is not copied on its way: the bytes lie in the arena's
-    /// block, and the other one's chain refers to them there.
-    pub(super) fn relay(&mut self, slot: u32, bytes: &[u8]) {
-        match self.table.pipe_peer(slot) {
-            Some(other) => {
-                self.table.send(other, bytes);
-                self.table.update_pipe_peer_full(slot, other);
-                let full = self.table.limits.read_budget.min(READ_MAX);
-                self.note_read_size(slot, other, bytes.len() >= full);
-            }
+    /// block, and the other one's list refers to them there.
+    pub(super) fn relay(&mut self, source: ConnId, bytes: &[u8]) {
+        let Some(sink) = self.table.live_pipe_peer(source) else {
             // The other end is on its way out, and takes this one along when it has gone.
-            None => self.table.at_mut(slot).flags.insert(Flag::PipePeerFull),
-        }
+            let (connection, cx) = self.table.at(source.slot);
+            return connection.hold(Flag::ReceiverFull, cx.now);
+        };
+        let (connection, cx) = self.table.at(sink.slot);
+        connection.send(bytes, cx);
+        self.table.update_receiver_full(source, sink);
+        let full = self.table.cx.limits.read_budget.min(READ_MAX);
+        self.note_read_size(source, sink, bytes.len() >= full);
     }
 
     /// Sends the end of one to the other, behind everything that was sent before it.
-    pub(super) fn relay_fin(&mut self, slot: u32) {
-        if let Some(other) = self.table.pipe_peer(slot) {
-            self.table.finish(other);
+    pub(super) fn relay_fin(&mut self, source: ConnId) {
+        if let Some(sink) = self.table.live_pipe_peer(source) {
+            let (connection, cx) = self.table.at(sink.slot);
+            connection.finish(cx);
         }
     }
 
     /// One end of a pipe has drained: the other is read again.
-    pub(super) fn resume_pipe_peer(&mut self, slot: u32) {
-        if let Some(other) = self.table.pipe_peer(slot) {
-            let now = self.table.now;
-            self.table.at_mut(other).flags.remove(Flag::PipePeerFull);
-            self.table.at_mut(other).update_message_clocks(now);
-            self.table.push_ready(other);
-            self.table.rearm(other);
+    pub(super) fn resume_pipe_peer(&mut self, sink: ConnId) {
+        if let Some(source) = self.table.live_pipe_peer(sink) {
+            let (connection, cx) = self.table.at(source.slot);
+            connection.flags.remove(Flag::ReceiverFull);
+            connection.on_released(cx);
         }
     }
 
-    /// One end of a pipe has gone. If it went in peace, both directions are done: all that came from it is sent or
-    /// queued for the other, and the other's end has come. If not, nothing more will come from it, and nobody is left
-    /// to hear what the other says; so the other is closed, behind what it is still to get.
+    /// One end of a pipe has gone. A clean end leaves the other direction running: everything is sent or queued for the
+    /// other, and its service gets what still arrives. Any other reason closes the other, behind what it is still to
+    /// get: nothing more will come for it, and what it says would reach nothing.
     pub(super) fn on_pipe_peer_closed(&mut self, gone: &Connection, why: CloseReason) {
-        let Some(pipe_peer) = gone
-            .optional
-            .as_ref()
-            .and_then(|optional| optional.pipe_peer)
-            .filter(|_| gone.flags.contains(Flag::Piped))
-        else {
-            return;
-        };
-        let Some(other) = self.table.find(pipe_peer) else { return };
-        if why != CloseReason::Finished
-            && matches!(self.table.at(other).stage, Stage::Connecting | Stage::Open)
-        {
-            let why = if why == CloseReason::Shutdown { why } else { CloseReason::PipePeerClosed };
-            self.table.close(other, why);
-        } else if why == CloseReason::Finished {
-            // Its service gets what still arrives: there is no one else to send it to.
+        let Some(other) = gone.pipe_peer().filter(|_| gone.flags.contains(Flag::Piped)) else { return };
+        if why == CloseReason::Finished {
             self.table.unpipe(other);
+        } else if let Some((connection, cx)) = self.table.get(other) {
+            let why = if why == CloseReason::Shutdown { why } else { CloseReason::PipePeerClosed };
+            connection.close(why, cx);
         }
     }
 
     /// A piped connection was read. Takes a kernel pipe for it when it has become a flow.
-    pub(super) fn note_read_size(&mut self, source: u32, sink: u32, full: bool) {
-        let connection = self.table.at_mut(source);
+    fn note_read_size(&mut self, source: ConnId, sink: ConnId, full: bool) {
+        let (connection, _) = self.table.at(source.slot);
         let Some(optional) = &mut connection.optional else { return };
         optional.full_reads = if full { optional.full_reads.saturating_add(1) } else { 0 };
         let flows = optional.full_reads >= FULL_READS && !optional.is_limited();
-        if flows && !self.is_filtered(source) && !self.is_filtered(sink) && self.attach_kernel_pipe(sink) {
-            self.table.at_mut(source).flags.insert(Flag::Spliced);
+        if flows && self.may_splice(source, sink) && self.attach_kernel_pipe(sink) {
+            self.table.at(source.slot).0.flags.insert(Flag::Spliced);
         }
     }
 
-    fn attach_kernel_pipe(&mut self, sink: u32) -> bool {
+    /// Bytes that a filter changes or a rate counts are not for the kernel to pass on.
+    fn may_splice(&self, source: ConnId, sink: ConnId) -> bool {
+        let clear = |id| self.table.find(id).is_some_and(|connection| !connection.is_filtered());
+        let optional = self.table.find(source).and_then(|connection| connection.optional.as_ref());
+        clear(source) && clear(sink) && optional.is_some_and(|optional| !optional.is_limited())
+    }
+
+    fn attach_kernel_pipe(&mut self, sink: ConnId) -> bool {
         let pipes = &mut self.kernel_pipes;
         if pipes.in_use.contains_key(&sink) {
             return true;
@@ -169,41 +166,36 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// In place of a read: moves what has arrived into the kernel pipe, and has the sink's flush move it on.
-    pub(super) fn splice_in(&mut self, source: u32) {
-        if !self.table.at(source).wants_read() {
-            return;
-        }
-        let sink = self.table.pipe_peer(source).filter(|sink| self.kernel_pipes.in_use.contains_key(sink));
-        let limited = self.table.at(source).optional.as_ref().is_none_or(|optional| optional.is_limited());
-        let stays = |&sink: &u32| !limited && !self.is_filtered(source) && !self.is_filtered(sink);
-        let Some(sink) = sink.filter(stays) else { return self.stop_splicing(source) };
-        if self.table.at(sink).flags.contains(Flag::Finishing) {
+    /// In place of a read: moves what has arrived into the kernel pipe, and has the sink's write move it on.
+    pub(super) fn splice_in(&mut self, source: ConnId) {
+        let sink =
+            self.table.live_pipe_peer(source).filter(|sink| self.kernel_pipes.in_use.contains_key(sink));
+        let Some(sink) = sink.filter(|&sink| self.may_splice(source, sink)) else {
+            return self.stop_splicing(source);
+        };
+        let (connection, cx) = self.table.at(sink.slot);
+        if connection.outgoing != Half::Open {
             return self.stop_splicing(source); // Nothing more can be sent to it; copied bytes are counted and dropped.
         }
-        let other = self.table.at_mut(sink);
-        if other.outbox.is_some() {
-            // It is to be empty first, and to say so.
-            other.flags.insert(Flag::Full);
-            return self.table.update_pipe_peer_full(source, sink);
+        if connection.outbox.is_some() {
+            // It is to be empty first, and to be told of as drained.
+            connection.hold(Flag::Full, cx.now);
+            return self.table.update_receiver_full(source, sink);
         }
-        if other.dirty != NOT_DIRTY {
+        if connection.dirty != NOT_DIRTY {
             return; // What was copied before goes first; that is with the next turn.
         }
-        let max = SPLICE_MAX.min(self.table.limits_of(sink).queue);
-        let (Some(Some(stream)), Some(used)) =
-            (self.streams.get(source as usize), self.kernel_pipes.in_use.get_mut(&sink))
-        else {
-            return;
-        };
+        let max = SPLICE_MAX.min(cx.limits_of(connection.service).queue);
+        let stream = self.table.find(source).and_then(|connection| connection.stream.as_ref());
+        let (Some(stream), Some(used)) = (stream, self.kernel_pipes.in_use.get_mut(&sink)) else { return };
         let result = self.system.splice_in(stream, &used.pipe, max);
-        self.table.stats.reads += 1;
+        self.table.cx.stats.reads += 1;
         match result {
             // The peer's end, or an urgent mark with bytes behind it (tcp(7)): a read tells them apart.
             Ok(0) => self.stop_splicing(source),
             Ok(n) => {
                 used.held += n;
-                self.table.on_spliced(source, sink, n);
+                self.on_spliced_in(source, sink, n);
                 if n < TRICKLE.min(max) {
                     self.stop_splicing(source);
                 }
@@ -216,47 +208,60 @@ impl<S: System> EventLoop<S> {
                 self.kernel_pipes.max = 0;
                 self.stop_splicing(source);
             }
-            Err(error) => self.table.close_now(source, CloseReason::from_io(&error)),
+            Err(error) => {
+                let (connection, cx) = self.table.at(source.slot);
+                connection.close_now(CloseReason::from_io(&error), cx);
+            }
         }
     }
 
-    fn stop_splicing(&mut self, source: u32) {
-        let connection = self.table.at_mut(source);
+    /// So many bytes are on their way from one connection to another through a kernel pipe.
+    fn on_spliced_in(&mut self, source: ConnId, sink: ConnId, n: usize) {
+        let (connection, cx) = self.table.at(source.slot);
+        cx.stats.bytes_in += n as u64;
+        connection.on_received(n, cx.now);
+        let (connection, cx) = self.table.at(sink.slot);
+        let outbox = connection.outbox.get_or_insert_default();
+        outbox.in_pipe += n;
+        outbox.progress.since = cx.now;
+        connection.push_dirty(cx);
+        connection.rearm(cx);
+    }
+
+    fn stop_splicing(&mut self, source: ConnId) {
+        let (connection, _) = self.table.at(source.slot);
         connection.flags.remove(Flag::Spliced);
         if let Some(optional) = &mut connection.optional {
             optional.full_reads = 0;
         }
-        if let Some(sink) = self.table.pipe_peer(source) {
+        if let Some(sink) = self.table.live_pipe_peer(source) {
             self.detach_kernel_pipe(sink);
         }
     }
 
     /// What was in a kernel pipe has moved on. Without a source that fills it again, it is free.
-    pub(super) fn on_spliced_out(&mut self, sink: u32, n: usize) {
-        self.table.stats.spliced += n as u64;
+    pub(super) fn on_spliced_out(&mut self, sink: ConnId, n: usize) {
+        self.table.cx.stats.spliced += n as u64;
         self.kernel_pipes.taken(sink, n);
-        if self.table.at(sink).queued() == 0 && !self.has_splicing_source(sink) {
+        if self.table.at(sink.slot).0.queued() == 0 && !self.has_splicing_source(sink) {
             self.detach_kernel_pipe(sink);
         }
     }
 
-    /// What goes through a filter is not for the kernel to pass on.
-    fn is_filtered(&self, slot: u32) -> bool {
-        self.table.at(slot).flags.contains(Flag::Filtered)
-    }
-
-    fn has_splicing_source(&self, sink: u32) -> bool {
-        self.table.pipe_peer(sink).is_some_and(|source| self.table.at(source).flags.contains(Flag::Spliced))
+    fn has_splicing_source(&self, sink: ConnId) -> bool {
+        let source = self.table.live_pipe_peer(sink).and_then(|source| self.table.find(source));
+        source.is_some_and(|source| source.flags.contains(Flag::Spliced))
     }
 
     /// Copies out what a kernel pipe still holds, because something is to be sent behind it.
-    pub(super) fn read_out(&mut self, sink: u32) {
+    pub(super) fn read_out(&mut self, sink: ConnId) {
         if !self.kernel_pipes.in_use.contains_key(&sink) {
             return; // Nearly always; and zeroing a block for nothing was most of the cost of a line to a slow reader.
         }
         let mut block = vec![0; READ_MAX];
         while let Some(pipe) = self.kernel_pipes.to_sink(sink) {
-            let Some(outbox) = &mut self.table.slots[sink as usize].outbox else { return };
+            let (connection, cx) = self.table.at(sink.slot);
+            let Some(outbox) = &mut connection.outbox else { return };
             let wanted = block.len().min(outbox.in_pipe);
             if wanted == 0 {
                 return;
@@ -264,18 +269,18 @@ impl<S: System> EventLoop<S> {
             match self.system.read_pipe(pipe, &mut block[..wanted]) {
                 Ok(n @ 1..) => {
                     outbox.in_pipe -= n;
-                    self.table.memory += outbox.push(&block[..n]);
+                    cx.memory += outbox.wire.push(&block[..n]);
                     self.kernel_pipes.taken(sink, n);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // It holds what was put into it; a kernel that says otherwise has lost bytes.
-                _ => return self.table.close_now(sink, CloseReason::Reset),
+                _ => return connection.close_now(CloseReason::Reset, cx),
             }
         }
     }
 
     /// Takes the kernel pipe away when nothing is in it.
-    pub(super) fn detach_kernel_pipe(&mut self, sink: u32) {
+    fn detach_kernel_pipe(&mut self, sink: ConnId) {
         if self.kernel_pipes.in_use.get(&sink).is_some_and(|used| used.held == 0) {
             self.kernel_pipes.release(sink);
         }
@@ -283,10 +288,10 @@ impl<S: System> EventLoop<S> {
 
     /// Pipes were undone: those of their kernel pipes that are empty are free.
     pub(super) fn detach_unpiped(&mut self) {
-        if !std::mem::take(&mut self.table.unpiped) {
+        if !std::mem::take(&mut self.table.cx.unpiped) {
             return;
         }
-        let sinks: Vec<u32> = self.kernel_pipes.in_use.keys().copied().collect();
+        let sinks: Vec<ConnId> = self.kernel_pipes.in_use.keys().copied().collect();
         for sink in sinks {
             if !self.has_splicing_source(sink) {
                 self.detach_kernel_pipe(sink);
@@ -295,7 +300,7 @@ impl<S: System> EventLoop<S> {
     }
 
     /// Its connection goes, and what is in the kernel pipe goes with it.
-    pub(super) fn close_kernel_pipe(&mut self, sink: u32) {
+    pub(super) fn close_kernel_pipe(&mut self, sink: ConnId) {
         if !self.kernel_pipes.in_use.is_empty() {
             self.kernel_pipes.release(sink);
         }

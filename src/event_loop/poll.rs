@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::EventLoop;
 use crate::base::id::TokenKind;
-use crate::base::reason::CloseReason;
 use crate::base::tick::Tick;
-use crate::connection::{Flag, Stage};
+use crate::connection::Connection;
+use crate::connection::context::Context;
+use crate::connection::state::{FilterStage, Flag, Half, Stage};
 use crate::sys::{Ready, System};
 
 impl<S: System> EventLoop<S> {
@@ -28,15 +29,15 @@ impl<S: System> EventLoop<S> {
         let until = self.next_deadline();
         // Work carried over and a deadline that is not handled when it passes look alike from here, and both would
         // burn the processor for ever.
-        let zero_wait = until.is_some_and(|until| until <= self.table.elapsed);
-        self.livelock.check(zero_wait, &mut self.table.stats);
+        let zero_wait = until.is_some_and(|until| until <= self.table.cx.elapsed);
+        self.livelock.check(zero_wait, &mut self.table.cx.stats);
         let (wait, until) = match zero_wait {
             true if self.livelock.throttled => (Some(Duration::from_millis(1)), None),
             true => (Some(Duration::ZERO), None),
             false => (wait, until),
         };
         self.events.clear();
-        let before = self.table.elapsed;
+        let before = self.table.cx.elapsed;
         if wait != Some(Duration::ZERO) {
             self.busy_poll(wait, until)?;
         }
@@ -45,7 +46,7 @@ impl<S: System> EventLoop<S> {
         }
         self.read_clock();
         if !self.events.is_empty() {
-            self.busy_poll.record_wakeup(self.table.elapsed - before);
+            self.busy_poll.record_wakeup(self.table.cx.elapsed - before);
         }
         Ok(())
     }
@@ -66,21 +67,21 @@ impl<S: System> EventLoop<S> {
     pub(crate) fn read_clock(&mut self) {
         let now = self.system.now();
         // A clock that went back would fire nothing twice, but it would break the promise of never.
-        self.table.now = self.table.now.max(Tick::at(now));
-        self.table.elapsed = now;
+        self.table.cx.now = self.table.cx.now.max(Tick::at(now));
+        self.table.cx.elapsed = now;
     }
 
     /// Phase 2. Events become flags; whoever can do something with them is put in line. No user code runs, so
     /// nothing an event is about can have ended since the kernel reported it; what ended before has another generation.
     pub(super) fn dispatch(&mut self) {
-        self.carried_over = self.table.ready.len();
+        self.carried_over = self.table.cx.ready.len();
         let events = std::mem::take(&mut self.events);
-        self.table.stats.events += events.len() as u64;
+        self.table.cx.stats.events += events.len() as u64;
         for &ready in &events {
             match ready.token.kind() {
-                Some(TokenKind::Connection(id)) => match self.table.find(id) {
-                    Some(slot) => self.apply_event(slot, ready),
-                    None => self.table.stats.stale_events += 1,
+                Some(TokenKind::Connection(id)) => match self.table.get(id) {
+                    Some((connection, cx)) => Self::apply_event(connection, ready, cx),
+                    None => self.table.cx.stats.stale_events += 1,
                 },
                 Some(TokenKind::Listener(index)) => {
                     if let Some(Some(listener)) = self.listeners.get_mut(index) {
@@ -89,47 +90,33 @@ impl<S: System> EventLoop<S> {
                 }
                 // The wake-up has done its work by ending the sleep.
                 Some(TokenKind::Wake) => {}
-                None => self.table.stats.stale_events += 1,
+                None => self.table.cx.stats.stale_events += 1,
             }
         }
         self.events = events;
     }
 
-    /// The peer has reset the connection, or is out of reach. A read or a write says so too, but nothing may be read or
-    /// written for as long as the connection is held: then it ends by a deadline of its own.
-    #[cold]
-    fn on_socket_error(&mut self, slot: u32) {
-        let now = self.table.now;
-        let connection = self.table.at_mut(slot);
-        if connection.flags.contains(Flag::Ended) {
-            // Everything up to the peer's end has been delivered, so no read would find the error.
-            return self.table.close_now(slot, CloseReason::Reset);
-        }
-        connection.flags.insert(Flag::Broken);
-        connection.last_activity = now;
-        self.table.rearm(slot);
-    }
-
-    fn apply_event(&mut self, slot: u32, ready: Ready) {
-        let connection = self.table.at_mut(slot);
+    /// What one event says about a connection.
+    fn apply_event(connection: &mut Connection, ready: Ready, cx: &mut Context) {
         let flags = &mut connection.flags;
-        flags.insert_if(Flag::EndAnnounced, ready.end || ready.priority);
-        // An end or an error shows itself to whoever reads or writes next, and to nobody else.
+        // An end or an error shows itself to the next read or write, and in no other way.
         flags.insert_if(Flag::Readable, ready.readable || ready.end);
         flags.insert_if(Flag::Writable, ready.writable);
-        if ready.end && flags.contains(Flag::HandshakeQueued) && connection.stage == Stage::Open {
+        if (ready.end || ready.priority) && connection.incoming == Half::Open {
+            connection.incoming = Half::Ending;
+        }
+        if ready.end && connection.filter == FilterStage::Queued && connection.is_open() {
             // No handshake can come of it, and until its turn came it would be in the way.
-            return self.fail_tls(slot, "the peer left while its handshake waited");
+            return connection.fail_tls("the peer left while its handshake waited", cx);
         }
-        if ready.error && connection.stage == Stage::Open {
-            self.on_socket_error(slot);
+        if ready.error {
+            connection.on_socket_error(cx);
         }
-        let connection = self.table.at(slot);
         let connected = connection.stage != Stage::Connecting;
         if ready.writable && connected && (connection.outbox.is_some() || connection.owes_end()) {
-            self.table.push_dirty(slot);
+            connection.push_dirty(cx);
         }
-        self.table.push_ready(slot);
+        connection.push_ready(cx);
     }
 }
 

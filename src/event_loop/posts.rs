@@ -14,8 +14,8 @@ impl<S: System> EventLoop<S> {
         if self.posts.is_empty() {
             return;
         }
-        let count = self.posts.len().min(self.table.limits.posts_per_turn);
-        self.table.stats.posts += count as u64;
+        let count = self.posts.len().min(self.table.cx.limits.posts_per_turn);
+        self.table.cx.stats.posts += count as u64;
         for post in self.posts.drain(..count) {
             post(&mut Sockets::new(&mut self.table));
         }

@@ -5,7 +5,6 @@ use std::io;
 use std::num::NonZeroU32;
 
 use super::EventLoop;
-use super::accept::RefusedService;
 use super::pipe::KernelPipes;
 use super::poll::{BusyPoll, LivelockGuard};
 use crate::base::address::Address;
@@ -13,7 +12,7 @@ use crate::base::id::{LISTENERS_MAX, ListenerId, ServiceId, Token};
 use crate::config::limits::{Limits, SocketLimits};
 use crate::config::listen::ListenOptions;
 use crate::config::rules::Rules;
-use crate::connection::table::{REFUSED, Table};
+use crate::connection::table::Table;
 use crate::handle::Handle;
 use crate::parts::listener::Listener;
 use crate::parts::lookups::Lookups;
@@ -34,15 +33,14 @@ impl<S: System> EventLoop<S> {
         let limits = limits.able_to_progress();
         let handle = Handle::new(limits.posts, system.waker()?);
         system.reserve_descriptor();
-        let (busy_poll, splices, slots) = (limits.busy_poll, limits.splices, limits.slots());
+        let (busy_poll, splices) = (limits.busy_poll, limits.splices);
         let mut table = Table::new(limits, first, system.epoch());
         table.rng_state = system.seed();
-        let budget = table.arena.budget();
-        let mut fresh = EventLoop {
+        let budget = table.cx.arena.budget();
+        Ok(EventLoop {
             system,
             table,
             services: Vec::new(),
-            streams: Vec::with_capacity(slots),
             listeners: Vec::new(),
             listener_generation: 0,
             attempts: HashMap::new(),
@@ -54,31 +52,24 @@ impl<S: System> EventLoop<S> {
             events: Vec::new(),
             budget,
             redelivered: 0,
-            drained: Vec::new(),
             carried_over: 0,
             drain_deadline: None,
             busy_poll: BusyPoll::new(busy_poll),
             livelock: LivelockGuard::default(),
-            ciphertext: Vec::new(),
-            record: Vec::new(),
+            filter_out: Vec::new(),
             spare_ready: Vec::new(),
             spare_dirty: Vec::new(),
             spare_to_reap: Vec::new(),
-        };
-        let refused = fresh.add(RefusedService, Some(RefusedService::limits()));
-        debug_assert_eq!(refused.0, REFUSED);
-        Ok(fresh)
+        })
     }
 
     pub(crate) fn add<V: Service>(&mut self, service: V, limits: Option<SocketLimits>) -> ServiceId {
-        assert!(self.services.len() < usize::from(u16::MAX), "a reactor has at most 65,534 services");
+        assert!(self.services.len() + 1 < usize::from(u16::MAX), "a reactor has at most 65,534 services");
         self.services.push(Box::new(ServiceState::new(service)));
-        self.table.socket_limits.push(limits.unwrap_or_else(|| self.table.limits.socket.clone()));
-        self.table.admissions.push(None);
-        self.table.connections_by_service.push(0);
+        let limits = limits.unwrap_or_else(|| self.table.cx.limits.socket.clone());
+        let own = ServiceId(self.table.add_service(limits));
         self.read_clock();
-        let own = ServiceId((self.services.len() - 1) as u16);
-        self.services[usize::from(own.0)].call(&mut self.table, Event::Start(own));
+        self.call(own.0, Event::Start(own));
         own
     }
 
@@ -102,7 +93,7 @@ impl<S: System> EventLoop<S> {
         if index >= LISTENERS_MAX {
             return Err(io::Error::other(format!("a reactor has {LISTENERS_MAX} listeners at most")));
         }
-        if usize::from(service.0) >= self.services.len() {
+        if usize::from(service.0) > self.services.len() {
             return Err(io::Error::other("the service is of another reactor"));
         }
         let listener = make(&mut self.system, Token::listener(index))?;

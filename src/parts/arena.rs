@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use crate::base::shared::{Account, Shared};
 use crate::parts::inbox::{Budget, subslice_range};
-use crate::parts::outbox::{Outbox, WriteBatch};
+use crate::parts::outbox::{Queue, WriteBatch};
 
 /// The bytes of one turn.
 ///
@@ -31,6 +31,8 @@ pub(crate) struct Arena {
     /// The addresses of the block while it is taken out; `push` recognises slices of it by them.
     block_addresses: Range<usize>,
     composed: Vec<u8>,
+    /// Encrypted bytes of the connection that is being written.
+    ciphertext: Vec<u8>,
     shared: Vec<Shared>,
     /// The memory account of this reactor: shared chunks in its queues are charged to it.
     account: Account,
@@ -47,6 +49,8 @@ pub(crate) const READ_MAX: usize = 64 * 1024;
 const BLOCK: usize = 2 * READ_MAX;
 /// Bytes of `composed`, and a number of segments, beyond which the arena is full.
 const COMPOSED_FULL: usize = 256 * 1024;
+/// Memory for encrypted bytes that is kept from one connection to the next: some write budgets.
+const CIPHERTEXT_KEPT: usize = 256 * 1024;
 const SEGMENTS_FULL: usize = 16 * 1024;
 
 /// What a send costs besides its bytes: one segment. Counted in the budget of a delivery, so that a callback that
@@ -63,6 +67,7 @@ struct Segment {
 enum SegmentSource {
     Block,
     Composed,
+    Ciphertext,
     Shared(usize),
 }
 
@@ -92,6 +97,7 @@ impl Arena {
             filled: 0,
             block_addresses: 0..0,
             composed: Vec::new(),
+            ciphertext: Vec::new(),
             shared: Vec::new(),
             account: Account::new(),
             segments: Vec::new(),
@@ -217,25 +223,63 @@ impl Arena {
 
     /// Copies a list into a connection's outbox; returns the memory taken, in bytes. A shared chunk of which nothing
     /// is written yet is passed on as a reference; of one that is partly written, the rest is copied.
-    pub(crate) fn spill(&self, list: SegmentList, outbox: &mut Outbox) -> usize {
+    pub(crate) fn spill(&self, list: SegmentList, queue: &mut Queue) -> usize {
         let (mut at, mut charged) = (list.first, 0);
         while at != END {
             let segment = &self.segments[at];
             charged += match segment.source {
                 SegmentSource::Shared(index) if segment.range.len() == self.shared[index].bytes().len() => {
-                    outbox.push_shared(&self.shared[index], self.account)
+                    queue.push_shared(&self.shared[index], self.account)
                 }
-                source => outbox.push(&self.source(source)[segment.range.clone()]),
+                source => queue.push(&self.source(source)[segment.range.clone()]),
             };
             at = segment.next;
         }
         charged
     }
 
+    /// Copies the first `n` bytes of a list out into a queue; returns the memory taken.
+    pub(crate) fn spill_front(&mut self, list: &mut SegmentList, n: usize, queue: &mut Queue) -> usize {
+        let (mut left, mut charged) = (n.min(list.bytes), 0);
+        while left > 0 {
+            let segment = &self.segments[list.first];
+            let length = left.min(segment.range.len());
+            let start = segment.range.start;
+            charged += queue.push(&self.source(segment.source)[start..start + length]);
+            self.advance(list, length);
+            left -= length;
+        }
+        charged
+    }
+
+    /// Appends what `seal` encrypts to a list. It is forgotten with [`clear_ciphertext`](Arena::clear_ciphertext).
+    pub(crate) fn push_ciphertext<T>(
+        &mut self,
+        list: &mut SegmentList,
+        seal: impl FnOnce(&mut Vec<u8>, &Arena) -> T,
+    ) -> T {
+        let mut ciphertext = std::mem::take(&mut self.ciphertext);
+        let start = ciphertext.len();
+        let result = seal(&mut ciphertext, self);
+        let range = start..ciphertext.len();
+        self.ciphertext = ciphertext;
+        if !range.is_empty() {
+            self.link(list, SegmentSource::Ciphertext, range);
+        }
+        result
+    }
+
+    /// Forgets what was encrypted, after it was written or spilled: before the next connection is written.
+    pub(crate) fn clear_ciphertext(&mut self) {
+        self.ciphertext.clear();
+        self.ciphertext.shrink_to(CIPHERTEXT_KEPT);
+    }
+
     fn source(&self, source: SegmentSource) -> &[u8] {
         match source {
             SegmentSource::Block => &self.block,
             SegmentSource::Composed => &self.composed,
+            SegmentSource::Ciphertext => &self.ciphertext,
             SegmentSource::Shared(index) => self.shared[index].bytes(),
         }
     }
@@ -335,14 +379,14 @@ mod tests {
         arena.push_shared(&mut list, &shared);
         arena.push(&mut list, b"tail");
         arena.advance(&mut list, 6);
-        let mut outbox = Outbox::default();
-        arena.spill(list, &mut outbox);
+        let mut queue = Queue::default();
+        arena.spill(list, &mut queue);
         arena.clear();
         let mut slices = WriteBatch::new(usize::MAX);
-        outbox.gather(&mut slices);
+        queue.gather(&mut slices);
         let bytes: Vec<u8> = slices.slices().iter().flat_map(|slice| slice.to_vec()).collect();
         assert_eq!(bytes, b"hared-tail");
-        outbox.clear();
+        queue.clear();
     }
 
     #[test]

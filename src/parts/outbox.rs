@@ -10,30 +10,72 @@ use crate::parts::inbox::Progress;
 /// for the connection to be established, or for a handshake.
 ///
 /// ```text
+///     first                                                         last
+///     ┌──────────────────────┬────────────────────┬──────────────────────┐
+///     │ wire                 │ in a kernel pipe   │ plain                │
+///     │ goes as it is        │ goes as it is      │ to be encrypted      │
+///     └──────────────────────┴────────────────────┴──────────────────────┘
+/// ```
+///
+/// A connection without a filter (TLS) has nothing in `plain`, and one with a filter nothing in a kernel pipe. A filter
+/// moves bytes from `plain` to `wire`, at most one write budget ahead of the kernel: so a line that many connections
+/// share stays shared for as long as it waits. What a filter says by itself (a handshake, a key update, an alert) is
+/// appended to `wire`; what was sent in the clear before STARTTLS is there already.
+///
+/// Methods that take or free memory return the number of bytes; the caller charges `Limits::memory` with it.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    pub(crate) wire: Queue,
+    /// How many bytes wait in a kernel pipe.
+    pub(crate) in_pipe: usize,
+    pub(crate) plain: Queue,
+    /// What was written in the current span of `SocketLimits::min_rate`.
+    pub(crate) progress: Progress,
+}
+
+impl Outbox {
+    /// All bytes that are to be written.
+    pub(crate) fn queued(&self) -> usize {
+        self.buffered() + self.in_pipe
+    }
+
+    /// The bytes of these that are in this process's memory: all but those in a kernel pipe.
+    pub(crate) fn buffered(&self) -> usize {
+        self.wire.len() + self.plain.len()
+    }
+
+    /// Drops `n` written bytes, of `wire` and then of the kernel pipe; returns the memory freed.
+    pub(crate) fn advance(&mut self, n: usize) -> usize {
+        let from_wire = n.min(self.wire.len());
+        self.in_pipe -= n - from_wire;
+        self.progress.moved += n;
+        self.wire.advance(from_wire)
+    }
+
+    /// Drops everything; returns the memory freed. To be called before the outbox is dropped.
+    pub(crate) fn clear(&mut self) -> usize {
+        self.in_pipe = 0;
+        self.wire.clear() + self.plain.clear()
+    }
+}
+
+/// Bytes in chunks, first in, first out.
+///
+/// ```text
 ///     front                                   back
 ///     ┌──────────────┬────────────┬──────────────────┐
-///     │ Own ▒▒▒▒░░░░ │ Shared ░░░ │ Own ░░░░░        │   ▒ written   ░ queued
+///     │ Own ▒▒▒▒░░░░ │ Shared ░░░ │ Own ░░░░░        │   ▒ taken   ░ queued
 ///     └──────────────┴────────────┴──────────────────┘
 ///          head ┘                   room for more bytes ┘
 /// ```
 ///
-/// Order on the wire: `ciphertext`, then the chunks, then the bytes in a kernel pipe.
-///
-/// Invariant: `queued` is the sum of the chunks' lengths minus `head`, and `head` is less than the front's length.
-/// Methods that take or free memory return the number of bytes; the caller charges `Limits::memory` with it.
+/// Invariant: `length` is the sum of the chunks' lengths minus `head`, and `head` is less than the front's length.
 #[derive(Debug, Default)]
-pub(crate) struct Outbox {
+pub(crate) struct Queue {
     chunks: VecDeque<Chunk>,
-    /// How many bytes of the front chunk are written.
+    /// How many bytes of the front chunk are taken.
     head: usize,
-    /// Unwritten bytes in the chunks.
-    queued: usize,
-    /// Encrypted bytes, written before all others.
-    ciphertext: Vec<u8>,
-    /// How many bytes wait in a kernel pipe; written last.
-    pub(crate) in_pipe: usize,
-    /// What was written in the current span of `SocketLimits::min_rate`.
-    pub(crate) progress: Progress,
+    length: usize,
 }
 
 #[derive(Debug)]
@@ -49,49 +91,14 @@ const CHUNK_MAX: usize = 64 * 1024;
 /// would cost nothing.
 const CHUNK_COST: usize = size_of::<Chunk>();
 
-impl Outbox {
-    /// All bytes that are to be written.
-    pub(crate) fn queued(&self) -> usize {
-        self.ciphertext.len() + self.queued + self.in_pipe
-    }
-
-    /// The bytes of these that are in this process's memory: all but those in a kernel pipe.
-    pub(crate) fn buffered(&self) -> usize {
-        self.ciphertext.len() + self.queued
-    }
-
-    /// The bytes in the chunks: not encrypted yet, if the connection has a filter.
-    pub(crate) fn plaintext_len(&self) -> usize {
-        self.queued
-    }
-
-    pub(crate) fn has_ciphertext(&self) -> bool {
-        !self.ciphertext.is_empty()
-    }
-
-    /// Appends to the encrypted bytes, which go in front of the chunks; returns the memory taken.
-    pub(crate) fn push_ciphertext(&mut self, bytes: &[u8]) -> usize {
-        let before = self.ciphertext.capacity();
-        // Exact, because the capacity is charged: doubling would charge up to twice what is queued.
-        self.ciphertext.reserve_exact(bytes.len());
-        self.ciphertext.extend_from_slice(bytes);
-        self.ciphertext.capacity() - before
-    }
-
-    /// Takes the encrypted bytes, to write them; the memory freed is the vector's capacity.
-    pub(crate) fn take_ciphertext(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.ciphertext)
-    }
-
-    /// Drops what is not encrypted, and forgets the kernel pipe; returns the memory freed.
-    pub(crate) fn clear_plaintext(&mut self) -> usize {
-        self.in_pipe = 0;
-        self.advance(self.queued)
+impl Queue {
+    pub(crate) fn len(&self) -> usize {
+        self.length
     }
 
     /// Copies bytes to the back; returns the memory taken.
     pub(crate) fn push(&mut self, mut bytes: &[u8]) -> usize {
-        self.queued += bytes.len();
+        self.length += bytes.len();
         let mut charged = 0;
         if let Some(Chunk::Own(back)) = self.chunks.back_mut() {
             if back.len() + bytes.len() <= CHUNK_MAX {
@@ -116,7 +123,7 @@ impl Outbox {
             return 0;
         }
         let Some(charged) = shared.hold(account) else { return self.push(shared.bytes()) };
-        self.queued += shared.bytes().len();
+        self.length += shared.bytes().len();
         self.chunks.push_back(Chunk::Shared(shared.clone()));
         CHUNK_COST + charged
     }
@@ -132,13 +139,10 @@ impl Outbox {
         }
     }
 
-    /// Drops `n` bytes from the front of the chunks, and then of the kernel pipe; returns the memory freed.
+    /// Drops `n` bytes from the front; returns the memory freed.
     pub(crate) fn advance(&mut self, n: usize) -> usize {
-        debug_assert!(n <= self.queued());
-        let passed = n.saturating_sub(self.queued);
-        self.in_pipe -= passed;
-        let n = n - passed;
-        self.queued -= n;
+        debug_assert!(n <= self.length);
+        self.length -= n;
         self.head += n;
         let mut freed = 0;
         while let Some(front) = self.chunks.front() {
@@ -153,17 +157,16 @@ impl Outbox {
         freed
     }
 
-    /// Drops everything; returns the memory freed. To be called before the outbox is dropped.
+    /// Drops everything; returns the memory freed.
     pub(crate) fn clear(&mut self) -> usize {
-        let sealed = self.take_ciphertext().capacity();
-        sealed + self.clear_plaintext()
+        self.advance(self.length)
     }
 }
 
-impl Drop for Outbox {
+impl Drop for Queue {
     fn drop(&mut self) {
         debug_assert!(
-            self.chunks.is_empty() && self.ciphertext.is_empty(),
+            self.chunks.is_empty(),
             "a queue is cleared, and its memory discharged, before it goes"
         );
     }
@@ -252,10 +255,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn contents(outbox: &Outbox) -> Vec<u8> {
+    fn contents(queue: &Queue) -> Vec<u8> {
         let mut all = Vec::new();
-        let mut skip = outbox.head;
-        for chunk in &outbox.chunks {
+        let mut skip = queue.head;
+        for chunk in &queue.chunks {
             all.extend_from_slice(&chunk.bytes()[skip..]);
             skip = 0;
         }
@@ -265,29 +268,29 @@ mod tests {
     #[test]
     fn a_shared_chunk_in_many_queues_is_charged_once() {
         let (line, account) = (Shared::from(vec![b'x'; 10_000]), Account::new());
-        let mut queues: Vec<Outbox> = (0..1_000).map(|_| Outbox::default()).collect();
+        let mut queues: Vec<Queue> = (0..1_000).map(|_| Queue::default()).collect();
         let charged: usize = queues.iter_mut().map(|queue| queue.push_shared(&line, account)).sum();
         assert_eq!(charged, 10_000 + 1_000 * CHUNK_COST);
-        let freed: usize = queues.iter_mut().map(Outbox::clear).sum();
+        let freed: usize = queues.iter_mut().map(Queue::clear).sum();
         assert_eq!(freed, charged);
     }
 
     #[test]
     fn small_sends_share_a_chunk() {
-        let mut outbox = Outbox::default();
-        let charged: usize = (0..1_000).map(|_| outbox.push(b"sixteen bytes...")).sum();
-        assert_eq!(outbox.chunks.len(), 1);
+        let mut queue = Queue::default();
+        let charged: usize = (0..1_000).map(|_| queue.push(b"sixteen bytes...")).sum();
+        assert_eq!(queue.chunks.len(), 1);
         assert!(charged < 2 * 16_000 + CHUNK_COST, "16,000 bytes were charged as {charged}");
-        outbox.clear();
+        queue.clear();
     }
 
     #[test]
     fn a_long_queue_gives_memory_back_while_it_drains() {
-        let mut outbox = Outbox::default();
-        let charged = outbox.push(&vec![0; 1024 * 1024]);
-        let freed = outbox.advance(512 * 1024);
+        let mut queue = Queue::default();
+        let charged = queue.push(&vec![0; 1024 * 1024]);
+        let freed = queue.advance(512 * 1024);
         assert!(freed * 2 >= charged, "half drained, but only {freed} of {charged} came back");
-        outbox.clear();
+        queue.clear();
     }
 
     #[test]
@@ -324,39 +327,39 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(128))]
         #[test]
         fn it_behaves_as_a_plain_vector_does(steps in steps()) {
-            let (mut outbox, mut model, mut stamp) = (Outbox::default(), Vec::<u8>::new(), 0u8);
+            let (mut queue, mut model, mut stamp) = (Queue::default(), Vec::<u8>::new(), 0u8);
             let (mut charged, mut freed) = (0, 0);
             let account = Account::new();
             for step in steps {
                 stamp = stamp.wrapping_add(1);
                 match step {
                     Step::Push(n) => {
-                        charged += outbox.push(&vec![stamp; n]);
+                        charged += queue.push(&vec![stamp; n]);
                         model.extend(vec![stamp; n]);
                     }
                     Step::Share(n) => {
-                        charged += outbox.push_shared(&Shared::from(vec![stamp; n]), account);
+                        charged += queue.push_shared(&Shared::from(vec![stamp; n]), account);
                         model.extend(vec![stamp; n]);
                     }
                     Step::Write(n) => {
                         let mut slices = WriteBatch::new(n);
-                        outbox.gather(&mut slices);
+                        queue.gather(&mut slices);
                         let there: Vec<u8> = slices.slices().iter().flat_map(|s| s.to_vec()).collect();
                         prop_assert_eq!(&there[..], &model[..there.len()], "a gather starts at the front");
                         let n = n.min(model.len());
-                        freed += outbox.advance(n);
+                        freed += queue.advance(n);
                         model.drain(..n);
                     }
                     Step::Clear => {
-                        freed += outbox.clear();
+                        freed += queue.clear();
                         model.clear();
                     }
                 }
-                prop_assert_eq!(outbox.queued(), model.len());
-                prop_assert_eq!(contents(&outbox), model.clone());
+                prop_assert_eq!(queue.len(), model.len());
+                prop_assert_eq!(contents(&queue), model.clone());
                 prop_assert!(charged - freed >= model.len(), "memory in use is charged");
             }
-            freed += outbox.clear();
+            freed += queue.clear();
             prop_assert_eq!(freed, charged, "everything charged comes back");
         }
     }

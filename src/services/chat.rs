@@ -347,7 +347,7 @@ mod tests {
         room.script.end(ada);
         room.send(bob, [&[b'y'; 8 * 1024], &b"\n"[..]].concat());
         assert_eq!(room.received(eve).len(), "ada left\n".len() + "bob: \n".len() + 8 * 1024);
-        assert_eq!(room.event_loop.table.stats.closed_count(CloseReason::TooLong), 1);
+        assert_eq!(room.event_loop.table.cx.stats.closed_count(CloseReason::TooLong), 1);
     }
 
     #[test]
@@ -360,9 +360,9 @@ mod tests {
             room.send(ada, &line);
             heard += room.received(bob).len();
         }
-        assert_eq!(room.event_loop.table.stats.closed_count(CloseReason::SlowReader), 1);
+        assert_eq!(room.event_loop.table.cx.stats.closed_count(CloseReason::SlowReader), 1);
         assert_eq!(heard, 300 * ("ada: ".len() + line.len()) + "eve left\n".len());
-        assert_eq!(room.event_loop.table.memory, 0, "what waited for her is forgotten");
+        assert_eq!(room.event_loop.table.cx.memory, 0, "what waited for her is forgotten");
     }
 
     #[test]
@@ -372,7 +372,7 @@ mod tests {
         room.turn_until_quiet();
         peers.iter().for_each(|&peer| room.script.window(peer, 0));
         room.send(peers[0], [&[b'x'; 8_000], &b"\n"[..]].concat());
-        let each = (room.event_loop.table.memory - 8_000) / 1_000;
+        let each = (room.event_loop.table.cx.memory - 8_000) / 1_000;
         assert!(each < 100, "each member costs {each} bytes for a line of 8,000");
     }
 }

@@ -135,7 +135,7 @@ mod tests {
                 assert!(server.script.received_end(peer));
                 server.script.end(peer);
                 server.turn_until_quiet();
-                assert_eq!(server.event_loop.table.stats.closed_count(CloseReason::Local), 1);
+                assert_eq!(server.event_loop.table.cx.stats.closed_count(CloseReason::Local), 1);
             }
         }
     }
@@ -153,7 +153,7 @@ mod tests {
             server.script.end(peer);
             server.turn_until_quiet();
             assert_eq!(server.received(peer), format!("{GREETED}{heard}"));
-            assert_eq!(server.event_loop.table.stats.closed_count(CloseReason::Finished), 1);
+            assert_eq!(server.event_loop.table.cx.stats.closed_count(CloseReason::Finished), 1);
         }
     }
 

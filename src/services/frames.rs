@@ -104,10 +104,10 @@ mod tests {
         let peer = server.script.connect();
         server.send(peer, b"\0\0\0\x02ok\xff\xff\xff\xff");
         assert_eq!(server.script.received(peer), b"\0\0\0\x02ok");
-        assert!(server.script.received_end(peer) && server.event_loop.table.memory == 0);
+        assert!(server.script.received_end(peer) && server.event_loop.table.cx.memory == 0);
         server.script.end(peer);
         server.turn_until_quiet();
-        assert_eq!(server.event_loop.table.stats.closed_count(CloseReason::TooLong), 1);
+        assert_eq!(server.event_loop.table.cx.stats.closed_count(CloseReason::TooLong), 1);
     }
 
     #[test]
@@ -118,6 +118,6 @@ mod tests {
         assert_eq!(server.received(peer), "one\r\n");
         server.script.end(peer);
         server.turn_until_quiet();
-        assert_eq!(server.event_loop.table.stats.closed_count(CloseReason::Malformed), 1);
+        assert_eq!(server.event_loop.table.cx.stats.closed_count(CloseReason::Malformed), 1);
     }
 }

@@ -14,15 +14,14 @@ use mio::{Events, Interest, Poll};
 use socket2::SockRef;
 
 use super::splice::KernelPipe;
-use super::stream::{ListenSocket, Stream, keepalive_probes};
+use super::stream::{self, ListenSocket, keepalive_probes};
 use super::timerfd::DeadlineTimer;
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
-use crate::connection::sockets::Epoch;
 use crate::sys::resolver::{LookUp, Resolver};
-use crate::sys::{AcceptError, Answer, Ready, System, Waker};
+use crate::sys::{AcceptError, Answer, Epoch, Ready, Stream, System, Waker};
 
 /// The real kernel.
 pub(crate) struct Kernel {
@@ -111,7 +110,6 @@ impl AsFd for Kernel {
 
 impl System for Kernel {
     type Listener = ListenSocket;
-    type Stream = Stream;
     type KernelPipe = KernelPipe;
 
     fn epoch(&self) -> Epoch {
@@ -174,14 +172,16 @@ impl System for Kernel {
     }
 
     fn accept(&mut self, listener: &ListenSocket) -> Result<(Stream, PeerAddress), AcceptError> {
-        listener.accept().map_err(AcceptError::from)
+        let (stream, peer) = listener.accept()?;
+        Ok((Stream::Kernel(stream), peer))
     }
 
     fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Stream> {
-        Stream::connect(to, options)
+        stream::Stream::connect(to, options).map(Stream::Kernel)
     }
 
     fn check_connected(&mut self, stream: &Stream) -> io::Result<bool> {
+        let stream = stream.kernel();
         if let Some(error) = stream.take_error()? {
             return Err(error);
         }
@@ -199,10 +199,11 @@ impl System for Kernel {
     }
 
     fn local_address(&self, stream: &Stream) -> Option<SocketAddr> {
-        stream.local().ok().flatten()
+        stream.kernel().local().ok().flatten()
     }
 
     fn set_option(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()> {
+        let stream = stream.kernel();
         let socket = SockRef::from(stream);
         let Some(local) = stream.local()? else {
             return match option {
@@ -227,15 +228,15 @@ impl System for Kernel {
     }
 
     fn register(&mut self, stream: &mut Stream, token: Token) -> io::Result<()> {
-        self.poll.registry().register(stream.source(), mio_token(token), interests())
+        self.poll.registry().register(stream.kernel_mut().source(), mio_token(token), interests())
     }
 
     fn read(&mut self, stream: &Stream, into: &mut [u8]) -> io::Result<usize> {
-        stream.read(into)
+        stream.kernel().read(into)
     }
 
     fn write(&mut self, stream: &Stream, from: &[IoSlice<'_>]) -> io::Result<usize> {
-        stream.write(from)
+        stream.kernel().write(from)
     }
 
     fn new_pipe(&mut self) -> io::Result<KernelPipe> {
@@ -243,11 +244,11 @@ impl System for Kernel {
     }
 
     fn splice_in(&mut self, from: &Stream, pipe: &KernelPipe, max: usize) -> io::Result<usize> {
-        pipe.splice_in(from, max)
+        pipe.splice_in(from.kernel(), max)
     }
 
     fn splice_out(&mut self, pipe: &KernelPipe, to: &Stream, max: usize) -> io::Result<usize> {
-        pipe.splice_out(to, max)
+        pipe.splice_out(to.kernel(), max)
     }
 
     fn read_pipe(&mut self, pipe: &KernelPipe, into: &mut [u8]) -> io::Result<usize> {
@@ -255,12 +256,12 @@ impl System for Kernel {
     }
 
     fn shutdown_write(&mut self, stream: &Stream) -> io::Result<()> {
-        stream.shutdown_write()
+        stream.kernel().shutdown_write()
     }
 
     fn reset(&mut self, stream: Stream) {
         // SO_LINGER with zero makes close(2) send a reset. Any other value could block the loop in close(2).
-        if let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
+        if let Err(error) = SockRef::from(stream.kernel()).set_linger(Some(Duration::ZERO)) {
             log::debug!("cannot ask for a reset, closing instead: {error}");
         }
     }

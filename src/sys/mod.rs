@@ -20,17 +20,78 @@ mod timerfd;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::time::Duration;
+#[cfg(not(target_family = "wasm"))]
+use std::time::Instant;
 
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
-use crate::connection::sockets::Epoch;
+
+/// The stream of a connection: a descriptor of the kernel, or one of the simulation where that is built in. One type
+/// for both, so that the table of connections, and with it all that a service sees, has no type parameter.
+pub(crate) enum Stream {
+    #[cfg(not(target_family = "wasm"))]
+    Kernel(stream::Stream),
+    #[cfg(any(test, target_family = "wasm"))]
+    Simulated(sim::Fd),
+}
+
+#[cfg(not(target_family = "wasm"))]
+impl Stream {
+    /// The descriptor, for the system that has made it.
+    fn kernel(&self) -> &stream::Stream {
+        match self {
+            Stream::Kernel(stream) => stream,
+            #[cfg(test)]
+            Stream::Simulated(_) => unreachable!("a simulated stream is not given to the kernel"),
+        }
+    }
+
+    fn kernel_mut(&mut self) -> &mut stream::Stream {
+        match self {
+            Stream::Kernel(stream) => stream,
+            #[cfg(test)]
+            Stream::Simulated(_) => unreachable!("a simulated stream is not given to the kernel"),
+        }
+    }
+}
+
+/// The instant from which ticks and durations inside the loop are counted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Epoch {
+    /// A page in a browser has no such clock.
+    #[cfg(not(target_family = "wasm"))]
+    instant: Instant,
+}
+
+impl Epoch {
+    /// Reads the clock.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn from_now() -> Epoch {
+        Epoch { instant: Instant::now() }
+    }
+
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn from_now() -> Epoch {
+        Epoch {}
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn at(self, elapsed: Duration) -> Instant {
+        self.instant + elapsed
+    }
+
+    /// How long ago it was.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn elapsed(self) -> Duration {
+        self.instant.elapsed()
+    }
+}
 
 /// All system calls that the loop makes. Only [`poll`](System::poll) blocks.
 pub(crate) trait System {
     type Listener;
-    type Stream;
     /// A pipe in the kernel, through which bytes go from one stream to another without being copied (splice(2)).
     type KernelPipe;
 
@@ -53,45 +114,45 @@ pub(crate) trait System {
 
     fn listener_address(&self, listener: &Self::Listener) -> io::Result<Address>;
 
-    fn accept(&mut self, listener: &Self::Listener) -> Result<(Self::Stream, PeerAddress), AcceptError>;
+    fn accept(&mut self, listener: &Self::Listener) -> Result<(Stream, PeerAddress), AcceptError>;
 
     /// Starts to connect. Once the stream is writable, [`check_connected`](System::check_connected) has the result.
-    fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Self::Stream>;
+    fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Stream>;
 
     /// Whether the stream is connected: `false` while it is in progress, an error if connecting has failed.
-    fn check_connected(&mut self, stream: &Self::Stream) -> io::Result<bool>;
+    fn check_connected(&mut self, stream: &Stream) -> io::Result<bool>;
 
     /// The local IP address and port; `None` for a Unix-domain socket.
-    fn local_address(&self, stream: &Self::Stream) -> Option<SocketAddr>;
+    fn local_address(&self, stream: &Stream) -> Option<SocketAddr>;
 
-    fn set_option(&mut self, stream: &Self::Stream, option: SocketOption) -> io::Result<()>;
+    fn set_option(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()>;
 
     /// Registers a stream for reading and writing, edge-triggered. The registration lasts until the stream is closed,
     /// so there is one such call per connection.
-    fn register(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
+    fn register(&mut self, stream: &mut Stream, token: Token) -> io::Result<()>;
 
-    fn read(&mut self, stream: &Self::Stream, into: &mut [u8]) -> io::Result<usize>;
+    fn read(&mut self, stream: &Stream, into: &mut [u8]) -> io::Result<usize>;
 
-    fn write(&mut self, stream: &Self::Stream, from: &[IoSlice<'_>]) -> io::Result<usize>;
+    fn write(&mut self, stream: &Stream, from: &[IoSlice<'_>]) -> io::Result<usize>;
 
     /// Makes a kernel pipe. The error `Unsupported` means that the system has no splice(2).
     fn new_pipe(&mut self) -> io::Result<Self::KernelPipe>;
 
     /// Moves at most `max` received bytes into an empty kernel pipe; 0 when the peer has ended. The error `Unsupported`
     /// means that this kind of stream cannot be spliced.
-    fn splice_in(&mut self, from: &Self::Stream, pipe: &Self::KernelPipe, max: usize) -> io::Result<usize>;
+    fn splice_in(&mut self, from: &Stream, pipe: &Self::KernelPipe, max: usize) -> io::Result<usize>;
 
     /// Moves at most `max` bytes out of a kernel pipe, which must hold as many.
-    fn splice_out(&mut self, pipe: &Self::KernelPipe, to: &Self::Stream, max: usize) -> io::Result<usize>;
+    fn splice_out(&mut self, pipe: &Self::KernelPipe, to: &Stream, max: usize) -> io::Result<usize>;
 
     /// Copies bytes out of a kernel pipe.
     fn read_pipe(&mut self, pipe: &Self::KernelPipe, into: &mut [u8]) -> io::Result<usize>;
 
     /// Sends FIN.
-    fn shutdown_write(&mut self, stream: &Self::Stream) -> io::Result<()>;
+    fn shutdown_write(&mut self, stream: &Stream) -> io::Result<()>;
 
     /// Closes with a reset (RST).
-    fn reset(&mut self, stream: Self::Stream);
+    fn reset(&mut self, stream: Stream);
 
     /// Opens the spare descriptor, which is kept for when the process has no other. Returns whether it is open now.
     fn reserve_descriptor(&mut self) -> bool;

@@ -16,8 +16,7 @@ use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
-use crate::connection::sockets::Epoch;
-use crate::sys::{AcceptError, Answer, Ready, System, Waker};
+use crate::sys::{AcceptError, Answer, Epoch, Ready, Stream, System, Waker};
 
 /// The simulated kernel, as the reactor uses it.
 pub(crate) struct Sim(Rc<RefCell<World>>);
@@ -377,7 +376,6 @@ impl Edge {
 
 impl System for Sim {
     type Listener = Fd;
-    type Stream = Fd;
     type KernelPipe = SimPipe;
 
     fn epoch(&self) -> Epoch {
@@ -438,7 +436,7 @@ impl System for Sim {
         Ok(self.0.borrow().listener_address.clone().expect("a listener"))
     }
 
-    fn accept(&mut self, _: &Fd) -> Result<(Fd, PeerAddress), AcceptError> {
+    fn accept(&mut self, _: &Fd) -> Result<(Stream, PeerAddress), AcceptError> {
         let mut world = self.0.borrow_mut();
         world.calls.accepts += 1;
         if let Some(injected) = world.accept_errors.pop_front() {
@@ -453,10 +451,10 @@ impl System for Sim {
         let mut peer = address();
         peer.set_ip(from.unwrap_or(peer.ip()));
         peer.set_port(peer.port() + key as u16);
-        Ok((self.fd(key), PeerAddress::from(peer)))
+        Ok((Stream::Simulated(self.fd(key)), PeerAddress::from(peer)))
     }
 
-    fn connect(&mut self, to: &Address, _: &DialOptions) -> io::Result<Fd> {
+    fn connect(&mut self, to: &Address, _: &DialOptions) -> io::Result<Stream> {
         let mut world = self.0.borrow_mut();
         world.take_descriptor()?;
         if to.port() == Some(0) {
@@ -466,24 +464,24 @@ impl System for Sim {
         world.sockets.push(SimSocket { window: usize::MAX, is_dial: true, to, ..SimSocket::default() });
         let key = world.sockets.len() - 1;
         drop(world);
-        Ok(self.fd(key))
+        Ok(Stream::Simulated(self.fd(key)))
     }
 
-    fn check_connected(&mut self, stream: &Fd) -> io::Result<bool> {
-        match self.0.borrow().sockets[stream.key].dialed {
+    fn check_connected(&mut self, stream: &Stream) -> io::Result<bool> {
+        match self.0.borrow().sockets[key_of(stream)].dialed {
             None => Ok(false),
             Some(Ok(())) => Ok(true),
             Some(Err(number)) => Err(io::Error::from_raw_os_error(number)),
         }
     }
 
-    fn local_address(&self, stream: &Fd) -> Option<SocketAddr> {
-        let inet = self.0.borrow().sockets[stream.key].to.as_ref().is_none_or(|to| !to.is_unix());
-        inet.then(|| SocketAddr::from(([10, 0, 0, 2], 5_000 + stream.key as u16)))
+    fn local_address(&self, stream: &Stream) -> Option<SocketAddr> {
+        let inet = self.0.borrow().sockets[key_of(stream)].to.as_ref().is_none_or(|to| !to.is_unix());
+        inet.then(|| SocketAddr::from(([10, 0, 0, 2], 5_000 + key_of(stream) as u16)))
     }
 
-    fn set_option(&mut self, stream: &Fd, option: SocketOption) -> io::Result<()> {
-        self.0.borrow_mut().sockets[stream.key].options.push(option);
+    fn set_option(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()> {
+        self.0.borrow_mut().sockets[key_of(stream)].options.push(option);
         Ok(())
     }
 
@@ -507,13 +505,13 @@ impl System for Sim {
         0
     }
 
-    fn register(&mut self, stream: &mut Fd, token: Token) -> io::Result<()> {
+    fn register(&mut self, stream: &mut Stream, token: Token) -> io::Result<()> {
         let mut world = self.0.borrow_mut();
         if world.register_errors > 0 {
             world.register_errors -= 1;
             return Err(error(ENOSPC, io::ErrorKind::StorageFull));
         }
-        let socket = &mut world.sockets[stream.key];
+        let socket = &mut world.sockets[key_of(stream)];
         socket.token = Some(token);
         // Registering raises an edge for the current state.
         socket.edge.writable |= socket.window > 0 && (!socket.is_dial || socket.dialed.is_some());
@@ -521,22 +519,22 @@ impl System for Sim {
         Ok(())
     }
 
-    fn read(&mut self, stream: &Fd, into: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, stream: &Stream, into: &mut [u8]) -> io::Result<usize> {
         let mut world = self.0.borrow_mut();
         world.calls.reads += 1;
         if world.draw_fault(16) {
             return Err(io::ErrorKind::Interrupted.into());
         }
         if world.draw_fault(8) {
-            let socket = &mut world.sockets[stream.key];
+            let socket = &mut world.sockets[key_of(stream)];
             socket.edge.readable = true;
             socket.edge.end |= socket.inbound_end || socket.reset;
             return Err(io::ErrorKind::WouldBlock.into());
         }
         // Bytes received before a reset can still be read, as on Linux. Reads are never shortened: after a short read,
         // the reactor may rely on a new edge for further bytes.
-        let n = world.sockets[stream.key].inbound.len().min(into.len());
-        let socket = &mut world.sockets[stream.key];
+        let n = world.sockets[key_of(stream)].inbound.len().min(into.len());
+        let socket = &mut world.sockets[key_of(stream)];
         if n > 0 {
             for (place, byte) in into.iter_mut().zip(socket.inbound.drain(..n)) {
                 *place = byte;
@@ -550,20 +548,20 @@ impl System for Sim {
         }
     }
 
-    fn write(&mut self, stream: &Fd, from: &[IoSlice<'_>]) -> io::Result<usize> {
+    fn write(&mut self, stream: &Stream, from: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut world = self.0.borrow_mut();
         world.calls.writes += 1;
         if world.draw_fault(16) {
             return Err(io::ErrorKind::Interrupted.into());
         }
         if world.draw_fault(8) {
-            world.sockets[stream.key].edge.writable = true;
+            world.sockets[key_of(stream)].edge.writable = true;
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let all: Vec<u8> = from.iter().flat_map(|slice| slice.iter().copied()).collect();
         assert!(!all.is_empty(), "an empty write is a wasted call");
         let max = world.shorten(all.len());
-        let socket = &mut world.sockets[stream.key];
+        let socket = &mut world.sockets[key_of(stream)];
         assert!(!socket.outbound_end, "written after FIN");
         if socket.reset {
             return Err(error(EPIPE, io::ErrorKind::BrokenPipe));
@@ -582,7 +580,7 @@ impl System for Sim {
         Ok(SimPipe::default())
     }
 
-    fn splice_in(&mut self, from: &Fd, pipe: &SimPipe, max: usize) -> io::Result<usize> {
+    fn splice_in(&mut self, from: &Stream, pipe: &SimPipe, max: usize) -> io::Result<usize> {
         let mut contents = pipe.0.borrow_mut();
         self.0.borrow_mut().calls.splices += 1;
         if self.0.borrow().no_splice {
@@ -600,7 +598,7 @@ impl System for Sim {
         Ok(n)
     }
 
-    fn splice_out(&mut self, pipe: &SimPipe, to: &Fd, max: usize) -> io::Result<usize> {
+    fn splice_out(&mut self, pipe: &SimPipe, to: &Stream, max: usize) -> io::Result<usize> {
         let mut contents = pipe.0.borrow_mut();
         assert!(max <= contents.len(), "the pipe holds less than was requested");
         let n = self.write(to, &[IoSlice::new(&contents.make_contiguous()[..max])])?;
@@ -615,16 +613,16 @@ impl System for Sim {
         Ok(n)
     }
 
-    fn shutdown_write(&mut self, stream: &Fd) -> io::Result<()> {
+    fn shutdown_write(&mut self, stream: &Stream) -> io::Result<()> {
         let mut world = self.0.borrow_mut();
-        let socket = &mut world.sockets[stream.key];
+        let socket = &mut world.sockets[key_of(stream)];
         assert!(!socket.outbound_end, "FIN was sent twice");
         socket.outbound_end = true;
         Ok(())
     }
 
-    fn reset(&mut self, stream: Fd) {
-        self.0.borrow_mut().sockets[stream.key].released = Some(Released::Reset);
+    fn reset(&mut self, stream: Stream) {
+        self.0.borrow_mut().sockets[key_of(&stream)].released = Some(Released::Reset);
     }
 
     fn reserve_descriptor(&mut self) -> bool {
@@ -649,6 +647,15 @@ impl System for Sim {
 }
 
 const LISTENER: usize = usize::MAX;
+
+/// Which socket of the simulated world a stream is.
+fn key_of(stream: &Stream) -> usize {
+    match stream {
+        Stream::Simulated(fd) => fd.key,
+        #[cfg(not(target_family = "wasm"))]
+        Stream::Kernel(_) => unreachable!("a stream of the kernel is not given to the simulation"),
+    }
+}
 
 impl Drop for Fd {
     fn drop(&mut self) {

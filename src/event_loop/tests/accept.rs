@@ -34,7 +34,7 @@ fn over_the_connection_cap_every_peer_is_refused_and_the_cap_is_exact() {
             "without unread input there is no reset"
         );
     }
-    assert_eq!((test.event_loop.table.stats.refused, test.event_loop.table.refusals), (2, 0));
+    assert_eq!((test.event_loop.table.cx.stats.refused, test.event_loop.table.refusals), (2, 0));
     let met = test.events().iter().filter(|events| matches!(events, Event::Open(_))).count();
     assert_eq!(met, 3, "a service never meets those who are refused");
     assert_eq!(test.events().len() - met, 2, "but hears of them");
@@ -80,7 +80,7 @@ fn accept_errors_of_one_peer_do_not_stop_the_next() {
     test.script.feed(peer, b"x");
     test.turn_until_quiet();
     assert_eq!(test.received(peer), "x");
-    assert_eq!(test.event_loop.table.stats.accept_aborted, 4);
+    assert_eq!(test.event_loop.table.cx.stats.accept_aborted, 4);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn without_descriptors_excess_connections_are_closed_with_the_spare_descriptor()
     let peers: Vec<PeerId> = (0..10).map(|_| test.script.connect()).collect();
     test.turn_until_quiet();
     assert_eq!((test.event_loop.table.connections(), test.script.backlog()), (3, 0));
-    assert_eq!(test.event_loop.table.stats.shed, 7);
+    assert_eq!(test.event_loop.table.cx.stats.shed, 7);
     assert!(peers[3..].iter().all(|&peer| test.script.released(peer) == Some(Released::Closed)));
     assert_eq!(test.script.open_descriptors(), 5, "the reserve is held again");
 }
@@ -173,7 +173,7 @@ fn a_paused_listener_without_a_free_slot_lets_the_loop_sleep() {
     test.script.fail_accept(std::io::Error::from_raw_os_error(libc::EMFILE).into());
     test.script.connect();
     test.turn_until_quiet();
-    assert_eq!(test.event_loop.table.stats.starved, 1);
+    assert_eq!(test.event_loop.table.cx.stats.starved, 1);
     // The last slot is taken by a dial.
     test.event_loop.table.dial(1, address().into(), DialOptions::default(), None).unwrap();
     test.turn_until_quiet();

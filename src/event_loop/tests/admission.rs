@@ -44,7 +44,7 @@ fn a_denied_peer_is_refused_as_its_rule_says_and_the_service_is_notified() {
             "{how:?}"
         );
         assert_eq!(test.events(), [Event::Refused(Refusal::Denied)]);
-        assert_eq!(test.event_loop.table.stats.refused_count(Refusal::Denied), 1);
+        assert_eq!(test.event_loop.table.cx.stats.refused_count(Refusal::Denied), 1);
         let mapped = connect_from(&mut test, "::ffff:192.0.2.9");
         assert_ne!(test.received(mapped), "welcome", "mapped into version 6 it is the same address");
         let peer = connect_from(&mut test, "198.51.100.1");
@@ -101,7 +101,7 @@ fn an_address_that_connects_too_often_is_reset_until_a_second_has_passed() {
     let mut test = with_policy(AccessPolicy { accept_rate: Some(2), ..AccessPolicy::default() });
     let peers: Vec<PeerId> = (0..3).map(|_| connect_from(&mut test, "192.0.2.1")).collect();
     assert_eq!(peers.iter().filter(|&&peer| test.script.released(peer) == Some(Released::Reset)).count(), 1);
-    assert_eq!(test.event_loop.table.stats.refused_count(Refusal::AcceptRate), 1);
+    assert_eq!(test.event_loop.table.cx.stats.refused_count(Refusal::AcceptRate), 1);
     test.advance(520 * MS);
     let peer = connect_from(&mut test, "192.0.2.1");
     assert_eq!(test.received(peer), "welcome");
@@ -116,7 +116,7 @@ fn a_dry_run_admits_every_connection_and_counts_what_it_would_refuse() {
         let peer = connect_from(&mut test, ip);
         assert_eq!(test.received(peer), "welcome");
     }
-    let stats = &test.event_loop.table.stats;
+    let stats = &test.event_loop.table.cx.stats;
     assert_eq!((stats.refused, stats.would_refuse), (0, [0, 1, 1, 0, 0]));
 }
 
@@ -129,7 +129,7 @@ fn access_rules_are_checked_before_the_connection_cap() {
     let denied = connect_from(&mut test, "192.0.2.1");
     let late = connect_from(&mut test, "198.51.100.1");
     assert_eq!((test.received(denied).as_str(), test.received(late).as_str()), ("", "server busy\n"));
-    assert_eq!(test.event_loop.table.stats.refused_by_reason, [1, 1, 0, 0, 0]);
+    assert_eq!(test.event_loop.table.cx.stats.refused_by_reason, [1, 1, 0, 0, 0]);
 }
 
 #[test]

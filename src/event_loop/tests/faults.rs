@@ -67,7 +67,7 @@ fn run_with_faults(seed: u64) {
         );
         assert_eq!(test.script.released(peer), Some(Released::Closed), "seed {seed}: peer {peer}");
     }
-    assert_eq!((test.event_loop.table.memory, test.event_loop.table.connections()), (0, 0), "seed {seed}");
+    assert_eq!((test.event_loop.table.cx.memory, test.event_loop.table.connections()), (0, 0), "seed {seed}");
 }
 
 #[test]

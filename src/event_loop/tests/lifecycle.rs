@@ -3,7 +3,7 @@
 use super::*;
 use crate::base::id::ServiceId;
 use crate::base::tick::Tick;
-use crate::connection::Flag;
+use crate::connection::state::Flag;
 
 #[test]
 fn shutdown_closes_listeners_at_once_and_connections_after_the_grace_period() {
@@ -51,11 +51,11 @@ fn a_loop_without_progress_is_made_to_sleep() {
     let (_, id) = test.accept();
     for _ in 0..1_100 {
         // As if something had put it in line for nothing, turn after turn.
-        test.event_loop.table.at_mut(id.slot).flags.insert(Flag::Ready);
-        test.event_loop.table.ready.push(id);
+        test.event_loop.table.at(id.slot).0.flags.insert(Flag::Ready);
+        test.event_loop.table.cx.ready.push(id);
         test.event_loop.turn(None).unwrap();
     }
-    assert!(test.event_loop.table.stats.livelocks_broken > 0);
+    assert!(test.event_loop.table.cx.stats.livelocks_broken > 0);
     assert_eq!(test.script.last_wait(), Some(Some(MS)));
     test.turn_until_quiet();
     assert_eq!(test.script.last_wait(), Some(Some(Duration::ZERO)), "it sleeps as it did before");
@@ -70,7 +70,7 @@ fn a_deadline_that_is_due_for_ever_does_not_keep_the_loop_from_sleeping() {
         test.event_loop.drain_deadline = Some(Tick(0));
         test.event_loop.turn(None).unwrap();
     }
-    assert!(test.event_loop.table.stats.livelocks_broken > 0);
+    assert!(test.event_loop.table.cx.stats.livelocks_broken > 0);
     assert_eq!(test.script.last_wait(), Some(Some(MS)));
 }
 
@@ -147,10 +147,10 @@ fn no_more_posts_wait_than_the_limit() {
         }
         test.turn();
     }
-    let waiting = accepted - test.event_loop.table.stats.posts;
+    let waiting = accepted - test.event_loop.table.cx.stats.posts;
     assert!(waiting <= 20, "{waiting} posts wait, with Limits::posts at 10 and a batch taken out");
     test.turn_until_quiet();
-    assert_eq!(test.event_loop.table.stats.posts, accepted, "every post that was accepted has run");
+    assert_eq!(test.event_loop.table.cx.stats.posts, accepted, "every post that was accepted has run");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::*;
 use crate::base::reason::OsError;
 use crate::config::dial::{Backoff, DialOptions, Family, KeepAlive, SocketOption};
 use crate::config::rules::RefuseMode;
-use crate::connection::State;
+use crate::connection::state::State;
 
 fn dial_with(test: &mut TestLoop, to: &str, options: DialOptions) -> ConnId {
     let id = test.event_loop.table.dial(1, to.parse().unwrap(), options, None).unwrap();

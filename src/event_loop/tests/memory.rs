@@ -22,12 +22,12 @@ fn a_line_to_a_thousand_members_is_held_once() {
     peers.iter().for_each(|&peer| test.script.window(peer, 0));
     test.script.feed(peers[0], &[b'x'; 8_000]);
     test.turn_until_quiet();
-    assert_eq!(test.event_loop.table.queued(members.borrow()[5].slot), 8_000);
-    let each = (test.event_loop.table.memory - 8_000) / 1_001;
+    assert_eq!(test.queued(members.borrow()[5]), 8_000);
+    let each = (test.event_loop.table.cx.memory - 8_000) / 1_001;
     assert!(each < 100, "each further member costs {each} bytes");
     peers.iter().for_each(|&peer| test.script.window(peer, usize::MAX));
     test.turn_until_quiet();
-    assert_eq!(test.event_loop.table.memory, 0);
+    assert_eq!(test.event_loop.table.cx.memory, 0);
     assert!(peers.iter().all(|&peer| test.script.received(peer).len() == 8_000));
 }
 
@@ -47,13 +47,13 @@ fn a_line_queued_in_two_loops_of_one_thread_is_charged_to_each() {
         test.script.window(peer, 0);
         test.script.feed(peer, &[b'x'; 8_000]);
         test.turn_until_quiet();
-        assert!(test.event_loop.table.memory >= 8_000);
+        assert!(test.event_loop.table.cx.memory >= 8_000);
         peers.push(peer);
     }
     for (test, peer) in [(&mut one, peers[0]), (&mut two, peers[1])] {
         test.script.window(peer, usize::MAX);
         test.turn_until_quiet();
-        assert_eq!((test.script.received(peer).len(), test.event_loop.table.memory), (8_000, 0));
+        assert_eq!((test.script.received(peer).len(), test.event_loop.table.cx.memory), (8_000, 0));
     }
 }
 
@@ -76,7 +76,7 @@ fn past_the_memory_the_largest_queue_goes_first_and_only_until_it_fits() {
     test.turn_until_quiet();
     assert_eq!(test.close_reason(peers[1].1.1), Some(CloseReason::Memory));
     assert!([peers[0].1.1, peers[2].1.1, last].iter().all(|&id| test.close_reason(id).is_none()));
-    assert!(test.event_loop.table.memory <= 300_000);
+    assert!(test.event_loop.table.cx.memory <= 300_000);
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn near_the_memory_limit_a_connection_with_a_queue_is_not_read() {
     test.script.window(hog, usize::MAX);
     test.script.window(peer, usize::MAX);
     test.turn_until_quiet();
-    assert_eq!((test.script.unread(peer), test.event_loop.table.memory), (0, 0));
+    assert_eq!((test.script.unread(peer), test.event_loop.table.cx.memory), (0, 0));
 }
 
 #[test]

@@ -29,10 +29,11 @@ use crate::base::reason::{CloseReason, ClosedInfo, Refusal, Refused};
 use crate::base::shared::Shared;
 use crate::config::limits::{Limits, MinRate, SocketLimits};
 use crate::config::listen::{ListenOptions, Overflow};
+use crate::connection::Connection;
 use crate::connection::optional::IdleKind;
 use crate::connection::socket::Socket;
 use crate::connection::sockets::Sockets;
-use crate::connection::{Connection, Flag};
+use crate::connection::state::Flag;
 use crate::event_loop::EventLoop;
 use crate::parts::inbox::Input;
 use crate::parts::timers::TimerId;
@@ -249,6 +250,12 @@ impl TestLoop {
         self.log.borrow().clone()
     }
 
+    /// Bytes sent to a connection that the kernel has not taken.
+    fn queued(&self, id: ConnId) -> usize {
+        let table = &self.event_loop.table;
+        table.find(id).map_or(0, |connection| connection.unsent(&table.cx))
+    }
+
     fn close_reason(&self, of: ConnId) -> Option<CloseReason> {
         self.log.borrow().iter().find_map(|events| match events {
             Event::Closed(id, why) if *id == of => Some(*why),
@@ -293,17 +300,17 @@ impl EventLoop<Sim> {
             table.slots.iter().filter_map(|(_, c)| c.inbox.as_ref()).map(|i| i.charge()).sum();
         let outboxes = || table.slots.iter().filter_map(|(_, c)| c.outbox.as_ref());
         let queued: usize = outboxes().map(|outbox| outbox.buffered()).sum();
-        assert!(table.memory >= inboxes, "inboxes hold more than was charged");
-        assert!(queued == 0 || table.memory > inboxes, "queues hold what was not charged");
-        assert!(queued > 0 || outboxes().next().is_some() || table.memory == inboxes);
-        let stats = &table.stats;
+        assert!(table.cx.memory >= inboxes, "inboxes hold more than was charged");
+        assert!(queued == 0 || table.cx.memory > inboxes, "queues hold what was not charged");
+        assert!(queued > 0 || outboxes().next().is_some() || table.cx.memory == inboxes);
+        let stats = &table.cx.stats;
         let there = table.connections() as u64;
         assert!(
-            table.connections() + table.reserved <= table.limits.connections,
+            table.connections() + table.reserved <= table.cx.limits.connections,
             "more connections than the limit"
         );
         let kept = table.slots.iter().filter(|(_, c)| c.flags.contains(Flag::HoldsReservedSlot)).count();
-        for (index, group) in table.groups.iter().enumerate() {
+        for (index, group) in table.cx.groups.iter().enumerate() {
             let member = |c: &&Connection| {
                 c.optional.as_ref().is_some_and(|optional| optional.group == Some(index as u16))
             };
@@ -319,31 +326,19 @@ impl EventLoop<Sim> {
         assert_eq!(table.reserved, kept, "second slots are kept for those who are there");
         let under_way: usize = self.attempts.values().map(|attempts| attempts.extra()).sum();
         assert_eq!(self.extra_attempts, under_way, "attempts are counted");
-        assert!(
-            self.attempts.keys().all(|&slot| table.slots.contains(slot as usize)),
-            "a race without a runner"
-        );
+        assert!(self.attempts.keys().all(|&id| table.find(id).is_some()), "a race without a runner");
         assert_eq!(stats.accepted + stats.dialed, there + stats.closed_total(), "connections are conserved");
-        for (slot, connection) in &table.slots {
-            let limits = table.limits_of(slot as u32);
-            let in_line = table.ready.iter().filter(|id| id.slot as usize == slot).count();
+        for (_, connection) in &table.slots {
+            connection.check(&table.cx);
+            let in_line = table.cx.ready.iter().filter(|&&id| id == connection.id).count();
             assert!(in_line <= 1, "in line twice");
+            assert!(!connection.wants_turn() || in_line == 1, "a wake-up was lost: {}", connection.id);
+            let stuck =
+                connection.flags.contains(Flag::Writable) && connection.is_live() && connection.can_write();
             assert!(
-                !connection.wants_turn() || in_line == 1,
-                "a wake-up was lost in slot {slot}: {connection:?}"
-            );
-            let stuck = connection.queued() > 0
-                && connection.flags.contains(Flag::Writable)
-                && connection.is_live()
-                && connection.can_write();
-            assert!(
-                !stuck || table.dirty.iter().any(|dirty| dirty.id.slot as usize == slot),
+                !stuck || table.cx.dirty.iter().any(|dirty| dirty.id == connection.id),
                 "a queue was forgotten"
             );
-            if let Some((when, _)) = connection.deadline(limits) {
-                let armed = table.wheel.when(slot as u32);
-                assert!(armed.is_some_and(|armed| armed <= when), "no alarm for {connection:?}");
-            }
         }
     }
 }

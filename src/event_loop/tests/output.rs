@@ -46,7 +46,7 @@ fn a_slow_reader_gets_everything_in_order() {
         received.extend(test.script.received(peer));
     }
     assert!(received == sent);
-    assert_eq!(test.event_loop.table.memory, 0);
+    assert_eq!(test.event_loop.table.cx.memory, 0);
 }
 
 #[test]
@@ -114,27 +114,50 @@ fn a_queue_of_the_cap_is_kept_and_one_byte_more_closes() {
         test.script.feed(peer, &[b'x'; 50_000]);
         test.turn_until_quiet();
     }
-    assert_eq!((test.close_reason(id), test.event_loop.table.queued(id.slot)), (None, 100_000));
+    assert_eq!((test.close_reason(id), test.queued(id)), (None, 100_000));
     test.script.feed(peer, b"y");
     test.turn_until_quiet();
     assert_eq!(test.close_reason(id), Some(CloseReason::SlowReader));
-    assert_eq!(test.event_loop.table.memory, 0);
+    assert_eq!(test.event_loop.table.cx.memory, 0);
 }
 
 #[test]
-fn one_send_beyond_the_cap_is_checked_after_the_first_write() {
+fn an_answer_larger_than_the_cap_reaches_a_peer_that_reads() {
     let limits = SocketLimits { queue: 100_000, ..no_idle() };
-    for (taken, why) in [(50_000, None), (49_999, Some(CloseReason::SlowReader))] {
-        let mut test = socket_limits(limits.clone()).build(|socket, input| {
-            input.take_all();
-            socket.send(&[b'x'; 150_000]);
-        });
-        let (peer, id) = test.accept();
-        test.script.window(peer, taken);
-        test.script.feed(peer, b"x");
+    let mut test = socket_limits(limits).build(|socket, input| {
+        input.take_all();
+        socket.send(&[b'x'; 900_000]);
+        socket.send(&[b'y'; 100_000]);
+    });
+    let (peer, id) = test.accept();
+    test.script.window(peer, 1_000);
+    test.script.feed(peer, b"x");
+    test.turn_until_quiet();
+    let mut received = 0;
+    for _ in 0..1_000 {
+        received += test.script.received(peer).len();
+        test.script.window(peer, 1_000);
         test.turn_until_quiet();
-        assert_eq!(test.close_reason(id), why, "{taken} bytes were taken");
     }
+    assert_eq!((test.close_reason(id), received), (None, 1_000_000));
+}
+
+#[test]
+fn a_further_send_to_a_queue_beyond_the_cap_closes_the_slow_reader_with_a_reset() {
+    let limits = SocketLimits { queue: 100_000, read_when_full: true, ..no_idle() };
+    let mut test = socket_limits(limits).build(|socket, input| {
+        input.take_all();
+        socket.send(&[b'x'; 150_000]);
+    });
+    let (peer, id) = test.accept();
+    test.script.window(peer, 10);
+    test.script.feed(peer, b"x");
+    test.turn_until_quiet();
+    assert_eq!(test.close_reason(id), None);
+    test.script.feed(peer, b"x");
+    test.turn_until_quiet();
+    assert_eq!(test.close_reason(id), Some(CloseReason::SlowReader));
+    assert_eq!(test.script.released(peer), Some(Released::Reset), "what it got is not the whole");
 }
 
 #[test]
@@ -250,7 +273,7 @@ fn data_sent_after_close_is_counted_and_dropped() {
     let (peer, _) = test.accept();
     test.script.feed(peer, b"x");
     test.turn_until_quiet();
-    assert_eq!((test.received(peer).as_str(), test.event_loop.table.stats.sent_too_late), ("before", 5));
+    assert_eq!((test.received(peer).as_str(), test.event_loop.table.cx.stats.sent_too_late), ("before", 5));
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn unread_input_is_relayed_first() {
     test.script.feed(a, b", and more");
     test.turn_until_quiet();
     assert_eq!(test.received(b), "rest of a, and more");
-    assert_eq!(test.event_loop.table.memory, 0);
+    assert_eq!(test.event_loop.table.cx.memory, 0);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_slow_reader_stops_its_pipe_peer_at_the_water_marks() {
     for _ in 0..100 {
         test.script.feed(a, &[b'x'; 64 * 1024]);
         test.turn_until_quiet();
-        assert!(test.event_loop.table.memory <= 2 * max, "{} are held", test.event_loop.table.memory);
+        assert!(test.event_loop.table.cx.memory <= 2 * max, "{} are held", test.event_loop.table.cx.memory);
     }
     test.script.feed(b, b"the other direction does not wait");
     test.turn_until_quiet();
@@ -113,7 +113,7 @@ fn a_slow_reader_stops_its_pipe_peer_at_the_water_marks() {
         assert!(now > 0, "it stalled at {received}");
         received += now;
     }
-    assert_eq!(test.event_loop.table.memory, 0);
+    assert_eq!(test.event_loop.table.cx.memory, 0);
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_pipe_whose_ends_both_stop_reading_is_closed_by_the_minimum_rate() {
         test.events()
     );
     assert!([test.close_reason(ids[0]), test.close_reason(ids[1])].contains(&Some(CloseReason::TooSlow)));
-    assert_eq!((test.event_loop.table.memory, test.script.open_descriptors()), (0, 2));
+    assert_eq!((test.event_loop.table.cx.memory, test.script.open_descriptors()), (0, 2));
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_connecting_dial_can_be_piped() {
         test.script.feed(a, &[b'x'; 64 * 1024]);
         test.turn_until_quiet();
     }
-    assert!(test.event_loop.table.memory < 300_000, "the caller waits");
+    assert!(test.event_loop.table.cx.memory < 300_000, "the caller waits");
     let b = test.script.dialed()[0];
     test.script.finish_dial(b, Ok(()));
     test.turn_until_quiet();

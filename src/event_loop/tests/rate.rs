@@ -27,7 +27,7 @@ fn a_rate_is_held_within_a_twentieth_over_ten_seconds() {
         let max = rate * 10;
         assert!(read >= max * 95 / 100 && read <= max * 105 / 100, "{read} at {rate} a second");
         assert_eq!(test.close_reason(id), None);
-        assert!(test.event_loop.table.stats.throttled > 10);
+        assert!(test.event_loop.table.cx.stats.throttled > 10);
     }
 }
 
@@ -88,7 +88,7 @@ fn a_dry_run_counts_connections_that_would_be_throttled() {
     let (peer, _) = stuffed(&mut test);
     test.turn_until_quiet();
     assert_eq!(test.script.unread(peer), 0);
-    let stats = &test.event_loop.table.stats;
+    let stats = &test.event_loop.table.cx.stats;
     assert!(stats.would_throttle > 0 && stats.throttled == 0);
 }
 
@@ -128,10 +128,10 @@ fn discarding_input_keeps_to_the_read_budget_of_a_turn() {
     test.sockets().get(id).unwrap().close();
     for _ in 0..20 {
         test.script.feed(peer, &vec![b'x'; 2_000_000]);
-        let before = test.event_loop.table.stats.bytes_in;
+        let before = test.event_loop.table.cx.stats.bytes_in;
         test.turn();
         // One budget in its turn, and those that are granted while no connection waits.
-        let read = test.event_loop.table.stats.bytes_in - before;
+        let read = test.event_loop.table.cx.stats.bytes_in - before;
         assert!(read <= 9 * 64 * 1024, "{read} bytes of one closing connection in one turn");
     }
 }

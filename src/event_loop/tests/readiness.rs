@@ -68,7 +68,7 @@ fn what_a_budget_cut_off_is_read_in_the_next_turn_without_an_event() {
     test.script.feed(peer, &vec![b'x'; 200 * 1024]);
     test.turn();
     assert!(test.event_loop.has_work(), "64 KiB are a budget; the rest is carried over");
-    assert!(test.event_loop.next_deadline().is_some_and(|at| at <= test.event_loop.table.elapsed));
+    assert!(test.event_loop.next_deadline().is_some_and(|at| at <= test.event_loop.table.cx.elapsed));
     assert!(test.script.is_quiet());
     test.turn_until_quiet();
     assert_eq!(test.script.received(peer).len(), 200 * 1024);
@@ -170,7 +170,7 @@ fn an_event_of_a_closed_connection_is_dropped() {
     assert_eq!((second.slot, second == id), (id.slot, false), "the slot is used again, under another name");
     test.script.event(token);
     test.turn_until_quiet();
-    assert_eq!(test.event_loop.table.stats.stale_events, 1);
+    assert_eq!(test.event_loop.table.cx.stats.stale_events, 1);
     assert_eq!(test.received(newcomer), "");
     assert!(test.event_loop.table.live(id).is_none(), "the old id finds nobody");
 }

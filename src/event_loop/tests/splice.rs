@@ -31,7 +31,7 @@ fn pair_with_bytes_on_their_way() -> (TestLoop, [PeerId; 2], [ConnId; 2]) {
     test.script.feed(a, &pattern(102_000));
     test.turn_until_quiet();
     assert_eq!((test.script.received(b), test.script.unread(a)), (pattern(2_000), 0));
-    assert_eq!(test.event_loop.table.memory, 0, "nothing is held but by the kernel");
+    assert_eq!(test.event_loop.table.cx.memory, 0, "nothing is held but by the kernel");
     assert_eq!(test.sockets().get(ids[1]).unwrap().queued(), 100_000);
     (test, [a, b], ids)
 }
@@ -44,7 +44,7 @@ fn bulk_data_is_spliced_and_arrives_whole() {
     test.turn_until_quiet();
     assert_eq!(test.script.received(b), pattern(500_000));
     assert!(test.script.received_end(b));
-    let stats = &test.event_loop.table.stats;
+    let stats = &test.event_loop.table.cx.stats;
     assert_eq!((stats.spliced, stats.bytes_in, stats.bytes_out), (498_000, 500_000, 500_000));
     let mut sockets = test.sockets();
     assert_eq!(sockets.get(ids[0]).unwrap().bytes_in(), 500_000);
@@ -59,7 +59,7 @@ fn small_messages_are_copied() {
         test.script.feed(a, &[b'x'; 999]);
         test.turn_until_quiet();
     }
-    assert_eq!((test.received(b).len(), test.event_loop.table.stats.spliced), (99_900, 0));
+    assert_eq!((test.received(b).len(), test.event_loop.table.cx.stats.spliced), (99_900, 0));
     assert_eq!(test.event_loop.kernel_pipes.counts(), (0, 0));
 }
 
@@ -68,13 +68,13 @@ fn a_flow_that_slows_down_is_copied_again() {
     let (mut test, [a, b], _) = pair();
     test.script.feed(a, &pattern(50_000));
     test.turn_until_quiet();
-    let spliced = test.event_loop.table.stats.spliced;
+    let spliced = test.event_loop.table.cx.stats.spliced;
     assert!(spliced > 0);
     for _ in 0..10 {
         test.script.feed(a, b"trickle");
         test.turn_until_quiet();
     }
-    assert_eq!((test.script.received(b).len(), test.event_loop.table.stats.spliced), (50_070, spliced));
+    assert_eq!((test.script.received(b).len(), test.event_loop.table.cx.stats.spliced), (50_070, spliced));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn data_sent_by_a_service_follows_spliced_data() {
     let (mut test, [_, b], ids) = pair_with_bytes_on_their_way();
     test.sockets().get(ids[1]).unwrap().send(b"tail");
     test.turn_until_quiet();
-    assert!(test.event_loop.table.memory >= 100_004, "it was copied out, and is counted now");
+    assert!(test.event_loop.table.cx.memory >= 100_004, "it was copied out, and is counted now");
     test.script.window(b, usize::MAX);
     test.turn_until_quiet();
     assert_eq!(test.script.received(b), [&pattern(102_000)[2_000..], b"tail"].concat());
@@ -178,7 +178,7 @@ fn kernel_pipes_are_limited() {
         [a, b].iter().for_each(|&peer| test.script.window(peer, usize::MAX));
         test.turn_until_quiet();
         assert_eq!((test.received(a), test.received(b)), ("b".repeat(100_000), "a".repeat(100_000)));
-        assert_eq!(test.event_loop.table.stats.spliced > 0, max > 0);
+        assert_eq!(test.event_loop.table.cx.stats.spliced > 0, max > 0);
     }
 }
 
@@ -190,7 +190,7 @@ fn without_splice_pipes_are_copied_and_splice_is_not_tried_again() {
         test.script.feed(a, &pattern(100_000));
         test.turn_until_quiet();
     }
-    assert_eq!((test.script.received(b).len(), test.event_loop.table.stats.spliced), (500_000, 0));
+    assert_eq!((test.script.received(b).len(), test.event_loop.table.cx.stats.spliced), (500_000, 0));
     assert_eq!(test.script.splices(), 1);
 }
 
@@ -200,7 +200,7 @@ fn a_rate_limited_pipe_is_copied() {
     let (mut test, [a, b], _) = pair_with(limits);
     test.script.feed(a, &pattern(300_000));
     test.advance(10 * SECOND);
-    assert_eq!((test.script.received(b).len(), test.event_loop.table.stats.spliced), (300_000, 0));
+    assert_eq!((test.script.received(b).len(), test.event_loop.table.cx.stats.spliced), (300_000, 0));
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn a_splice_loses_no_byte_under_injected_faults() {
             }
         }
         pipe::assert_nothing_is_lost(&mut test, peers, ids, sent, received, seed);
-        assert!(test.event_loop.table.stats.spliced > 0, "seed {seed} tests nothing");
+        assert!(test.event_loop.table.cx.stats.spliced > 0, "seed {seed} tests nothing");
     }
 }
 

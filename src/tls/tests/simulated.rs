@@ -48,7 +48,7 @@ impl TestServer {
     }
 
     fn is_empty(&self) -> bool {
-        (self.turns.table.connections(), self.turns.table.memory) == (0, 0)
+        (self.turns.table.connections(), self.turns.table.cx.memory) == (0, 0)
     }
 }
 

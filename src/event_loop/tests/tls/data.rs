@@ -41,7 +41,7 @@ fn ciphertext_the_kernel_does_not_take_arrives_later_in_order_and_once() {
     test.script.feed(peer, END);
     test.script.end(peer);
     test.turn_until_quiet();
-    assert_eq!((test.close_reason(id), test.event_loop.table.memory), (Some(CloseReason::Local), 0));
+    assert_eq!((test.close_reason(id), test.event_loop.table.cx.memory), (Some(CloseReason::Local), 0));
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn plaintext_queued_when_the_filter_fails_is_dropped_and_uncharged() {
     test.turn_until_quiet();
     test.script.end(peer);
     test.turn_until_quiet();
-    assert_eq!((test.close_reason(id), test.event_loop.table.memory), (Some(CloseReason::Tls), 0));
+    assert_eq!((test.close_reason(id), test.event_loop.table.cx.memory), (Some(CloseReason::Tls), 0));
 }
 
 #[test]
@@ -112,12 +112,12 @@ fn an_incomplete_record_is_subject_to_the_minimum_rate() {
     let (peer, id) = handshaken(&mut test);
     test.script.feed(peer, &record(&[b'x'; 20_000])[..10_000]);
     test.turn_until_quiet();
-    assert!(test.event_loop.table.memory >= 10_000, "what the filter keeps is counted");
+    assert!(test.event_loop.table.cx.memory >= 10_000, "what the filter keeps is counted");
     test.advance(9 * SECOND);
     assert_eq!(test.close_reason(id), None);
     test.advance(12 * SECOND);
     assert_eq!(test.close_reason(id), Some(CloseReason::TooSlow));
-    assert_eq!(test.event_loop.table.memory, 0);
+    assert_eq!(test.event_loop.table.cx.memory, 0);
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn a_message_over_several_records_is_put_together() {
         }
     }
     assert_eq!(parse_records(&test.script.received(peer)).0, line);
-    assert_eq!(test.event_loop.table.memory, 0);
+    assert_eq!(test.event_loop.table.cx.memory, 0);
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn a_peer_that_does_not_read_is_closed() {
         test.script.feed(peer, &record(b"more"));
         test.turn_until_quiet();
     }
-    assert_eq!((test.close_reason(id), test.event_loop.table.memory), (Some(CloseReason::SlowReader), 0));
+    assert_eq!((test.close_reason(id), test.event_loop.table.cx.memory), (Some(CloseReason::SlowReader), 0));
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn run_with_faults(seed: u64) {
         assert!(plain == sent, "seed {seed}: {peer} sent {} bytes and heard {}", sent.len(), plain.len());
         assert!(received.ends_with(END), "seed {seed}");
     }
-    assert_eq!((test.event_loop.table.memory, test.event_loop.table.connections()), (0, 0), "seed {seed}");
+    assert_eq!((test.event_loop.table.cx.memory, test.event_loop.table.connections()), (0, 0), "seed {seed}");
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn a_handshake_and_its_data_may_be_split_anywhere() {
             test.turn_until_quiet();
         }
         assert_eq!(received_data(&test), plain, "cut at {cut}");
-        assert_eq!(test.event_loop.table.memory, 0, "cut at {cut}");
+        assert_eq!(test.event_loop.table.cx.memory, 0, "cut at {cut}");
     }
     let mut test = tls_setup(no_idle()).build(discard);
     let peer = test.script.connect();
@@ -62,7 +62,7 @@ fn a_bad_handshake_gets_an_alert_and_no_service_callback() {
     test.turn_until_quiet();
     assert!(test.events().is_empty());
     assert_eq!(test.sockets().stats().closed_count(CloseReason::Handshake), 1);
-    assert_eq!(test.event_loop.table.memory, 0);
+    assert_eq!(test.event_loop.table.cx.memory, 0);
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn silent_and_slow_handshakes_end_at_the_deadline() {
     assert!(test.script.received_end(slow), "a byte a second does not move the deadline");
     test.advance(SECOND + 20 * MS);
     assert_eq!(test.sockets().stats().closed_count(CloseReason::HandshakeTimeout), 2);
-    assert_eq!(test.event_loop.table.memory, 0);
+    assert_eq!(test.event_loop.table.cx.memory, 0);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn the_loop_wakes_up_to_replace_a_stalled_handshake() {
         test.script.feed(peer, b"HELLO\n");
         test.turn_until_quiet();
     }
-    let now = test.event_loop.table.elapsed;
+    let now = test.event_loop.table.cx.elapsed;
     let wakes = test.event_loop.next_deadline().expect("a deadline") - now;
     assert!(SECOND <= wakes && wakes < SECOND + 50 * MS, "{wakes:?}");
 }
@@ -176,7 +176,7 @@ fn a_peer_that_leaves_while_queued_for_a_handshake_is_removed() {
     peers[1..].iter().for_each(|&peer| test.script.end(peer));
     test.turn_until_quiet();
     assert!(peers[1..].iter().all(|&peer| test.script.released(peer) == Some(Released::Closed)));
-    assert_eq!((test.event_loop.table.connections(), test.event_loop.table.memory), (1, 0));
+    assert_eq!((test.event_loop.table.connections(), test.event_loop.table.cx.memory), (1, 0));
     test.script.feed(peers[0], b"THANKS\n");
     test.turn_until_quiet();
     assert_eq!((test.received(peers[0]).as_str(), test.sockets().stats().handshakes), ("WELCOME\n", 1));

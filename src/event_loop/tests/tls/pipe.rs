@@ -27,7 +27,7 @@ fn a_filtered_pipe_encrypts_and_decrypts_and_is_not_spliced() {
     test.script.feed(a, END);
     test.turn_until_quiet();
     assert!(test.script.received_end(b));
-    assert_eq!((test.event_loop.table.connections(), test.event_loop.table.memory), (0, 0));
+    assert_eq!((test.event_loop.table.connections(), test.event_loop.table.cx.memory), (0, 0));
 }
 
 #[test]
@@ -39,11 +39,11 @@ fn a_partial_record_is_charged_when_piped_and_relayed_whole() {
     test.script.feed(a, &ciphertext[..4_000]);
     test.turn_until_quiet();
     assert!(test.sockets().get(id_a).unwrap().pipe(id_b));
-    assert!(test.event_loop.table.memory >= 4_000, "{} bytes", test.event_loop.table.memory);
+    assert!(test.event_loop.table.cx.memory >= 4_000, "{} bytes", test.event_loop.table.cx.memory);
     test.script.feed(a, &ciphertext[4_000..]);
     test.turn_until_quiet();
     assert_eq!(
-        (parse_records(&test.script.received(b)).0, test.event_loop.table.memory),
+        (parse_records(&test.script.received(b)).0, test.event_loop.table.cx.memory),
         (vec![b'r'; 5_000], 0)
     );
 }

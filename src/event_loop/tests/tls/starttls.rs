@@ -106,7 +106,7 @@ fn a_connection_closed_before_its_handshake_still_sends_its_cleartext() {
         assert_eq!((test.received(peer).as_str(), test.script.received_end(peer)), ("goodbye", true));
         test.script.end(peer);
         test.turn_until_quiet();
-        assert_eq!((test.close_reason(id), test.event_loop.table.memory), (Some(CloseReason::Local), 0));
+        assert_eq!((test.close_reason(id), test.event_loop.table.cx.memory), (Some(CloseReason::Local), 0));
     }
 }
 
@@ -137,7 +137,7 @@ fn a_connection_queued_for_its_handshake_does_not_keep_the_loop_awake() {
         test.turn();
     }
     assert!(!test.event_loop.has_work());
-    assert_eq!(test.event_loop.table.handshakes.waiting_count(), 1);
+    assert_eq!(test.event_loop.table.cx.handshakes.waiting_count(), 1);
 }
 
 #[test]

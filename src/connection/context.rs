@@ -1,0 +1,142 @@
+//! What any connection may touch: the clock, the memory, and the queues of the turn.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::rate::Group;
+use crate::base::id::ConnId;
+use crate::base::stats::Stats;
+use crate::base::tick::Tick;
+use crate::config::dial::SocketOption;
+use crate::config::limits::{Limits, SocketLimits};
+use crate::parts::arena::{Arena, SegmentList};
+use crate::parts::handshake_queue::HandshakeQueue;
+use crate::parts::log_limit::LogLimit;
+use crate::parts::wheel::Wheel;
+use crate::sys::Epoch;
+
+/// Everything that a method of one [`Connection`](super::Connection) needs beside the connection. What concerns
+/// another connection is queued here as an id, and the turn carries it out.
+///
+/// ```text
+///     ready     has readable bytes and a service that wants them      ─▶ phase 4, read
+///     dirty     has something to write, with what it sends this turn  ─▶ phase 6, write
+///     drained   has come below its low-water mark                     ─▶ phase 6, after all writes
+///     to_reap   has ended                                             ─▶ phase 7, reap
+/// ```
+///
+/// A connection stands in a queue at most once: its own flag says whether it does. The queues hold ids: a slot may have
+/// been freed and taken again before a queue is looked at.
+pub(crate) struct Context {
+    // -- time: read once per turn -----------------------------------------------------------------------
+    pub(crate) now: Tick,
+    /// What time is counted from, and how long before this turn that was.
+    pub(crate) epoch: Epoch,
+    pub(crate) elapsed: Duration,
+    pub(crate) wheel: Wheel,
+    // -- bounds ------------------------------------------------------------------------------------------
+    pub(crate) limits: Limits,
+    /// By service; the first entry is that of refused peers.
+    pub(crate) socket_limits: Vec<SocketLimits>,
+    /// Bytes in inboxes and outboxes.
+    pub(crate) memory: usize,
+    /// From here on, four fifths of the limit, every queue counts as full.
+    memory_pressure: usize,
+    /// Rates that several connections share.
+    pub(crate) groups: Vec<Group>,
+    /// By service: whether its access policy only counts what it would have throttled.
+    pub(crate) dry_run: Vec<bool>,
+    pub(crate) handshakes: HandshakeQueue,
+    // -- queues of the turn ------------------------------------------------------------------------------
+    pub(crate) arena: Arena,
+    /// Where the pieces of one record are joined before they are encrypted.
+    pub(crate) joined: Vec<u8>,
+    pub(crate) ready: Vec<ConnId>,
+    pub(crate) dirty: Vec<Dirty>,
+    pub(crate) drained: Vec<ConnId>,
+    pub(crate) to_reap: Vec<ConnId>,
+    /// Socket options that services have set on connections that have a stream.
+    pub(crate) pending_options: Vec<(ConnId, SocketOption)>,
+    pub(crate) lingering: Lingering,
+    /// Whether a pipe was undone since the last write phase.
+    pub(crate) unpiped: bool,
+    // -- what is counted and told ------------------------------------------------------------------------
+    pub(crate) stats: Stats,
+    pub(crate) log_limits: LogLimits,
+}
+
+/// A connection with something to write, and what it was sent in this turn.
+#[derive(Clone, Copy)]
+pub(crate) struct Dirty {
+    pub(crate) id: ConnId,
+    pub(crate) segments: SegmentList,
+}
+
+/// Lingering connections, oldest first, and some that have ended since; and how many really linger.
+#[derive(Default)]
+pub(crate) struct Lingering {
+    pub(crate) line: VecDeque<ConnId>,
+    pub(crate) count: usize,
+}
+
+/// What peers can make the loop log at its usual level, each at most once a second.
+#[derive(Default)]
+pub(crate) struct LogLimits {
+    pub(crate) tls_failed: LogLimit,
+    pub(crate) evicted: LogLimit,
+    pub(crate) dry_run: LogLimit,
+    pub(crate) accepts_paused: LogLimit,
+}
+
+impl Context {
+    pub(crate) fn new(limits: Limits, epoch: Epoch) -> Context {
+        Context {
+            now: Tick(0),
+            epoch,
+            elapsed: Duration::ZERO,
+            wheel: Wheel::for_slots(limits.slots()),
+            memory_pressure: limits.memory / 5 * 4,
+            limits,
+            socket_limits: Vec::new(),
+            memory: 0,
+            groups: Vec::new(),
+            dry_run: Vec::new(),
+            handshakes: HandshakeQueue::default(),
+            arena: Arena::new(),
+            joined: Vec::new(),
+            ready: Vec::new(),
+            dirty: Vec::new(),
+            drained: Vec::new(),
+            to_reap: Vec::new(),
+            pending_options: Vec::new(),
+            lingering: Lingering::default(),
+            unpiped: false,
+            stats: Stats::default(),
+            log_limits: LogLimits::default(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn limits_of(&self, service: u16) -> &SocketLimits {
+        &self.socket_limits[usize::from(service)]
+    }
+
+    pub(crate) fn is_under_pressure(&self) -> bool {
+        self.memory > self.memory_pressure
+    }
+
+    /// Whether the memory limit is exceeded, so that a connection must be [evicted](super::table::Table::evict).
+    pub(crate) fn is_over_memory(&self) -> bool {
+        self.memory > self.limits.memory
+    }
+
+    /// The queue length from which on a connection is full. While memory is scarce, any queue at all is too long.
+    pub(crate) fn high_water(&self, service: u16) -> usize {
+        if self.is_under_pressure() { 1 } else { self.limits_of(service).high_water.max(1) }
+    }
+
+    /// When a handshake that is asked for now must be complete.
+    pub(crate) fn handshake_deadline(&self, service: u16) -> Option<Tick> {
+        self.limits_of(service).handshake.map(|span| self.now.after(span))
+    }
+}

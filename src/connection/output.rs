@@ -1,0 +1,230 @@
+//! What a connection sends: what callbacks queue, the marks of its queue, and what a failed write means.
+
+use std::io;
+
+use crate::base::reason::CloseReason;
+use crate::base::shared::Shared;
+use crate::config::dial::SocketOption;
+use crate::connection::context::Context;
+use crate::connection::state::{Flag, Half, Stage};
+use crate::connection::{Connection, NOT_DIRTY};
+use crate::parts::arena::{Arena, SegmentList};
+use crate::parts::outbox::{Outbox, Queue};
+
+impl Connection {
+    pub(crate) fn send(&mut self, bytes: &[u8], cx: &mut Context) {
+        self.queue(bytes.len(), cx, |arena, segments| arena.push(segments, bytes));
+    }
+
+    pub(crate) fn send_shared(&mut self, shared: &Shared, cx: &mut Context) {
+        self.queue(shared.bytes().len(), cx, |arena, segments| arena.push_shared(segments, shared));
+    }
+
+    /// Adds to what is sent in this turn, if that is still possible.
+    ///
+    /// A connection is closed as a slow reader when its queue is at its limit *before* a send, counting only bytes that
+    /// a write has left behind. What one callback sends is never cut: an answer longer than the limit reaches a peer
+    /// that reads.
+    #[inline]
+    fn queue(&mut self, length: usize, cx: &mut Context, push: impl FnOnce(&mut Arena, &mut SegmentList)) {
+        if !self.is_live() || self.outgoing != Half::Open {
+            cx.stats.sent_too_late += length as u64;
+            return;
+        }
+        let left_behind = self.outbox.as_ref().map_or(0, |outbox| outbox.queued());
+        if left_behind > 0 && left_behind >= cx.limits_of(self.service).queue && length > 0 {
+            return self.close_now(CloseReason::SlowReader, cx);
+        }
+        let high = cx.high_water(self.service);
+        let entry = self.push_dirty(cx);
+        let segments = &mut cx.dirty[entry].segments;
+        push(&mut cx.arena, segments);
+        // Full from here on, even if the kernel takes everything a moment later: a service that was told so waits for
+        // `drained`.
+        if left_behind + segments.len() >= high {
+            self.hold(Flag::Full, cx.now);
+        }
+    }
+
+    /// Bytes that were sent and that the kernel has not taken.
+    pub(crate) fn unsent(&self, cx: &Context) -> usize {
+        let this_turn = cx.dirty.get(self.dirty as usize).map_or(0, |dirty| dirty.segments.len());
+        self.queued() + this_turn
+    }
+
+    pub(crate) fn queued(&self) -> usize {
+        self.outbox.as_ref().map_or(0, |outbox| outbox.queued())
+    }
+
+    /// Our FIN follows what is queued.
+    pub(crate) fn finish(&mut self, cx: &mut Context) {
+        if self.is_live() && self.outgoing == Half::Open {
+            self.outgoing = Half::Ending;
+            self.push_dirty(cx);
+        }
+    }
+
+    /// Whether our FIN is to be sent as soon as nothing is queued.
+    pub(crate) fn owes_end(&self) -> bool {
+        match self.outgoing {
+            Half::Open => self.stage == Stage::Closing,
+            Half::Ending => true,
+            Half::Ended => false,
+        }
+    }
+
+    /// Whether something that is queued can be written now: bytes for the wire, or bytes that the filter can encrypt.
+    pub(crate) fn can_write(&self) -> bool {
+        let Some(outbox) = &self.outbox else { return false };
+        let goes = outbox.wire.len() + outbox.in_pipe > 0;
+        self.has_stream() && (goes || (outbox.plain.len() > 0 && !self.filter.is_handshaking()))
+    }
+
+    /// Copies what is left of this turn's list into the queue for the wire.
+    pub(crate) fn spill_wire(&mut self, segments: SegmentList, cx: &mut Context) {
+        self.spill(segments, cx, |outbox| &mut outbox.wire);
+    }
+
+    /// Copies what is left of this turn's list into the queue for the filter.
+    pub(crate) fn spill_plain(&mut self, segments: SegmentList, cx: &mut Context) {
+        self.spill(segments, cx, |outbox| &mut outbox.plain);
+    }
+
+    /// The clock of the minimum rate starts with the queue.
+    fn spill(
+        &mut self,
+        segments: SegmentList,
+        cx: &mut Context,
+        queue: impl FnOnce(&mut Outbox) -> &mut Queue,
+    ) {
+        if segments.len() == 0 {
+            return;
+        }
+        let begins = self.outbox.is_none();
+        let outbox = self.outbox.get_or_insert_default();
+        cx.memory += cx.arena.spill(segments, queue(outbox));
+        if begins {
+            outbox.progress.since = cx.now;
+            self.rearm(cx);
+        }
+    }
+
+    /// Queues bytes for the wire, behind what is there and in front of what is not encrypted: what a filter says by
+    /// itself.
+    pub(crate) fn push_wire(&mut self, bytes: &[u8], cx: &mut Context) {
+        if bytes.is_empty() {
+            return;
+        }
+        let begins = self.outbox.is_none();
+        let outbox = self.outbox.get_or_insert_default();
+        cx.memory += outbox.wire.push(bytes);
+        if begins {
+            outbox.progress.since = cx.now;
+            self.rearm(cx);
+        }
+    }
+
+    pub(crate) fn drop_outbox(&mut self, cx: &mut Context) {
+        if let Some(mut outbox) = self.outbox.take() {
+            cx.memory -= outbox.clear();
+        }
+    }
+
+    /// The kernel has taken `n` bytes: first of what earlier turns have left, then of this turn's list.
+    #[inline]
+    pub(crate) fn on_written(&mut self, n: usize, segments: &mut SegmentList, cx: &mut Context) {
+        cx.stats.bytes_out += n as u64;
+        self.on_sent(n, cx.now);
+        let mut fresh = n;
+        if let Some(outbox) = &mut self.outbox {
+            let old = n.min(outbox.wire.len() + outbox.in_pipe);
+            cx.memory -= outbox.advance(old);
+            fresh -= old;
+        }
+        cx.arena.advance(segments, fresh);
+    }
+
+    /// A signal came first, the kernel has no room, or the connection has failed.
+    pub(crate) fn on_write_error(&mut self, error: &io::Error, cx: &mut Context) {
+        match error.kind() {
+            io::ErrorKind::Interrupted => {}
+            io::ErrorKind::WouldBlock => self.flags.remove(Flag::Writable),
+            _ => self.on_write_failed(error, cx),
+        }
+    }
+
+    /// Nothing can be written any more, and what is queued is dropped. What the peer had sent before is still read and
+    /// delivered; then the reason is told. No FIN follows: a dropped queue must not look like a whole answer.
+    #[cold]
+    pub(crate) fn on_write_failed(&mut self, error: &io::Error, cx: &mut Context) {
+        let reason = CloseReason::from_io(error);
+        let may_read = self.is_open() && self.incoming != Half::Ended && !self.filter.is_handshaking();
+        if !may_read {
+            return self.close_now(reason, cx);
+        }
+        self.close_reason.get_or_insert(reason);
+        self.outgoing = Half::Ended;
+        self.incoming = Half::Ending;
+        self.flags.insert(Flag::Broken);
+        self.flags.insert(Flag::Readable);
+        self.flags.remove(Flag::Writable);
+        self.flags.remove(Flag::Full);
+        self.last_activity = cx.now;
+        self.drop_outbox(cx);
+        self.on_released(cx);
+    }
+
+    /// Whether a write has failed: nothing more is written, and what was queued is dropped.
+    pub(crate) fn is_write_failed(&self) -> bool {
+        self.flags.contains(Flag::Broken) && self.outgoing == Half::Ended
+    }
+
+    /// The peer has reset the connection, or is out of reach (EPOLLERR). A read or a write says so too, but neither
+    /// happens for as long as the connection is held: then it ends by a deadline of its own.
+    #[cold]
+    pub(crate) fn on_socket_error(&mut self, cx: &mut Context) {
+        match self.stage {
+            // Everything up to the peer's end has been delivered, so no read would find the error.
+            Stage::Open if self.incoming == Half::Ended => self.close_now(CloseReason::Reset, cx),
+            Stage::Open => {
+                self.flags.insert(Flag::Broken);
+                self.last_activity = cx.now;
+                self.rearm(cx);
+            }
+            Stage::Tarpitted => self.close_now(CloseReason::Reset, cx),
+            Stage::Connecting | Stage::Closing | Stage::Lingering | Stage::Dead => {}
+        }
+    }
+
+    /// Compares what the kernel did not take with the marks: full, or full no more.
+    pub(crate) fn check_water_marks(&mut self, cx: &mut Context) {
+        let queued = self.queued();
+        let limits = cx.limits_of(self.service);
+        let low = limits.low_water.min(limits.high_water);
+        if queued >= cx.high_water(self.service) {
+            self.hold(Flag::Full, cx.now);
+        } else if queued <= low && self.flags.take(Flag::Full) {
+            cx.drained.push(self.id);
+        }
+    }
+
+    /// Sets a socket option: at the end of the turn, or as soon as there is a stream.
+    pub(crate) fn set_option(&mut self, option: SocketOption, cx: &mut Context) {
+        match self.stage {
+            Stage::Connecting => {
+                let pending = &mut self.dial_mut().pending_options;
+                pending.retain(|before| std::mem::discriminant(before) != std::mem::discriminant(&option));
+                pending.push(option);
+            }
+            Stage::Open => cx.pending_options.push((self.id, option)),
+            Stage::Tarpitted | Stage::Closing | Stage::Lingering | Stage::Dead => {}
+        }
+    }
+
+    /// Drops this turn's list of what is to be sent.
+    pub(crate) fn drop_segments(&mut self, cx: &mut Context) {
+        if self.dirty != NOT_DIRTY {
+            cx.dirty[self.dirty as usize].segments = SegmentList::EMPTY;
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Two connections joined: what arrives at the one is sent to the other.
+
+use super::table::Table;
+use crate::base::id::ConnId;
+use crate::connection::input::discharge;
+use crate::connection::state::{Flag, Half};
+
+impl Table {
+    /// Joins two connections. What waits in their inboxes goes first.
+    pub(crate) fn pipe(&mut self, a: ConnId, b: ConnId) {
+        self.unpipe(a);
+        self.unpipe(b);
+        for (from, to) in [(a, b), (b, a)] {
+            let Some((connection, _)) = self.get(from) else { return };
+            connection.optional().pipe_peer = Some(to);
+            connection.flags.insert(Flag::Piped);
+        }
+        for (from, to) in [(a, b), (b, a)] {
+            self.relay_unread(from, to);
+            self.update_receiver_full(from, to);
+            if let Some((connection, cx)) = self.get(from) {
+                connection.on_released(cx);
+            }
+        }
+    }
+
+    /// Sends what waits in the inbox of the one, and its end if that has been read, to the other.
+    fn relay_unread(&mut self, from: ConnId, to: ConnId) {
+        let Some((connection, _)) = self.get(from) else { return };
+        let ended = connection.incoming == Half::Ended;
+        let inbox = connection.inbox.take();
+        if let (Some(inbox), Some((sink, cx))) = (&inbox, self.get(to)) {
+            sink.send(inbox.unread(), cx);
+        }
+        let undecrypted = inbox.as_ref().map_or(0, |inbox| inbox.undecrypted);
+        discharge(inbox, &mut self.cx);
+        if let Some((connection, cx)) = self.get(from) {
+            connection.set_undecrypted(undecrypted, 0, cx);
+        }
+        if let (true, Some((sink, cx))) = (ended, self.get(to)) {
+            sink.finish(cx);
+        }
+    }
+
+    /// Undoes a pipe: each one's service gets what arrives from now on. Returns the other end.
+    pub(crate) fn unpipe(&mut self, id: ConnId) -> Option<ConnId> {
+        let pipe_peer = self.unlink(id)?;
+        if pipe_peer != id {
+            self.unlink(pipe_peer);
+        }
+        Some(pipe_peer)
+    }
+
+    fn unlink(&mut self, id: ConnId) -> Option<ConnId> {
+        let (connection, cx) = self.get(id)?;
+        cx.unpiped = true;
+        connection.flags.remove(Flag::Piped);
+        connection.flags.remove(Flag::Spliced);
+        connection.flags.remove(Flag::ReceiverFull);
+        let pipe_peer = connection.optional.as_mut().and_then(|optional| optional.pipe_peer.take());
+        connection.on_released(cx);
+        pipe_peer
+    }
+
+    /// The other end of a pipe, if bytes can still be sent there.
+    pub(crate) fn live_pipe_peer(&self, id: ConnId) -> Option<ConnId> {
+        let pipe_peer = self.find(id)?.pipe_peer()?;
+        self.live(pipe_peer)
+    }
+
+    /// While one end of a pipe is full, the other is not read.
+    pub(crate) fn update_receiver_full(&mut self, from: ConnId, to: ConnId) {
+        let full = self.find(to).is_some_and(|sink| sink.flags.contains(Flag::Full));
+        let Some((connection, cx)) = self.get(from) else { return };
+        if full {
+            connection.hold(Flag::ReceiverFull, cx.now);
+        } else {
+            connection.release(Flag::ReceiverFull, cx);
+        }
+    }
+}
