@@ -1,4 +1,4 @@
-//! The crate in somebody else's program, over real sockets.
+//! The crate as a dependency of another program, over real sockets.
 #![cfg(target_os = "linux")]
 
 use std::cell::RefCell;
@@ -20,7 +20,7 @@ use tidemill::{
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Remembers what it is told.
+/// A service that records its callbacks.
 #[derive(Default, Clone)]
 struct Recorder {
     received: Rc<RefCell<Vec<u8>>>,
@@ -53,7 +53,7 @@ fn listen(reactor: &mut Reactor, service: ServiceId) -> SocketAddr {
     reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address")
 }
 
-/// Turns until something holds, but not for ever.
+/// Turns until a condition holds; fails after a limited time.
 #[track_caller]
 fn turn_until(reactor: &mut Reactor, what: &str, mut holds: impl FnMut(&mut Reactor) -> bool) {
     let end = Instant::now() + TIMEOUT;
@@ -77,7 +77,7 @@ fn exchange(stream: &mut TcpStream, sent: &[u8], answer: usize) -> Vec<u8> {
     received
 }
 
-/// Turns while another thread talks to it, and gives what that thread found.
+/// Turns while another thread uses the reactor as a peer; returns the result of that thread.
 fn while_turning<T: Send>(reactor: &mut Reactor, talk: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let talks = scope.spawn(talk);
@@ -97,7 +97,7 @@ fn two_services_share_one_loop_and_one_has_two_listeners() {
     while_turning(&mut reactor, || {
         let mut streams = doors.map(connect);
         for _ in 0..10 {
-            // To one of them this is a stream of bytes, to the others two messages and the beginning of a third.
+            // To one service this is a stream of bytes, to the other two messages and the beginning of a third.
             assert_eq!(exchange(&mut streams[0], b"\0\x01a\0", 4), b"\0\x01a\0");
             assert_eq!(exchange(&mut streams[1], b"\0\x01a\0", 3), b"\0\x01a");
             assert_eq!(exchange(&mut streams[1], b"\x02bc", 4), b"\0\x02bc");
@@ -108,7 +108,7 @@ fn two_services_share_one_loop_and_one_has_two_listeners() {
 }
 
 #[test]
-fn every_thread_s_posts_run_once_and_in_its_order() {
+fn the_posts_of_each_thread_run_once_and_in_order() {
     let mut reactor = reactor();
     let (output, all) = std::sync::mpsc::channel();
     thread::scope(|scope| {
@@ -117,7 +117,7 @@ fn every_thread_s_posts_run_once_and_in_its_order() {
             scope.spawn(move || {
                 for number in 0..5_000 {
                     let output = output.clone();
-                    // The mailbox has a limit; whoever meets it tries again.
+                    // The queue has a limit; a refused post is tried again.
                     while let Err(error) = handle.post({
                         let output = output.clone();
                         move |_| output.send((poster, number)).expect("a reader")
@@ -146,16 +146,16 @@ fn a_post_wakes_a_loop_that_sleeps_without_a_deadline() {
     let mut reactor = reactor();
     let handle = reactor.handle();
     let posts = thread::spawn(move || handle.post(|sockets| sockets.stop()));
-    // Nothing else would ever wake it.
+    // Nothing else would wake the loop.
     reactor.turn(None).expect("a turn");
     posts.join().expect("a thread").expect("a place in the mailbox");
     reactor.run().expect("its end");
     assert!(reactor.is_shutting_down());
 }
 
-/// The guest of another event loop: it is turned when its descriptor is readable or its deadline has come.
+/// Inside another event loop, a reactor is turned when its descriptor is readable or its deadline has passed.
 #[test]
-fn another_loop_can_drive_it_and_is_not_woken_for_nothing() {
+fn another_loop_can_drive_a_reactor_without_spurious_wake_ups() {
     let mut reactor = reactor();
     let limits = SocketLimits { idle: Some(Duration::from_millis(300)), ..SocketLimits::default() };
     let echo = reactor.add_with(Echo::raw(), limits);
@@ -165,7 +165,7 @@ fn another_loop_can_drive_it_and_is_not_woken_for_nothing() {
     poll.registry().register(&mut SourceFd(&descriptor), Token(0), Interest::READABLE).expect("a place");
     let talk = thread::spawn(move || {
         let mut stream = connect(to);
-        // More than a budget, so that work is carried over which no event announces.
+        // More than a budget, so that work is carried over for which there is no event.
         let sent = vec![7; 1024 * 1024];
         let mut half = stream.try_clone().expect("a second handle");
         let sends = thread::spawn(move || half.write_all(&sent));
@@ -173,7 +173,7 @@ fn another_loop_can_drive_it_and_is_not_woken_for_nothing() {
         stream.read_exact(&mut received).expect("an answer");
         sends.join().expect("a thread").expect("it takes what we say");
         assert_eq!(received, vec![7; 1024 * 1024]);
-        // And then nothing: it is the deadline that ends it.
+        // Nothing more is sent: the deadline ends the connection.
         assert_eq!(stream.read(&mut [0]).expect("an end"), 0);
     });
     let end = Instant::now() + TIMEOUT;
@@ -211,7 +211,7 @@ fn a_panic_in_a_callback_unwinds_out_of_the_turn() {
 }
 
 #[test]
-fn what_is_sent_before_a_dial_has_connected_arrives() {
+fn data_sent_before_a_dial_has_connected_arrives() {
     let mut reactor = reactor();
     let recorder = Recorder::default();
     let service = reactor.add(recorder.clone());
@@ -235,7 +235,7 @@ fn what_is_sent_before_a_dial_has_connected_arrives() {
 }
 
 #[test]
-fn a_refused_dial_ends_with_the_system_s_error() {
+fn a_refused_dial_ends_with_the_error_of_the_system() {
     let mut reactor = reactor();
     let recorder = Recorder::default();
     let service = reactor.add(recorder.clone());
@@ -254,14 +254,14 @@ fn a_reset_connection_is_reported_as_a_reset() {
     let service = reactor.add(recorder.clone());
     let stream = connect(listen(&mut reactor, service));
     turn_until(&mut reactor, "it is let in", |_| *recorder.opened.borrow() == 1);
-    // No lingering at all: closing sends a reset (RFC 9293, 3.10.4 ABORT).
+    // SO_LINGER of zero: closing sends a reset (RFC 9293, 3.10.4 ABORT).
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an option");
     drop(stream);
     turn_until(&mut reactor, "it has ended", |_| !recorder.closed.borrow().is_empty());
     assert_eq!(*recorder.closed.borrow(), [CloseReason::Reset]);
 }
 
-/// Urgent bytes are events that reading does not take away: a loop that trusts events spins on them.
+/// A read does not clear the event of urgent data: a loop that acts on every event would spin.
 #[test]
 fn urgent_bytes_neither_spin_the_loop_nor_disturb_the_stream() {
     let mut reactor = reactor();
@@ -280,7 +280,7 @@ fn urgent_bytes_neither_spin_the_loop_nor_disturb_the_stream() {
     assert_eq!(answer, b"hello");
 }
 
-/// Both sides of every connection in one loop: a client and its server.
+/// Client and server of every connection in one loop.
 #[test]
 fn a_reactor_can_dial_itself() {
     let mut reactor = reactor();

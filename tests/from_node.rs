@@ -1,4 +1,5 @@
-//! The guide for those who come from Node names everything there is, and nothing there is not.
+//! The guide for users of Node's `net` names every entry of the list of its API, and only paths that exist in this
+//! crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,10 +8,10 @@ use std::path::{Path, PathBuf};
 const LIST: &str = "docs/node-net.txt";
 const GUIDE: &str = "docs/from-node.md";
 
-/// How many entries the list has at least.
+/// The minimum number of entries in the list.
 const ENTRIES_MIN: usize = 150;
 
-/// What stands in the second column where there is no such thing here.
+/// The second column of an entry without an equivalent in this crate.
 const NOTHING: &str = "–";
 
 fn read(name: &str) -> String {
@@ -32,7 +33,7 @@ struct Row {
     remark: String,
 }
 
-/// All rows of all tables, but for their heads.
+/// All rows of all tables, without the table heads.
 fn rows() -> Vec<Row> {
     let (mut rows, mut in_code, mut heads) = (Vec::new(), false, 0);
     for (line, text) in (1..).zip(read(GUIDE).lines()) {
@@ -52,12 +53,12 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-/// What stands in backticks.
+/// All texts in backticks.
 fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
-/// Every entry that a first column names, with the lines of the rows that do.
+/// Every entry named in a first column, with the line numbers of its rows.
 fn named() -> BTreeMap<String, Vec<usize>> {
     let mut named = BTreeMap::<String, Vec<usize>>::new();
     for row in rows() {
@@ -69,7 +70,7 @@ fn named() -> BTreeMap<String, Vec<usize>> {
 }
 
 #[test]
-fn the_list_is_long_and_has_no_doubles() {
+fn the_list_is_long_and_has_no_duplicates() {
     let entries = entries();
     assert!(entries.len() >= ENTRIES_MIN, "{LIST}: only {} entries", entries.len());
     let mut seen = BTreeSet::new();
@@ -79,7 +80,7 @@ fn the_list_is_long_and_has_no_doubles() {
 }
 
 #[test]
-fn every_entry_of_the_list_stands_in_exactly_one_row_of_the_guide() {
+fn every_entry_of_the_list_is_in_exactly_one_row_of_the_guide() {
     let named = named();
     for entry in entries() {
         let lines = named.get(&entry).map_or(&[][..], Vec::as_slice);
@@ -103,7 +104,7 @@ fn no_row_names_what_is_not_in_the_list() {
 }
 
 #[test]
-fn a_row_names_an_equivalent_or_says_why_there_is_none() {
+fn a_row_names_an_equivalent_or_the_reason_why_there_is_none() {
     for Row { line, node, here, remark } in rows() {
         if here == NOTHING {
             assert!(!remark.is_empty(), "{GUIDE}:{line}: does not say why there is no {node}");
@@ -127,12 +128,12 @@ fn sources(under: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// The name at the beginning of a text.
+/// The identifier at the beginning of a text.
 fn name(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
-/// What kind of block a line at the left margin begins, and of which type.
+/// The kind of block that a line at the left margin begins, and its type.
 fn block(line: &str) -> Option<(&'static str, String)> {
     for kind in ["struct", "enum", "trait"] {
         if let Some(rest) = line.strip_prefix("pub ").and_then(|rest| rest.strip_prefix(kind)) {
@@ -140,7 +141,7 @@ fn block(line: &str) -> Option<(&'static str, String)> {
         }
     }
     let rest = line.strip_prefix("impl")?;
-    // The type stands behind the parameters, and where a trait is implemented, behind `for`.
+    // The type is behind the parameters, and if a trait is implemented, behind `for`.
     let rest = if rest.starts_with('<') { rest.split_once("> ")?.1 } else { rest.trim_start() };
     let whose = rest.split_once(" for ").map_or(rest, |(_, whose)| whose);
     Some(("impl", name(whose)))
@@ -158,8 +159,8 @@ fn member(kind: &str, line: &str) -> Option<String> {
     found.map(name)
 }
 
-/// Finds the public types and what belongs to each. Formatted source makes that easy: a block begins and ends at the
-/// left margin, and what is directly in it stands four spaces to the right.
+/// Finds the public types and their public names. Relies on formatted source: a block begins and ends at the left
+/// margin, and its items are indented by four spaces.
 fn types() -> Types {
     let mut files = Vec::new();
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
@@ -188,7 +189,7 @@ fn types() -> Types {
     types
 }
 
-/// What is wrong with a path such as `Socket::pause`, if anything is.
+/// The error in a path such as `Socket::pause`, if there is one.
 fn wrong(path: &str, types: &Types) -> Option<String> {
     let (whose, member) = path.split_once("::").map_or((path, None), |(whose, member)| (whose, Some(member)));
     match (types.get(whose), member) {
@@ -213,7 +214,7 @@ fn every_path_in_the_second_column_exists_in_the_source() {
     assert!(seen > 100, "only {seen} paths were recognised");
 }
 
-/// Remarks quote other things too: options of the system, values, pieces of text.
+/// In remarks, only paths are checked: they also quote system options, values and texts.
 #[test]
 fn every_path_in_a_remark_exists_in_the_source() {
     let (types, mut seen) = (types(), 0);

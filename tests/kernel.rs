@@ -1,4 +1,4 @@
-//! What a reactor asks of the kernel, seen from outside.
+//! The system calls of a reactor, checked by their effects.
 #![cfg(target_os = "linux")]
 
 use std::net::TcpStream;
@@ -13,7 +13,7 @@ use tidemill::{
 
 #[test]
 fn connections_wait_in_the_backlog_while_the_loop_is_busy() {
-    // mio's own listener would keep 128 of them. The kernel's limit may be lower than what is asked for.
+    // More than the backlog of 128 that mio's `bind` sets. The limit of the kernel may be lower than the backlog.
     let somaxconn = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("the kernel's limit");
     let max: usize = somaxconn.trim().parse().expect("a number");
     let wanted = 300.min(max);
@@ -56,7 +56,7 @@ fn no_descriptor_is_inherited_by_a_child() {
 }
 
 #[test]
-fn an_address_in_use_is_named_together_with_what_may_help() {
+fn an_address_in_use_is_an_error_that_names_it_and_a_remedy() {
     let mut reactor = Reactor::new(Limits::default()).expect("a reactor");
     let echo = reactor.add(Echo::raw());
     let listener = reactor.listen("127.0.0.1:0", echo).expect("a listener");
@@ -70,8 +70,8 @@ fn an_address_in_use_is_named_together_with_what_may_help() {
     assert_eq!(error.to_string(), expected);
 }
 
-/// What an echo server sends back to a peer that sends everything before the server reads, and reads nothing before
-/// the server has read it all: so that no later edge can help.
+/// The echo to a peer that sends everything before the server reads, and reads only after the server has read it all:
+/// no later edge can make the server read.
 fn echoes(reactor: &mut Reactor, mut stream: impl std::io::Read, bytes: usize) -> Vec<u8> {
     for _ in 0..20 {
         reactor.turn(Some(Duration::from_millis(10))).expect("a turn");
@@ -116,7 +116,7 @@ fn bytes_behind_a_descriptor_are_read_without_a_further_edge() {
     assert_eq!(echoes(&mut reactor, &stream, 10), b"withbehind");
 }
 
-/// Writes down why a dial ended.
+/// A service that records why a dial ended.
 struct CloseRecorder(std::rc::Rc<std::cell::RefCell<Option<(CloseReason, String)>>>);
 
 impl Service for CloseRecorder {
@@ -131,9 +131,8 @@ impl Service for CloseRecorder {
     }
 }
 
-/// TCP lets a socket connect to itself: by chance, when a dial to a closed port of the ephemeral range is given that
-/// very port to call from (after some six thousand tries in a loop), or, as here, on purpose. Nobody is at the other
-/// end.
+/// By TCP's simultaneous open, a socket can connect to itself: when a dial to a closed port of the ephemeral range gets
+/// that port as its local one (after some six thousand attempts in a loop), or, as here, by binding it.
 #[test]
 fn a_socket_connected_to_itself_is_reported_as_refused() {
     let mut reactor = Reactor::new(Limits::default()).expect("a reactor");

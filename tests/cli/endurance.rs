@@ -1,4 +1,4 @@
-//! Whatever comes and goes leaves nothing behind.
+//! Connections that have ended leave no memory and no descriptors behind.
 
 use std::thread;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use crate::server::{Server, exclusive, until};
 
 const PEERS: u8 = 8;
 
-/// Each caller has an address of its own, because one address has only twenty-eight thousand ports and each is kept
-/// from reuse for a minute (TIME_WAIT, RFC 9293 3.3.2).
+/// Each client thread has its own address: one address has 28,000 ephemeral ports, and a closed connection occupies one
+/// for a minute (TIME_WAIT, RFC 9293 3.3.2).
 fn calls(server: &Server, each: usize) {
     let to = server.address;
     let peers: Vec<_> = (0..PEERS)

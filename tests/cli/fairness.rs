@@ -1,4 +1,4 @@
-//! Nobody's traffic is another's silence.
+//! Bulk traffic of one peer does not starve the others.
 
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::peer::Peer;
 use crate::server::{Server, exclusive, meanwhile, until, within_one_of_three};
 
-/// Sends and reads as much as it goes, on all of them in turn, and counts what came back on each.
+/// Sends and reads as fast as possible, on all connections in turn, and counts the bytes echoed on each.
 fn blast(peers: &[Peer], back: &[AtomicU64], over: &AtomicBool) {
     let (bytes, mut received) = (vec![1; 256 * 1024], vec![0; 256 * 1024]);
     for peer in peers {
@@ -15,7 +15,7 @@ fn blast(peers: &[Peer], back: &[AtomicU64], over: &AtomicBool) {
     }
     while !over.load(Ordering::Relaxed) {
         for (peer, back) in peers.iter().zip(back) {
-            // An error is a full socket, which has its turn again.
+            // An error means that the socket is full; it is tried again in the next round.
             let _ = (&peer.0).write(&bytes);
             if let Ok(count) = (&peer.0).read(&mut received) {
                 back.fetch_add(count as u64, Ordering::Relaxed);
@@ -24,7 +24,8 @@ fn blast(peers: &[Peer], back: &[AtomicU64], over: &AtomicBool) {
     }
 }
 
-/// The slowest of twenty rounds in which a hundred say a word and hear it, while one sends all it can.
+/// The slowest of twenty rounds in which each of a hundred peers sends a message and reads its echo, while one other
+/// peer sends in bulk.
 fn slowest_round() -> Duration {
     let server = Server::start("echo --raw");
     let blaster = [Peer::connect(server.address)];

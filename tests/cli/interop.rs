@@ -1,6 +1,6 @@
-//! Others' programs on the other side: Node, Redis's benchmark, wrk.
+//! Interoperability with other programs: Node, redis-benchmark, wrk.
 //!
-//! They are ordinary packages (`nodejs`, `redis-server`, `redis-tools`, `wrk`). Where one is missing its tests say so
+//! They are ordinary packages (`nodejs`, `redis-server`, `redis-tools`, `wrk`). If one is missing, its tests print that
 //! and pass, unless `TIDEMILL_INTEROP=required` is set.
 
 use std::io::{BufRead, BufReader, Read};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::server::{Process, Server, exclusive, run, shared, until};
 
-/// Whether a program is there. It must be, where the environment says so.
+/// Whether a program is installed. Fails if it is not and `TIDEMILL_INTEROP=required` is set.
 pub fn has(program: &str) -> bool {
     let found =
         Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
@@ -23,7 +23,7 @@ pub fn has(program: &str) -> bool {
     there
 }
 
-/// Runs a Node program to its end; what it prints is its verdict.
+/// Runs a Node program to its end; returns what it prints.
 #[track_caller]
 pub fn node(script: &str, words: &[&str]) -> String {
     let mut command = Command::new("node");
@@ -38,12 +38,12 @@ pub fn node(script: &str, words: &[&str]) -> String {
     out
 }
 
-/// A Node server: its process, and where it listens.
+/// A Node server: its process and its address.
 pub fn node_server(script: &str) -> (Process, SocketAddr) {
     node_server_with(script, &[])
 }
 
-/// The same with words of its own.
+/// The same with arguments.
 pub fn node_server_with(script: &str, words: &[&str]) -> (Process, SocketAddr) {
     let mut command = Command::new("node");
     command.arg("-e").arg(format!("{PRELUDE}{script}")).args(words);
@@ -64,13 +64,13 @@ const listen = (server) => server.listen(0, '127.0.0.1', () => told(String(serve
 ";
 
 #[test]
-fn a_node_client_sees_the_echo_it_sees_of_node_itself() {
+fn a_node_client_gets_the_same_echo_as_from_a_node_server() {
     let _others = shared();
     if !has("node") {
         return;
     }
     let script = r"
-    // Pieces of many sizes, then our end; the server must give back every byte and then its own.
+    // Pieces of many sizes, then FIN; the server must echo every byte and then send FIN.
     const sent = Buffer.concat([...Array(200).keys()].map((n) => Buffer.alloc(n * 97, n)));
     const socket = net.connect({ port, host: '127.0.0.1', allowHalfOpen: true });
     const order = [];
@@ -100,7 +100,7 @@ fn a_node_client_sees_the_echo_it_sees_of_node_itself() {
 }
 
 #[test]
-fn a_node_client_sees_clean_ends_where_it_is_refused_idle_or_denied_and_resets_where_it_is_reset() {
+fn a_node_client_gets_fin_when_refused_idle_or_denied_and_a_reset_when_reset() {
     let _others = shared();
     if !has("node") {
         return;
@@ -124,13 +124,13 @@ fn a_node_client_sees_clean_ends_where_it_is_refused_idle_or_denied_and_resets_w
     assert_eq!(seen("--idle-timeout 300ms", "127.0.0.1"), "connect end\n");
     assert_eq!(seen("--deny 127.0.0.5", "127.0.0.5"), "connect end\n");
     assert_eq!(seen("--deny 127.0.0.5=reply --busy-reply away", "127.0.0.5"), "connect \"away\\n\" end\n");
-    // The reset may come before Node has noticed that it is connected.
+    // The reset may arrive before Node has seen the connection established.
     let reset = seen("--deny 127.0.0.5=reset", "127.0.0.5");
     assert!(["connect ECONNRESET\n", "ECONNRESET\n"].contains(&reset.as_str()), "{reset}");
 }
 
 #[test]
-fn a_node_client_that_resets_or_never_reads_costs_only_itself() {
+fn a_node_client_that_resets_or_never_reads_does_not_affect_others() {
     let _others = shared();
     if !has("node") {
         return;
@@ -158,7 +158,7 @@ fn a_node_client_that_resets_or_never_reads_costs_only_itself() {
 }
 
 #[test]
-fn node_chats_and_frames_with_us() {
+fn a_node_client_works_with_chat_and_frames() {
     let _others = shared();
     if !has("node") {
         return;
@@ -205,7 +205,7 @@ fn node_chats_and_frames_with_us() {
 }
 
 #[test]
-fn our_client_talks_to_a_node_server() {
+fn the_connect_command_works_with_a_node_server() {
     let _others = shared();
     if !has("node") {
         return;
@@ -226,7 +226,7 @@ fn our_client_talks_to_a_node_server() {
     );
     let frames = r"
     listen(net.createServer({ allowHalfOpen: true }, (socket) => {
-        // One frame, its head and body apart, to everything that comes.
+        // Answers everything with one frame, whose prefix and body are sent separately.
         socket.once('data', () => { socket.write('\x00'); setTimeout(() => socket.end('\x05hello'), 20); });
     }));
     ";
@@ -273,9 +273,9 @@ fn ten_megabytes_and_a_half_close_pass_the_proxy_between_two_nodes() {
     assert_eq!(node(client, &[&proxy.address.port().to_string()]), "true\n");
 }
 
-/// The third column of each line of `redis-benchmark --csv` is no matter; that each test is there, and none failed, is.
+/// Checks only that `redis-benchmark --csv` has a line for each test and that none failed.
 #[test]
-fn redis_benchmark_passes_the_proxy_as_it_passes_without() {
+fn redis_benchmark_succeeds_through_the_proxy() {
     let _quiet = exclusive();
     if !has("redis-server") || !has("redis-benchmark") {
         return;
@@ -311,7 +311,7 @@ fn redis_benchmark_passes_the_proxy_as_it_passes_without() {
     let without = tests(port);
     assert!(without.len() >= 7, "{without:?}");
     assert_eq!(tests(proxy.address.port()), without);
-    // What was written through the proxy is there without it, and the other way round.
+    // A key written through the proxy can be read directly, and the other way round.
     let mut through = crate::peer::Peer::connect(proxy.address);
     through.send("SET tide mill\r\n");
     assert_eq!(through.receive(5), b"+OK\r\n");
@@ -321,7 +321,7 @@ fn redis_benchmark_passes_the_proxy_as_it_passes_without() {
 }
 
 #[test]
-fn wrk_passes_the_proxy_without_an_error() {
+fn wrk_runs_through_the_proxy_without_an_error() {
     let _quiet = exclusive();
     if !has("wrk") || !has("node") {
         return;
@@ -340,10 +340,10 @@ fn wrk_passes_the_proxy_without_an_error() {
     }
 }
 
-/// What a database's client does: a question of some bytes, an answer of many in several packets, again and again on
-/// one connection, then a word of farewell.
+/// The traffic of a database client: a short query and a long answer in several packets, many times on one connection,
+/// then a quit message.
 #[test]
-fn questions_and_answers_on_one_connection_pass_the_proxy_byte_for_byte() {
+fn queries_and_answers_on_one_connection_pass_the_proxy_byte_for_byte() {
     let _others = shared();
     let frames = Server::start("frames");
     let proxy = Server::start(&format!("proxy --to {}", frames.address));

@@ -1,4 +1,4 @@
-//! Each limit at its edge: who is let in, who is told to go, and when.
+//! Each limit at its edge: which connections are accepted, refused or closed, and when.
 
 use std::io::Read;
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ fn of_two_hundred_peers_exactly_a_hundred_are_served_and_the_rest_get_the_busy_r
     let _others = shared();
     let mut server = Server::start("echo --raw --max-connections 100");
     let to = server.address;
-    // Every other one has sent 64 KiB before it listens: what it sent must not turn the answer into a reset.
+    // Every second peer sends 64 KiB before it reads: that unread input must not turn the answer into a reset.
     let peers: Vec<_> = (0..200)
         .map(|index| {
             thread::spawn(move || {
@@ -39,7 +39,7 @@ fn of_two_hundred_peers_exactly_a_hundred_are_served_and_the_rest_get_the_busy_r
     assert_eq!(inside.len(), 100);
 
     assert_eq!(Peer::connect(to).receive_all(), BUSY);
-    // A seat that becomes free is taken by whoever comes next, and only that one seat.
+    // A freed slot is used by the next peer, and only by one.
     drop(inside.pop());
     let mut next = None;
     until("the free seat is given away", Duration::from_secs(5), || {
@@ -56,7 +56,7 @@ fn of_two_hundred_peers_exactly_a_hundred_are_served_and_the_rest_get_the_busy_r
 }
 
 #[test]
-fn the_busy_reply_is_what_was_asked_for() {
+fn the_busy_reply_can_be_set() {
     let _others = shared();
     let server = Server::start("echo --raw --max-connections 1 --busy-reply full");
     let mut inside = Peer::connect(server.address);
@@ -87,7 +87,7 @@ fn waiting_peers_are_served_when_a_slot_is_freed() {
     }
 }
 
-/// Two thousand callers, more than descriptors. Gives the ones who are served and the ones who are not.
+/// Connects two thousand peers, more than there are descriptors. Returns those that are served and those that are not.
 fn at_capacity(server: &Server) -> (Vec<Peer>, Vec<Peer>) {
     let mut crowd: Vec<Peer> = (0..2_000).map(|_| Peer::connect(server.address)).collect();
     for peer in &mut crowd {
@@ -96,7 +96,7 @@ fn at_capacity(server: &Server) -> (Vec<Peer>, Vec<Peer>) {
     }
     let mut served = vec![false; crowd.len()];
     let mut at = Instant::now();
-    // Whoever is not served within a second of the last who was is waiting.
+    // A peer that is not served within a second after the last one that was is waiting.
     while at.elapsed() < Duration::from_secs(1) {
         for (peer, served) in crowd.iter_mut().zip(&mut served) {
             if !*served && peer.0.read(&mut [0]).is_ok_and(|count| count == 1) {
@@ -113,7 +113,7 @@ fn at_capacity(server: &Server) -> (Vec<Peer>, Vec<Peer>) {
     (inside, outside)
 }
 
-/// While nothing is said for two seconds but a word now and then, it uses next to nothing of a core.
+/// Asserts that for two seconds with little traffic the server uses almost no processor time.
 #[track_caller]
 fn assert_idle(server: &Server, inside: &mut [Peer]) {
     let (spent, began) = (server.busy(), Instant::now());
@@ -128,7 +128,7 @@ fn assert_idle(server: &Server, inside: &mut [Peer]) {
     assert!(share < 0.05, "a full server uses {:.1} % of a core", share * 100.0);
 }
 
-/// How many of those who wait have their answer within this time, with no further connect.
+/// Asserts how many of the waiting peers get their answer within this time, without a further connect.
 fn assert_served_within(outside: &mut [Peer], at_least: usize, within: Duration) {
     for peer in outside.iter_mut() {
         peer.0.set_nonblocking(true).expect("an option");
@@ -142,8 +142,8 @@ fn assert_served_within(outside: &mut [Peer], at_least: usize, within: Duration)
     });
 }
 
-/// A server whose descriptors were taken away after it had made its cap: now accept fails with EMFILE, whoever waits
-/// and whether anyone does. With it, the crowd.
+/// A server whose descriptor limit was lowered after its start: now accept fails with EMFILE, also when the backlog is
+/// empty. Returned together with its peers.
 fn out_of_descriptors(words: &str) -> (Server, Vec<Peer>, Vec<Peer>) {
     raise_descriptors();
     let server = Server::start(words);
@@ -160,7 +160,7 @@ fn sixty_four_descriptors_and_two_thousand_peers_use_no_processor_time() {
     let server =
         Server::start_with_descriptors(64, "echo --raw --overflow wait --backlog 4096 --idle-timeout 0");
     let (mut inside, mut outside) = at_capacity(&server);
-    // 64 less the sixteen that are kept free.
+    // 64 minus the sixteen that are set aside.
     assert_eq!(inside.len(), 48);
     assert_idle(&server, &mut inside);
     drop(inside.split_off(28));
@@ -174,10 +174,10 @@ fn a_server_that_truly_runs_out_of_descriptors_serves_on_and_recovers_by_itself(
         out_of_descriptors("echo --raw --overflow wait --backlog 4096 --idle-timeout 0");
     assert_idle(&server, &mut inside);
     assert!(server.log().contains("cannot accept: out of descriptors"), "{}", server.log());
-    // Our own closes make room at once ...
+    // Connections that the server closes free descriptors at once ...
     drop(inside.split_off(20));
     assert_served_within(&mut outside, 20, Duration::from_secs(1));
-    // ... and descriptors that come free elsewhere are noticed without any event.
+    // ... and descriptors that are freed elsewhere are noticed without an event.
     server.limit_descriptors(4_096);
     assert_served_within(&mut outside, 1_900, Duration::from_secs(2));
     drop((inside, outside));
@@ -190,7 +190,7 @@ fn without_descriptors_excess_peers_are_closed() {
     let (mut server, mut inside, mut outside) =
         out_of_descriptors("echo --raw --backlog 4096 --idle-timeout 0");
     for peer in &mut outside {
-        // No descriptor, no answer: an end, or a reset because what it sent was never read.
+        // Without a descriptor there is no reply: FIN, or a reset because the peer's bytes were not read.
         assert!(!matches!(peer.0.read(&mut [0]), Ok(1..)));
     }
     assert_idle(&server, &mut inside);
@@ -203,7 +203,7 @@ fn without_descriptors_excess_peers_are_closed() {
     assert!(log.contains(&format!("shed={}", outside.len())), "{log}");
 }
 
-/// How long the last of five hundred silent peers was kept.
+/// How long the last of five hundred silent peers stayed connected.
 fn longest_silence() -> Duration {
     let mut server = Server::start("echo --raw --idle-timeout 2s");
     let to = server.address;
@@ -229,7 +229,7 @@ fn longest_silence() -> Duration {
 #[test]
 fn five_hundred_silent_peers_are_closed_in_time_and_not_before() {
     let _quiet = exclusive();
-    // One tick of 10 ms, and 100 ms for a machine with other things to do.
+    // One tick of 10 ms, and 100 ms of tolerance for a busy machine.
     within_one_of_three("the longest silence", Duration::from_millis(2_110), longest_silence);
 }
 
@@ -249,7 +249,7 @@ fn a_peer_that_sends_in_time_stays() {
     assert!(talks.echoes("still here"));
 }
 
-/// Each of the clocks ends a connection with its own word.
+/// Each timeout closes a connection with its own reason.
 #[test]
 fn every_timeout_closes_with_its_own_reason() {
     let _others = shared();
@@ -257,7 +257,7 @@ fn every_timeout_closes_with_its_own_reason() {
         ("echo --raw --first-byte-timeout 200ms", "first-byte=1", b""),
         ("echo --raw --max-lifetime 200ms", "lifetime=1", b""),
         ("echo --raw --idle-timeout 200ms", "idle=1", b"x"),
-        // A message that is begun must go on at this pace.
+        // A started message must arrive at this minimum rate.
         ("frames --min-rate 1KiB/200ms", "too-slow=1", b"\x00\x00\x10\x00begun"),
     ];
     for (words, reason, sent) in clocks {
@@ -271,7 +271,7 @@ fn every_timeout_closes_with_its_own_reason() {
 }
 
 #[test]
-fn a_flood_of_bad_frames_is_a_line_of_log_a_second_and_the_summary_counts_them_all() {
+fn a_flood_of_bad_frames_logs_one_line_a_second_and_the_summary_counts_them_all() {
     let _others = shared();
     let mut server = Server::start("frames");
     let begun = Instant::now();

@@ -1,7 +1,7 @@
-//! The binary over real sockets: what a person meets, and a script, and an attacker.
+//! The binary over real sockets, used by people, by scripts and by attackers.
 //!
-//! Every server here is a process of its own on a free port of the loopback address and is ended by the test that
-//! started it. Tests that measure take the machine for themselves ([`server::alone`]).
+//! Each server here is a process of its own on a free port of the loopback address, and is ended by the test that
+//! started it. Tests that measure run alone ([`server::alone`]).
 #![cfg(all(feature = "cli", target_os = "linux"))]
 
 mod connect;

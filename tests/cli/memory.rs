@@ -1,4 +1,4 @@
-//! What connections may cost.
+//! The memory that connections take.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -11,18 +11,18 @@ use crate::server::{Server, exclusive, meanwhile, raise_descriptors, shared, unt
 
 const MIB: usize = 1024 * 1024;
 
-/// What a bystander may have to wait, but for one word in a hundred.
+/// The longest round trip of another peer meanwhile, at the 99th percentile.
 const P99: Duration = Duration::from_millis(50);
 
-/// Ten thousand peers who say nothing, timers, limits and session included. A bare epoll server in C takes 48 bytes for
-/// each, one with a task per connection several thousand.
+/// Ten thousand idle peers, with timers, limits and sessions. A minimal epoll server in C takes 48 bytes for each, a
+/// server with a task per connection several thousand.
 #[test]
 fn an_idle_connection_costs_its_160_bytes() {
     let _quiet = exclusive();
     let count = 10_000.min(raise_descriptors() - 200);
     let server = Server::start("echo --raw --idle-timeout 10min");
     let descriptors = server.descriptors();
-    // What the first connections bring along is not the price of one.
+    // The first connections allocate memory that later ones do not.
     let mut first: Vec<Peer> = (0..50).map(|_| Peer::connect(server.address)).collect();
     assert!(first.iter_mut().all(|peer| peer.echoes("warm")));
     drop(first);
@@ -32,14 +32,14 @@ fn an_idle_connection_costs_its_160_bytes() {
     until("all are inside", Duration::from_secs(20), || server.descriptors() == descriptors + count);
     let each = (server.memory() - before) / count;
     println!("{each} bytes for each of {count} idle connections");
-    // In a build with assertions mio keeps twelve bytes more in each socket, to tell when it meets a strange poller.
+    // With debug assertions, mio stores twelve bytes more per socket, to detect its use with another poll.
     let max = if cfg!(debug_assertions) { 192 } else { 160 };
     assert!(each <= max, "{each} bytes for each of {count} idle connections");
     drop(peers);
 }
 
 #[test]
-fn a_promise_of_four_gigabytes_takes_no_memory() {
+fn an_announced_length_of_four_gigabytes_takes_no_memory() {
     let _quiet = exclusive();
     raise_descriptors();
     let mut server = Server::start("frames");
@@ -58,7 +58,7 @@ fn a_promise_of_four_gigabytes_takes_no_memory() {
     assert!(at.elapsed() < Duration::from_secs(5), "it took {:?}", at.elapsed());
     let grown = server.peak().saturating_sub(before);
     assert!(grown < 8 * MIB, "{} KiB of growth", grown / 1024);
-    // Nothing at all is a message like any other.
+    // An empty message is answered too.
     warm.send(b"\x00\x00\x00\x00");
     assert_eq!(warm.receive(4), b"\x00\x00\x00\x00");
     drop((warm, liars));
@@ -66,7 +66,7 @@ fn a_promise_of_four_gigabytes_takes_no_memory() {
     assert!(log.contains("too-long=1000"), "{log}");
 }
 
-/// Two hundred who have 16 MiB to send each, and never read.
+/// Two hundred peers that send 16 MiB each and never read.
 fn send_and_never_read(to: SocketAddr, over: &AtomicBool) {
     let peers: Vec<Peer> = (0..200).map(|_| Peer::connect(to)).collect();
     let mut left = vec![16 * MIB; peers.len()];
@@ -83,7 +83,7 @@ fn send_and_never_read(to: SocketAddr, over: &AtomicBool) {
                     moved += count;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                // Closed for it: that one has no more to send.
+                // The server has closed this connection.
                 Err(_) => *left = 0,
             }
         }
@@ -93,8 +93,8 @@ fn send_and_never_read(to: SocketAddr, over: &AtomicBool) {
     }
 }
 
-/// Peers who send and never read, while a bystander says a thousand words: how long all but ten of them take at most.
-/// The log must hold this at the end.
+/// Peers that send and never read, while another peer sends a thousand messages. Returns the 99th percentile of its
+/// round trips. Asserts the memory, and a line of the final log.
 fn never_readers(words: &str, budget: usize, logged: &str) -> Duration {
     let mut server = Server::start(words);
     let mut bystander = Peer::connect(server.address);
@@ -114,7 +114,7 @@ fn never_readers(words: &str, budget: usize, logged: &str) -> Duration {
     let slow = waits[waits.len() * 99 / 100];
     let grown = server.peak().saturating_sub(before);
     println!("{} KiB of growth, a bystander's p99 is {slow:?}", grown / 1024);
-    // What is queued is at most the budget; beside it stand the read buffer and the allocator's own pages.
+    // The queues are within the budget; the read buffer and the allocator's pages are not counted in it.
     assert!(grown <= budget + budget / 4 + 2 * MIB, "{} KiB of growth", grown / 1024);
     let log = server.end();
     assert!(log.contains(logged), "{log}");
@@ -125,7 +125,7 @@ fn never_readers(words: &str, budget: usize, logged: &str) -> Duration {
 fn two_hundred_peers_that_never_read_are_not_read_further_and_disturb_no_other() {
     let _quiet = exclusive();
     within_one_of_three("a bystander's p99", P99, || {
-        // Each may queue its high water and what was read before it was noticed.
+        // Each may queue up to its high-water mark, and what was read before that was noticed.
         never_readers("echo --raw --drain 0", 200 * 192 * 1024, "accepted=201 ")
     });
 }
@@ -135,7 +135,7 @@ fn two_hundred_peers_that_never_read_stay_within_the_memory_budget() {
     let _quiet = exclusive();
     within_one_of_three("a bystander's p99", P99, || {
         let words = "echo --raw --high-water 1MiB --max-queued 2MiB --memory 16MiB --drain 0";
-        // Some of the largest queues were closed for it.
+        // Some connections with the largest queues were closed.
         never_readers(words, 16 * MIB, " memory=")
     });
 }
@@ -147,7 +147,7 @@ fn a_member_that_does_not_read_is_dropped_and_the_room_goes_on() {
     let mut deaf = Peer::connect(server.address);
     deaf.send("/nick deaf\n");
     let (mut ann, mut bob) = (Peer::connect(server.address), Peer::connect(server.address));
-    // The kernel takes a few megabytes for it, and the house 256 KiB.
+    // The kernel buffers a few megabytes for it, and the server 256 KiB.
     let line = format!("{}\n", "x".repeat(8_000));
     let mut lines = 0;
     let mut received = vec![0; 64 * 1024];

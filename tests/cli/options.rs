@@ -1,4 +1,4 @@
-//! What the command line says to people.
+//! Help and error messages of the command line.
 
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::peer::Peer;
 use crate::server::{Server, TIDEMILL, run, shared};
 
-/// The whole of what a person needs after a mistake: one sentence that names it, and exit code 2.
+/// After a wrong option: one sentence that names it, and exit code 2.
 #[test]
 fn bad_options_get_one_clear_sentence_and_exit_2() {
     let _others = shared();
@@ -153,7 +153,7 @@ fn one_service_listens_where_it_is_told_to() {
     let server = Server::start("chat --listen 127.0.0.1:0 --listen [::1]:0");
     assert_eq!(server.addresses.len(), 2);
     assert!(server.addresses[0].is_ipv4() && server.addresses[1].is_ipv6());
-    // Both doors lead to one room.
+    // Members on both listeners are in one room.
     let mut four = Peer::connect(server.addresses[0]);
     let joined = format!("{} joined\n", four.0.local_addr().expect("an address"));
     assert_eq!(four.receive(joined.len()), joined.as_bytes());

@@ -1,10 +1,10 @@
-//! The other end of a connection.
+//! A client connection to the server under test.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// No answer takes longer than this on a machine that is not broken.
+/// The longest time that an answer may take, also on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Peer(pub TcpStream);
@@ -19,7 +19,7 @@ impl Peer {
         Peer(stream)
     }
 
-    /// From 127.0.0.`last`: each address of ours has its own twenty-eight thousand ports.
+    /// Connects from 127.0.0.`last`: each address has 28,000 ephemeral ports of its own.
     #[track_caller]
     pub fn connect_from(last: u8, to: SocketAddr) -> Peer {
         let socket =
@@ -36,7 +36,7 @@ impl Peer {
         self.0.write_all(bytes.as_ref()).expect("it takes what we say");
     }
 
-    /// Exactly so much.
+    /// Reads exactly `n` bytes.
     #[track_caller]
     pub fn receive(&mut self, bytes: usize) -> Vec<u8> {
         let mut received = vec![0; bytes];
@@ -44,7 +44,7 @@ impl Peer {
         received
     }
 
-    /// Everything to the end, which must be a proper one and no reset.
+    /// Reads all bytes up to FIN; fails on a reset.
     #[track_caller]
     pub fn receive_all(&mut self) -> Vec<u8> {
         let mut received = Vec::new();
@@ -52,7 +52,7 @@ impl Peer {
         received
     }
 
-    /// Whether what is said comes back.
+    /// Whether a message is echoed.
     pub fn echoes(&mut self, word: &str) -> bool {
         let mut received = vec![0; word.len()];
         self.0.write_all(word.as_bytes()).and_then(|()| self.0.read_exact(&mut received)).is_ok()
@@ -64,7 +64,7 @@ impl Peer {
     }
 }
 
-/// A small generator of numbers, so that a run can be repeated from its seed (splitmix64, Steele et al. 2014).
+/// A random generator with a seed, so that a run can be repeated (SplitMix64, Steele et al. 2014).
 pub struct Random(pub u64);
 
 impl Random {
@@ -87,7 +87,7 @@ impl Random {
     }
 }
 
-/// A seed of this run, printed so that a failure can be repeated: `TIDEMILL_SEED=…` sets it.
+/// The seed of this run, printed so that a failure can be repeated; `TIDEMILL_SEED=…` sets it.
 pub fn seed() -> u64 {
     let set = std::env::var("TIDEMILL_SEED").ok().and_then(|text| text.parse().ok());
     let seed = set.unwrap_or_else(|| {

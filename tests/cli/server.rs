@@ -1,4 +1,4 @@
-//! A running `tidemill`, watched from outside.
+//! A running `tidemill` process, and its log, memory and processor time.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -16,17 +16,17 @@ pub const TIDEMILL: &str = env!("CARGO_BIN_EXE_tidemill");
 
 static MACHINE: RwLock<()> = RwLock::new(());
 
-/// Held by a test that measures time or memory: no other test of this program runs meanwhile.
+/// A lock for tests that measure time or memory: no other test of this program runs meanwhile.
 pub fn exclusive() -> RwLockWriteGuard<'static, ()> {
     MACHINE.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Held by every other test.
+/// A lock for all other tests.
 pub fn shared() -> RwLockReadGuard<'static, ()> {
     MACHINE.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits for something to become true, but not for ever.
+/// Waits for a condition; fails after a limited time.
 #[track_caller]
 pub fn until(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + within;
@@ -36,7 +36,7 @@ pub fn until(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A time that a busy machine may spoil, and tidemill must not: the shortest of three attempts counts.
+/// Asserts a maximum time. The shortest of three attempts counts, because a busy machine may delay one.
 #[track_caller]
 pub fn within_one_of_three(what: &str, max: Duration, mut attempt: impl FnMut() -> Duration) {
     let mut times = Vec::new();
@@ -50,7 +50,7 @@ pub fn within_one_of_three(what: &str, max: Duration, mut attempt: impl FnMut() 
     panic!("{what} takes more than {max:?}: {times:?}");
 }
 
-/// As many descriptors for this process as it is allowed; says how many.
+/// Raises the descriptor limit of this process to the hard limit; returns it.
 pub fn raise_descriptors() -> usize {
     let max = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: max, maximum: max })
@@ -58,11 +58,11 @@ pub fn raise_descriptors() -> usize {
     usize::try_from(max.unwrap_or(1 << 20)).expect("a number of descriptors")
 }
 
-/// A child of ours, which does not outlive its test.
+/// A child process, killed when it is dropped.
 pub struct Process(pub Child);
 
 impl Process {
-    /// Its end, which must come within this time.
+    /// Waits for the process to exit; fails after this time.
     #[track_caller]
     pub fn wait_for_exit(&mut self, within: Duration) -> ExitStatus {
         let mut status = None;
@@ -82,8 +82,8 @@ impl Drop for Process {
     }
 }
 
-/// Runs one thing while another goes on in the background, until that one is over. It is told so by the flag, also when
-/// the first one fails: then the failure is seen, and not a test that never ends.
+/// Runs `foreground` while `background` runs in another thread. When `foreground` ends, the flag tells `background` to
+/// end, also when `foreground` fails: otherwise a failed test would never end.
 pub fn meanwhile<T>(background: impl FnOnce(&AtomicBool) + Send, foreground: impl FnOnce() -> T) -> T {
     struct Ends<'a>(&'a AtomicBool);
     impl Drop for Ends<'_> {
@@ -101,27 +101,27 @@ pub fn meanwhile<T>(background: impl FnOnce(&AtomicBool) + Send, foreground: imp
 
 pub struct Server {
     process: Process,
-    /// Where it listens: the first of its listeners that has an IP address.
+    /// The address of its first listener that has an IP address.
     pub address: SocketAddr,
-    /// All of its listeners that have one.
+    /// The addresses of all listeners that have an IP address.
     pub addresses: Vec<SocketAddr>,
     log: Arc<Mutex<String>>,
 }
 
 impl Server {
-    /// `tidemill` with these words, on a free port if they name none.
+    /// Starts `tidemill` with these arguments, on a free port if they name none.
     pub fn start(words: &str) -> Server {
         Server::spawn(Command::new(TIDEMILL), words)
     }
 
-    /// The same with a log that leaves nothing out.
+    /// The same with log level debug.
     pub fn start_with_debug_log(words: &str) -> Server {
         let mut command = Command::new(TIDEMILL);
         command.env("RUST_LOG", "debug");
         Server::spawn(command, words)
     }
 
-    /// The same with so many descriptors.
+    /// The same with a limited number of descriptors.
     pub fn start_with_descriptors(max: usize, words: &str) -> Server {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {max} && exec \"$@\""), "sh", TIDEMILL]);
@@ -160,7 +160,7 @@ impl Server {
                 addresses.push(address.parse().expect("an address with the real port"));
             }
         }
-        // From here on nobody reads its stdout, which must not trouble it.
+        // From here on its stdout is not read; the server must not block on that.
         drop(stdout);
         let address = addresses.first().copied().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
         Server { process: Process(child), address, addresses, log }
@@ -174,13 +174,13 @@ impl Server {
         kill_process(self.pid(), signal).expect("it runs");
     }
 
-    /// Its end, which must come within this time.
+    /// Waits for the process to exit; fails after this time.
     #[track_caller]
     pub fn ended(&mut self, within: Duration) -> ExitStatus {
         self.process.wait_for_exit(within)
     }
 
-    /// Asks it to end, and gives what it logged.
+    /// Ends the server with SIGTERM; returns its log.
     #[track_caller]
     pub fn end(&mut self) -> String {
         self.signal(Signal::TERM);
@@ -194,24 +194,24 @@ impl Server {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes how many descriptors it may open.
+    /// Changes its descriptor limit.
     pub fn limit_descriptors(&self, max: u64) {
         let hard = getrlimit(Resource::Nofile).maximum;
         prlimit(Some(self.pid()), Resource::Nofile, Rlimit { current: Some(max), maximum: hard })
             .expect("the limit");
     }
 
-    /// Bytes of memory that are its own.
+    /// Its private memory, in bytes.
     pub fn memory(&self) -> usize {
         self.status("RssAnon:")
     }
 
-    /// The most memory it has ever had resident, its code included.
+    /// The maximum of its resident memory so far, code included, in bytes.
     pub fn peak(&self) -> usize {
         self.status("VmHWM:")
     }
 
-    /// What is resident now, its code included.
+    /// Its resident memory, code included, in bytes.
     pub fn resident(&self) -> usize {
         self.status("VmRSS:")
     }
@@ -226,7 +226,7 @@ impl Server {
         fs::read_dir(format!("/proc/{}/fd", self.process.0.id())).expect("it runs").count()
     }
 
-    /// The time it has spent on a processor.
+    /// The processor time it has used.
     pub fn busy(&self) -> Duration {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.process.0.id())).expect("it runs");
         let spent = tasks.map(|task| {
@@ -238,33 +238,33 @@ impl Server {
     }
 }
 
-/// What a command prints and how it ends, when it is expected to end by itself.
+/// The output and exit code of a command that ends by itself.
 pub struct Outcome {
     pub stdout: Vec<u8>,
     pub stderr: String,
     pub code: Option<i32>,
 }
 
-/// Runs `tidemill` with these words to its end, with this on stdin.
+/// Runs `tidemill` with these arguments and this stdin until it ends.
 pub fn run(words: &[&str], stdin: &[u8]) -> Outcome {
     let mut command = Command::new(TIDEMILL);
     command.args(words);
     complete(command, stdin)
 }
 
-/// Runs a command to its end, with this on stdin.
+/// Runs a command with this stdin until it ends.
 #[track_caller]
 pub fn complete(command: Command, stdin: &[u8]) -> Outcome {
     complete_within(Duration::from_secs(60), command, stdin)
 }
 
-/// The same with more patience.
+/// The same with a given time limit.
 #[track_caller]
 pub fn complete_within(max: Duration, mut command: Command, stdin: &[u8]) -> Outcome {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process(command.spawn().expect("it"));
     let (mut input, stdin) = (process.0.stdin.take().expect("its stdin"), stdin.to_vec());
-    // It may end without having read all of it.
+    // The command may end before it has read all of its stdin.
     let writer = thread::spawn(move || std::io::Write::write_all(&mut input, &stdin));
     let mut output = process.0.stdout.take().expect("its stdout");
     let reader = thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! How a server ends.
+//! Signals: how a server ends.
 
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
@@ -23,10 +23,10 @@ fn a_signal_closes_the_listeners_at_once_and_connections_within_the_drain_time()
         until("the listener is closed", Duration::from_millis(500), || {
             TcpStream::connect(server.address).is_err()
         });
-        // Meanwhile those inside are served as before.
+        // Meanwhile open connections are served as before.
         assert!(peers.iter_mut().all(|peer| peer.echoes("during")));
         assert!(at.elapsed() < Duration::from_secs(1), "the machine is too slow for this test");
-        // Half of them leave; the others are seen to the door with a proper end.
+        // Half of the peers close; the others get FIN.
         let stay = peers.split_off(100);
         drop(peers);
         for mut peer in stay {
@@ -40,7 +40,7 @@ fn a_signal_closes_the_listeners_at_once_and_connections_within_the_drain_time()
 }
 
 #[test]
-fn a_connection_that_ends_in_time_is_not_waited_for() {
+fn the_server_exits_as_soon_as_the_last_connection_has_ended() {
     let _others = shared();
     let mut server = Server::start("echo --raw --drain 1h");
     let mut peer = Peer::connect(server.address);
@@ -74,7 +74,7 @@ fn a_second_signal_ends_it_at_once() {
 
 #[test]
 fn a_restart_on_the_same_port_succeeds_at_once_twenty_times_in_a_row() {
-    // Nobody else may take the port meanwhile.
+    // Alone, so that no other test takes the port meanwhile.
     let _quiet = exclusive();
     let mut server = Server::start("echo --raw --drain 0");
     let address = server.address;
@@ -91,7 +91,7 @@ fn a_restart_on_the_same_port_succeeds_at_once_twenty_times_in_a_row() {
 
 #[test]
 fn it_serves_on_when_its_stdout_is_not_read() {
-    // Nobody else may take the port meanwhile.
+    // Alone, so that no other test takes the port meanwhile.
     let _quiet = exclusive();
     let port =
         std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");

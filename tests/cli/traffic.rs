@@ -1,4 +1,4 @@
-//! What is sent comes back, byte for byte, however it is cut.
+//! Echo, frames and chat return every byte, however the stream is cut.
 
 use std::io::Write;
 use std::thread;
@@ -55,7 +55,7 @@ fn sixty_four_mebibytes_in_random_splits_over_fifty_connections_come_back_byte_f
 }
 
 #[test]
-fn one_byte_at_a_time_is_a_stream_as_any_other() {
+fn a_stream_sent_one_byte_at_a_time_is_echoed() {
     let _others = shared();
     let server = Server::start("echo --raw");
     let mut peer = Peer::connect(server.address);
@@ -68,7 +68,7 @@ fn one_byte_at_a_time_is_a_stream_as_any_other() {
 }
 
 #[test]
-fn quit_is_understood_wherever_it_is_split() {
+fn quit_closes_wherever_it_is_split() {
     let _others = shared();
     let server = Server::start("echo");
     let greeting = "echo server ready (type quit to exit)\n";
@@ -130,7 +130,7 @@ fn every_framing_answers_every_message_wherever_the_stream_is_cut() {
 }
 
 #[test]
-fn a_chat_goes_through_the_binary() {
+fn two_members_chat_through_the_binary() {
     let _others = shared();
     let server = Server::start("chat");
     let mut ann = Peer::connect(server.address);

@@ -15,7 +15,7 @@ fn a1_each_end_knows_both_addresses_and_they_mirror_each_other() {
     assert_eq!((&local, &peer), (&other_peer, &other_local));
     assert!(local.is_some() && peer.is_some() && local != peer);
     assert_eq!((origin, other_origin), (Origin::Dialed { by: None }, Origin::Accepted));
-    // A listener on every address of the machine finds out for each connection to which of them it came.
+    // With a listener on the unspecified address, the local address is determined per connection.
     let listener = fixture.reactor.listen("0.0.0.0:0", fixture.service).expect("a listener");
     let mut address = fixture.address(listener);
     address.set_ip([127, 0, 0, 9].into());

@@ -1,4 +1,4 @@
-//! E: what errors say. Six scenarios.
+//! E: error messages. Six scenarios.
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
@@ -97,6 +97,6 @@ fn e6_two_hundred_and_fifty_refused_connects_leave_nothing_behind() {
     }
     assert_eq!(fixture.reactor.sockets().len(), 0);
     assert!(fixture.reactor.next_deadline().is_none(), "nothing is left to wait for");
-    // Other tests of this process open and close theirs meanwhile.
+    // Other tests of this process open and close descriptors meanwhile.
     assert!(descriptors() < before + 200, "{} descriptors, {before} before", descriptors());
 }

@@ -1,4 +1,4 @@
-//! A reactor with one service that writes down what it is told, and the peers that talk to it.
+//! A reactor with one service that records its callbacks, and peers for it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,11 +12,11 @@ use tidemill::{
     Refused, Service, ServiceId, Socket, SocketLimits, Sockets,
 };
 
-/// No machine that is not broken takes longer.
+/// The longest time that a condition may take, also on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const MS: Duration = Duration::from_millis(1);
 
-/// What the service was told.
+/// A recorded callback of the service.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     Open(ConnId),
@@ -54,7 +54,7 @@ struct Recorded {
 struct Recorder(Rc<RefCell<Recorded>>);
 
 impl Recorder {
-    /// Runs a hook without holding the notes, which it may cause to be written.
+    /// Runs a hook without borrowing the record, to which it may cause additions.
     fn run(&self, of: fn(&mut Hooks) -> &mut Option<Hook>, socket: &mut Socket<'_>) -> bool {
         let taken = of(&mut self.0.borrow_mut().hooks).take();
         let Some(mut hook) = taken else { return false };
@@ -147,7 +147,7 @@ impl Fixture {
         Fixture::with(Limits { socket, ..Limits::default() })
     }
 
-    // -- what the service does --
+    // -- hooks of the service --
 
     pub fn on_open(self, hook: impl FnMut(&mut Socket<'_>) + 'static) -> Fixture {
         self.recorder.0.borrow_mut().hooks.open = Some(Box::new(hook));
@@ -199,7 +199,7 @@ impl Fixture {
         self.reactor.dial(to, self.service).expect("a slot")
     }
 
-    /// A peer that calls, as soon as the service has met it.
+    /// A peer that has connected, once `open` has been called for it.
     #[track_caller]
     pub fn connect(&mut self, to: SocketAddr) -> (Peer, ConnId) {
         let before = self.opened().len();
@@ -208,7 +208,7 @@ impl Fixture {
         (peer, self.opened()[before])
     }
 
-    /// Two ends of one connection, both of this service: the one that dialed, and the one that was accepted.
+    /// Both ends of one connection of this service: the dialed and the accepted one.
     #[track_caller]
     pub fn both_ends(&mut self) -> (ConnId, ConnId) {
         let address = self.listen();
@@ -222,7 +222,7 @@ impl Fixture {
 
     // -- time --
 
-    /// Turns until something holds, but not for ever.
+    /// Turns until a condition holds; fails after a limited time.
     #[track_caller]
     pub fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Fixture) -> bool) {
         let end = Instant::now() + PATIENCE;
@@ -232,7 +232,7 @@ impl Fixture {
         }
     }
 
-    /// Turns for so long: to see that nothing happens.
+    /// Turns for this time, to assert that nothing happens.
     pub fn turn_for(&mut self, span: Duration) {
         let end = Instant::now() + span;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
@@ -246,7 +246,7 @@ impl Fixture {
         self.closed(id).expect("a reason")
     }
 
-    // -- what was told --
+    // -- the record --
 
     pub fn events(&self) -> Vec<Event> {
         self.recorder.0.borrow().events.clone()
@@ -288,12 +288,12 @@ impl Fixture {
         self.recorder.0.borrow().refused.clone()
     }
 
-    /// Why a dial failed, in words.
+    /// The error message of a dial.
     pub fn dial_error(&self, id: ConnId) -> String {
         self.closed_info(id).dial_error.expect("a failure").to_string()
     }
 
-    /// Does something with a connection that must be there.
+    /// Calls `what` with the socket of an open connection.
     #[track_caller]
     pub fn with_socket_of<T>(&mut self, id: ConnId, what: impl FnOnce(&mut Socket<'_>) -> T) -> T {
         let mut sockets = self.reactor.sockets();
@@ -301,7 +301,7 @@ impl Fixture {
         what(&mut socket)
     }
 
-    /// Reads from a peer until it has heard so much.
+    /// Reads from a peer until it has received `n` bytes.
     #[track_caller]
     pub fn receive(&mut self, peer: &mut Peer, bytes: usize) -> Vec<u8> {
         self.until("the peer hears it", |_| {
@@ -317,7 +317,7 @@ impl Fixture {
         peer.received.drain(..bytes).collect()
     }
 
-    /// Reads from a peer to its end: everything, and how it ended.
+    /// Reads from a peer until the connection ends; returns all bytes, and how it ended.
     #[track_caller]
     pub fn receive_end(&mut self, peer: &mut Peer) -> (Vec<u8>, End) {
         self.until("the peer hears an end", |_| {
@@ -328,14 +328,14 @@ impl Fixture {
     }
 }
 
-/// How a peer saw the end of a connection.
+/// How a connection ended for its peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
     Clean,
     Reset,
 }
 
-/// A peer on the standard library's sockets.
+/// A peer that uses the sockets of the standard library.
 pub struct Peer {
     pub stream: TcpStream,
     pub received: Vec<u8>,
@@ -353,7 +353,7 @@ impl Peer {
         Peer { stream, received: Vec::new(), end: None }
     }
 
-    /// Says something that fits into the kernel's buffer.
+    /// Sends bytes that fit into the kernel's buffer.
     #[track_caller]
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).expect("the kernel takes it");
@@ -363,7 +363,7 @@ impl Peer {
         self.stream.shutdown(Shutdown::Write).expect("it is connected");
     }
 
-    /// Ends with a reset.
+    /// Closes with a reset.
     pub fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("an option");
     }
@@ -381,7 +381,7 @@ impl Peer {
     }
 }
 
-/// Somebody to dial.
+/// A server to dial.
 pub struct TestServer(pub TcpListener);
 
 impl TestServer {
@@ -406,12 +406,12 @@ impl TestServer {
     }
 }
 
-/// An address where nobody listens: nothing on this machine uses port 1 of this address.
+/// An address without a listener: no program uses port 1 of this address.
 pub fn closed_port() -> SocketAddr {
     "127.77.0.1:1".parse().expect("an address")
 }
 
-/// An address that never answers: a listener whose backlog is full, for as long as it is kept.
+/// An address that never answers while this value exists: a listener whose backlog is full.
 pub struct BlackHole {
     listener: socket2::Socket,
     fill: Vec<TcpStream>,
@@ -425,7 +425,7 @@ impl BlackHole {
         listener.bind(&address.into()).expect("a port");
         listener.listen(0).expect("a listener");
         let mut hole = BlackHole { listener, fill: Vec::new() };
-        // Linux takes one more than the backlog; from then on it drops what would open a connection.
+        // Linux accepts one connection more than the backlog, and then drops SYNs.
         while let Ok(stream) = TcpStream::connect_timeout(&hole.address(), 100 * MS) {
             hole.fill.push(stream);
             assert!(hole.fill.len() < 10, "the backlog has no end");
@@ -437,7 +437,7 @@ impl BlackHole {
         self.listener.local_addr().ok().and_then(|address| address.as_socket()).expect("its address")
     }
 
-    /// Makes room: the next try of the kernel's, a second after the first, comes through.
+    /// Empties the backlog: the retransmitted SYN, a second after the first, succeeds.
     pub fn start_accepting(&mut self) {
         for _ in 0..self.fill.len() {
             self.listener.accept().expect("somebody waits");

@@ -118,7 +118,7 @@ fn l9_a_listener_made_elsewhere_is_served_like_any_other() {
     fixture.until("who came before is served too", |fixture| fixture.opened().len() == 1);
     assert_eq!(fixture.count(Event::Open(fixture.opened()[0])), 1, "each is announced once");
     drop(early);
-    // A service of another reactor is nobody's here.
+    // A service of another reactor is unknown here.
     let mut stranger = Reactor::new(tidemill::Limits::default()).expect("a reactor");
     assert!(stranger.listen("127.0.0.1:0", fixture.service).is_err());
 }

@@ -1,4 +1,4 @@
-//! F: whether the loop ends when nothing is left. One scenario.
+//! F: when `run` returns. One scenario.
 
 use tidemill::services::Echo;
 
@@ -8,7 +8,7 @@ use crate::fixture::{Fixture, MS, Peer};
 fn f1_run_returns_when_nothing_is_left_that_could_happen_and_not_before() {
     let mut idle = Fixture::new();
     idle.reactor.run().expect("an empty loop ends at once");
-    // A handle that is kept does not keep it turning; a timer, a connection and a listener do.
+    // A handle does not keep `run` from returning; a timer, a connection and a listener do.
     let _handle = idle.reactor.handle();
     let service = idle.service;
     idle.reactor.sockets().set_timer(service, 30 * MS, None).expect("a timer");

@@ -1,5 +1,5 @@
-//! What the tests of Node's `net` module check, asked of tidemill: 98 scenarios in the groups in which Node's own 175
-//! test files fall. Over real sockets, in one process, turn by turn; nothing here sleeps and hopes.
+//! The behaviour that Node tests of its `net` module, tested here: 98 scenarios in the groups of Node's 175 test files.
+//! Over real sockets, in one process, turn by turn, and without sleeps.
 #![cfg(target_os = "linux")]
 
 mod fixture;

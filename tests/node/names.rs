@@ -1,4 +1,4 @@
-//! D: names, and several addresses for one. Ten scenarios.
+//! D: host names, also with several addresses. Ten scenarios.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use tidemill::{CloseReason, DialOptions, Family, RefuseMode, State};
 
 use crate::fixture::{BlackHole, End, Event, Fixture, MS, TestServer, closed_port};
 
-/// A desk whose names all stand for these addresses; and how often it was asked.
+/// A fixture whose resolver returns these addresses for every name, and the number of its calls.
 fn resolving(addresses: Vec<SocketAddr>) -> (Fixture, Arc<AtomicUsize>) {
     let mut fixture = Fixture::new().on_connected(|socket| socket.send(b"hi"));
     let asked = Arc::new(AtomicUsize::new(0));
@@ -79,7 +79,7 @@ fn d5_a_dead_address_of_version_six_is_followed_by_version_four_within_300_ms() 
     let server = TestServer::new();
     let (mut fixture, _) = resolving(vec![hole.address(), server.address()]);
     let mut times = Vec::new();
-    // A busy machine may spoil the time twice.
+    // A busy machine may delay two of three attempts.
     while times.len() < 3 && times.iter().all(|took| *took > 300 * MS) {
         let begun = Instant::now();
         let id = fixture.dial("both.example:80");
@@ -160,7 +160,7 @@ fn d9_the_attempt_delay_has_a_minimum_and_a_family_can_be_chosen() {
 fn d10_with_a_resolver_that_never_answers_each_dial_ends_at_its_own_time_and_the_loop_does_not_notice() {
     let mut fixture = Fixture::new().on_data(|socket, input| socket.send(input.take_all()));
     fixture.reactor.look_up_with(|_, _| {
-        // Longer than any test; the process does not wait for it.
+        // Longer than any test. The process does not wait for the thread.
         std::thread::sleep(Duration::from_secs(600));
         Ok(Vec::new())
     });

@@ -1,4 +1,4 @@
-//! O: options of the socket. Four scenarios. They look at the kernel's side of it, through a second descriptor.
+//! O: socket options. Four scenarios. They read the options from the kernel through a second descriptor.
 
 use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
@@ -10,7 +10,7 @@ use tidemill::{ConnId, DialOptions, KeepAlive, ListenOptions};
 
 use crate::fixture::{Event, Fixture, Peer, TestServer};
 
-/// A second descriptor for the socket of this process that has the two ends of a connection.
+/// A second descriptor for the socket of this process with these two addresses.
 #[track_caller]
 fn of_kernel(fixture: &mut Fixture, id: ConnId) -> OwnedFd {
     let (local, peer) = fixture.with_socket_of(id, |socket| {
@@ -27,7 +27,7 @@ fn of_kernel(fixture: &mut Fixture, id: ConnId) -> OwnedFd {
             (inet(socket.local_addr()), inet(socket.peer_addr()));
         ends == (Some(local), Some(peer))
     };
-    // Other tests close theirs meanwhile.
+    // Other tests close descriptors meanwhile.
     let mut copies =
         numbers.filter_map(|number| pidfd_getfd(&ourselves, number, PidfdGetfdFlags::empty()).ok());
     copies.find(is_it).expect("the reactor's own descriptor")
@@ -99,7 +99,7 @@ fn o3_what_is_set_on_an_open_socket_holds_from_the_end_of_the_turn_and_can_be_se
         fixture.reactor.turn(Some(Duration::ZERO)).expect("a turn");
         assert!(socket.keepalive().expect("an option") && !socket.tcp_nodelay().expect("an option"));
         assert_eq!(socket.tcp_keepalive_interval().expect("an option"), Duration::from_secs(9));
-        // Linux keeps twice what is asked for, for its own book-keeping (socket(7)).
+        // Linux doubles the value, for its own overhead (socket(7)).
         assert_eq!(socket.send_buffer_size().expect("an option"), 80_000);
         assert_eq!(socket.recv_buffer_size().expect("an option"), 100_000);
     }

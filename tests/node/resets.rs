@@ -90,7 +90,7 @@ fn r5_a_peers_reset_is_reported_as_one_and_a_dialed_peers_too() {
 fn r6_a_peer_whose_process_is_killed_is_noticed_at_once() {
     let mut fixture = Fixture::new();
     let address = fixture.listen();
-    // A shell that connects and waits; its death closes the socket without a word of its own.
+    // A shell that connects and waits. When it is killed, the kernel closes its socket.
     let script = format!("exec 3<>/dev/tcp/127.0.0.1/{}; echo hello >&3; exec sleep 60", address.port());
     let mut child = Command::new("bash").args(["-c", &script]).stdin(Stdio::null()).spawn().expect("a shell");
     fixture.until("it says hello", |fixture| {
@@ -132,7 +132,7 @@ fn r8_closing_others_from_a_callback_gives_each_one_closed_callback() {
     });
     let address = fixture.listen();
     let mut peers: Vec<_> = (0..5).map(|_| fixture.connect(address)).collect();
-    // All of them have something to deliver in the turn in which the first closes them.
+    // All have input to deliver in the turn in which the first one closes them.
     for (peer, _) in &mut peers {
         peer.send("x");
     }

@@ -132,7 +132,7 @@ fn s9_a_hundred_and_fifty_connections_of_forty_kilobytes_each_arrive_whole() {
         assert!(fixture.received(*id) == vec![n as u8; 40 * 1024], "connection {n}");
         assert_eq!(fixture.count(Event::End(*id)), 1);
     }
-    // Everybody is known to have come from one address; a guard would have seen it.
+    // All connections are from one address; an access policy would have counted them.
     fixture
         .reactor
         .set_access_policy(fixture.service, AccessPolicy { per_address: Some(1), ..AccessPolicy::default() });

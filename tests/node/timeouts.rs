@@ -90,7 +90,7 @@ fn t6_it_is_never_early_and_little_late() {
         let (peer, id) = fixture.connect(address);
         let begun = Instant::now();
         fixture.until("it is idle", |fixture| fixture.count(Event::Idle(id)) == 1);
-        // The service had met it a moment before this clock was read, and a tick is 10 ms.
+        // `open` was called a little before this clock was read, and a tick is 10 ms.
         let took = begun.elapsed() + 3 * MS;
         assert!(took >= millis * MS && took < millis * MS + 400 * MS, "{took:?} for {millis} ms");
         drop(peer);

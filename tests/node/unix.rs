@@ -8,7 +8,7 @@ use tidemill::{Address, CloseReason, ListenOptions};
 
 use crate::fixture::{Event, Fixture};
 
-/// A folder of this test's own, gone with it.
+/// A folder for this test, removed on drop.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -62,7 +62,7 @@ fn u2_a_stale_file_is_replaced_and_nothing_else_is() {
     let folder = Folder::new("u2");
     let path = folder.0.join("app.sock");
     let mut fixture = Fixture::new();
-    // What a server that was killed leaves behind.
+    // A socket file as a killed server leaves it.
     drop(UnixListener::bind(&path).expect("a listener"));
     let listener = fixture.reactor.listen(path.as_path(), fixture.service).expect("nobody answers there");
     let error = Fixture::new().reactor.listen(path.as_path(), fixture.service).expect_err("we do");
@@ -73,12 +73,12 @@ fn u2_a_stale_file_is_replaced_and_nothing_else_is() {
             format!("cannot listen on unix:{}: another process listens there", path.display())
         )
     );
-    // A file that has been replaced by another's is not ours to remove.
+    // A file that another server has replaced is not removed.
     std::fs::remove_file(&path).expect("it is there");
     let other = UnixListener::bind(&path).expect("a listener");
     fixture.reactor.close_listener(listener);
     assert!(path.exists());
-    // One that was made elsewhere is removed by whoever made it.
+    // The file of an adopted listener is not removed.
     let adopted =
         fixture.reactor.adopt(other, fixture.service, &ListenOptions::default()).expect("it is adopted");
     let _caller = UnixStream::connect(&path).expect("a connection");

@@ -7,12 +7,12 @@ use tidemill::{CloseReason, Shared, SocketLimits};
 
 use crate::fixture::{End, Event, Fixture, MS};
 
-/// Limits under which a slow peer is waited for.
+/// Limits with which a slow peer is not closed.
 fn patient() -> SocketLimits {
     SocketLimits { queue: 32 << 20, min_write_rate: None, ..SocketLimits::default() }
 }
 
-/// A peer that does not read before it is asked to. The kernel takes some four megabytes for it.
+/// A peer that reads only when told to. The kernel buffers some four megabytes for it.
 fn slow_reader(fixture: &mut Fixture) -> (crate::fixture::Peer, tidemill::ConnId) {
     let address = fixture.listen();
     fixture.connect(address)

@@ -1,4 +1,4 @@
-//! What goes in and out, however it is cut, and whoever sends it.
+//! Bytes on the wire and plaintext, cut anywhere, in both directions.
 
 use proptest::prelude::*;
 
@@ -32,7 +32,7 @@ fn both_versions_complete_a_handshake_and_echo() {
 }
 
 #[test]
-fn a_handshake_may_come_byte_by_byte_or_cut_anywhere() {
+fn a_handshake_may_arrive_byte_by_byte_or_cut_anywhere() {
     let authority = Authority::new();
     let server = authority.server();
     for version in BOTH {
@@ -40,7 +40,7 @@ fn a_handshake_may_come_byte_by_byte_or_cut_anywhere() {
         let mut at = 0;
         while at <= longest {
             let how = if at == 0 { Cut::Every(1) } else { Cut::Once(at) };
-            // Its own configuration, so that nothing is resumed.
+            // A configuration of its own, so that no session is resumed.
             let client = End::client_with(&authority.config(version), "a.example");
             let mut pair = Pair::handshaken(client, End::server(&server), how);
             assert!(pair.is_ready(), "{how:?}: {} / {}", pair.client.error(), pair.server.error());
@@ -74,7 +74,7 @@ fn a_mebibyte_arrives_in_pieces_of_any_size() {
 }
 
 #[test]
-fn records_of_one_call_come_out_together_and_in_order() {
+fn records_of_one_call_are_decrypted_together_and_in_order() {
     let authority = Authority::new();
     for version in BOTH {
         let mut pair = Pair::ready(&authority, version);
@@ -122,7 +122,7 @@ fn close_notify_follows_earlier_data_and_bytes_after_it_are_ignored() {
         assert!(pair.server.last.peer_ended);
         assert_eq!(pair.server.last.error, None);
         assert_eq!(pair.server.session.buffered(), 0);
-        // Half of it is closed; the other half goes on.
+        // One direction is closed; the other one is still open.
         pair.server.receive(b"more junk");
         assert!(pair.server.last.peer_ended);
         assert_eq!((pair.server.last.error.clone(), pair.server.session.buffered()), (None, 0));
@@ -160,7 +160,7 @@ fn a_flipped_bit_fails_the_session_and_earlier_data_counts() {
         assert!(!alert.is_empty(), "the peer is told");
         pair.client.receive(&alert);
         assert_eq!(pair.client.error(), "the peer refused: bad record mac");
-        // From then on it says the same, takes nothing, and sends nothing.
+        // From then on it returns the same error, delivers nothing, and sends nothing.
         assert_eq!(pair.server.receive(b"anything"), b"");
         assert_eq!(pair.server.error(), "a record could not be decrypted");
         assert_eq!((pair.server.last.plaintext, pair.server.session.buffered()), (0, 0));
@@ -209,7 +209,7 @@ fn garbage() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         header,
         prop::collection::vec(any::<u8>(), 0..200),
-        // The head of a message of the handshake.
+        // The header of a handshake message.
         (0..25u8, 0..300u16).prop_map(|(kind, length)| {
             let [high, low] = length.to_be_bytes();
             vec![kind, 0, high, low]
@@ -220,7 +220,7 @@ fn garbage() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn garbage_never_panics_and_never_passes(bytes in garbage(), size in 1..300usize, by_client in any::<bool>()) {
+    fn garbage_never_panics_and_is_never_accepted(bytes in garbage(), size in 1..300usize, by_client in any::<bool>()) {
         let authority = &*AUTHORITY;
         let mut end = if by_client {
             End::server(&authority.0)
@@ -246,13 +246,13 @@ proptest! {
         let data = pattern(150);
         let mut wire = pair.client.send(&data);
         wire.extend(pair.client.send(&data));
-        // The type and the version of a sealed record say nothing, and rustls does not look at them (RFC 8446, 5.2).
+        // The version of an encrypted record means nothing, and rustls ignores it (RFC 8446, 5.2).
         let record = wire.len() / 2;
         prop_assert_eq!(record, 172);
         let at = if second { at + record } else { at };
         wire[at] ^= 1 << bit;
         pair.server.receive(&wire);
-        // A longer length waits for more, which never opens to anything.
+        // A greater length waits for more bytes, which then cannot be decrypted.
         pair.server.receive(&[0; 20_000]);
         prop_assert!(pair.server.last.error.is_some());
         prop_assert_eq!(&pair.server.plain[..], if second { &data[..] } else { &[] });

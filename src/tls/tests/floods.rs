@@ -1,4 +1,4 @@
-//! Peers that know the keys, and do what no client does.
+//! Authenticated peers that do what no proper client does.
 
 use std::io::{Read, Write};
 
@@ -8,14 +8,14 @@ use rustls::{ConnectionTrafficSecrets, ContentType, ProtocolVersion, SupportedCi
 
 use super::*;
 
-/// A client that seals what it likes.
+/// A client that encrypts any records, also invalid ones.
 struct Forger {
     encrypter: Box<dyn MessageEncrypter>,
     sequence: u64,
 }
 
 impl Forger {
-    /// One whose handshake with `server` is over.
+    /// A client whose handshake with `server` is complete.
     fn handshaken(
         authority: &Authority,
         version: &'static SupportedProtocolVersion,
@@ -47,7 +47,7 @@ impl Forger {
     }
 }
 
-/// rustls's own client, connected with one of our servers.
+/// A client of rustls, connected to a server of this crate.
 fn connected(config: Arc<ClientConfig>, server: &mut End) -> ClientConnection {
     let mut client = ClientConnection::new(config, ServerName::try_from("a.example").unwrap()).unwrap();
     loop {
@@ -80,7 +80,7 @@ fn a_partial_message_does_not_disturb_other_sessions() {
     server.receive(&fragment);
     assert_eq!(server.last.error, None);
     assert!(server.session.buffered() >= fragment.len());
-    // rustls indexes into what it was given before, whatever it is called for.
+    // rustls indexes into the bytes of an earlier call, also when it is called to encrypt.
     assert!(!server.send(b"meanwhile").is_empty());
     server.receive(&[]);
     assert!(!server.send(b"and again").is_empty());
@@ -92,11 +92,11 @@ fn a_partial_message_does_not_disturb_other_sessions() {
 }
 
 #[test]
-fn the_end_in_the_middle_of_a_hello_does_not_panic() {
+fn close_notify_within_a_client_hello_does_not_panic() {
     let authority = Authority::new();
     let hello = End::client_with(&authority.config(&TLS13), "a.example").receive(&[]);
     let mut server = End::server(&authority.server());
-    // The first bytes of the message, as a record of their own.
+    // The first bytes of the message, in a record of their own.
     let mut record = vec![22, 3, 1, 0, 20];
     record.extend_from_slice(&hello[5..25]);
     server.receive(&record);
@@ -105,10 +105,10 @@ fn the_end_in_the_middle_of_a_hello_does_not_panic() {
 }
 
 #[test]
-fn a_message_in_a_thousand_records_is_not_kept_for_ever() {
+fn a_message_in_many_tiny_records_is_not_buffered_without_limit() {
     let authority = Authority::new();
     let mut server = End::server(&authority.server());
-    // A hello of 65,535 bytes, a byte in each record.
+    // A ClientHello of 65,535 bytes, one byte per record.
     let mut sent = 0;
     for byte in [1, 0, 0xff, 0xff].into_iter().chain(std::iter::repeat_n(0, 0xffff)) {
         sent += 1;
@@ -124,7 +124,7 @@ fn a_message_in_a_thousand_records_is_not_kept_for_ever() {
 }
 
 #[test]
-fn a_flood_of_empty_records_is_ended() {
+fn a_flood_of_empty_records_ends_the_session() {
     let authority = Authority::new();
     for version in BOTH {
         let mut server = End::server(&authority.server());
@@ -139,14 +139,14 @@ fn a_flood_of_empty_records_is_ended() {
 }
 
 #[test]
-fn a_flood_of_warnings_is_ended() {
+fn a_flood_of_warning_alerts_ends_the_session() {
     let authority = Authority::new();
     for version in BOTH {
         let mut server = End::server(&authority.server());
         let mut forger = Forger::handshaken(&authority, version, &mut server);
         let mut wire = Vec::new();
         for _ in 0..2000 {
-            // A warning: user_canceled, the only one that TLS 1.3 still knows.
+            // A warning alert: user_canceled, the only one of TLS 1.3.
             wire.extend(forger.record(ContentType::Alert, &[1, 90]));
         }
         let sent = server.receive(&wire);
@@ -156,7 +156,7 @@ fn a_flood_of_warnings_is_ended() {
 }
 
 #[test]
-fn a_flood_of_new_hellos_is_ended() {
+fn a_flood_of_renegotiation_requests_ends_the_session() {
     let authority = Authority::new();
     let mut server = End::server(&authority.server());
     let mut forger = Forger::handshaken(&authority, &TLS12, &mut server);
@@ -170,7 +170,7 @@ fn a_flood_of_new_hellos_is_ended() {
 }
 
 #[test]
-fn a_flood_of_new_keys_is_ended_or_answered_once() {
+fn a_flood_of_key_updates_ends_the_session_or_is_answered_once() {
     let authority = Authority::new();
     let mut server = End::server(&authority.server());
     let mut client = connected(authority.config(&TLS13), &mut server);
@@ -190,7 +190,7 @@ fn a_flood_of_new_keys_is_ended_or_answered_once() {
 }
 
 #[test]
-fn new_keys_are_answered_with_the_next_data_and_all_of_it_can_be_read() {
+fn a_key_update_is_answered_before_the_next_data_and_all_data_can_be_decrypted() {
     let authority = Authority::new();
     let mut server = End::server(&authority.server());
     let mut client = connected(authority.config(&TLS13), &mut server);

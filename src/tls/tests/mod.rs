@@ -1,4 +1,4 @@
-//! A client and a server in memory, and what is said of them.
+//! A client and a server in memory, for the tests of TLS.
 
 mod bytes;
 mod floods;
@@ -19,7 +19,7 @@ use crate::base::filter::{Filter, FilterConfig, Opened};
 
 const BOTH: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
-/// An authority, and what it signs.
+/// A certificate authority (CA), and the certificates that it signs.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -27,7 +27,7 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
-        // Two of the same name would be told apart by their signatures only, and in other words.
+        // Each CA has its own name: with equal names, the error would be about a signature and not about the issuer.
         params.distinguished_name.push(DnType::CommonName, format!("{:?}", key.public_key_raw()));
         Authority(CertifiedIssuer::self_signed(params, key).unwrap())
     }
@@ -71,7 +71,7 @@ impl Authority {
         ClientOptions { trust: Trust::Only(self.root_certs()), ..ClientOptions::default() }
     }
 
-    /// A client's configuration, for one version.
+    /// The configuration of a client, for one TLS version.
     fn config(&self, version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
         config(self.client_options(), version)
     }
@@ -85,7 +85,7 @@ fn address(text: &str) -> Address {
     text.parse().unwrap()
 }
 
-/// One side, and what has come of it.
+/// One side of a session, with its results.
 struct End {
     session: Box<dyn Filter>,
     plain: Vec<u8>,
@@ -115,7 +115,7 @@ impl End {
         End::new(Box::new(Session::client(config.clone(), name).unwrap()))
     }
 
-    /// What it answers to these bytes.
+    /// Processes received bytes; returns the bytes to send.
     fn receive(&mut self, bytes: &[u8]) -> Vec<u8> {
         let kept = self.session.buffered();
         let mut wire = vec![0xee; kept];
@@ -144,15 +144,15 @@ impl End {
     }
 }
 
-/// How bytes are cut on their way.
+/// How the bytes on the wire are cut.
 #[derive(Clone, Copy, Debug)]
 enum Cut {
     Every(usize),
-    /// Once, behind so many bytes of each direction.
+    /// Once in each direction, after this many bytes.
     Once(usize),
 }
 
-/// Both sides, and what is under way between them.
+/// Both sides, and the bytes in transit between them.
 struct Pair {
     client: End,
     server: End,
@@ -168,7 +168,7 @@ impl Pair {
         Pair { client, server, to_client, to_server, delivered: [0; 2], cut }
     }
 
-    /// A pair whose handshake is over, in whichever way it ended.
+    /// A pair whose handshake has ended, with success or not.
     fn handshaken(client: End, server: End, cut: Cut) -> Pair {
         let mut pair = Pair::new(client, server, cut);
         pair.to_server = pair.client.receive(&[]);
@@ -177,7 +177,7 @@ impl Pair {
         pair
     }
 
-    /// A pair that is ready.
+    /// A pair whose handshake is complete.
     fn ready(authority: &Authority, version: &'static SupportedProtocolVersion) -> Pair {
         let (client, server) = (authority.config(version), authority.server());
         let pair = Pair::handshaken(
@@ -194,7 +194,7 @@ impl Pair {
         ends.iter().all(|end| end.last.ready && end.last.error.is_none())
     }
 
-    /// Delivers until nobody has anything to say.
+    /// Delivers bytes until neither side has any to send.
     fn run_until_quiet(&mut self) {
         while !self.to_client.is_empty() || !self.to_server.is_empty() {
             let (to_server, to_client) =
@@ -208,7 +208,7 @@ impl Pair {
         }
     }
 
-    /// Says it on one side and delivers it; what the server heard.
+    /// Sends plaintext from client to server; returns what the server has decrypted.
     fn client_sends(&mut self, plain: &[u8]) -> Vec<u8> {
         self.server.plain.clear();
         self.to_server = self.client.send(plain);

@@ -1,4 +1,4 @@
-//! TLS itself, in a kernel that comes short, early, late and interrupted: a real client on the other side.
+//! TLS over the simulated kernel with injected faults, against a client of rustls.
 
 use std::time::Duration;
 
@@ -58,13 +58,13 @@ fn no_idle() -> SocketLimits {
     SocketLimits { idle: None, ..SocketLimits::default() }
 }
 
-/// A caller: what a client's session says, and what it has been told.
+/// A peer: a client session, and the plaintext it has received.
 struct TestClient {
     peer: PeerId,
     session: Box<dyn Filter>,
     ready: bool,
     ended: bool,
-    /// On its way to the reactor.
+    /// Bytes in transit to the reactor.
     waiting: Vec<u8>,
     to_seal: Vec<u8>,
     sent: Vec<u8>,
@@ -144,7 +144,7 @@ fn run_with_faults(seed: u64, server: &Server, client: &Client) {
     server.script.stop_faults();
     for client in &mut clients {
         server.script.window(client.peer, usize::MAX);
-        // As long as either has something to say to the other.
+        // While either side has bytes for the other one.
         while !(client.ready && client.waiting.is_empty() && client.received == client.sent) {
             server.script.feed(client.peer, &std::mem::take(&mut client.waiting));
             server.turn_until_quiet();
@@ -174,7 +174,8 @@ fn tls_is_exact_under_injected_faults() {
     }
 }
 
-/// Whoever stops after any byte of his first words, or of the last ones of his handshake, leaves nothing behind.
+/// A client that stops after any byte of its first or last flight is closed at the deadline, and all its memory is
+/// freed.
 #[test]
 fn a_handshake_that_stops_anywhere_ends_at_its_deadline() {
     let (server, client) = both();

@@ -1,4 +1,4 @@
-//! Who is believed, and what is said of those who are not.
+//! Which certificates are trusted, and the errors for those that are not.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ fn handshaken(config: &Arc<ClientConfig>, name: &'static str, server: &Server) -
     Pair::handshaken(End::client_with(config, name), End::server(server), WHOLE)
 }
 
-/// The certificate that the server has shown.
+/// The certificate that the server has sent.
 fn server_certificate(pair: &Pair) -> Vec<u8> {
     pair.client.session.info().peer_certificates[0].clone()
 }
@@ -71,7 +71,7 @@ fn two_handshakes_at_once_keep_their_names_apart() {
 }
 
 #[test]
-fn the_second_session_is_resumed_and_still_knows_everything() {
+fn the_second_session_is_resumed_with_all_results_of_the_first() {
     let authority = Authority::new();
     let clients = Authority::new();
     let serving = ServerOptions {
@@ -94,7 +94,7 @@ fn the_second_session_is_resumed_and_still_knows_everything() {
             assert_eq!(pair.server.session.info().peer_certificates[0], certificate(&mine));
             assert_eq!(pair.client_sends(b"ping"), b"ping");
         }
-        // What was agreed on before is not resumed under other rules.
+        // A session of before is not resumed with other options.
         server
             .replace(ServerOptions {
                 client_auth: ClientAuth::Required(clients.root_certs()),
@@ -106,7 +106,7 @@ fn the_second_session_is_resumed_and_still_knows_everything() {
 }
 
 #[test]
-fn a_protocol_is_agreed_on_or_the_client_is_refused() {
+fn a_protocol_is_negotiated_or_the_client_is_refused() {
     let authority = Authority::new();
     let named = |names: &[&str]| names.iter().map(|name| name.as_bytes().to_vec()).collect::<Vec<_>>();
     let serving = ServerOptions { alpn: named(&["h2", "http/1.1"]), ..authority.server_options() };
@@ -132,7 +132,7 @@ fn a_protocol_is_agreed_on_or_the_client_is_refused() {
 }
 
 #[test]
-fn clients_are_asked_for_a_certificate() {
+fn a_client_certificate_is_requested_or_required() {
     let authority = Authority::new();
     let (friends, strangers) = (Authority::new(), Authority::new());
     let friendly = friends.root_certs();
@@ -167,7 +167,7 @@ fn clients_are_asked_for_a_certificate() {
 }
 
 #[test]
-fn certificates_can_be_replaced_while_old_sessions_go_on() {
+fn certificates_can_be_replaced_while_old_sessions_continue() {
     let authority = Authority::new();
     let [old, new] = [(); 2].map(|()| authority.certificate(&["a.example"]));
     let showing = |identity: &CertifiedKey| ServerOptions {
@@ -242,7 +242,7 @@ fn a_ca_certificate_is_not_accepted_as_a_server_certificate() {
     assert!(pair.client.error().contains("it is a CA certificate"), "{}", pair.client.error());
 }
 
-/// Shows the certificate of one and signs with the key of another.
+/// Sends one certificate and signs with the key of another.
 fn impostor(authority: &Authority) -> End {
     let shown = authority.certificate(&["a.example"]).certified_key().cert.clone();
     let key = authority.certificate(&["a.example"]).certified_key().key.clone();
@@ -268,7 +268,7 @@ fn accepting_any_certificate_still_checks_its_key() {
 }
 
 #[test]
-fn a_server_may_ask_for_the_newest_version() {
+fn a_server_can_require_the_newest_version() {
     let authority = Authority::new();
     let server =
         Server::new(ServerOptions { min_version: TlsVersion::V13, ..authority.server_options() }).unwrap();
@@ -282,7 +282,7 @@ fn a_server_may_ask_for_the_newest_version() {
 }
 
 #[test]
-fn the_name_is_that_of_the_dialed_host_or_the_given_one() {
+fn the_verified_name_is_the_dialed_host_or_the_given_server_name() {
     let authority = Authority::new();
     let identity = authority.certificate(&["a.example", "127.0.0.1", "::1"]);
     let server =
@@ -374,7 +374,7 @@ fn certificates_and_root_certificates_are_read_from_files() {
 }
 
 #[test]
-fn a_server_needs_a_certificate() {
+fn a_server_without_a_certificate_is_an_error() {
     let error = Server::new(ServerOptions::default()).unwrap_err();
     assert_eq!(error.to_string(), "cannot serve TLS without a certificate: give at least one");
 }

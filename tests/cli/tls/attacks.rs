@@ -1,4 +1,4 @@
-//! Those who do not come to talk, and those who talk very slowly.
+//! Attacks on TLS listeners: silent, slow, invalid and damaged handshakes.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -18,7 +18,7 @@ fn still_serves(server: &Server, certificates: &Certificates) {
     assert!(peer.echoes(b"still here"), "{}", server.log());
 }
 
-/// How long it takes until the server ends this connection, on which we say a byte of this now and then.
+/// How long it takes until the server closes this connection, on which these bytes are sent slowly, one at a time.
 fn lasts(server: &Server, says: &[u8]) -> Duration {
     let mut peer = Peer::connect(server.address);
     peer.0.set_read_timeout(Some(Duration::from_millis(20))).expect("an option");
@@ -26,15 +26,15 @@ fn lasts(server: &Server, says: &[u8]) -> Duration {
     while begun.elapsed() < 20 * SECOND {
         match peer.0.read(&mut [0; 1000]) {
             Ok(0) => return begun.elapsed(),
-            // What it has to say about this.
+            // The alert of the server, if it sends one.
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if let Some(byte) = says.next() {
-                    // It may have ended just now; then the next read says so.
+                    // The server may just have closed; then the next read finds it.
                     let _ = peer.0.write_all(&[*byte]);
                 }
             }
-            // It has ended and did not hear our last byte.
+            // The server had closed before the last byte arrived.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return begun.elapsed(),
             Err(error) => panic!("{error}"),
         }
@@ -69,7 +69,7 @@ fn non_tls_bytes_are_logged_and_the_server_serves_on() {
     let mut echo =
         Server::start_with_debug_log(&format!("echo --raw {}", certificates.server_args("server")));
     let garbage = Random(seed()).bytes(5000);
-    // A record that claims to be a hello, and is not.
+    // A record with the type of a ClientHello and other content.
     let mut wrong_hello = client_hello(&certificates);
     wrong_hello[5] = 99;
     let long = [&[22, 3, 1, 0xff, 0xff][..], &[1; 3000]].concat();
@@ -89,7 +89,7 @@ fn non_tls_bytes_are_logged_and_the_server_serves_on() {
         let mut peer = Peer::connect(echo.address);
         let from = peer.0.local_addr().expect("an address");
         peer.send(says);
-        // Whatever it answers, there is a proper end behind it.
+        // Whatever it answers, FIN follows and no reset.
         let received = peer.receive_all();
         assert!(received.len() <= 7, "an alert at most: {received:?}");
         let begins = format!("{from}: closed: handshake: ");
@@ -102,7 +102,7 @@ fn non_tls_bytes_are_logged_and_the_server_serves_on() {
     assert!(echo.end().contains(" handshake=8"), "{}", echo.log());
 }
 
-/// Passes connections on: what clients say one byte at a time, each in a packet of its own.
+/// A relay that passes on the bytes of clients one at a time, each in its own packet.
 fn byte_by_byte(to: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
@@ -130,7 +130,7 @@ fn byte_by_byte(to: SocketAddr) -> SocketAddr {
 }
 
 #[test]
-fn a_handshake_that_comes_byte_by_byte_is_as_good_as_any() {
+fn a_handshake_that_arrives_byte_by_byte_succeeds() {
     let _others = shared();
     if !has("openssl") {
         return;
@@ -150,7 +150,7 @@ fn a_handshake_that_comes_byte_by_byte_is_as_good_as_any() {
 }
 
 #[test]
-fn a_peer_that_leaves_anywhere_in_its_hello_gets_a_clean_end() {
+fn a_peer_that_ends_anywhere_in_its_client_hello_gets_fin() {
     let _others = shared();
     let certificates = Certificates::of("prefixes");
     let mut echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
@@ -171,13 +171,13 @@ fn a_peer_that_leaves_anywhere_in_its_hello_gets_a_clean_end() {
 }
 
 #[test]
-fn a_session_damaged_in_transit_is_closed_as_such() {
+fn a_session_damaged_in_transit_is_closed_with_reason_tls() {
     let _others = shared();
     let certificates = Certificates::of("damaged");
     let mut echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
     let mut peer = TlsPeer::connect(&certificates.client_config(), echo.address).expect("a connection");
     assert!(peer.echoes(b"in order"));
-    // A record that nobody has sealed.
+    // A record that was not encrypted with the keys of the session.
     peer.0.sock.write_all(&[&[0x17, 3, 3, 0, 40][..], &[7; 40]].concat()).expect("it takes it");
     let sent = peer.0.read(&mut [0; 10]).expect_err("an alert").to_string();
     assert!(sent.contains("BadRecordMac"), "{sent}");

@@ -1,4 +1,4 @@
-//! Our client, and servers of others.
+//! The connect command against TLS servers of other programs.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -10,7 +10,7 @@ use super::node::TLS;
 use crate::interop::{has, node_server_with};
 use crate::server::{Outcome, Process, Server, TIDEMILL, complete, run, shared};
 
-/// `openssl s_server` with these words, which sends each line back from its end, and where it listens.
+/// `openssl s_server` with these arguments, which sends each line back reversed, and its address.
 fn s_server(words: &str) -> (Process, SocketAddr) {
     let mut command = Command::new("openssl");
     command.args(["s_server", "-accept", "127.0.0.1:0", "-rev"]).args(words.split_whitespace());
@@ -25,12 +25,12 @@ fn s_server(words: &str) -> (Process, SocketAddr) {
             break address.trim().parse().expect("an address");
         }
     };
-    // What it goes on to say is nobody's business, but must have somewhere to go.
+    // Its further output is not needed, but has to be read.
     thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
     (process, address)
 }
 
-/// Our client with these words, to this port of localhost.
+/// The connect command with these arguments, to this port of localhost.
 fn connect(to: SocketAddr, words: &str) -> Outcome {
     let to = format!("localhost:{}", to.port());
     let mut all = vec!["connect", "--tls", &to];
@@ -38,7 +38,7 @@ fn connect(to: SocketAddr, words: &str) -> Outcome {
     run(&all, b"hello\n")
 }
 
-/// Our client is refused or refuses, with these words and in one line.
+/// Asserts that the connect command fails with this message, in one line.
 #[track_caller]
 fn fails(to: SocketAddr, words: &str, why: &str) {
     let outcome = connect(to, words);
@@ -49,7 +49,7 @@ fn fails(to: SocketAddr, words: &str, why: &str) {
 }
 
 #[test]
-fn our_client_talks_to_openssls_server_in_either_version() {
+fn the_connect_command_works_with_openssl_in_either_version() {
     let _others = shared();
     if !has("openssl") {
         return;
@@ -65,7 +65,7 @@ fn our_client_talks_to_openssls_server_in_either_version() {
 }
 
 #[test]
-fn our_client_moves_megabytes_to_and_from_a_node_server_in_either_version() {
+fn the_connect_command_moves_megabytes_to_and_from_a_node_server_in_either_version() {
     let _others = shared();
     if !has("node") {
         return;
@@ -93,7 +93,7 @@ fn our_client_moves_megabytes_to_and_from_a_node_server_in_either_version() {
 }
 
 #[test]
-fn our_client_says_why_it_does_not_trust_a_server() {
+fn the_connect_command_prints_why_it_does_not_trust_a_server() {
     let _others = shared();
     let certificates = Certificates::of("distrust");
     let (ca, strangers) = (certificates.path("ca.pem"), certificates.path("stranger-ca.pem"));
@@ -118,12 +118,12 @@ fn our_client_says_why_it_does_not_trust_a_server() {
         let outcome = connect(other.address, &format!("{trusts} --tls-name {name}"));
         assert_eq!((outcome.text().as_str(), outcome.code), ("hello\n", Some(0)), "{}", outcome.stderr);
     }
-    // An address is a name too.
+    // A certificate can be for an IP address too.
     let outcome = run(&["connect", "--tls", "--tls-ca", &ca, &server.address.to_string()], b"hello\n");
     assert_eq!((outcome.text().as_str(), outcome.code), ("hello\n", Some(0)), "{}", outcome.stderr);
     let outcome = run(&["connect", "--tls", "--tls-ca", &ca, &other.address.to_string()], b"hello\n");
     assert!(outcome.stderr.contains("not valid for 127.0.0.1"), "{}", outcome.stderr);
-    // Without looking, it takes anybody, and says how unwise that is.
+    // With --insecure it accepts any certificate, and prints a warning.
     let outcome = connect(expired.address, "--insecure");
     assert_eq!((outcome.text().as_str(), outcome.code), ("hello\n", Some(0)), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("WARN") && outcome.stderr.contains("can read and change everything"));
@@ -131,7 +131,7 @@ fn our_client_says_why_it_does_not_trust_a_server() {
 }
 
 #[test]
-fn our_client_trusts_the_system_roots() {
+fn the_connect_command_trusts_the_system_roots() {
     let _others = shared();
     let certificates = Certificates::of("system");
     let server = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
@@ -146,7 +146,7 @@ fn our_client_trusts_the_system_roots() {
 }
 
 #[test]
-fn our_client_shows_its_certificate_to_a_server_that_asks_for_one() {
+fn the_connect_command_sends_its_certificate_to_a_server_that_requests_one() {
     let _others = shared();
     if !has("openssl") {
         return;
@@ -167,7 +167,7 @@ fn our_client_shows_its_certificate_to_a_server_that_asks_for_one() {
 }
 
 #[test]
-fn our_client_says_that_a_server_does_not_speak_tls() {
+fn the_connect_command_prints_that_a_server_does_not_speak_tls() {
     let _others = shared();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
@@ -177,7 +177,7 @@ fn our_client_says_that_a_server_does_not_speak_tls() {
             let (mut stream, _) = listener.accept().expect("a caller");
             stream.read_exact(&mut [0; 100]).expect("a hello");
             stream.write_all(answer).expect("an answer");
-            // All of it is read, so that the end is no reset.
+            // All bytes are read, so that closing sends FIN and no reset.
             stream.shutdown(std::net::Shutdown::Write).expect("it is connected");
             let _ = stream.read_to_end(&mut Vec::new());
         }

@@ -1,11 +1,11 @@
-//! What a secured connection may cost.
+//! The memory of an idle TLS connection.
 
 use std::time::Duration;
 
 use super::{Certificates, TlsPeer};
 use crate::server::{Server, exclusive, raise_descriptors, until};
 
-/// Two thousand callers who have said a word and are silent now. tokio-rustls holds 13 KiB for each.
+/// Two thousand clients that have exchanged one message and are idle. tokio-rustls holds 13 KiB for each.
 #[test]
 fn an_idle_connection_over_tls_keeps_no_buffer() {
     let _quiet = exclusive();
@@ -16,7 +16,7 @@ fn an_idle_connection_over_tls_keeps_no_buffer() {
     let config = certificates.client_config();
     let call = || {
         let mut peer = TlsPeer::connect(&config, server.address).expect("it comes in");
-        // Larger than a record, so that something was kept meanwhile.
+        // Larger than a record, so that bytes were buffered meanwhile.
         assert!(peer.echoes(&[b'x'; 40_000]));
         peer
     };

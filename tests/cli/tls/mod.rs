@@ -30,7 +30,7 @@ mod reload;
 mod storm;
 mod upstreams;
 
-/// The certificates of one test, in a folder that goes when they go. `name.pem` is a certificate, `name.key` its key.
+/// The certificates of one test, in a folder that is removed on drop. `name.pem` is a certificate, `name.key` its key.
 ///
 /// - `ca` has signed `server` (for localhost and 127.0.0.1), `other` (for other.example and *.wild.example), `client`
 ///   and `expired` (for localhost, until 2020).
@@ -60,8 +60,8 @@ impl Certificates {
         certificates
     }
 
-    /// Has the authority sign a certificate for these names, and writes it and its key to these files, which may be
-    /// there already.
+    /// Signs a certificate for these names with the CA, and writes it and its key to these files; replaces existing
+    /// ones.
     fn issue(&self, file: &str, common_name: &str, names: &[&str]) {
         self.sign(file, &params(common_name, names), &self.authority);
     }
@@ -89,7 +89,7 @@ impl Certificates {
         self.folder.join(file).display().to_string()
     }
 
-    /// The words that have a server show this certificate.
+    /// The arguments with which a server uses this certificate.
     fn server_args(&self, name: &str) -> String {
         let (cert, key) = (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")));
         format!("--tls-cert {cert} --tls-key {key}")
@@ -103,7 +103,7 @@ impl Certificates {
         PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).expect("a key of ours")
     }
 
-    /// What a client of rustls needs to trust our authority. Its connections resume each other's sessions.
+    /// A client configuration of rustls that trusts the CA. Its connections resume each other's sessions.
     fn client_config(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate("ca")).expect("our authority");
@@ -118,7 +118,7 @@ impl Certificates {
 
 impl Drop for Certificates {
     fn drop(&mut self) {
-        // What cannot be removed is left to the system.
+        // Files that cannot be removed are left in the temporary folder.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
@@ -145,17 +145,17 @@ fn authority(common_name: &str) -> CertifiedIssuer<'static, KeyPair> {
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A caller by rustls.
+/// A client that uses rustls.
 struct TlsPeer(StreamOwned<ClientConnection, TcpStream>);
 
 impl TlsPeer {
-    /// Calls localhost; its handshake is done.
+    /// Connects to localhost and completes the handshake.
     fn connect(config: &Arc<ClientConfig>, to: SocketAddr) -> std::io::Result<TlsPeer> {
         let stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
         TlsPeer::over(config, stream)
     }
 
-    /// The same on a connection that is there already.
+    /// The same on an open connection.
     fn over(config: &Arc<ClientConfig>, stream: TcpStream) -> std::io::Result<TlsPeer> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
@@ -165,7 +165,7 @@ impl TlsPeer {
         Ok(peer)
     }
 
-    /// Whether what is said comes back.
+    /// Whether a message is echoed.
     fn echoes(&mut self, word: &[u8]) -> bool {
         let mut received = vec![0; word.len()];
         self.0.write_all(word).and_then(|()| self.0.read_exact(&mut received)).is_ok() && received == word
@@ -176,7 +176,7 @@ impl TlsPeer {
         self.0.conn.complete_io(&mut self.0.sock).expect("it takes our end");
     }
 
-    /// Everything to the end, which must be announced.
+    /// Reads all bytes to the end; fails without close_notify.
     fn receive_all(&mut self) -> Vec<u8> {
         let mut received = Vec::new();
         self.0.read_to_end(&mut received).expect("an end");
@@ -194,14 +194,14 @@ fn client_connection(config: &Arc<ClientConfig>) -> ClientConnection {
     ClientConnection::new(config.clone(), name).expect("a client")
 }
 
-/// The first thing that a client says.
+/// The ClientHello of a client.
 fn client_hello(certificates: &Certificates) -> Vec<u8> {
     let mut hello = Vec::new();
     client_connection(&certificates.client_config()).write_tls(&mut hello).expect("memory");
     hello
 }
 
-/// `openssl s_client` with these words, which says this and then listens until the server ends.
+/// `openssl s_client` with these arguments, which sends this text and then reads until the server ends.
 fn s_client(certificates: &Certificates, to: SocketAddr, words: &str, says: &[u8]) -> Outcome {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-connect", &to.to_string(), "-CAfile", &certificates.path("ca.pem")]);
@@ -209,7 +209,7 @@ fn s_client(certificates: &Certificates, to: SocketAddr, words: &str, says: &[u8
     complete(command, says)
 }
 
-/// What is said comes a moment after it has happened.
+/// Waits for a line in the log, which may be written a little after the event.
 #[track_caller]
 fn logs(server: &Server, words: &str) {
     until(&format!("{words:?} in the log"), TIMEOUT, || server.log().contains(words));

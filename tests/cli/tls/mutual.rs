@@ -1,4 +1,4 @@
-//! Clients that show a certificate.
+//! Client certificates.
 
 use super::{Certificates, logs, s_client};
 use crate::interop::has;
@@ -6,7 +6,7 @@ use crate::server::{Server, shared};
 
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 
-/// Whether openssl is let in with this certificate, or with none.
+/// Whether openssl is accepted with this certificate, or with none.
 fn is_let_in(certificates: &Certificates, server: &Server, version: &str, shows: &str) -> bool {
     let shown = match shows {
         "" => String::new(),
@@ -53,7 +53,7 @@ fn only_clients_with_a_trusted_certificate_are_accepted_and_the_log_says_why_oth
 }
 
 #[test]
-fn a_certificate_that_is_optional_may_be_missing_but_not_be_wrong() {
+fn an_optional_certificate_may_be_missing_but_must_be_trusted() {
     let _others = shared();
     if !has("openssl") {
         return;
@@ -71,7 +71,7 @@ fn a_certificate_that_is_optional_may_be_missing_but_not_be_wrong() {
         }
         logs(server, "is not trusted: unknown issuer");
     }
-    // Whoever is refused costs no upstream a connection.
+    // No upstream is dialed for a refused client.
     assert_eq!(proxy.end().matches(" -> ").count(), 4, "{}", proxy.log());
 }
 

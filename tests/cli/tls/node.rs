@@ -4,7 +4,7 @@ use super::Certificates;
 use crate::interop::{has, node};
 use crate::server::{Server, shared};
 
-/// What every program here needs: `extra` is the folder of the certificates.
+/// Common code of the Node programs: `extra` is the folder of the certificates.
 pub const TLS: &str = r"
 const tls = require('tls');
 const version = process.argv[3];
@@ -12,7 +12,7 @@ const paper = (file) => require('fs').readFileSync(`${extra}/${file}`);
 const trusting = { port, host: '127.0.0.1', servername: 'localhost', ca: paper('ca.pem') };
 ";
 
-/// Ten megabytes there and back, our end while most of it is under way, and what Node says of all this.
+/// Sends ten megabytes and FIN, and reads the echo; prints what Node reports about the connection.
 pub const BULK: &str = r"
 const sent = require('crypto').randomBytes(10 << 20);
 const order = [];
@@ -34,7 +34,7 @@ socket.on('close', (hadError) =>
 ";
 
 #[test]
-fn a_node_client_has_ten_megabytes_back_then_a_clean_end_and_thinks_well_of_our_certificate() {
+fn a_node_client_gets_ten_megabytes_back_then_a_clean_end_and_trusts_the_certificate() {
     let _others = shared();
     if !has("node") {
         return;
@@ -54,7 +54,7 @@ fn a_node_client_has_ten_megabytes_back_then_a_clean_end_and_thinks_well_of_our_
 }
 
 #[test]
-fn a_node_client_frames_and_chats_with_us() {
+fn a_node_client_works_with_frames_and_chat_over_tls() {
     let _others = shared();
     if !has("node") {
         return;
@@ -68,7 +68,7 @@ fn a_node_client_frames_and_chats_with_us() {
         head.writeUInt32BE(body.length);
         return [head, Buffer.from(body)];
     }));
-    // One byte in a record of its own, then the rest.
+    // One byte in its own record, then the rest.
     const socket = tls.connect({ ...trusting, maxVersion: version }, () => {
         for (let at = 0; at < 20; at++) socket.write(wire.subarray(at, at + 1));
         socket.end(wire.subarray(20));

@@ -34,14 +34,14 @@ fn openssl_gets_its_echo_in_either_version_also_through_a_tls_terminating_proxy(
             ] {
                 assert!(text.contains(part), "{version}: {part:?} is not in {text}");
             }
-            // It tells an end without its announcement from a proper one.
+            // openssl reports an end without close_notify.
             assert!(!outcome.stderr.contains("unexpected eof"), "{version}: {}", outcome.stderr);
         }
     }
 }
 
 #[test]
-fn the_name_that_is_asked_for_chooses_the_certificate_wildcards_included() {
+fn the_requested_server_name_selects_the_certificate_wildcards_included() {
     let _others = shared();
     if !has("openssl") {
         return;
@@ -54,7 +54,7 @@ fn the_name_that_is_asked_for_chooses_the_certificate_wildcards_included() {
         ("-servername other.example", "other.example"),
         ("-servername OTHER.example", "other.example"),
         ("-servername a.wild.example", "a.wild.example"),
-        // The first one, where no name is asked for and where none fits.
+        // The first certificate, if no name is requested or no certificate is for it.
         ("-noservername", "localhost"),
         ("-servername nobody.example", "localhost"),
         ("-servername a.b.wild.example", "localhost"),
@@ -66,7 +66,7 @@ fn the_name_that_is_asked_for_chooses_the_certificate_wildcards_included() {
             assert!(outcome.text().contains("Verification: OK"), "{words}: {}", outcome.text());
         }
     }
-    // A check that can fail: this name has the first certificate.
+    // Shows that the check can fail: this name has the first certificate.
     let outcome =
         s_client(&certificates, echo.address, "-servername x.example -verify_hostname x.example", b"");
     assert_eq!(outcome.code, Some(1), "{}", outcome.text());
@@ -109,7 +109,7 @@ fn too_old_versions_are_refused_and_logged() {
     let newest = Server::start(&format!("echo --tls-min 1.3 {}", certificates.server_args("server")));
     let usual = Server::start(&format!("echo {}", certificates.server_args("server")));
     let unspoken = "handshake: the peer supports no enabled TLS version";
-    // openssl itself has to be talked into the old one, whose hello lacks more than the version.
+    // openssl offers the old version only at security level 0, with a ClientHello that lacks more than the version.
     let old = "-tls1_1 -cipher DEFAULT:@SECLEVEL=0";
     for (server, refused, why) in [(&newest, "-tls1_2", unspoken), (&usual, old, "handshake: the peer ")] {
         let outcome = s_client(&certificates, server.address, refused, b"quit\n");
@@ -138,7 +138,7 @@ fn a_second_connection_resumes_the_session_of_the_first() {
         assert!(second.text().contains(&format!("Reused, {version}, ")), "{}", second.text());
         assert!(second.text().contains("\nhello\n"), "{}", second.text());
     }
-    // Another process has other keys, and begins anew.
+    // Another server process has other ticket keys, so the session is not resumed.
     let other = Server::start(&format!("echo {}", certificates.server_args("server")));
     let words = format!("-tls1_3 -sess_in {}", certificates.path("session-tls1_3"));
     let third = s_client(&certificates, other.address, &words, b"hello\nquit\n");
@@ -158,7 +158,7 @@ fn openssl_sends_a_frame_and_gets_it_back() {
     let certificates = Certificates::of("frame");
     let frames = Server::start(&format!("frames {}", certificates.server_args("server")));
     for (option, _) in VERSIONS {
-        // It ends when its stdin does, and does not wait for answers that are under way.
+        // openssl ends at the end of its stdin, and does not wait for answers.
         let mut command = Command::new("timeout");
         command.args(["30", "openssl", "s_client", "-quiet", "-no_ign_eof", "-verify_return_error", option]);
         command.args(["-connect", &frames.address.to_string(), "-CAfile", &certificates.path("ca.pem")]);

@@ -1,4 +1,4 @@
-//! What is wrong with options and files, and the load generator's.
+//! Errors in options and files, and the load generator over TLS.
 
 use super::Certificates;
 use crate::server::{Server, exclusive, run, shared};

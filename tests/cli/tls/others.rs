@@ -1,4 +1,4 @@
-//! Python, curl and testssl.sh on the other side.
+//! Interoperability with Python, curl and testssl.sh.
 
 use std::process::Command;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::{Certificates, logs};
 use crate::interop::{has, node_server};
 use crate::server::{Server, complete, complete_within, shared};
 
-/// Runs a Python program that speaks to this port; what it prints is its verdict.
+/// Runs a Python program that connects to this port; returns what it prints.
 #[track_caller]
 fn python(certificates: &Certificates, port: u16, script: &str) -> String {
     let prelude = "
@@ -29,14 +29,14 @@ print(tls.recv(5).decode())
 ";
 
 #[test]
-fn python_unwraps_and_gets_our_end_announced() {
+fn python_unwraps_and_receives_close_notify() {
     let _others = shared();
     if !has("python3") {
         return;
     }
     let certificates = Certificates::of("python");
     let mut echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
-    // It raises an error where the announcement is missing, and gives back the bare connection where it is not.
+    // `unwrap` raises an error without close_notify, and returns the bare connection with it.
     let unwraps = "
 rest = tls.unwrap()
 print(rest.recv(1))
@@ -48,14 +48,14 @@ print(rest.recv(1))
 }
 
 #[test]
-fn python_gets_our_end_announced_also_when_we_end_first() {
+fn python_receives_close_notify_also_when_the_server_ends_first() {
     let _others = shared();
     if !has("python3") {
         return;
     }
     let certificates = Certificates::of("python-quit");
     let echo = Server::start(&format!("echo {}", certificates.server_args("server")));
-    // An end that is not announced is an error here.
+    // FIN without close_notify raises an error here.
     let quits = "
 tls.sendall(b'quit\\n')
 heard = b''
@@ -72,7 +72,7 @@ print(heard.decode(), end='')
 }
 
 #[test]
-fn an_end_that_is_not_announced_is_called_truncated() {
+fn fin_without_close_notify_is_reported_as_truncated() {
     let _others = shared();
     if !has("python3") {
         return;
@@ -126,23 +126,23 @@ fn curl_gets_a_page_over_https_from_a_server_that_has_only_http() {
     assert_eq!(output.stdout.len(), 2 * (200_000 + "GET /1 ".len()), "{}", output.stderr);
     assert!(output.stderr.contains("Re-using existing connection"), "{}", output.stderr);
     assert!(output.stderr.contains("ALPN: server accepted http/1.1"), "{}", output.stderr);
-    // It does check.
+    // curl does verify the certificate.
     let output =
         curl(&format!("--cacert {} https://127.0.0.1:{port}/", certificates.path("stranger-ca.pem")));
     assert_eq!(output.code, Some(60), "{}", output.stderr);
 }
 
-/// The versions, the kinds of ciphers, forward secrecy, and every attack that it knows. What it would say about the
-/// certificate is about our certificates, and simulating clients takes long.
+/// Checks versions, cipher categories, forward secrecy, and all known attacks. Not the certificate, which is that of
+/// the test, and no simulated clients, which take long.
 #[test]
-fn testssl_finds_no_version_no_cipher_and_no_hole_that_should_not_be_there() {
+fn testssl_finds_no_insecure_version_cipher_or_vulnerability() {
     let _others = shared();
     if !has("testssl") || !has("node") {
         return;
     }
     let certificates = Certificates::of("testssl");
     let (_http, address) = node_server(HTTP);
-    // It opens connections as fast as it can, and some of them it leaves standing.
+    // testssl.sh opens connections as fast as it can, and leaves some of them open.
     let words =
         format!("proxy --to {address} --max-per-ip 0 --drain 0 {}", certificates.server_args("server"));
     let mut proxy = Server::start(&words);

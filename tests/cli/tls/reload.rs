@@ -1,4 +1,4 @@
-//! New certificates, while everything goes on.
+//! Replacing certificates while the server runs (SIGHUP).
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -11,7 +11,7 @@ use crate::server::{Server, meanwhile, shared, until};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// Has the server read its files again, and waits until it says so.
+/// Makes the server read its files again, and waits for the line in its log.
 #[track_caller]
 fn reload(server: &Server, says: &str) {
     let before = server.log().matches(says).count();
@@ -32,7 +32,7 @@ fn new_certificates_are_used_for_new_connections_and_none_is_dropped() {
     let goes_on = |over: &std::sync::atomic::AtomicBool| {
         thread::scope(|scope| {
             scope.spawn(|| {
-                // Sessions are resumed, as most clients do it: also these must see what is new.
+                // Sessions are resumed, as by most clients; these clients must get the new certificate too.
                 while !over.load(Ordering::Relaxed) {
                     let mut peer = TlsPeer::connect(&config, address).expect("nobody is turned away");
                     assert!(peer.echoes(b"in and out"), "somebody was dropped");
@@ -68,7 +68,7 @@ fn new_certificates_are_used_for_new_connections_and_none_is_dropped() {
 }
 
 #[test]
-fn files_that_are_broken_leave_the_old_certificates_in_use_and_an_error_in_the_log() {
+fn invalid_files_leave_the_old_certificates_in_use_and_log_an_error() {
     let _others = shared();
     let certificates = Certificates::of("reload-broken");
     let words =

@@ -1,4 +1,4 @@
-//! Many handshakes at once, and those who are inside already.
+//! Many concurrent handshakes, and their effect on open connections.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -17,7 +17,7 @@ const MANY: usize = 1000;
 const INSIDE: usize = 20;
 const MOST: Duration = Duration::from_millis(50);
 
-/// The times of a word and its echo, on each of these in turn, until it is over.
+/// The round-trip times of messages, on each of these connections in turn, until the flag is set.
 fn pings(inside: &mut [TlsPeer], over: &AtomicBool) -> Vec<Duration> {
     let mut times = Vec::new();
     while !over.load(Ordering::Relaxed) {
@@ -31,7 +31,7 @@ fn pings(inside: &mut [TlsPeer], over: &AtomicBool) -> Vec<Duration> {
     times
 }
 
-/// The 99th percentile of pings while something goes on, which has to be enough of them to have one.
+/// The 99th percentile of round trips while other work runs; fails if there are too few of them.
 fn p99_while(inside: &mut [TlsPeer], goes_on: impl FnOnce()) -> Duration {
     let mut times = Vec::new();
     meanwhile(|over| times = pings(inside, over), goes_on);
@@ -63,7 +63,7 @@ fn a_thousand_stalled_handshakes_disturb_no_connection_and_a_new_one_is_accepted
             assert!(honest.echoes(b"at last"), "{}", echo.log());
             println!("an honest caller is served after {:?}", begun.elapsed());
             assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-            // All of them have to go, without a word of theirs.
+            // All of them must be closed, although they send nothing.
             until("the stalling ones are closed", Duration::from_secs(20), || {
                 echo.descriptors() < 2 * INSIDE + 50
             });
@@ -74,7 +74,7 @@ fn a_thousand_stalled_handshakes_disturb_no_connection_and_a_new_one_is_accepted
     assert!(log.contains(" handshakes-delayed=") && log.contains(" handshake-timeout="), "{log}");
 }
 
-/// Calls, says the first word of a handshake, and says no more.
+/// Connects, sends a ClientHello, and nothing more.
 fn stalls(server: &Server, hello: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(server.address).expect("a connection");
     stream.write_all(hello).expect("it takes it");
@@ -99,7 +99,7 @@ fn a_flood_of_stalled_handshakes_disturbs_no_open_connection() {
             }
             println!("{came} callers in {:?}", begun.elapsed());
         });
-        // Many of them are still there for the server, until it has looked.
+        // To the server, many of them are open until it has read them.
         let begun = Instant::now();
         until("an honest caller comes in behind them", Duration::from_secs(10), || {
             TlsPeer::connect(&config, echo.address).is_ok_and(|mut honest| honest.echoes(b"at last"))
@@ -116,7 +116,7 @@ fn peers_that_leave_while_queued_for_a_handshake_leave_nothing_behind() {
     let echo =
         Server::start(&format!("echo --raw --max-handshakes 1 {}", certificates.server_args("server")));
     let (hello, before) = (client_hello(&certificates), echo.descriptors());
-    // He has been answered: now for a second nobody else has a turn.
+    // This client has been answered: its handshake has the only place for a second.
     let mut first = stalls(&echo, &hello);
     first.read_exact(&mut [0]).expect("an answer");
     let leave: Vec<TcpStream> = (0..300).map(|_| stalls(&echo, &hello)).collect();
@@ -131,7 +131,7 @@ fn a_thousand_handshakes_complete_while_open_connections_are_served() {
     let certificates = Certificates::of("storm");
     let echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
     let mut inside = connected_peers(&echo, &certificates);
-    // Each of them pays the whole price.
+    // Each handshake is a full one.
     let mut config = (*certificates.client_config()).clone();
     config.resumption = Resumption::disabled();
     let config = std::sync::Arc::new(config);
@@ -163,7 +163,7 @@ fn a_thousand_peers_at_once_are_accepted_eight_handshakes_at_a_time() {
     let mut echo =
         Server::start(&format!("echo --raw --max-handshakes 8 {}", certificates.server_args("server")));
     let (config, begun) = (certificates.client_config(), Instant::now());
-    // All have said their first word before any of them hears an answer.
+    // All have sent their ClientHello before any of them gets an answer.
     let call = |_| {
         let mut stream = TcpStream::connect(echo.address).expect("a connection");
         let mut conversation = client_connection(&config);

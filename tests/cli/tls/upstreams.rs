@@ -1,4 +1,4 @@
-//! A proxy that speaks TLS to its upstreams, and behind or in front of a PROXY header.
+//! A proxy with TLS to its upstreams, and TLS together with PROXY headers.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,7 +16,7 @@ use crate::server::{Server, shared, until};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// What Node sends back to whoever comes, by the certificate that it shows.
+/// A Node echo server with this certificate.
 const ECHO: &str = r"
 const shown = { cert: paper(`${process.argv[4]}.pem`), key: paper(`${process.argv[4]}.key`) };
 const options = { ...shown, allowHalfOpen: true, maxVersion: version, ALPNProtocols: ['tide'] };
@@ -26,7 +26,7 @@ listen(server);
 ";
 
 #[test]
-fn ten_megabytes_pass_with_tls_on_the_far_side_and_on_both() {
+fn ten_megabytes_pass_with_tls_on_the_upstream_side_and_on_both() {
     let _others = shared();
     if !has("node") {
         return;
@@ -83,7 +83,7 @@ fn an_upstream_with_a_wrong_certificate_is_down_and_the_log_says_why() {
             assert!(Peer::connect(proxy.address).echoes("passed on"), "{name}: {}", proxy.log());
         }
         logs(&proxy, &format!("upstream {wrong} is down: {why}"));
-        // When it is the only one, its clients see a clean end, and the log says why.
+        // When it is the only upstream, clients get FIN, and the log has the reason.
         let only = Server::start(&format!("proxy --to {wrong} {trusts}"));
         let mut client = Peer::connect(only.address);
         client.send("is anybody there?");
@@ -93,7 +93,7 @@ fn an_upstream_with_a_wrong_certificate_is_down_and_the_log_says_why() {
 }
 
 #[test]
-fn upstreams_are_checked_by_a_handshake_and_come_back_with_a_certificate_that_is_right() {
+fn upstreams_are_checked_by_a_handshake_and_come_back_with_a_trusted_certificate() {
     let _others = shared();
     let certificates = Certificates::of("checked");
     let one = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
@@ -184,7 +184,7 @@ fn a_trusted_sender_sends_its_header_before_the_handshake_and_others_start_with_
         peer.finish();
     }
     until("their lines", SOON, || proxy.log().matches("192.0.2.7:256 -> ").count() == 2);
-    // A stranger begins with his handshake, and what he says for himself is not believed.
+    // An untrusted sender starts with the handshake; a header from it is not accepted.
     let mut stranger = TlsPeer::connect(&config, proxy.address).expect("a handshake");
     stranger.0.write_all(header).expect("it takes it");
     let (mut upstream, _) = listener.accept().expect("the proxy calls");
@@ -194,14 +194,14 @@ fn a_trusted_sender_sends_its_header_before_the_handshake_and_others_start_with_
     lies.send(header);
     assert!(lies.receive_all().len() <= 7, "an alert at most");
     logs(&proxy, "the peer does not speak TLS (it sent \"PROXY TC\")");
-    // Also behind a header, a handshake must be done in time.
+    // Behind a header, a handshake must complete in time too.
     let mut silent = Peer::connect_from(2, proxy.address);
     silent.send(header);
     assert!(silent.receive_all().len() <= 7, "an alert at most");
 }
 
 #[test]
-fn a_header_and_a_hello_may_come_in_one_packet_or_byte_by_byte() {
+fn a_header_and_a_client_hello_may_arrive_in_one_packet_or_byte_by_byte() {
     let _others = shared();
     let certificates = Certificates::of("one-packet");
     let plain = Server::start("echo --raw");
@@ -224,7 +224,7 @@ fn a_header_and_a_hello_may_come_in_one_packet_or_byte_by_byte() {
 }
 
 #[test]
-fn an_upstream_that_asks_for_a_certificate_gets_the_proxys() {
+fn an_upstream_that_requests_a_certificate_gets_that_of_the_proxy() {
     let _others = shared();
     let certificates = Certificates::of("upstream-asks");
     let ca = certificates.path("ca.pem");
