@@ -1,6 +1,6 @@
-//! What it costs to decide who may come in: ten thousand rules, cut into spans, beside a walk through the list.
+//! Access rules: ten thousand rules cut into spans, compared with a linear search through the list.
 //!
-//! `cargo bench --bench rules`; with `-- --smoke`, once and briefly.
+//! `cargo bench --bench rules`; with `-- --smoke` once, briefly.
 
 use std::hint::black_box;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use tidemill::{Action, IpRange, RefuseMode, Rules};
 
 const RULES: u32 = 10_000;
 
-/// Networks of all sizes, scattered and overlapping, allowed and denied in turn (splitmix64, Steele et al. 2014).
+/// Networks of all sizes, random and overlapping, alternately allowed and denied (SplitMix64, Steele et al. 2014).
 fn networks() -> Vec<(IpRange, bool)> {
     let mut state = 1_u64;
     let mut next = move || {
@@ -27,7 +27,7 @@ fn networks() -> Vec<(IpRange, bool)> {
     (0..RULES).map(network).collect()
 }
 
-/// Nanoseconds for one decision, the median of several rounds over different addresses.
+/// Nanoseconds per decision: the median of several rounds over different addresses.
 fn nanoseconds(rounds: u32, decisions: u32, mut decide: impl FnMut(IpAddr) -> bool) -> f64 {
     let mut times: Vec<f64> = (0..rounds)
         .map(|round| {

@@ -1,23 +1,23 @@
-//! What the parts cost: timers, framings and write queues, each beside what others would take for it.
+//! Micro-benchmarks of timers, framings and write queues, compared with other crates.
 //!
 //! ```sh
-//! cargo bench --bench micro                        # everything, in a minute or so
-//! cargo bench --bench micro -- --smoke             # once and briefly
-//! cargo bench --bench micro -- --case framing      # the rows whose title holds this
+//! cargo bench --bench micro                        # all cases, about a minute
+//! cargo bench --bench micro -- --smoke             # each case once, briefly
+//! cargo bench --bench micro -- --case framing      # rows whose title contains this
 //! cargo bench --bench micro -- --json result.json
 //! ```
 //!
-//! A plain loop and no harness: criterion and divan time one function after the other, and a machine drifts more from
-//! one to the next than the two differ. Here all who are in a row take turns within each round, in an order that is
-//! drawn anew. What is told is the median of the rounds, and the median of the ratios within a round.
+//! Without a harness: criterion and divan time one function after the other, and between two of them the speed of a
+//! machine changes by more than the functions differ. Here all candidates of a row run in each round, in random order.
+//! Reported are the median of the rounds, and the median of the ratios within a round.
 
 mod messages;
 mod queues;
 mod wheel;
 
-// The layers under test, compiled into this program once more: most of them are private to the crate, and remain so.
-// They come whole, with what only the loop calls; that has no use here. Of names that a crate exports clippy says
-// nothing; from here nothing is exported.
+// The layers under test are compiled into this program once more, because most of them are private to the crate.
+// Functions that only the loop calls are unused here, hence `dead_code`. Nothing is exported here, so clippy also
+// checks names that it does not check in the crate.
 #[allow(dead_code, unused_imports, clippy::enum_variant_names)]
 #[path = "../../src/base/mod.rs"]
 mod base;
@@ -31,7 +31,7 @@ mod framing;
 #[path = "../../src/parts/mod.rs"]
 mod parts;
 
-/// Framings can send to a socket, which would need a table and a loop. Here they only receive.
+/// A stub of `Socket`, for the `send` of framings: a real one needs a table and a loop. Only receiving is measured.
 mod connection {
     pub mod socket {
         use std::marker::PhantomData;
@@ -48,12 +48,12 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-/// Something that is measured: a row of the table.
+/// A measured operation: a row of the table.
 pub struct Operation {
     pub name: String,
-    /// The nanoseconds that tidemill may take at most, and the peer that it must be ahead of.
+    /// The maximum in nanoseconds for tidemill, and the peer that it must be faster than.
     pub goal: Option<(f64, &'static str)>,
-    /// How many bytes one operation moves, where a rate says more.
+    /// How many bytes one operation moves, if a throughput is to be printed.
     pub bytes: Option<f64>,
 }
 
@@ -63,17 +63,17 @@ impl Operation {
     }
 }
 
-/// Does the work once, and tells the nanoseconds of each operation.
+/// Runs the work once; returns the nanoseconds of each operation.
 pub type Runner<'a> = Box<dyn FnMut() -> Vec<f64> + 'a>;
 
-/// Operations that are measured together, and who does them: tidemill, and after it the peers.
+/// Operations that are measured together, and the implementations: tidemill, then the peers.
 pub struct Contest<'a> {
     pub title: String,
     pub operations: Vec<Operation>,
     pub own: Runner<'a>,
     pub peers: Vec<(&'static str, Runner<'a>)>,
     pub rounds: usize,
-    /// How often in a row: the first time pays for what the one before has left in the caches and the heap.
+    /// Runs in a row, of which the median counts: the first one finds caches and heap as the run before left them.
     pub repeats: usize,
 }
 
@@ -87,7 +87,7 @@ struct Row {
 struct Peer {
     name: &'static str,
     nanoseconds: f64,
-    /// Tidemill's time to the peer's: the median of the rounds, the least and the most.
+    /// The ratio of tidemill's time to the peer's: median, minimum and maximum of the rounds.
     ratio: (f64, f64, f64),
 }
 
@@ -105,7 +105,7 @@ impl Contest<'_> {
             for &who in &order {
                 let runner = if who == 0 { &mut self.own } else { &mut self.peers[who - 1].1 };
                 let figures: Vec<Vec<f64>> = (0..self.repeats).map(|_| runner()).collect();
-                // The first round warms up.
+                // The first round is a warm-up.
                 if round > 0 {
                     let of = |what: usize| sorted(figures.iter().map(|figures| figures[what]));
                     told[who].push((0..self.operations.len()).map(|what| middle(&of(what))).collect());
@@ -142,14 +142,14 @@ fn middle(sorted: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-/// The nanoseconds for each of so many.
+/// The nanoseconds per operation, for `count` operations.
 pub fn nanoseconds_each(count: usize, work: impl FnOnce()) -> f64 {
     let begun = Instant::now();
     work();
     begun.elapsed().as_secs_f64() * 1e9 / count as f64
 }
 
-/// The same numbers in every run (splitmix64, Steele et al. 2014).
+/// A random generator with a fixed seed: the same numbers in every run (SplitMix64, Steele et al. 2014).
 pub struct Random(pub u64);
 
 impl Random {
@@ -175,7 +175,7 @@ impl Row {
         })
     }
 
-    /// Megabytes a second.
+    /// Megabytes per second.
     fn rate(&self) -> Option<f64> {
         self.operation.bytes.map(|bytes| bytes * 1e3 / self.own)
     }

@@ -1,16 +1,16 @@
-//! Framings, beside the codecs of tokio-util: nanoseconds for each message received.
+//! Framings, compared with the codecs of tokio-util: nanoseconds per received message.
 //!
-//! The bodies have 16 to 112 bytes, and there are 64 KiB of them. They come whole, in one buffer that is there already;
-//! or in pieces, each copied to where a read would have put it, and what is left of it is kept for the next one: by
-//! tidemill as the loop does it, by the codecs in their `BytesMut`.
+//! Bodies have 16 to 112 bytes, 64 KiB in total. They arrive at once, in one buffer; or in pieces, each copied to where
+//! a read would have put it. An incomplete message at the end of a piece is kept for the next one: by tidemill as the
+//! loop does it, by the codecs in their `BytesMut`.
 //!
-//! The loop reads for all connections into one block. So what it keeps of a connection is copied in front of each read,
-//! and what is left after it is copied back, where a codec has a buffer for each connection, and reads go behind what
-//! is there. With the smallest pieces that shows: it is some nanoseconds a piece, and each is a system call too.
+//! The loop reads for all connections into one block. So the unread bytes of a connection are copied in front of each
+//! read, and the rest is copied back after it; a codec has a buffer per connection, and reads append to it. With the
+//! smallest pieces this costs some nanoseconds per piece; but each piece also costs a system call.
 //!
-//! What is delivered differs. Tidemill lends a slice of what was read; `LengthDelimitedCodec` and `AnyDelimiterCodec`
-//! give a counted reference to it; `LinesCodec` gives a `String`, for which it looks whether it is UTF-8 and allocates.
-//! The row "line, as a String" has tidemill do the same with its slice.
+//! The results differ in type. Tidemill returns a slice of the received bytes; `LengthDelimitedCodec` and
+//! `AnyDelimiterCodec` a reference-counted slice; `LinesCodec` a `String`, which it checks for UTF-8 and allocates. In
+//! the row "line, as a String" tidemill makes a `String` of its slice too.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -24,10 +24,10 @@ use crate::{Contest, Operation, Random, Runner};
 
 const READ: usize = 64 * 1024;
 const LONGEST: usize = 8 * 1024;
-/// All at once, what fits into a packet, and what a peer of bad will may send.
+/// Sizes of pieces: all at once, the contents of a packet, and the pieces of a malicious peer.
 const PIECES: [(usize, &str); 3] = [(READ, "whole"), (1_448, "in 1,448 bytes"), (7, "in 7 bytes")];
 
-/// What arrives of one framing.
+/// The input for one framing.
 pub struct Wire {
     framing: Framing,
     bytes: Vec<u8>,
@@ -55,7 +55,7 @@ fn wire(framing: Framing) -> Wire {
         framing.encode(&body, &mut bytes).expect("letters fit every framing");
         messages += 1;
     }
-    // Whatever arrives is a message, so one read is one.
+    // Raw: each read is one message.
     let messages = if framing == Framing::Raw { 1 } else { messages };
     Wire { framing, bytes, messages }
 }
@@ -64,7 +64,7 @@ pub fn contests(wires: &[Wire], smoke: bool) -> Vec<Contest<'_>> {
     let mut all = Vec::new();
     for (piece, how) in PIECES {
         for wire in wires {
-            // Raw, there is nothing to put together.
+            // Raw messages are never incomplete.
             if wire.framing != Framing::Raw || piece == READ {
                 all.push(contest(wire, piece, how, smoke));
             }
@@ -95,7 +95,7 @@ fn contest<'a>(wire: &'a Wire, piece: usize, how: &str, smoke: bool) -> Contest<
         "u64be" => vec![codec("LengthDelimitedCodec", wire, piece, move || counted(8).new_codec())],
         "line" => vec![codec("AnyDelimiterCodec", wire, piece, || delimited(b"\n"))],
         "delimiter:\\x00" => vec![codec("AnyDelimiterCodec", wire, piece, || delimited(b"\0"))],
-        // A delimiter of several bytes, a strict line end, and messages of one length have no peer.
+        // A delimiter of several bytes, strict line ends and a fixed length have no codec to compare with.
         _ => Vec::new(),
     };
     titled(name, own, peers, wire, how, smoke)
@@ -122,14 +122,14 @@ fn titled<'a>(
     smoke: bool,
 ) -> Contest<'a> {
     let bytes = wire.bytes.len() as f64 / wire.messages as f64;
-    // Raw, nobody looks at a byte: it has no rate.
+    // Raw framing reads no byte, so a throughput would mean nothing.
     let bytes = (wire.framing != Framing::Raw).then_some(bytes);
     let operation = Operation { bytes, ..Operation::new(name) };
     let rounds = if smoke { 3 } else { 101 };
     Contest { title: format!("framing, {how}"), operations: vec![operation], own, peers, rounds, repeats: 5 }
 }
 
-/// A connection's side of the loop: see `read_and_deliver` and `deliver` in `src/event_loop/read.rs`.
+/// The loop's work for one connection, as `read_and_deliver` and `deliver` in `src/event_loop/read.rs` do it.
 struct Receiver {
     block: Vec<u8>,
     inbox: Option<Box<Inbox>>,
@@ -203,7 +203,7 @@ where
             let messages = decode_all(black_box(&mut buffer));
             return told(begun, messages, wire);
         }
-        // What `FramedRead` begins with.
+        // The initial capacity of `FramedRead`.
         let mut buffer = BytesMut::with_capacity(8 * 1024);
         let begun = Instant::now();
         let messages = wire.bytes.chunks(piece).map(|piece| {

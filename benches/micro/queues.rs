@@ -1,14 +1,14 @@
-//! Write queues: one connection's own, and what is said to a thousand connections.
+//! Write queues of one connection, and output to a thousand connections.
 //!
-//! "Written" stands for a call of the kernel that takes so many bytes: slices are gathered for it, and what was taken
-//! is dropped. Nobody is spared the gathering; a `BytesMut` is one slice. The peers keep their memory from round to
-//! round, but an outbox is made anew, because a connection has one only while the kernel's buffer is full; so beside it
-//! stands a `BytesMut` that is made anew as well.
+//! "Written" stands for a system call that accepts a number of bytes: slices are gathered for it, and the written bytes
+//! are dropped. Every candidate has to gather; a `BytesMut` is one slice. The peers keep their memory from round to
+//! round, but an outbox is allocated each time, because a connection has one only while the kernel's buffer is full.
+//! Therefore a newly allocated `BytesMut` is among the peers too.
 //!
-//! - queued: pushed to a connection of which the kernel takes nothing, then written in portions that end anywhere.
-//! - sent at once: pushed to each of a thousand connections, and written with one call each at the turn's end. This is
-//!   the common case. It goes through the arena and not through an outbox.
-//! - broadcast: the same line to each of them. It is allocated once, and then referred to, or copied by a `BytesMut`.
+//! - queued: pushed while the kernel accepts nothing, then written in portions of any length.
+//! - sent at once: pushed to each of a thousand connections, and written with one call each at the end of the turn.
+//!   This is the common case. It goes through the arena and not through an outbox.
+//! - broadcast: the same line to each of them. It is allocated once and then referenced, or copied by a `BytesMut`.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -65,12 +65,12 @@ pub fn contests(smoke: bool) -> Vec<Contest<'static>> {
     ]
 }
 
-/// What is done with one connection's queue.
+/// The work with the queue of one connection.
 #[derive(Clone, Copy)]
 struct Load {
     size: usize,
     count: usize,
-    /// What the kernel takes in a call.
+    /// How many bytes the kernel accepts per call.
     portion: usize,
 }
 
@@ -101,7 +101,7 @@ trait Queue {
     fn written(&mut self, n: usize);
 }
 
-/// A call of the kernel that takes no more than a portion; says how much it took.
+/// Simulates a write that accepts one portion at most; returns how many bytes it accepted.
 fn write(queue: &mut impl Queue, portion: usize) -> usize {
     let mut slices = WriteBatch::new(portion);
     queue.slices(&mut slices);
@@ -142,7 +142,7 @@ impl Queue for BytesMut {
     }
 }
 
-/// Chunks that are counted references, one behind the other.
+/// A queue of reference-counted chunks.
 struct Line<C> {
     chunks: VecDeque<C>,
     head: usize,
@@ -267,7 +267,7 @@ fn broadcast() -> Runner<'static> {
     })
 }
 
-/// The arena and what each connection has in it.
+/// The arena, with the segment list of each connection.
 struct Turn {
     arena: Arena,
     chains: Vec<SegmentList>,
@@ -278,7 +278,7 @@ impl Turn {
         Turn { arena: Arena::new(), chains: vec![SegmentList::EMPTY; RECEIVERS] }
     }
 
-    /// As in `src/event_loop/write.rs`, where the kernel takes everything.
+    /// As in `src/event_loop/write.rs` when the kernel accepts everything.
     fn flush(&mut self) {
         for segments in &mut self.chains {
             let mut slices = WriteBatch::new(usize::MAX);

@@ -1,23 +1,23 @@
-//! Timers: the wheel, tokio-util's `DelayQueue`, and a binary heap that leaves the cancelled ones in it.
+//! Timers: the wheel, tokio-util's `DelayQueue`, and a binary heap in which cancelled timers stay.
 //!
-//! A round begins with so many live timers, due in 1 to 60,000 ms, in an order without order. An eighth of them is
-//! cancelled, and as many new ones are inserted into the slots that are free now, the last one first, as `slab` hands
-//! them out. Then come refreshes and moves of as many, and at the end all expire.
+//! A round begins with a number of timers, due in 1 to 60,000 ms, in random order. An eighth of them is cancelled, and
+//! as many are inserted into the freed slots, the last one first, as `slab` reuses them. Then as many are refreshed and
+//! moved, and at the end all expire.
 //!
-//! What an operation is:
+//! The operations:
 //!
-//! - insert, cancel: an accepted connection is armed, one that leaves takes its entry along. The heap's cancel is only
-//!   a mark, and what it saves is paid when the entry comes to the front.
-//! - refresh: a byte has come, and the timeout of 60 s starts anew. Tidemill stores the tick in the connection, among
-//!   others of the same 120 bytes, at a place that is in no cache; in the loop, the read before it has fetched that
-//!   place already. The peers have nothing but moving the entry.
-//! - refresh, all told: the stores and what they put off, for a tenth of a timeout, tick by tick: an entry whose old
-//!   deadline comes is taken out and armed again for what is left. Each connection is used once a second, so there are
-//!   sixty refreshes to each such look. The peers put nothing off, so their figures are those of the row above.
-//! - move: the deadline becomes another one, and the entry follows at once. It is what a refresh is spared.
-//! - expire: the clock goes on until nobody is left. The wheel is driven as the loop drives it, from
-//!   [`Wheel::next`] to [`Wheel::pop_due`]. The `DelayQueue`'s clock is paused and takes all of it in one leap, so it
-//!   does not pay for a runtime that is woken.
+//! - insert, cancel: for an accepted and for a closed connection. The heap's cancel only marks the entry; its cost is
+//!   paid when the entry comes to the front.
+//! - refresh: a byte has arrived, and the timeout of 60 s starts again. Tidemill stores the tick in the connection (120
+//!   bytes), which is in no cache here; in the loop, the read before has fetched it already. The peers have to move the
+//!   entry.
+//! - refresh, all told: the stores and the deferred work, for a tenth of a timeout, tick by tick: an entry whose old
+//!   deadline fires is armed again for the rest. Each connection is used once a second, so there are sixty refreshes
+//!   per firing. The peers defer nothing, so their figures are those of the row above.
+//! - move: the deadline changes, and the entry is moved at once; a refresh avoids that.
+//! - expire: the clock advances until no timer is left. The wheel is driven as by the loop, with [`Wheel::next`] and
+//!   [`Wheel::pop_due`]. The `DelayQueue`'s clock is paused and advances in one step, so it does not pay for wake-ups
+//!   of its runtime.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -35,11 +35,11 @@ use crate::parts::wheel::Wheel;
 use crate::{Contest, Operation, Random, nanoseconds_each};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// A tenth of the timeout, in ticks of 10 ms.
+/// A tenth of the timeout, in ticks (10 ms).
 const WHILE: u64 = 600;
 const TICKS_A_SECOND: usize = 100;
 
-/// A clock that stands still until it is told to go on.
+/// A paused clock, advanced by the benchmark.
 pub fn runtime() -> Runtime {
     Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime")
 }
@@ -77,14 +77,14 @@ fn contest<'a>(runtime: &'a Runtime, live: usize, name: &str, rounds: usize) -> 
     }
 }
 
-/// What happens in a round: the same for all, and in all rounds.
+/// The operations of a round: the same for all candidates, and in all rounds.
 struct Plan {
     live: usize,
-    /// Deadlines in milliseconds, one for each slot, and after these others.
+    /// Deadlines in milliseconds: one per slot, then those to move to.
     deadlines: Vec<u64>,
     cancelled: Vec<u32>,
     used: Vec<u32>,
-    /// All slots, in an order without order.
+    /// All slots, in random order.
     everyone: Vec<u32>,
 }
 
@@ -105,7 +105,7 @@ impl Plan {
 trait Timers {
     type When: Copy;
 
-    /// A deadline as it is handed in, so that reckoning it is not part of the operation.
+    /// The deadline in the type of the candidate, so that converting it is not measured.
     fn when(&self, millis: u64) -> Self::When;
     fn insert(&mut self, slot: u32, when: Self::When);
     fn cancel(&mut self, slot: u32);
@@ -113,7 +113,7 @@ trait Timers {
     fn shift(&mut self, slot: u32, when: Self::When);
     fn expire(&mut self) -> usize;
 
-    /// Nanoseconds for each refresh, with all that it puts off; none when it puts nothing off.
+    /// Nanoseconds per refresh, deferred work included; `None` if the candidate defers nothing.
     fn use_for_a_while(&mut self, _: &[u32]) -> Option<f64> {
         None
     }
@@ -154,7 +154,7 @@ fn round<T: Timers>(plan: &Plan, mut timers: T) -> Vec<f64> {
     vec![insert, cancel, refresh, all_told, shift, expire]
 }
 
-/// As long as the crate's own: see `src/connection/mod.rs`.
+/// As large as the crate's `Connection`: see `src/connection/mod.rs`.
 struct Connection {
     touched: Tick,
     _rest: [u64; 14],
@@ -172,7 +172,7 @@ impl Tidemill {
         Tidemill { wheel: Wheel::new(), connections, now: Tick(0) }
     }
 
-    /// As the loop does it, but for the question which of several clocks is the next.
+    /// As the loop does it, without computing the earliest of several deadlines.
     fn look_at_those_due(&mut self) {
         while let Some(slot) = self.wheel.pop_due(self.now) {
             let due = self.connections[slot as usize].touched.after(TIMEOUT);
@@ -234,7 +234,7 @@ impl Timers for Tidemill {
 
 struct Tokio<'a> {
     queue: DelayQueue<u32>,
-    /// Whoever has a timer must keep its key.
+    /// The keys of the timers, which the user of a `DelayQueue` has to store.
     keys: Vec<Option<Key>>,
     start: Instant,
     anew: Instant,
@@ -290,7 +290,7 @@ impl Timers for Tokio<'_> {
 
 struct Heap {
     heap: BinaryHeap<Reverse<(u64, u32, u32)>>,
-    /// An entry counts if it has its slot's generation.
+    /// An entry is valid if it has the generation of its slot.
     generations: Vec<u32>,
 }
 

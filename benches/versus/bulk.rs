@@ -1,5 +1,5 @@
-//! What drives a proxy with bytes without end, at a fraction of what a proxy pays for them: this process carries both
-//! ends, and would be the bottleneck if it copied.
+//! Drives a proxy with endless streams, at a fraction of the proxy's own cost: this process is client and backend, and
+//! would be the bottleneck if it copied the bytes.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,17 +12,18 @@ use rustix::net::{RecvFlags, recv};
 
 use crate::driver::Turned;
 
-/// The stream repeats after so much.
+/// The stream repeats after this many bytes.
 const CIRCLE: usize = 1 << 20;
-/// What a client asks for at once. The next is asked for when half of it is there, so a stream never pauses.
+/// Bytes that a client requests at once. It requests the next portion when half of it has arrived, so a stream never
+/// pauses.
 const PORTION: usize = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// One stream through one proxy: a client asks for portions with a byte each, and the backend sends them.
+/// One stream through one proxy: a client requests portions with one byte each, and the backend sends them.
 struct Stream {
     client: TcpStream,
     backend: TcpStream,
-    /// What the backend is still to send, and what the client is still to receive.
+    /// Bytes that the backend still has to send, and that the client still has to receive.
     owed: usize,
     due: usize,
     asked: bool,
@@ -33,7 +34,7 @@ struct Stream {
 pub struct Bulk {
     listener: TcpListener,
     circle: Vec<u8>,
-    /// The same, where the kernel can send it from without a copy.
+    /// The same bytes in a file, from which sendfile(2) sends without a copy.
     file: OwnedFd,
     block: Vec<u8>,
     streams: Vec<Vec<Stream>>,
@@ -70,7 +71,8 @@ impl Bulk {
         }
     }
 
-    /// Of the client that has just asked. Somebody else may have come and gone, to see whether the proxy accepts.
+    /// Accepts the backend's end of the client that has just sent its request. Connections that end without a byte are
+    /// skipped: they only checked whether the proxy accepts.
     fn other_end(&self) -> TcpStream {
         loop {
             let (mut backend, _) = self.listener.accept().expect("a proxy that connects");
@@ -81,8 +83,8 @@ impl Bulk {
         }
     }
 
-    /// Lets the streams through one proxy flow for so long, and then until they are empty. Bytes are looked at when
-    /// they are `checked`, and else only counted. Messages are KiB.
+    /// Runs the streams through one proxy for `span`, and then until they are empty. Bytes are compared if `checked`,
+    /// else only counted. A message is one KiB.
     pub fn turn(&mut self, proxy: usize, span: Duration, checked: bool) -> Turned {
         let begun = Instant::now();
         let mut streams = std::mem::take(&mut self.streams[proxy]);
@@ -131,7 +133,7 @@ impl Bulk {
     fn receive(&mut self, stream: &mut Stream, checked: bool) -> u64 {
         let mut all = 0;
         while stream.due > 0 {
-            // A discarded byte is not copied, nor is it looked at.
+            // MSG_TRUNC: the kernel discards the bytes without copying them.
             let flags = if checked { RecvFlags::empty() } else { RecvFlags::TRUNC };
             let at = (stream.heard % CIRCLE as u64) as usize;
             let max = stream.due.min(CIRCLE - at);
@@ -152,7 +154,7 @@ impl Bulk {
     }
 }
 
-/// Which clients can be read, and which backends read or written.
+/// Which clients are readable, and which backends are readable or writable.
 fn wait(streams: &[Stream]) -> Vec<(bool, bool)> {
     let mut watched = Vec::with_capacity(2 * streams.len());
     for stream in streams {

@@ -1,25 +1,25 @@
-//! What is measured.
+//! The cases and the candidates.
 
 use std::time::Duration;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
     Tidemill,
-    /// It looks for events for a moment before it sleeps.
+    /// tidemill with busy polling.
     TidemillBusyPoll,
-    /// As in tokio's own examples: one thread, a task for each connection with a buffer of four kilobytes.
+    /// As in tokio's examples: one thread, one task per connection with a buffer of 4 KiB.
     Tokio4,
-    /// The same with a buffer of sixty-four.
+    /// The same with a buffer of 64 KiB.
     Tokio64,
-    /// Tokio's runtime of many threads, two of them, on the same one processor.
+    /// Tokio's multi-threaded runtime with two threads, on one processor.
     TokioThreads,
-    /// A fan-out with a channel for each receiver.
+    /// A fan-out with one channel per receiver.
     TokioMpsc,
-    /// A fan-out with one channel for all.
+    /// A fan-out with one broadcast channel.
     TokioBroadcast,
-    /// A proxy by `copy_bidirectional`.
+    /// A proxy with `copy_bidirectional`.
     TokioCopy,
-    /// An echo on bare epoll in C, edge-triggered: what the kernel itself costs.
+    /// A minimal echo in C on edge-triggered epoll: the cost of the kernel alone.
     Epoll,
     Libuv,
     Node,
@@ -88,12 +88,12 @@ impl Kind {
         Kind::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Whether it is another program, measured on request and where it is installed.
+    /// Whether it is another program, measured on request if it is installed.
     pub fn is_peer(self) -> bool {
         self >= Kind::Epoll
     }
 
-    /// What a peer is good for.
+    /// Which shapes of load a peer supports.
     pub fn does(self, shape: Shape) -> bool {
         match self {
             Kind::Epoll | Kind::Libuv | Kind::Node => matches!(shape, Shape::Echo | Shape::Churn),
@@ -106,24 +106,24 @@ impl Kind {
     }
 }
 
-/// What passes between the driver and a server.
+/// The shape of the load between driver and server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shape {
-    /// Each connection sends messages and waits for them to come back.
+    /// Each connection sends messages and waits for their echo.
     Echo,
     /// The same, over TLS.
     TlsEcho,
-    /// A connection for each message.
+    /// One connection per message.
     Churn,
-    /// The same, over TLS: what a whole handshake costs.
+    /// The same over TLS: the cost of a full handshake.
     TlsChurn,
-    /// One connection sends lines, all others get them.
+    /// One connection sends lines, all others receive them.
     FanOut,
     /// Echo, through a proxy to the driver's own process.
     Proxy,
     /// Churn, through a proxy.
     ProxyChurn,
-    /// Bytes without end, through a proxy, from the driver's process to the driver's process.
+    /// Endless streams through a proxy; the driver's process is client and backend.
     Bulk,
 }
 
@@ -132,10 +132,10 @@ pub enum Shape {
 pub struct Case {
     pub name: &'static str,
     pub shape: Shape,
-    /// Of a fan-out, how many receive.
+    /// Number of connections; in a fan-out, of receivers.
     pub connections: usize,
     pub size: usize,
-    /// Messages in flight on each connection; lines of a fan-out.
+    /// Messages in flight on each connection; in a fan-out, lines in flight.
     pub pipeline: usize,
     pub turn: Duration,
 }
@@ -151,7 +151,7 @@ const fn case(
     Case { name, shape, connections, size, pipeline, turn: Duration::from_millis(millis) }
 }
 
-/// As many as two servers can have at once from one driver where a process may open 20,000 descriptors.
+/// Connections from one driver to each of two servers, if a process may open 20,000 descriptors.
 const MANY: usize = 9_900;
 
 pub const CASES: &[Case] = &[
@@ -180,7 +180,7 @@ pub const CASES: &[Case] = &[
 ];
 
 impl Case {
-    /// What is counted.
+    /// The unit of the counter.
     pub fn unit(&self) -> &'static str {
         match self.shape {
             Shape::Echo | Shape::TlsEcho | Shape::Proxy => "messages",
@@ -190,7 +190,7 @@ impl Case {
         }
     }
 
-    /// Whether each message has a connection of its own.
+    /// Whether each message has its own connection.
     pub fn churns(&self) -> bool {
         matches!(self.shape, Shape::Churn | Shape::TlsChurn | Shape::ProxyChurn)
     }
@@ -199,12 +199,12 @@ impl Case {
         matches!(self.shape, Shape::TlsEcho | Shape::TlsChurn)
     }
 
-    /// Whether the driver's process has to carry what is behind a proxy.
+    /// Whether the driver's process is also the backend of a proxy.
     pub fn is_proxied(&self) -> bool {
         matches!(self.shape, Shape::Proxy | Shape::ProxyChurn)
     }
 
-    /// Who is compared; tidemill first. `peers` are those that were asked for beside the usual ones.
+    /// The compared servers, tidemill first. `peers` are those requested in addition to the usual ones.
     pub fn kinds(&self, peers: &[Kind]) -> Vec<Kind> {
         let mut kinds = match self.shape {
             Shape::Echo if self.connections == 1 => {
@@ -230,7 +230,7 @@ impl Case {
         kinds
     }
 
-    /// Descriptors that the driver needs, and a server at most.
+    /// The number of descriptors that the driver needs, and the most that a server needs.
     pub fn descriptors(&self, kinds: usize) -> (usize, usize) {
         let behind = if self.is_proxied() || self.shape == Shape::Bulk { 2 } else { 1 };
         (self.connections * kinds * behind + 60, self.connections * 2 + 60)

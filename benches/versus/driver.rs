@@ -1,4 +1,4 @@
-//! What drives the servers: connections to all of them, of which one server's at a time have something to say.
+//! The load driver: it has connections to all servers, and loads one server at a time.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -14,23 +14,23 @@ use tidemill::{
 use crate::case::{Case, Shape};
 use crate::tls;
 
-/// What one turn of one server came to.
+/// The result of one turn of one server.
 #[derive(Clone, Copy, Default)]
 pub struct Turned {
     pub messages: u64,
     pub span: Duration,
 }
 
-/// Driver and callers share this.
+/// The state shared by the driver and its client services.
 struct State {
     case: Case,
     message: Vec<u8>,
     /// Whether new messages may be sent.
     active: bool,
     messages: u64,
-    /// Messages without an answer; in a churn connections that have not ended; in a fan-out bytes to be heard.
+    /// Unanswered messages; in a churn, connections that have not ended; in a fan-out, bytes to be received.
     under_way: usize,
-    /// Connections, by target. Of a fan-out the last one speaks: when its line is read, all others have been accepted.
+    /// Connections by target. In a fan-out the last one sends: when its line is read, all others have been accepted.
     open: Vec<Vec<ConnId>>,
     up: usize,
     dials: usize,
@@ -43,7 +43,7 @@ pub struct Driver {
     state: Rc<RefCell<State>>,
 }
 
-/// No turn takes longer to come to its end.
+/// The longest time that the end of a turn may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Driver {
@@ -86,15 +86,15 @@ impl Driver {
         Driver { reactor, backend, targets: Vec::new(), state: Rc::new(RefCell::new(state)) }
     }
 
-    /// Where it echoes what comes through a proxy.
+    /// The address of its echo, the backend of proxies.
     pub fn backend(&self) -> Option<SocketAddr> {
         self.backend
     }
 
-    /// Connects to all servers, as often as the case says; for a churn, not at all yet.
+    /// Connects to all servers, as often as the case requires; for a churn, not yet.
     pub fn connect(&mut self, targets: &[SocketAddr]) {
         for (target, &address) in targets.iter().enumerate() {
-            // Each server has a key of its own, and knows only the sessions that it has begun.
+            // Each server has its own key, and resumes only its own sessions.
             let filter = self.state.borrow().case.is_secured().then(tls::client);
             let state = self.state.clone();
             let own =
@@ -110,7 +110,7 @@ impl Driver {
         };
         for n in 0..each * targets.len() {
             let (address, own, filter) = self.targets[n % targets.len()].clone();
-            // No more under way than a backlog holds; and the last one of each after all the others.
+            // Not more pending connects than a backlog holds, and the last one to each server after all others.
             let ahead = if n / targets.len() + 1 == each { 0 } else { 256 };
             self.until(|state| state.up + ahead >= n);
             dial(&self.state, &mut self.reactor.sockets(), own, address, filter);
@@ -127,7 +127,7 @@ impl Driver {
         }
     }
 
-    /// Lets the connections of one server talk for so long, and then until all is answered.
+    /// Loads one server for `span`, and then waits for all answers.
     pub fn turn(&mut self, target: usize, span: Duration) -> Turned {
         let mut sockets = self.reactor.sockets();
         let begun = sockets.now();
@@ -164,7 +164,7 @@ impl Driver {
 }
 
 impl Case {
-    /// What comes back for what one connection sends at once: messages, or the bytes of a fan-out.
+    /// How much is received for one send of a connection: messages, or the bytes of a fan-out.
     fn answers(&self) -> usize {
         match self.shape {
             Shape::FanOut => self.pipeline * self.size * self.connections,
@@ -173,7 +173,7 @@ impl Case {
     }
 }
 
-/// From one of several addresses of the loopback network: each has its own ports.
+/// One of several loopback addresses to connect from: each has its own ports.
 fn dial(
     state: &Rc<RefCell<State>>,
     sockets: &mut Sockets<'_>,
@@ -199,7 +199,7 @@ struct Connection {
 }
 
 impl Service for Connection {
-    /// Bytes of the present message that have been heard.
+    /// Received bytes of the current message.
     type Session = usize;
 
     fn start(&mut self, own: ServiceId, _: &mut Sockets<'_>) {
@@ -259,7 +259,7 @@ impl Service for Connection {
     }
 }
 
-/// How many messages these bytes complete. All of them must be right.
+/// How many messages these bytes complete. Fails on a wrong byte.
 fn compare(message: &[u8], heard: &mut usize, mut bytes: &[u8]) -> usize {
     let mut complete = 0;
     while !bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! The same fan-out on tidemill and, in two ways, on tokio: each line goes to all others.
+//! The same fan-out on tidemill and, in two ways, on tokio: each line is sent to all other members.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::process::announce;
 
-/// Members, who hear what the others say.
+/// The members: each receives the lines of the others.
 #[derive(Default)]
 pub struct Lines {
     members: Vec<ConnId>,
@@ -41,7 +41,7 @@ impl Service for Lines {
     }
 }
 
-/// As tokio's own chat example has it: a channel for each member, and a map of their senders.
+/// As in tokio's chat example: one channel per member, and a map of their senders.
 pub async fn mpsc(listener: TcpListener) {
     type Members = Arc<Mutex<HashMap<SocketAddr, mpsc::UnboundedSender<Arc<[u8]>>>>>;
     announce(listener.local_addr().expect("its address"));
@@ -74,7 +74,7 @@ pub async fn mpsc(listener: TcpListener) {
     }
 }
 
-/// With one channel that all members listen to.
+/// With one broadcast channel.
 pub async fn broadcast(listener: TcpListener) {
     announce(listener.local_addr().expect("its address"));
     let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");

@@ -1,16 +1,16 @@
-//! What a measurement comes to.
+//! The results of measurements.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::case::Kind;
 
-/// Things a second, and nanoseconds of processor time for each, of one round.
+/// The rate per second and the processor time per item in nanoseconds, of one round.
 pub type Round = (f64, f64);
-/// For each server and each round.
+/// The results by server and round.
 pub type Rounds = BTreeMap<Kind, Vec<Round>>;
 
-/// A figure that is no race: so much memory, so many calls. tidemill comes first.
+/// A figure that is not a rate: memory, calls. tidemill comes first.
 #[derive(Debug)]
 pub struct Figure {
     pub name: String,

@@ -1,13 +1,13 @@
-//! tidemill beside tokio and others, the same service on each.
+//! tidemill compared with tokio and others, with the same service on each.
 //!
 //! ```sh
-//! cargo bench --features tls --bench versus             # all cases, some minutes
-//! cargo bench --features tls --bench versus -- --case "64 B x 50"      # the cases whose name holds this
-//! cargo bench --features tls --bench versus -- --with haproxy,nginx    # beside others that are installed, too
-//! cargo bench --features tls --bench versus -- --docs                  # writes docs/benchmarks.md with its pictures
+//! cargo bench --features tls --bench versus             # all cases, a few minutes
+//! cargo bench --features tls --bench versus -- --case "64 B x 50"      # cases whose name contains this
+//! cargo bench --features tls --bench versus -- --with haproxy,nginx    # also with these, if installed
+//! cargo bench --features tls --bench versus -- --docs                  # writes docs/benchmarks.md with its charts
 //! ```
 //!
-//! How it is kept fair is told in `page.md`, the beginning of that document.
+//! The method is described in `page.md`, the beginning of that document.
 
 mod bulk;
 mod case;
@@ -39,7 +39,7 @@ cargo bench --features tls --bench versus -- [OPTIONS]
   --smoke         everything once, in seconds
 ";
 
-/// What was asked for.
+/// The command-line options.
 #[derive(Default)]
 struct Options {
     case: Option<String>,
@@ -72,14 +72,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// None when help was asked for.
+/// `None` if help was requested.
 fn options(words: &[&str]) -> Result<Option<Options>, String> {
     let mut options = Options::default();
     let mut words = words.iter();
     while let Some(&word) = words.next() {
         let mut value = || words.next().copied().ok_or(format!("{word} needs a value"));
         match word {
-            // Cargo says so to every bench.
+            // Cargo passes this to every bench.
             "--bench" => {}
             "--help" => return Ok(None),
             "--smoke" => options.smoke = true,

@@ -1,4 +1,4 @@
-//! Other programs that do the same, where they are installed.
+//! Other programs with the same service, if they are installed.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,19 +12,19 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::case::Kind;
 
-/// What a peer is started with; gone with this value.
+/// The files that a peer is started with, removed on drop.
 pub struct Files(PathBuf);
 
 impl Drop for Files {
     fn drop(&mut self) {
-        // The system's own cleaning has it otherwise.
+        // If it cannot be removed, the folder is left in the temporary directory.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Starts one on the first processor, and waits until it accepts.
+/// Starts a peer on the first processor, and waits until it accepts.
 pub fn start(kind: Kind, behind: Option<SocketAddr>) -> Result<(Child, SocketAddr, Files), String> {
     let address = free_address()?;
     let folder = std::env::temp_dir().join(format!("tidemill-versus-{}-{}", kind.name(), address.port()));
@@ -49,7 +49,7 @@ pub fn start(kind: Kind, behind: Option<SocketAddr>) -> Result<(Child, SocketAdd
         .map_err(|error| format!("cannot run it: {error}"))?;
     let mut first = CpuSet::new();
     first.set(0);
-    // Where it is not allowed, figures are wider apart, and still fair.
+    // If pinning is not allowed, ranges are wider, but the comparison is still fair.
     let _ = sched_setaffinity(Some(Pid::from_child(&child)), &first);
     let end = Instant::now() + PATIENCE;
     while TcpStream::connect(address).is_err() {
@@ -122,7 +122,7 @@ fn haproxy(
     Ok(command)
 }
 
-/// Where Debian has it.
+/// The path in Debian.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 fn nginx(folder: &Path, own: SocketAddr, behind: Option<SocketAddr>) -> Result<Command, String> {

@@ -1,4 +1,4 @@
-//! What was measured, for people to read and to look at, and for programs.
+//! The results as text, charts and JSON.
 
 use std::fmt::Write;
 use std::fs;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::case::{Case, Kind};
 use crate::figure::{Figure, Round, Rounds};
 
-/// The median of several ratios, with the least and the most of them.
+/// The median of several ratios, with their minimum and maximum.
 #[derive(Clone, Copy)]
 struct Ratio {
     median: f64,
@@ -19,7 +19,7 @@ struct Ratio {
     max: f64,
 }
 
-/// A case with what it came to.
+/// A case with its results.
 pub struct CaseResult {
     pub case: Case,
     pub rounds: Rounds,
@@ -45,14 +45,14 @@ impl CaseResult {
         all[all.len() / 2]
     }
 
-    /// tidemill's to another's, round by round.
+    /// The ratio of tidemill's figure to another's, round by round.
     fn ratio(&self, other: Kind, figure: fn(&Round) -> f64) -> Ratio {
         let pairs = self.rounds[&Kind::Tidemill].iter().zip(&self.rounds[&other]);
         let all = sorted(pairs.map(|(own, other)| figure(own) / figure(other)));
         Ratio { median: all[all.len() / 2], least: all[0], max: all[all.len() - 1] }
     }
 
-    /// The one that a picture compares with: the first beside tidemill.
+    /// The server that a chart compares with: the first after tidemill.
     fn base(&self) -> Option<Kind> {
         self.rounds.keys().copied().find(|&kind| kind > Kind::TidemillBusyPoll)
     }
@@ -61,7 +61,7 @@ impl CaseResult {
         let mut text = format!("\n{}\n", self.case.name);
         let per_second = format!("{}/s", self.case.unit());
         let heads = ["tidemill's rate to it", "tidemill's CPU to its"];
-        // Writing to a string does not fail.
+        // Writing to a `String` never fails.
         let _ = writeln!(
             text,
             "  {:<28}{per_second:>14}{:>12}   {:<24}{}",
@@ -87,7 +87,7 @@ impl CaseResult {
         text
     }
 
-    /// For each server its rate and its cost, and the ratios of tidemill's to them, of which tidemill has none.
+    /// For each server its rate and processor time, and the ratios of tidemill's figures to them (none for tidemill).
     fn lines(&self) -> impl Iterator<Item = (&'static str, f64, f64, String, String)> {
         self.rounds.keys().map(|&kind| {
             let shown = |figure| match kind {
@@ -149,7 +149,7 @@ pub fn write_json(path: &Path, results: &[CaseResult], figures: &[Figure]) -> Re
     fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
-/// Writes the page, its pictures and its data into a folder.
+/// Writes the page, its charts and its data into a folder.
 pub fn write_docs(
     folder: &Path,
     results: &[CaseResult],
@@ -183,12 +183,12 @@ pub fn write_docs(
     fs::write(&path, page).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
-/// Where it was measured, and what.
+/// The machine and the measured versions.
 fn machine() -> Vec<(String, String)> {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
-    // This process keeps itself to one of them.
+    // This process is pinned to one of them.
     let cores = cpu.lines().filter(|line| line.starts_with("processor")).count();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut facts = vec![
@@ -209,7 +209,7 @@ fn machine() -> Vec<(String, String)> {
             let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
             let text = String::from_utf8_lossy(&text);
             let line = text.lines().next().unwrap_or_default();
-            // Without where it comes from.
+            // Without the web address that some programs append.
             let line = line.split(" - ").next().unwrap_or_default();
             facts.push((program.to_string(), line.to_string()));
         }
@@ -217,7 +217,7 @@ fn machine() -> Vec<(String, String)> {
     facts
 }
 
-/// The version of a dependency that this was built with.
+/// The version of a dependency in Cargo.lock.
 fn locked(name: &str) -> String {
     let lock = include_str!("../../Cargo.lock");
     let entry = lock.split("[[package]]").find(|entry| entry.contains(&format!("name = \"{name}\"\n")));
@@ -225,8 +225,8 @@ fn locked(name: &str) -> String {
     version.unwrap_or("unknown").to_string()
 }
 
-/// A bar for each case from 1, which is as good as the other, to the median, with its range. Twice as much is as far
-/// from 1 as half as much.
+/// Draws a bar for each case, from 1 (equal) to the median, with its range, on a logarithmic scale: 2 is as far from 1
+/// as 1/2.
 fn draw(path: &Path, title: &str, results: &[CaseResult], figure: fn(&Round) -> f64) -> Result<(), String> {
     let bars: Vec<(String, Ratio)> = results
         .iter()

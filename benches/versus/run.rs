@@ -21,7 +21,7 @@ pub struct Effort {
     pub shorter: u32,
 }
 
-/// A server in a process of its own, which ends with this value.
+/// A server in a process of its own, killed on drop.
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
@@ -54,7 +54,7 @@ impl Server {
         Ok(Server { address: line.trim().parse().expect("an address"), child, _files: None })
     }
 
-    /// The time that its threads have had on a processor.
+    /// The processor time of its threads.
     fn busy(&self) -> Duration {
         let folder = format!("/proc/{}/task", self.child.id());
         let tasks = fs::read_dir(folder).expect("it runs").filter_map(Result::ok);
@@ -74,7 +74,7 @@ impl Drop for Server {
     }
 }
 
-/// Either of the two drivers.
+/// One of the two drivers.
 enum Load {
     Talk(Box<Driver>),
     Bulk(Bulk),
@@ -110,7 +110,7 @@ impl Load {
     }
 }
 
-/// All servers of a case, round by round; an error says why there is nothing to compare.
+/// Measures all servers of a case, round by round; an error is the reason why nothing can be compared.
 pub fn measure(case: &Case, effort: &Effort, peers: &[Kind]) -> Result<Rounds, String> {
     let mut kinds = case.kinds(peers);
     let (driver, server) = case.descriptors(kinds.len());
@@ -140,12 +140,12 @@ pub fn measure(case: &Case, effort: &Effort, peers: &[Kind]) -> Result<Rounds, S
         let mut sums = vec![(Turned::default(), Duration::ZERO); servers.len()];
         for turn in 0..=effort.turns {
             for place in 0..servers.len() {
-                // Nobody is always the one behind the same other one.
+                // The order changes, so that no server always follows the same one.
                 let which = (place + turn + round) % servers.len();
                 let before = servers[which].busy();
                 let turned = load.turn(which, case.turn / effort.shorter, turn == 0);
                 let busy = servers[which].busy() - before;
-                // The first turn warms up.
+                // The first turn is a warm-up.
                 if turn > 0 {
                     sums[which].0.messages += turned.messages;
                     sums[which].0.span += turned.span;
@@ -165,7 +165,7 @@ pub fn measure(case: &Case, effort: &Effort, peers: &[Kind]) -> Result<Rounds, S
     Ok(result)
 }
 
-/// What looking for events before sleeping costs when they come only a thousand times a second.
+/// The cost of busy polling when there are only a thousand events a second.
 pub fn low_rate(effort: &Effort) -> Figure {
     let kinds = [Kind::TidemillBusyPoll, Kind::Tidemill];
     let servers = kinds.map(|kind| Server::start(kind, Shape::Echo, None).expect("a server"));

@@ -12,7 +12,7 @@ use crate::case::Kind;
 use crate::process::{announce, pin, raise_descriptors};
 use crate::{fan_out, tls};
 
-/// What the process of one server does, until it is ended. A proxy is told what is behind it.
+/// Runs one server until its process is killed. A proxy gets the address of its backend.
 pub fn serve(name: &str, shape: &str, behind: Option<&str>) {
     pin(0);
     raise_descriptors();

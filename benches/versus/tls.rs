@@ -1,4 +1,4 @@
-//! The same over TLS: both sides by rustls with ring, a certificate for P-256, what is negotiated left to them.
+//! The same over TLS: both sides with rustls and ring, a P-256 certificate, default versions and cipher suites.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,12 +17,12 @@ use tokio_rustls::rustls::{
 
 use crate::process::announce;
 
-/// A certificate of one's own, and its key.
+/// A self-signed certificate, and its key.
 fn certified() -> rcgen::CertifiedKey<rcgen::KeyPair> {
     rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate")
 }
 
-/// tidemill's.
+/// The TLS server configuration of tidemill.
 pub fn server() -> FilterConfig {
     let made = certified();
     let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());
@@ -31,13 +31,13 @@ pub fn server() -> FilterConfig {
     Server::new(options).expect("a server").filter_config()
 }
 
-/// Whoever answers is believed: it is a child of ours.
+/// Accepts any certificate: the server is a child process.
 pub fn client() -> FilterConfig {
     let options = ClientOptions { trust: Trust::DangerAcceptAny, ..ClientOptions::default() };
     Client::new(options).expect("a client").filter_config()
 }
 
-/// An echo by tokio-rustls, as in its examples, with the same tickets as tidemill's.
+/// An echo with tokio-rustls, as in its examples, with the same number of tickets as tidemill.
 pub async fn echo<const BUFFER: usize>(listener: TcpListener) {
     let made = certified();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
@@ -58,7 +58,7 @@ pub async fn echo<const BUFFER: usize>(listener: TcpListener) {
             let mut buffer = vec![0; BUFFER];
             loop {
                 match stream.read(&mut buffer).await {
-                    // Sealed is not sent: without the flush, what the kernel did not take would wait for more.
+                    // Without the flush, encrypted bytes that the kernel did not accept would wait for the next write.
                     Ok(n @ 1..) => {
                         if stream.write_all(&buffer[..n]).await.is_err() || stream.flush().await.is_err() {
                             return;
@@ -71,13 +71,13 @@ pub async fn echo<const BUFFER: usize>(listener: TcpListener) {
     }
 }
 
-/// A client that waits for each answer.
+/// A client that waits for each echo.
 pub struct Peer {
     _stream: StreamOwned<ClientConnection, TcpStream>,
 }
 
 impl Peer {
-    /// Connected, greeted, and once echoed.
+    /// Connects, completes the handshake, and gets one echo.
     pub fn connect(to: SocketAddr, config: &Arc<ClientConfig>) -> Peer {
         let name = ServerName::try_from("localhost").expect("a name");
         let session = ClientConnection::new(config.clone(), name).expect("a session");
@@ -98,7 +98,7 @@ pub fn config_of_a_client() -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// Whatever a child of ours shows.
+/// A verifier that accepts any certificate.
 #[derive(Debug)]
 struct Believes(Arc<CryptoProvider>);
 

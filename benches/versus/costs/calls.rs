@@ -1,7 +1,7 @@
-//! System calls for each message, of a server that is kept busy.
+//! System calls per message, of a busy server.
 //!
-//! How many messages it finds at once, and so how often it has to wait for more, depends on who else is on the machine:
-//! of several runs the one in the middle is told.
+//! How many messages a server finds per wake-up, and so how often it has to wait, depends on the other load of the
+//! machine: the median of several runs is reported.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -20,23 +20,23 @@ const CASE: &str = "64 B x 50";
 
 const RUNS: usize = 5;
 
-/// What belongs to one kind of call: Rust libraries differ in how they spell it.
+/// The system calls of one kind: Rust libraries use different ones.
 const GROUPS: &[(&str, &[&str])] = &[
     ("read", &["read", "readv", "recvfrom", "recvmsg"]),
     ("write", &["write", "writev", "sendto", "sendmsg"]),
     ("epoll_wait", &["epoll_wait", "epoll_pwait"]),
 ];
 
-/// How they are counted.
+/// The tool that counts.
 #[derive(Clone, Copy)]
 enum Counter {
-    /// By the kernel: a counter for each kind, at hardly any cost.
+    /// perf: counters in the kernel, at almost no cost.
     Perf,
-    /// Stops the server twice in each call.
+    /// strace: stops the server twice per call.
     Strace,
 }
 
-/// Calls by name, and all of them.
+/// Calls by name, and their sum.
 type Counts = BTreeMap<String, u64>;
 
 const ALL: &str = "raw_syscalls:sys_enter";
@@ -80,10 +80,10 @@ fn in_group(counts: &Counts, group: &str) -> u64 {
     }
 }
 
-/// The calls of a server in such a span, and the messages it answered meanwhile.
+/// The calls of a server during `span`, and the messages that it answered.
 fn counted(kind: Kind, counter: Counter, span: Duration) -> Result<(Counts, u64), String> {
     let server = Server::start(&["--serve", kind.name(), "echo"])?;
-    // The driver keeps a processor to itself; what else is measured here may run on any.
+    // The driver is pinned to a processor; the counting tool may run on any.
     let driven = thread::scope(|scope| {
         let drive = || -> Result<(Counts, u64), String> {
             pin(1);
@@ -123,7 +123,7 @@ impl Counter {
         };
         let watcher =
             Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()))?;
-        // They do not say alike when they have begun. The server is idle and makes hardly a call meanwhile.
+        // The tools differ in how they report that they have started. The idle server makes almost no calls meanwhile.
         thread::sleep(Duration::from_secs(1));
         Ok(watcher)
     }
@@ -141,7 +141,7 @@ impl Counter {
     }
 }
 
-/// Lines such as `1234,,syscalls:sys_enter_read,1000000,100.00,,`.
+/// Parses lines such as `1234,,syscalls:sys_enter_read,1000000,100.00,,`.
 fn perf_counts(text: &str) -> Counts {
     let line = |line: &str| {
         let fields: Vec<&str> = line.split(',').collect();
@@ -151,8 +151,8 @@ fn perf_counts(text: &str) -> Counts {
     text.lines().filter_map(line).collect()
 }
 
-/// Lines such as ` 52.10    0.004300           4      1024        12 read`. The last one has the sum, which not every
-/// version writes alike.
+/// Parses lines such as ` 52.10    0.004300           4      1024        12 read`. The last line is the sum, whose
+/// format differs between versions.
 fn strace_counts(text: &str) -> Counts {
     let line = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();

@@ -1,11 +1,11 @@
-//! Instructions that a server executes itself, without the kernel's, for each message.
+//! Instructions that a server executes in user space, per message.
 //!
-//! A server stands still while messages are sent to it, so that it finds all of them at once, on a fast machine and on
-//! a slow one. Another run has as many rounds, but in half of them nothing is sent; what the first one has more is the
-//! price of the messages. The way to the first connection and the round's own disturbance are in both.
+//! The server is stopped (SIGSTOP) while messages are sent to it, so that it finds all of them in one wake-up on any
+//! machine. A second run has as many rounds, but in half of them no message is sent. The difference is the cost of the
+//! messages: start-up and the stops are in both.
 //!
-//! What valgrind has written stays in `target/tmp`, for `callgrind_annotate`: `callgrind.tidemill.50.200` holds 200
-//! rounds of messages on 50 connections more than `callgrind.tidemill.50.0`. To see functions and lines, build with
+//! The output of valgrind stays in `target/tmp`, for `callgrind_annotate`: `callgrind.tidemill.50.200` has 200 rounds
+//! of messages on 50 connections more than `callgrind.tidemill.50.0`. To see functions and lines, build with
 //! `CARGO_PROFILE_BENCH_DEBUG=true`.
 
 use std::fs;
@@ -36,8 +36,8 @@ pub(super) fn measure(smoke: bool) -> Measured {
     Ok(figures)
 }
 
-/// Of a whole life of a server: so many rounds of messages on all connections, and as many that are silent but for
-/// `more` of them.
+/// The instructions of a server from start to end, with `rounds` rounds of messages on all connections, and as many
+/// rounds of which only `more` have messages.
 fn instructions(kind: Kind, connections: usize, rounds: usize, more: usize) -> Result<u64, String> {
     let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
         .join(format!("callgrind.{}.{connections}.{more}", kind.name()));
@@ -49,7 +49,7 @@ fn instructions(kind: Kind, connections: usize, rounds: usize, more: usize) -> R
     let mut peers: Vec<Peer> = (0..connections).map(|_| Peer::connect(server.address)).collect();
     for round in 0..2 * rounds {
         let silent = round % 2 == 1 && round / 2 >= more;
-        // It has heard all, but not everything is done for it then.
+        // All answers have arrived, but the server may not have finished its work for them.
         until("a server that waits", || server.process.state() == 'S');
         server.process.signal(Signal::STOP);
         until("a server that stands still", || server.process.state() == 'T');

@@ -1,4 +1,4 @@
-//! What an idle connection holds, and an idle pair of them in a proxy.
+//! The memory of an idle connection, and of an idle pair in a proxy.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -7,8 +7,7 @@ use super::{Measured, Peer, Process, Server, figure, raise_descriptors, until};
 use crate::case::Kind;
 use crate::tls;
 
-/// Connections that have come and gone before anything is counted: what the first ones bring along is not the price of
-/// one.
+/// Connections that are opened and closed before the measurement: the first ones allocate memory that later ones reuse.
 const FIRST: usize = 50;
 
 pub(super) fn measure(smoke: bool) -> Measured {
@@ -41,7 +40,7 @@ pub(super) fn measure(smoke: bool) -> Measured {
     ])
 }
 
-/// Bytes that are the server's own, for each of so many of what a client brings about.
+/// Private bytes of the server per connection or pair.
 fn each<T>(server: &Process, count: usize, client: impl FnMut() -> T) -> f64 {
     let mut client = client;
     let descriptors = server.descriptors();
@@ -54,7 +53,7 @@ fn each<T>(server: &Process, count: usize, client: impl FnMut() -> T) -> f64 {
     (after as f64 - before as f64) / count as f64
 }
 
-/// What stands behind a proxy: in this process, so that the proxy's holds nothing else.
+/// The backend of a proxy: in this process, so that the proxy's process contains only the proxy.
 struct Backend(TcpListener);
 
 impl Backend {
@@ -68,7 +67,7 @@ impl Backend {
         self.0.local_addr().expect("its address")
     }
 
-    /// Both ends of a pair, after a message has gone all the way and back.
+    /// Both ends of a pair, after a message and its answer.
     fn reached_by(&self, mut client: Peer) -> (Peer, Peer) {
         let mut accepted = None;
         until("a proxy that connects", || {

@@ -1,6 +1,6 @@
-//! What the servers cost beside time: memory, system calls, instructions, room on disk, and the way to a first answer.
+//! Costs other than throughput: memory, system calls, instructions, size on disk, and the time to the first answer.
 //!
-//! Only the last of these is timed. The others hold on a busy machine too, but for how often a server waits.
+//! Only the last of these is a time. The others are valid on a busy machine too, except how often a server waits.
 
 mod calls;
 mod instructions;
@@ -21,17 +21,17 @@ use crate::case::Kind;
 use crate::figure::Figure;
 use crate::process::raise_descriptors;
 
-/// A part of the figures, or why there is none.
+/// Some of the figures, or why they could not be measured.
 type Measured = Result<Vec<Figure>, String>;
 
-/// No answer and no end takes longer to come.
+/// The longest time to wait for an answer or an end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Every message has so many bytes.
+/// The size of a message in bytes.
 const MESSAGE: usize = 64;
 
-/// All figures that this machine has the tools for; for the others a line says what is missing. In a smoke test with
-/// few connections and messages, and without a build.
+/// All figures for which this machine has the tools; for the others it prints which tool is missing. In a smoke test
+/// with few connections and messages, and without building the examples.
 pub fn measure(smoke: bool) -> Vec<Figure> {
     let parts = [
         ("memory", memory::measure as fn(bool) -> Measured),
@@ -49,7 +49,7 @@ pub fn measure(smoke: bool) -> Vec<Figure> {
     figures
 }
 
-/// One figure for each of these servers.
+/// One figure per server.
 fn figure(
     name: impl Into<String>,
     unit: &'static str,
@@ -60,7 +60,7 @@ fn figure(
     Ok(Figure { name: name.into(), unit, values: values.collect::<Result<_, String>>()? })
 }
 
-/// A child of ours, which does not outlive its figure.
+/// A child process, killed when it is dropped.
 struct Process(Child);
 
 impl Process {
@@ -70,20 +70,20 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) {
-        // Whoever is gone already is missed by the next wait.
+        // If the process has ended already, the next wait reports it.
         let _ = kill_process(Pid::from_child(&self.0), signal);
     }
 
-    /// Asks it to end, and waits for that.
+    /// Sends SIGTERM, and waits for the exit.
     fn end(&mut self, signal: Signal) {
         self.signal(signal);
         until("the end of a process", || self.0.try_wait().is_ok_and(|status| status.is_some()));
     }
 
-    /// `S`, `T` and so on.
+    /// The state of the process: `S`, `T` and so on (proc(5)).
     fn state(&self) -> char {
         let text = self.told("stat");
-        // Its name, in parentheses, may hold anything.
+        // The name, in parentheses, may contain any character.
         text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?')
     }
 
@@ -91,7 +91,7 @@ impl Process {
         fs::read_dir(format!("/proc/{}/fd", self.0.id())).map_or(0, Iterator::count)
     }
 
-    /// Bytes of memory, by the name that `smaps_rollup` has for them.
+    /// A value of `smaps_rollup`, in bytes.
     fn memory(&self, key: &str) -> usize {
         let text = self.told("smaps_rollup");
         let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
@@ -112,14 +112,14 @@ impl Drop for Process {
     }
 }
 
-/// A process that says first where it listens.
+/// A process that first prints its address.
 struct Server {
     process: Process,
     address: SocketAddr,
 }
 
 impl Server {
-    /// This program with these words.
+    /// Starts this program with these arguments.
     fn start(words: &[&str]) -> Result<Server, String> {
         let own = std::env::current_exe().map_err(|error| error.to_string())?;
         Server::start_as(Command::new(own).args(words))
@@ -132,7 +132,7 @@ impl Server {
         thread::spawn(move || {
             let mut line = String::new();
             let _ = BufReader::new(stdout).read_line(&mut line);
-            // Nobody waits any more for one that took too long.
+            // An error means that the receiver has given up waiting.
             let _ = send.send(line);
         });
         let line = told.recv_timeout(PATIENCE).unwrap_or_default();
@@ -141,7 +141,7 @@ impl Server {
     }
 }
 
-/// The far end of a connection.
+/// A client connection.
 struct Peer(TcpStream);
 
 impl Peer {
@@ -167,7 +167,7 @@ impl Peer {
     }
 }
 
-/// Waits for something to become true, but not for ever.
+/// Waits for a condition; fails after a limited time.
 #[track_caller]
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;

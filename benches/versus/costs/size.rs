@@ -1,4 +1,4 @@
-//! The smallest program that echoes: its size, its way to a first answer, and what it holds when it has nothing to do.
+//! The smallest echo program: its size, its time to the first answer, and its memory when idle.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{Figure, Measured, PATIENCE, Peer, Process};
 use crate::process::pin;
 
-/// So often each of them is started.
+/// How often each program is started.
 const STARTS: usize = 21;
 
 struct Program {
@@ -19,7 +19,7 @@ struct Program {
     path: PathBuf,
 }
 
-/// What one start showed.
+/// The result of one start.
 struct Start {
     took: Duration,
     rss: usize,
@@ -56,7 +56,7 @@ pub(super) fn measure(smoke: bool) -> Measured {
     ])
 }
 
-/// The examples, and the same in C where there is a compiler for it.
+/// The examples, and the same in C if a compiler is installed.
 fn build() -> Result<Vec<Program>, String> {
     let temporary = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let target = temporary.parent().ok_or("no target folder")?;
@@ -88,10 +88,10 @@ fn run(command: &mut Command) -> Result<(), String> {
     }
 }
 
-/// The program has a processor to itself, and whoever calls it another one: else it may have to wait for a caller that
-/// asks again and again.
+/// The program and its client run on different processors: otherwise the program may have to wait for a client that
+/// connects in a loop.
 fn start(program: &Program) -> Result<Start, String> {
-    // A caller from 127.0.0.1 cannot connect to itself there while nobody listens yet.
+    // From another address: a client on the same address could connect to itself before the program listens.
     let free = TcpListener::bind("127.0.0.9:0").and_then(|listener| listener.local_addr());
     let address = free.map_err(|error| error.to_string())?;
     let (began, process, stream) = thread::scope(|scope| {

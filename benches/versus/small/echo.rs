@@ -1,4 +1,4 @@
-//! An echo server: `cargo run --example echo -- 127.0.0.1:9001`, and then `nc 127.0.0.1 9001`.
+//! An echo server: run `cargo run --example echo -- 127.0.0.1:9001`, then `nc 127.0.0.1 9001`.
 
 use tidemill::{Input, Limits, Reactor, Service, Socket};
 

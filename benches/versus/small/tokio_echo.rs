@@ -1,4 +1,4 @@
-//! The same as `echo` on tokio, to compare its size and its start: see `benches/versus/costs/size.rs`.
+//! The same as `echo` on tokio, to compare size and start-up: see `benches/versus/costs/size.rs`.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
