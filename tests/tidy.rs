@@ -1,12 +1,12 @@
-//! The source keeps its own rules.
+//! Checks of the source: layers, names, comments, lengths.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The layers of the library from the ground up: a folder each, and the files of the public face. A file imports from
-/// its own layer and from those before it. The face is last, but for what the loop itself needs of it: the trait of the
-/// services that it calls, and the posts that it runs.
+/// The layers of the library, the lowest first: folders, and the files of the public layer. A file imports from its own
+/// layer and from those before it. The public layer is last, except `service` (the trait that the loop calls) and
+/// `handle` (the posts that it runs).
 const LIBRARY: &[&str] = &[
     "base",
     "config",
@@ -23,7 +23,7 @@ const LIBRARY: &[&str] = &[
     "lib",
 ];
 
-/// The layers of the binary, in the same order. They see the library as everyone does, from outside.
+/// The layers of the binary, in the same order. They use the public API of the library.
 const BINARY: &[&str] = &["args", "serve", "client", "load", "main"];
 
 const LINES_OF_A_FUNCTION: usize = 70;
@@ -57,7 +57,7 @@ fn code(path: &Path) -> String {
     text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_string()
 }
 
-/// The order that a file of `src` is held to, and its layer in it: `event_loop` for everything in `src/event_loop/`.
+/// The list of layers that applies to a file of `src`, and its layer: `event_loop` for all files in `src/event_loop/`.
 fn layer(path: &Path) -> (&'static [&'static str], String) {
     let source = root().join("src");
     let (order, inside) = match path.strip_prefix(source.join("bin/tidemill")) {
@@ -74,7 +74,7 @@ fn is_test(path: &Path) -> bool {
         || ["src/services/testing.rs", "src/sys/sim.rs"].iter().any(|file| inside == Path::new(file))
 }
 
-/// What a file imports by `crate::`, prose and visibilities aside: the first name of each path.
+/// The imports of a file by `crate::`: the first name of each path. Comments and visibilities are left out.
 fn imports(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(|line| {
         let from = line.split_once("crate::")?.1;
@@ -145,11 +145,11 @@ fn no_two_files_of_a_bench_import_each_other_in_a_circle() {
     }
 }
 
-/// Where the loop meets the operating system; everything else builds without one.
+/// The files that call the operating system; all others build without one.
 const KERNEL: &[&str] =
     &["sys/mio.rs", "sys/stream.rs", "sys/timerfd.rs", "sys/splice.rs", "sys/resolver.rs"];
 
-/// Where a user's instants and threads meet the loop's ticks.
+/// The files in which `Instant` and threads of the user meet the ticks of the loop.
 const FACE: &[&str] =
     &["reactor.rs", "handle.rs", "sys/mod.rs", "connection/socket.rs", "connection/sockets.rs"];
 
@@ -206,30 +206,34 @@ fn functions(text: &str) -> Vec<(String, usize)> {
     found
 }
 
-/// The code of a file alone: comments and texts are blanked out. Formatted source makes that easy enough: no string of
-/// this project holds an unescaped quote.
+/// The code of a file without comments and strings. Relies on formatted source, and on the fact that no string of this
+/// project contains an unescaped quote.
 fn without_prose(text: &str) -> String {
     let (mut kept, mut rest) = (String::new(), text);
     while let Some(at) = rest.find(['/', '"', '\'']) {
         let (before, found) = rest.split_at(at);
         kept.push_str(before);
-        let length = match found.as_bytes() {
-            [b'/', b'/', ..] => found.find('\n').unwrap_or(found.len()),
-            [b'"', ..] => closing(found, '"'),
-            // A character, and not a lifetime.
-            [b'\'', b'\\', ..] => closing(found, '\''),
-            [b'\'', ..] => {
-                let after = found.chars().nth(2).filter(|&third| third == '\'');
-                after.map_or(1, |_| 2 + found.chars().nth(1).map_or(0, char::len_utf8))
-            }
-            _ => 1,
-        };
-        rest = &found[length..];
+        rest = &found[piece_length(found)..];
     }
     kept + rest
 }
 
-/// How long a text is that begins with this quote.
+/// The length of the comment, string or character literal that a text begins with; 1 if it begins with none.
+fn piece_length(text: &str) -> usize {
+    match text.as_bytes() {
+        [b'/', b'/', ..] => text.find('\n').unwrap_or(text.len()),
+        [b'"', ..] => closing(text, '"'),
+        // A character, and not a lifetime.
+        [b'\'', b'\\', ..] => closing(text, '\''),
+        [b'\'', ..] => {
+            let after = text.chars().nth(2).filter(|&third| third == '\'');
+            after.map_or(1, |_| 2 + text.chars().nth(1).map_or(0, char::len_utf8))
+        }
+        _ => 1,
+    }
+}
+
+/// The length of a literal that begins with this quote.
 fn closing(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, letter) in text.char_indices().skip(1) {
@@ -267,8 +271,91 @@ fn identifiers_that_were_retired_do_not_come_back() {
     }
 }
 
-/// The names that a file declares: functions, types, constants, and fields. Methods that a trait of elsewhere asks for
-/// are that trait's, and modules are named by their files.
+/// Where the words of tests/banned_words.txt may still be: files that have not been rewritten yet. Remove an entry when
+/// its files are; when the list is empty, all comments are checked.
+const NOT_YET_PLAIN: &[&str] = &[
+    "src/bin",
+    "src/connection",
+    "src/event_loop",
+    "src/framing/proxy_header.rs",
+    "src/parts/happy_eyeballs.rs",
+    "src/parts/lookups.rs",
+    "src/service.rs",
+    "src/services/chat.rs",
+    "src/services/proxy",
+    "src/sys/resolver.rs",
+    "tests/cli/connect.rs",
+    "tests/cli/load.rs",
+    "tests/cli/proxy.rs",
+];
+
+/// The comments of a formatted file: blocks of consecutive comment lines, each with the number of its first line. Text
+/// in backticks and code blocks is left out.
+fn comments(text: &str) -> Vec<(usize, String)> {
+    let (mut blocks, mut in_code) = (Vec::<(usize, String)>::new(), false);
+    let (mut rest, mut line, mut last_line) = (text, 1, 0);
+    while let Some(at) = rest.find(['/', '"', '\'', '\n']) {
+        let (piece, after) = rest[at..].split_at(piece_length(&rest[at..]));
+        if piece.starts_with("//") {
+            let comment = piece.trim_start_matches(['/', '!']).trim();
+            if line != last_line + 1 {
+                blocks.push((line, String::new()));
+                in_code = false;
+            }
+            last_line = line;
+            in_code ^= comment.starts_with("```");
+            if let (false, Some((_, block))) = (in_code, blocks.last_mut()) {
+                comment.split('`').step_by(2).for_each(|plain| block.push_str(&format!("{plain} ")));
+            }
+        }
+        line += piece.matches('\n').count();
+        rest = after;
+    }
+    blocks
+}
+
+/// Whether a phrase occurs in a sequence of words.
+fn contains_phrase(words: &[String], phrase: &str) -> bool {
+    let phrase: Vec<&str> = phrase.split(' ').collect();
+    words.windows(phrase.len()).any(|window| window == phrase)
+}
+
+fn lower_case_words(text: &str) -> Vec<String> {
+    identifiers(text).map(str::to_lowercase).collect()
+}
+
+#[test]
+fn comments_have_none_of_the_banned_words() {
+    let list = fs::read_to_string(root().join("tests/banned_words.txt")).expect("the list");
+    let lines = list.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let banned: Vec<(&str, &str)> = lines
+        .map(|line| line.split_once("  ").unwrap_or_else(|| panic!("{line:?} has a phrase and an advice")))
+        .collect();
+    let all = ["src", "tests", "benches"].into_iter().flat_map(|folder| rust_files(&root().join(folder)));
+    let (mut seen, mut found) = (0, Vec::new());
+    for path in all {
+        let inside = path.strip_prefix(root()).expect("a file of the crate");
+        if NOT_YET_PLAIN.iter().any(|exempt| inside.starts_with(exempt)) {
+            continue;
+        }
+        for (line, comment) in comments(&fs::read_to_string(&path).expect("a source file")) {
+            let words = lower_case_words(&comment);
+            seen += words.len();
+            let bad = banned.iter().filter(|(phrase, _)| contains_phrase(&words, phrase));
+            found.extend(bad.map(|(phrase, instead)| {
+                format!("{}:{line}: not {phrase:?} but: {}", inside.display(), instead.trim())
+            }));
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    assert!(seen > 15_000, "only {seen} words of comments were read");
+    for exempt in NOT_YET_PLAIN {
+        assert!(root().join(exempt).exists(), "{exempt} is not there any more");
+    }
+}
+
+/// The names that a file declares: functions, types, constants, and fields. Methods of a trait that is implemented
+/// belong to the trait, and modules are named by their files.
 fn declared(code: &str) -> Vec<String> {
     let (mut names, mut of_a_trait, mut is_test) = (Vec::new(), false, false);
     for line in code.lines() {
@@ -292,8 +379,8 @@ fn declared(code: &str) -> Vec<String> {
     names
 }
 
-/// The compiler finds what is private and unused. What is public is used where a test, a bench, an example or a page
-/// names it; else nobody knows that it works.
+/// The compiler finds unused private names. A public name must be used by a test, a bench, an example or a page:
+/// otherwise nothing shows that it works.
 #[test]
 fn every_name_is_used_somewhere() {
     let folders = ["src", "tests", "benches", "docs"].map(|folder| root().join(folder));
@@ -308,7 +395,7 @@ fn every_name_is_used_somewhere() {
     for (_, text) in &texts {
         identifiers(text).for_each(|word| *counts.entry(word).or_default() += 1);
     }
-    // For `cfg(doctest)` alone: they hold the pages whose programs are compiled.
+    // For `cfg(doctest)` only: they contain the pages whose programs are compiled.
     let pages = ["Readme", "FromNode"];
     let (mut seen, source) = (0, root().join("src"));
     for (path, text) in texts.iter().filter(|(path, _)| path.starts_with(&source)) {
@@ -347,7 +434,7 @@ fn files_can_be_read_in_one_sitting() {
 fn lines_fit_the_page() {
     let folders = ["src", "tests", "docs", "benches"].map(|folder| root().join(folder));
     for folder in folders.iter().filter(|folder| folder.is_dir()) {
-        // Pictures and data are not for reading.
+        // Pictures and data are not read by people.
         let is_page =
             |path: &PathBuf| !path.extension().is_some_and(|ending| ending == "svg" || ending == "json");
         for path in files(folder).into_iter().filter(is_page) {
