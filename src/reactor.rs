@@ -53,6 +53,23 @@ use crate::sys::mio::{Adopted, Kernel};
 /// the latest. The descriptor alone is not enough, because neither a deadline nor work left over from the last turn
 /// makes it readable. With work left over, `next_deadline` is in the past.
 ///
+/// ```no_run
+/// use std::time::{Duration, Instant};
+/// use rustix::event::{PollFd, PollFlags, Timespec, poll};
+/// use tidemill::{Limits, Reactor};
+///
+/// let mut reactor = Reactor::new(Limits::default())?;
+/// loop {
+///     let wait = reactor.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+///     let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() });
+///     // Other descriptors of the program come into the same list.
+///     poll(&mut [PollFd::new(&reactor, PollFlags::IN)], wait.as_ref())?;
+///     reactor.turn(Some(Duration::ZERO))?;
+/// }
+/// # #[allow(unreachable_code)]
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
 /// # More than one service
 ///
 /// A reactor runs up to 65,534 services and 255 listeners; a service can have several listeners.

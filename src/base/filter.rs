@@ -17,6 +17,65 @@ use crate::base::address::Address;
 ///
 /// The feature `tls` brings one ([`tls`](crate::tls)); a [`FilterConfig`] makes one for each connection. Bytes that a
 /// call appends to `out` are sent in the same turn, before anything that is sealed later.
+///
+/// # Errors end the connection
+///
+/// An [`error`](Opened::error), or an error of [`seal`](Filter::seal), closes the connection with
+/// [`CloseReason::Handshake`](crate::CloseReason::Handshake) before the filter is ready, else with
+/// [`CloseReason::Tls`](crate::CloseReason::Tls), whatever the filter is. So does FIN without
+/// [`peer_ended`](Opened::peer_ended) before it, with [`CloseReason::Truncated`](crate::CloseReason::Truncated).
+///
+/// # Examples
+///
+/// A filter without a handshake that inverts every bit, and announces its end with a zero byte (so it cannot carry
+/// bytes of value 255):
+///
+/// ```
+/// use std::io;
+/// use tidemill::{Address, Filter, FilterConfig, FilterFactory, FilterInfo, Opened};
+///
+/// struct Inverter;
+///
+/// impl Filter for Inverter {
+///     fn buffered(&self) -> usize {
+///         0
+///     }
+///     fn open(&mut self, wire: &mut [u8], _: &mut Vec<u8>) -> Opened {
+///         let end = wire.iter().position(|&byte| byte == 0);
+///         let plaintext = end.unwrap_or(wire.len());
+///         wire[..plaintext].iter_mut().for_each(|byte| *byte = !*byte);
+///         Opened { plaintext, ready: true, peer_ended: end.is_some(), error: None }
+///     }
+///     fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+///         if plain.contains(&255) {
+///             return Err("a byte of value 255 cannot be sent".to_string());
+///         }
+///         out.extend(plain.iter().map(|byte| !byte));
+///         Ok(())
+///     }
+///     fn seal_end(&mut self, out: &mut Vec<u8>) {
+///         out.push(0);
+///     }
+///     fn info(&self) -> FilterInfo {
+///         FilterInfo::default()
+///     }
+/// }
+///
+/// struct Inverters;
+///
+/// impl FilterFactory for Inverters {
+///     fn filter(&self, _: &Address) -> io::Result<Box<dyn Filter>> {
+///         Ok(Box::new(Inverter))
+///     }
+/// }
+///
+/// let config = FilterConfig::new(Inverters);
+/// # let _ = config;
+/// let mut sealed = Vec::new();
+/// Inverter.seal(b"hello", &mut sealed).unwrap();
+/// let opened = Inverter.open(&mut sealed, &mut Vec::new());
+/// assert_eq!((&sealed[..opened.plaintext], opened.ready), (&b"hello"[..], true));
+/// ```
 pub trait Filter {
     /// How many received bytes the filter keeps because they are not a complete record yet.
     fn buffered(&self) -> usize;
