@@ -222,7 +222,7 @@ fn data_sent_before_a_dial_has_connected_arrives() {
     assert!(socket.is_connecting());
     socket.send(b"first words");
     while_turning(&mut reactor, || {
-        let (mut stream, _) = there.accept().expect("a caller");
+        let (mut stream, _) = there.accept().expect("a peer");
         let mut received = [0; 11];
         stream.read_exact(&mut received).expect("its words");
         assert_eq!(&received, b"first words");
@@ -253,7 +253,7 @@ fn a_reset_connection_is_reported_as_a_reset() {
     let recorder = Recorder::default();
     let service = reactor.add(recorder.clone());
     let stream = connect(listen(&mut reactor, service));
-    turn_until(&mut reactor, "it is let in", |_| *recorder.opened.borrow() == 1);
+    turn_until(&mut reactor, "it is accepted", |_| *recorder.opened.borrow() == 1);
     // SO_LINGER of zero: closing sends a reset (RFC 9293, 3.10.4 ABORT).
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an option");
     drop(stream);
@@ -267,7 +267,7 @@ fn urgent_bytes_neither_spin_the_loop_nor_disturb_the_stream() {
     let mut reactor = reactor();
     let echo = reactor.add(Echo::raw());
     let mut stream = connect(listen(&mut reactor, echo));
-    turn_until(&mut reactor, "it is let in", |reactor| reactor.stats().accepted == 1);
+    turn_until(&mut reactor, "it is accepted", |reactor| reactor.stats().accepted == 1);
     socket2::SockRef::from(&stream).send_out_of_band(b"!").expect("an urgent byte");
     let end = Instant::now() + Duration::from_millis(200);
     let before = reactor.stats().turns;

@@ -75,7 +75,7 @@ fn the_list_is_long_and_has_no_duplicates() {
     assert!(entries.len() >= ENTRIES_MIN, "{LIST}: only {} entries", entries.len());
     let mut seen = BTreeSet::new();
     for entry in &entries {
-        assert!(seen.insert(entry), "{LIST}: {entry} stands there twice");
+        assert!(seen.insert(entry), "{LIST}: {entry} is there twice");
     }
 }
 
@@ -85,7 +85,7 @@ fn every_entry_of_the_list_is_in_exactly_one_row_of_the_guide() {
     for entry in entries() {
         let lines = named.get(&entry).map_or(&[][..], Vec::as_slice);
         assert!(!lines.is_empty(), "{GUIDE}: no row is about `{entry}`");
-        assert!(lines.len() == 1, "{GUIDE}: `{entry}` stands in more than one row: lines {lines:?}");
+        assert!(lines.len() == 1, "{GUIDE}: `{entry}` is in more than one row: lines {lines:?}");
     }
 }
 
@@ -99,7 +99,7 @@ fn no_row_names_what_is_not_in_the_list() {
         assert!(quoted(&node).next().is_some(), "{GUIDE}:{line}: names nothing in backticks: {node}");
         let outside: String = node.split('`').step_by(2).collect();
         let only_commas = outside.chars().all(|c| c == ',' || c == ' ');
-        assert!(only_commas, "{GUIDE}:{line}: something stands outside of backticks: {node}");
+        assert!(only_commas, "{GUIDE}:{line}: text outside of backticks: {node}");
     }
 }
 

@@ -143,7 +143,7 @@ fn a_socket_connected_to_itself_is_reported_as_refused() {
     let options = DialOptions { local: Some(free), ..DialOptions::default() };
     reactor.dial_with(free, service, options).expect("a slot");
     reactor.run().expect("it ends when the dial has");
-    let (why, failure) = recorder.take().expect("a farewell");
+    let (why, failure) = recorder.take().expect("a call of closed");
     assert!(matches!(why, CloseReason::Unreachable(_)), "{why}");
     assert_eq!(failure, format!("cannot connect to {free}: connection refused"));
 }

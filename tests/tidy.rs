@@ -96,7 +96,7 @@ fn a_file_imports_only_from_its_own_layer_and_those_below() {
             seen += 1;
             let there =
                 place(import).unwrap_or_else(|| panic!("{}: crate::{import} has no place", path.display()));
-            assert!(there <= here, "{}: {name} imports {import}, which stands above it", path.display());
+            assert!(there <= here, "{}: {name} imports {import}, which is a higher layer", path.display());
         }
     }
     assert!(seen > 300, "only {seen} imports were recognised");
@@ -324,8 +324,22 @@ fn lower_case_words(text: &str) -> Vec<String> {
     identifiers(text).map(str::to_lowercase).collect()
 }
 
+/// The string literals of formatted code, each with its line number: error messages, log lines, names.
+fn strings(code: &str) -> Vec<(usize, String)> {
+    let (mut found, mut rest, mut line) = (Vec::new(), code, 1);
+    while let Some(at) = rest.find(['/', '"', '\'', '\n']) {
+        let (piece, after) = rest[at..].split_at(piece_length(&rest[at..]));
+        if piece.starts_with('"') {
+            found.push((line, piece.to_string()));
+        }
+        line += piece.matches('\n').count();
+        rest = after;
+    }
+    found
+}
+
 #[test]
-fn comments_have_none_of_the_banned_words() {
+fn comments_and_messages_have_none_of_the_banned_words() {
     let list = fs::read_to_string(root().join("tests/banned_words.txt")).expect("the list");
     let lines = list.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     let banned: Vec<(&str, &str)> = lines
@@ -338,8 +352,12 @@ fn comments_have_none_of_the_banned_words() {
         if NOT_YET_PLAIN.iter().any(|exempt| inside.starts_with(exempt)) {
             continue;
         }
-        for (line, comment) in comments(&fs::read_to_string(&path).expect("a source file")) {
-            let words = lower_case_words(&comment);
+        let mut texts = comments(&fs::read_to_string(&path).expect("a source file"));
+        if inside.starts_with("src") && !is_test(&path) {
+            texts.extend(strings(&code(&path)));
+        }
+        for (line, text) in texts {
+            let words = lower_case_words(&text);
             seen += words.len();
             let bad = banned.iter().filter(|(phrase, _)| contains_phrase(&words, phrase));
             found.extend(bad.map(|(phrase, instead)| {
@@ -348,7 +366,7 @@ fn comments_have_none_of_the_banned_words() {
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
-    assert!(seen > 15_000, "only {seen} words of comments were read");
+    assert!(seen > 15_000, "only {seen} words were read");
     for exempt in NOT_YET_PLAIN {
         assert!(root().join(exempt).exists(), "{exempt} is not there any more");
     }

@@ -94,7 +94,7 @@ fn options(words: &[&str]) -> Result<Option<Options>, String> {
                         .push(kind.ok_or(format!("--with {name}: there are epoll, node, haproxy, nginx"))?);
                 }
             }
-            _ => return Err(format!("{word} is no option\n{HELP}")),
+            _ => return Err(format!("{word} is not an option\n{HELP}")),
         }
     }
     Ok(Some(options))

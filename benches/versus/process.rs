@@ -20,7 +20,7 @@ pub fn pin(processor: usize) {
 /// Prints the address of this server, for the parent process.
 pub fn announce(address: SocketAddr) {
     println!("{address}");
-    std::io::stdout().flush().expect("somebody waits for it");
+    std::io::stdout().flush().expect("the parent process reads it");
 }
 
 /// Raises the descriptor limit to the hard limit; returns it.

@@ -167,7 +167,7 @@ impl Drop for Queue {
     fn drop(&mut self) {
         debug_assert!(
             self.chunks.is_empty(),
-            "a queue is cleared, and its memory discharged, before it goes"
+            "a queue must be cleared, and its memory discharged, before it is dropped"
         );
     }
 }

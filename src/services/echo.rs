@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn quit_closes_wherever_it_is_split() {
         for quit in ["quit\n", "quit\r\n"] {
-            let said = format!("a\nquite\n{quit}never said\n");
+            let said = format!("a\nquite\n{quit}not echoed\n");
             for at in 0..=said.len() {
                 let mut server = talk();
                 let peer = server.script.connect();

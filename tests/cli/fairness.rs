@@ -48,7 +48,7 @@ fn slowest_round() -> Duration {
     meanwhile(|over| blast(&blaster, &back, over), rounds);
     let back = back[0].load(Ordering::Relaxed);
     println!("{slowest:?} at most, while {} MiB came back to the other", back >> 20);
-    assert!(back > 1 << 20, "the one who sends all it can got {back} bytes back");
+    assert!(back > 1 << 20, "the bulk peer got {back} bytes back");
     slowest
 }
 

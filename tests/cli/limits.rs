@@ -120,7 +120,7 @@ fn assert_idle(server: &Server, inside: &mut [Peer]) {
     for word in 0..4 {
         assert!(
             inside.iter_mut().all(|peer| peer.echoes(&format!("word {word}"))),
-            "whoever is inside is served"
+            "connected peers are served"
         );
         thread::sleep(Duration::from_millis(500));
     }
@@ -134,7 +134,7 @@ fn assert_served_within(outside: &mut [Peer], at_least: usize, within: Duration)
         peer.0.set_nonblocking(true).expect("an option");
     }
     let mut served = vec![false; outside.len()];
-    until("those who wait are served", within, || {
+    until("waiting peers are served", within, || {
         for (peer, served) in outside.iter_mut().zip(&mut served) {
             *served |= peer.0.read(&mut [0]).is_ok_and(|count| count == 1);
         }
@@ -195,7 +195,7 @@ fn without_descriptors_excess_peers_are_closed() {
     }
     assert_idle(&server, &mut inside);
     server.limit_descriptors(4_096);
-    until("newcomers are served again", Duration::from_secs(1), || {
+    until("new peers are served again", Duration::from_secs(1), || {
         TcpStream::connect(server.address).is_ok_and(|stream| Peer(stream).echoes("new"))
     });
     drop(inside);

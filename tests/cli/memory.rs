@@ -29,7 +29,7 @@ fn an_idle_connection_costs_its_160_bytes() {
     until("they have left", Duration::from_secs(5), || server.descriptors() == descriptors);
     let before = server.memory();
     let peers: Vec<Peer> = (0..count).map(|_| Peer::connect(server.address)).collect();
-    until("all are inside", Duration::from_secs(20), || server.descriptors() == descriptors + count);
+    until("all are connected", Duration::from_secs(20), || server.descriptors() == descriptors + count);
     let each = (server.memory() - before) / count;
     println!("{each} bytes for each of {count} idle connections");
     // With debug assertions, mio stores twelve bytes more per socket, to detect its use with another poll.
@@ -97,14 +97,14 @@ fn send_and_never_read(to: SocketAddr, over: &AtomicBool) {
 /// round trips. Asserts the memory, and a line of the final log.
 fn never_readers(words: &str, budget: usize, logged: &str) -> Duration {
     let mut server = Server::start(words);
-    let mut bystander = Peer::connect(server.address);
-    assert!(bystander.echoes("warm"));
+    let mut other = Peer::connect(server.address);
+    assert!(other.echoes("warm"));
     let before = server.resident();
     let mut waits = Vec::new();
     let talk = || {
         for word in 0..1_000 {
             let at = Instant::now();
-            assert!(bystander.echoes(&format!("bystander {word}")));
+            assert!(other.echoes(&format!("message {word}")));
             waits.push(at.elapsed());
             thread::sleep(Duration::from_millis(2));
         }
@@ -113,7 +113,7 @@ fn never_readers(words: &str, budget: usize, logged: &str) -> Duration {
     waits.sort();
     let slow = waits[waits.len() * 99 / 100];
     let grown = server.peak().saturating_sub(before);
-    println!("{} KiB of growth, a bystander's p99 is {slow:?}", grown / 1024);
+    println!("{} KiB of growth, another peer's p99 is {slow:?}", grown / 1024);
     // The queues are within the budget; the read buffer and the allocator's pages are not counted in it.
     assert!(grown <= budget + budget / 4 + 2 * MIB, "{} KiB of growth", grown / 1024);
     let log = server.end();
@@ -124,7 +124,7 @@ fn never_readers(words: &str, budget: usize, logged: &str) -> Duration {
 #[test]
 fn two_hundred_peers_that_never_read_are_not_read_further_and_disturb_no_other() {
     let _quiet = exclusive();
-    within_one_of_three("a bystander's p99", P99, || {
+    within_one_of_three("another peer's p99", P99, || {
         // Each may queue up to its high-water mark, and what was read before that was noticed.
         never_readers("echo --raw --drain 0", 200 * 192 * 1024, "accepted=201 ")
     });
@@ -133,7 +133,7 @@ fn two_hundred_peers_that_never_read_are_not_read_further_and_disturb_no_other()
 #[test]
 fn two_hundred_peers_that_never_read_stay_within_the_memory_budget() {
     let _quiet = exclusive();
-    within_one_of_three("a bystander's p99", P99, || {
+    within_one_of_three("another peer's p99", P99, || {
         let words = "echo --raw --high-water 1MiB --max-queued 2MiB --memory 16MiB --drain 0";
         // Some connections with the largest queues were closed.
         never_readers(words, 16 * MIB, " memory=")

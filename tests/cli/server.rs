@@ -155,7 +155,7 @@ impl Server {
             let mut line = String::new();
             stdout.read_line(&mut line).expect("its start line");
             let address = line.trim_end().strip_prefix("listening on ");
-            let address = address.unwrap_or_else(|| panic!("{words:?} said {line:?} and {log:?}"));
+            let address = address.unwrap_or_else(|| panic!("{words:?} printed {line:?} and logged {log:?}"));
             if !address.starts_with("unix:") {
                 addresses.push(address.parse().expect("an address with the real port"));
             }
@@ -186,7 +186,7 @@ impl Server {
         self.signal(Signal::TERM);
         let status = self.ended(Duration::from_secs(20));
         assert_eq!(status.code(), Some(0), "{}", self.log());
-        until("its last word", Duration::from_secs(5), || self.log().contains("accepted="));
+        until("its last output", Duration::from_secs(5), || self.log().contains("accepted="));
         self.log()
     }
 

@@ -64,7 +64,7 @@ fn c4_a_dial_cancelled_during_its_lookup_ends_once() {
     assert_eq!(fixture.until_closed(id), CloseReason::Local);
     drop(let_go);
     fixture.turn_for(50 * MS);
-    assert_eq!(fixture.close_reasons(id).len(), 1, "a late answer is nobody's");
+    assert_eq!(fixture.close_reasons(id).len(), 1, "a late answer is dropped");
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn c10_a_deadline_that_has_been_met_has_no_effect_later() {
     let mut peer = server.accept(&mut fixture);
     fixture.turn_for(250 * MS);
     peer.send("still connected");
-    fixture.until("it is heard", |fixture| fixture.received(id) == b"still connected");
+    fixture.until("it arrives", |fixture| fixture.received(id) == b"still connected");
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn e4_an_error_of_the_local_end_is_reported_as_such() {
 #[test]
 fn e5_an_error_is_reported_once() {
     let mut fixture = Fixture::new().on_open(|socket| {
-        socket.send(b"never heard");
+        socket.send(b"never received");
         socket.finish();
     });
     let id = fixture.dial(closed_port());

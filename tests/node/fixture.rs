@@ -204,7 +204,7 @@ impl Fixture {
     pub fn connect(&mut self, to: SocketAddr) -> (Peer, ConnId) {
         let before = self.opened().len();
         let peer = Peer::connect(to);
-        self.until("a caller is let in", |fixture| fixture.opened().len() > before);
+        self.until("a peer is accepted", |fixture| fixture.opened().len() > before);
         (peer, self.opened()[before])
     }
 
@@ -304,7 +304,7 @@ impl Fixture {
     /// Reads from a peer until it has received `n` bytes.
     #[track_caller]
     pub fn receive(&mut self, peer: &mut Peer, bytes: usize) -> Vec<u8> {
-        self.until("the peer hears it", |_| {
+        self.until("the peer receives it", |_| {
             peer.listen();
             peer.received.len() >= bytes || peer.end.is_some()
         });
@@ -320,7 +320,7 @@ impl Fixture {
     /// Reads from a peer until the connection ends; returns all bytes, and how it ended.
     #[track_caller]
     pub fn receive_end(&mut self, peer: &mut Peer) -> (Vec<u8>, End) {
-        self.until("the peer hears an end", |_| {
+        self.until("the peer sees the end", |_| {
             peer.listen();
             peer.end.is_some()
         });
@@ -398,11 +398,11 @@ impl TestServer {
     #[track_caller]
     pub fn accept(&self, fixture: &mut Fixture) -> Peer {
         let mut found = None;
-        fixture.until("somebody calls", |_| {
+        fixture.until("a connect arrives", |_| {
             found = self.0.accept().ok();
             found.is_some()
         });
-        Peer::of(found.expect("a caller").0)
+        Peer::of(found.expect("a peer").0)
     }
 }
 
@@ -440,7 +440,7 @@ impl BlackHole {
     /// Empties the backlog: the retransmitted SYN, a second after the first, succeeds.
     pub fn start_accepting(&mut self) {
         for _ in 0..self.fill.len() {
-            self.listener.accept().expect("somebody waits");
+            self.listener.accept().expect("a connect waits");
         }
     }
 }

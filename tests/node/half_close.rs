@@ -88,7 +88,7 @@ fn h6_after_our_end_the_peer_may_go_on_sending() {
     let (mut peer, id) = fixture.connect(address);
     assert_eq!(fixture.receive_end(&mut peer), (b"question".to_vec(), End::Clean));
     peer.send("a long answer");
-    fixture.until("it is heard", |fixture| fixture.received(id) == b"a long answer");
+    fixture.until("it arrives", |fixture| fixture.received(id) == b"a long answer");
     assert_eq!(fixture.reactor.stats().sent_too_late, 8);
     peer.finish();
     assert_eq!(fixture.until_closed(id), CloseReason::Finished);

@@ -43,11 +43,14 @@ fn l4_a_closed_listener_has_no_address_and_its_port_can_be_listened_on_again() {
     let (mut peer, _) = fixture.connect(address);
     assert!(fixture.reactor.close_listener(listener) && !fixture.reactor.close_listener(listener));
     assert_eq!(fixture.reactor.local_addr(listener), None);
-    fixture.reactor.listen(address, fixture.service).expect("the port is free, whoever is still connected");
+    fixture
+        .reactor
+        .listen(address, fixture.service)
+        .expect("the port is free, although a connection is open");
     fixture.connect(address);
     peer.send("still here");
     let first = fixture.opened()[0];
-    fixture.until("the old connection goes on", |fixture| fixture.received(first) == b"still here");
+    fixture.until("the old connection still works", |fixture| fixture.received(first) == b"still here");
 }
 
 #[test]
@@ -99,7 +102,7 @@ fn l8_two_reactors_can_share_a_port_if_both_want_to() {
     other.reactor.listen(address, other.service).expect_err("both must want to");
     other.reactor.listen_with(address, other.service, &shared).expect("a second listener");
     let _peers: Vec<Peer> = (0..64).map(|_| Peer::connect(address)).collect();
-    one.until("everybody is let in by either", |one| {
+    one.until("all are accepted by either one", |one| {
         other.reactor.turn(Some(std::time::Duration::ZERO)).expect("a turn");
         one.opened().len() + other.opened().len() == 64
     });
@@ -115,7 +118,7 @@ fn l9_a_listener_made_elsewhere_is_served_like_any_other() {
     let adopted =
         fixture.reactor.adopt(listener, fixture.service, &ListenOptions::default()).expect("it is adopted");
     assert_eq!(fixture.reactor.local_addr(adopted).and_then(|address| address.inet()), Some(address));
-    fixture.until("who came before is served too", |fixture| fixture.opened().len() == 1);
+    fixture.until("an earlier connect is served too", |fixture| fixture.opened().len() == 1);
     assert_eq!(fixture.count(Event::Open(fixture.opened()[0])), 1, "each is announced once");
     drop(early);
     // A service of another reactor is unknown here.

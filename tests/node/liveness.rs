@@ -13,7 +13,7 @@ fn f1_run_returns_when_nothing_is_left_that_could_happen_and_not_before() {
     let service = idle.service;
     idle.reactor.sockets().set_timer(service, 30 * MS, None).expect("a timer");
     let begun = std::time::Instant::now();
-    idle.reactor.run().expect("it ends when the timer has gone off");
+    idle.reactor.run().expect("it ends when the timer has expired");
     assert!(begun.elapsed() >= 30 * MS);
     let echo = idle.reactor.add(Echo::raw());
     let listener = idle.reactor.listen("127.0.0.1:0", echo).expect("a listener");
@@ -22,7 +22,7 @@ fn f1_run_returns_when_nothing_is_left_that_could_happen_and_not_before() {
         let peer = Peer::connect(address);
         peer.stream.shutdown(std::net::Shutdown::Write).expect("it is connected");
     });
-    idle.until("the caller has come and gone", |fixture| fixture.reactor.stats().closed_total() == 1);
+    idle.until("the peer has connected and ended", |fixture| fixture.reactor.stats().closed_total() == 1);
     client.join().expect("a peer");
     assert!(idle.reactor.close_listener(listener));
     idle.reactor.run().expect("nothing is left");

@@ -114,7 +114,7 @@ fn d7_only_one_connection_is_left_of_several_that_succeed() {
     hole.start_accepting();
     fixture.turn_for(1_300 * MS);
     peer.send("you");
-    fixture.until("it is heard", |fixture| fixture.received(id) == b"you");
+    fixture.until("it arrives", |fixture| fixture.received(id) == b"you");
     assert_eq!((fixture.count(Event::Connected(id)), fixture.reactor.sockets().len()), (1, 1));
     fixture.with_socket_of(id, |socket| socket.close());
     assert_eq!(fixture.receive_end(&mut peer), (b"hi".to_vec(), End::Clean));

@@ -18,12 +18,12 @@ fn p1_all_reads_land_in_one_buffer_of_the_reactor_and_are_lent_from_there() {
         for peer in &mut peers {
             peer.send("x");
         }
-        fixture.until("all are heard", |_| places.borrow().len() == 20 * (round + 1));
+        fixture.until("all arrive", |_| places.borrow().len() == 20 * (round + 1));
     }
     let places = places.borrow();
     let (least, max) = (places.iter().min().expect("some"), places.iter().max().expect("some"));
     assert!(max - least < 256 * 1024, "the places are {} bytes apart", max - least);
-    assert_eq!(fixture.reactor.sockets().memory(), 0, "and nobody holds anything");
+    assert_eq!(fixture.reactor.sockets().memory(), 0, "and no buffer is held");
 }
 
 #[test]

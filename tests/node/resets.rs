@@ -93,7 +93,7 @@ fn r6_a_peer_whose_process_is_killed_is_noticed_at_once() {
     // A shell that connects and waits. When it is killed, the kernel closes its socket.
     let script = format!("exec 3<>/dev/tcp/127.0.0.1/{}; echo hello >&3; exec sleep 60", address.port());
     let mut child = Command::new("bash").args(["-c", &script]).stdin(Stdio::null()).spawn().expect("a shell");
-    fixture.until("it says hello", |fixture| {
+    fixture.until("it sends hello", |fixture| {
         fixture.opened().first().is_some_and(|&id| fixture.received(id) == b"hello\n")
     });
     let id = fixture.opened()[0];
@@ -146,7 +146,7 @@ fn r8_closing_others_from_a_callback_gives_each_one_closed_callback() {
         let gone = events.iter().position(|events| matches!(events, Event::Closed(of, _) if of == id));
         assert!(
             gone.is_none_or(|gone| last.is_none_or(|last| last < gone)),
-            "nothing comes after the farewell"
+            "nothing follows the last bytes"
         );
     }
 }

@@ -14,9 +14,9 @@ fn s1_shutdown_waits_for_open_connections_and_ends_once() {
     let (mut peer, id) = fixture.connect(address);
     fixture.reactor.shutdown(Duration::from_secs(60));
     fixture.turn_for(20 * MS);
-    assert!(TcpStream::connect(address).is_err(), "nobody new comes in");
+    assert!(TcpStream::connect(address).is_err(), "no new peer is accepted");
     peer.send("I am not done");
-    fixture.until("it is heard", |fixture| fixture.received(id) == b"I am not done");
+    fixture.until("it arrives", |fixture| fixture.received(id) == b"I am not done");
     peer.finish();
     fixture.reactor.run().expect("the loop ends by itself");
     assert_eq!(fixture.close_reasons(id), [CloseReason::Finished]);
@@ -49,7 +49,7 @@ fn s3_the_first_n_are_accepted_and_the_rest_are_refused_with_a_reply() {
     }
     peers[0].send("inside");
     let first = fixture.opened()[0];
-    fixture.until("those inside go on", |fixture| fixture.received(first) == b"inside");
+    fixture.until("open connections continue", |fixture| fixture.received(first) == b"inside");
 }
 
 #[test]

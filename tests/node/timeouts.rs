@@ -106,5 +106,5 @@ fn t7_it_does_not_close_by_itself_where_the_service_does_not() {
     assert_eq!(fixture.receive(&mut peer, 28), b"are you there?are you there?");
     assert_eq!(fixture.closed(id), None);
     peer.send("yes");
-    fixture.until("it is heard", |fixture| fixture.received(id) == b"yes");
+    fixture.until("it arrives", |fixture| fixture.received(id) == b"yes");
 }

@@ -64,7 +64,7 @@ fn u2_a_stale_file_is_replaced_and_nothing_else_is() {
     let mut fixture = Fixture::new();
     // A socket file as a killed server leaves it.
     drop(UnixListener::bind(&path).expect("a listener"));
-    let listener = fixture.reactor.listen(path.as_path(), fixture.service).expect("nobody answers there");
+    let listener = fixture.reactor.listen(path.as_path(), fixture.service).expect("no process listens there");
     let error = Fixture::new().reactor.listen(path.as_path(), fixture.service).expect_err("we do");
     assert_eq!(
         (error.kind(), error.to_string()),
@@ -82,7 +82,7 @@ fn u2_a_stale_file_is_replaced_and_nothing_else_is() {
     let adopted =
         fixture.reactor.adopt(other, fixture.service, &ListenOptions::default()).expect("it is adopted");
     let _caller = UnixStream::connect(&path).expect("a connection");
-    fixture.until("it is let in", |fixture| fixture.opened().len() == 1);
+    fixture.until("it is accepted", |fixture| fixture.opened().len() == 1);
     fixture.reactor.close_listener(adopted);
     assert!(path.exists());
 }

@@ -137,7 +137,7 @@ impl Counter {
             Counter::Perf => perf_counts(&text),
             Counter::Strace => strace_counts(&text),
         };
-        if counts.contains_key(ALL) { Ok(counts) } else { Err(format!("it says {text:?}")) }
+        if counts.contains_key(ALL) { Ok(counts) } else { Err(format!("it printed {text:?}")) }
     }
 }
 

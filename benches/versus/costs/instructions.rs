@@ -52,7 +52,7 @@ fn instructions(kind: Kind, connections: usize, rounds: usize, more: usize) -> R
         // All answers have arrived, but the server may not have finished its work for them.
         until("a server that waits", || server.process.state() == 'S');
         server.process.signal(Signal::STOP);
-        until("a server that stands still", || server.process.state() == 'T');
+        until("a stopped server", || server.process.state() == 'T');
         if !silent {
             peers.iter_mut().for_each(Peer::say);
         }

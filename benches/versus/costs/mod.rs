@@ -137,7 +137,7 @@ impl Server {
         });
         let line = told.recv_timeout(PATIENCE).unwrap_or_default();
         let address = line.trim().parse();
-        Ok(Server { address: address.map_err(|_| format!("{command:?} says {line:?}"))?, process })
+        Ok(Server { address: address.map_err(|_| format!("{command:?} printed {line:?}"))?, process })
     }
 }
 

@@ -157,7 +157,7 @@ fn a_flipped_bit_fails_the_session_and_earlier_data_counts() {
         let alert = pair.server.receive(&wire);
         assert_eq!(pair.server.plain, b"sound");
         assert_eq!(pair.server.error(), "a record could not be decrypted");
-        assert!(!alert.is_empty(), "the peer is told");
+        assert!(!alert.is_empty(), "the peer gets an alert");
         pair.client.receive(&alert);
         assert_eq!(pair.client.error(), "the peer refused: bad record mac");
         // From then on it returns the same error, delivers nothing, and sends nothing.

@@ -149,7 +149,10 @@ fn run_with_faults(seed: u64, server: &Server, client: &Client) {
             server.script.feed(client.peer, &std::mem::take(&mut client.waiting));
             server.turn_until_quiet();
             let received = server.script.received(client.peer);
-            assert!(!received.is_empty() || !client.waiting.is_empty(), "seed {seed}: nobody goes on");
+            assert!(
+                !received.is_empty() || !client.waiting.is_empty(),
+                "seed {seed}: no side makes progress"
+            );
             client.receive(&received);
         }
         client.session.seal_end(&mut client.waiting);
@@ -193,5 +196,5 @@ fn a_handshake_that_stops_anywhere_ends_at_its_deadline() {
     }
     assert!(server.is_empty());
     let stats = Sockets::new(&mut server.turns.table).stats();
-    assert_eq!((stats.handshakes, stats.closed_total()), (0, stats.accepted), "nobody was met");
+    assert_eq!((stats.handshakes, stats.closed_total()), (0, stats.accepted), "open was not called");
 }

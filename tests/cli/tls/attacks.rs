@@ -93,7 +93,7 @@ fn non_tls_bytes_are_logged_and_the_server_serves_on() {
         let received = peer.receive_all();
         assert!(received.len() <= 7, "an alert at most: {received:?}");
         let begins = format!("{from}: closed: handshake: ");
-        until("a word in the log", 10 * SECOND, || echo.log().contains(&begins));
+        until("a line in the log", 10 * SECOND, || echo.log().contains(&begins));
         let log = echo.log();
         let line = log.lines().find(|line| line.contains(&begins)).expect("it is there");
         assert!(line.contains(why), "{why}: {line}");

@@ -174,7 +174,7 @@ fn the_connect_command_prints_that_a_server_does_not_speak_tls() {
     let answers: &[&[u8]] = &[b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail ready\r\n", b""];
     let serves = thread::spawn(move || {
         for answer in answers {
-            let (mut stream, _) = listener.accept().expect("a caller");
+            let (mut stream, _) = listener.accept().expect("a client");
             stream.read_exact(&mut [0; 100]).expect("a hello");
             stream.write_all(answer).expect("an answer");
             // All bytes are read, so that closing sends FIN and no reset.

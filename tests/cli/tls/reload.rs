@@ -34,8 +34,8 @@ fn new_certificates_are_used_for_new_connections_and_none_is_dropped() {
             scope.spawn(|| {
                 // Sessions are resumed, as by most clients; these clients must get the new certificate too.
                 while !over.load(Ordering::Relaxed) {
-                    let mut peer = TlsPeer::connect(&config, address).expect("nobody is turned away");
-                    assert!(peer.echoes(b"in and out"), "somebody was dropped");
+                    let mut peer = TlsPeer::connect(&config, address).expect("no client is refused");
+                    assert!(peer.echoes(b"in and out"), "a connection was dropped");
                     came.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -62,7 +62,7 @@ fn new_certificates_are_used_for_new_connections_and_none_is_dropped() {
     drop(held);
     seen.dedup();
     assert_eq!(seen.len(), 5, "each is another one");
-    println!("{came:?} came and went, {rounds:?} rounds of those who stayed");
+    println!("{came:?} short connections, {rounds:?} rounds on the others");
     let log = echo.end();
     assert!(!log.contains("ERROR") && !log.contains("handshake-timeout"), "{log}");
 }

@@ -23,7 +23,7 @@ fn pings(inside: &mut [TlsPeer], over: &AtomicBool) -> Vec<Duration> {
     while !over.load(Ordering::Relaxed) {
         for peer in inside.iter_mut() {
             let begun = Instant::now();
-            assert!(peer.echoes(b"are you still there?"), "one that was inside was dropped");
+            assert!(peer.echoes(b"are you still there?"), "an open connection was dropped");
             times.push(begun.elapsed());
         }
         thread::sleep(Duration::from_millis(1));
@@ -55,13 +55,13 @@ fn a_thousand_stalled_handshakes_disturb_no_connection_and_a_new_one_is_accepted
         Server::start(&format!("echo --raw --handshake-timeout 3s {}", certificates.server_args("server")));
     let mut inside = connected_peers(&echo, &certificates);
     let (hello, config) = (client_hello(&certificates), certificates.client_config());
-    within_one_of_three("the p99 of a ping among a thousand who stall", MOST, || {
+    within_one_of_three("the p99 of round trips with a thousand stalled handshakes", MOST, || {
         p99_while(&mut inside, || {
             let _stalls: Vec<TcpStream> = (0..MANY).map(|_| stalls(&echo, &hello)).collect();
             let begun = Instant::now();
             let mut honest = TlsPeer::connect(&config, echo.address).expect("it comes in");
             assert!(honest.echoes(b"at last"), "{}", echo.log());
-            println!("an honest caller is served after {:?}", begun.elapsed());
+            println!("a proper client is served after {:?}", begun.elapsed());
             assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
             // All of them must be closed, although they send nothing.
             until("the stalling ones are closed", Duration::from_secs(20), || {
@@ -89,7 +89,7 @@ fn a_flood_of_stalled_handshakes_disturbs_no_open_connection() {
     let echo = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
     let mut inside = connected_peers(&echo, &certificates);
     let (hello, config) = (client_hello(&certificates), certificates.client_config());
-    within_one_of_three("the p99 of a ping in a flood of callers who stall", MOST, || {
+    within_one_of_three("the p99 of round trips in a flood of stalled handshakes", MOST, || {
         let p99 = p99_while(&mut inside, || {
             let (mut here, mut came, begun) = (VecDeque::new(), 0, Instant::now());
             while begun.elapsed() < Duration::from_secs(2) {
@@ -97,14 +97,14 @@ fn a_flood_of_stalled_handshakes_disturbs_no_open_connection() {
                 here.drain(..here.len().saturating_sub(MANY));
                 came += 1;
             }
-            println!("{came} callers in {:?}", begun.elapsed());
+            println!("{came} connects in {:?}", begun.elapsed());
         });
         // To the server, many of them are open until it has read them.
         let begun = Instant::now();
-        until("an honest caller comes in behind them", Duration::from_secs(10), || {
+        until("a proper client is served behind them", Duration::from_secs(10), || {
             TlsPeer::connect(&config, echo.address).is_ok_and(|mut honest| honest.echoes(b"at last"))
         });
-        println!("an honest caller is served after {:?}", begun.elapsed());
+        println!("a proper client is served after {:?}", begun.elapsed());
         p99
     });
 }
@@ -122,7 +122,7 @@ fn peers_that_leave_while_queued_for_a_handshake_leave_nothing_behind() {
     let leave: Vec<TcpStream> = (0..300).map(|_| stalls(&echo, &hello)).collect();
     until("all are there", Duration::from_millis(500), || echo.descriptors() > before + 300);
     drop(leave);
-    until("they have gone", Duration::from_millis(400), || echo.descriptors() <= before + 1);
+    until("they have been closed", Duration::from_millis(400), || echo.descriptors() <= before + 1);
 }
 
 #[test]
@@ -179,11 +179,11 @@ fn a_thousand_peers_at_once_are_accepted_eight_handshakes_at_a_time() {
             match conversation.complete_io(&mut stream) {
                 Ok(_) => inside.push(TlsPeer(StreamOwned::new(conversation, stream))),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => waiting.push((conversation, stream)),
-                Err(error) => panic!("one is turned away: {error}: {}", echo.log()),
+                Err(error) => panic!("a client is refused: {error}: {}", echo.log()),
             }
         }
     }
-    println!("{MANY} are inside after {:?}", begun.elapsed());
+    println!("{MANY} are connected after {:?}", begun.elapsed());
     for peer in &mut inside {
         peer.0.sock.set_nonblocking(false).expect("an option");
         assert!(peer.echoes(b"x"), "{}", echo.log());

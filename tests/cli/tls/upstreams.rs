@@ -86,7 +86,7 @@ fn an_upstream_with_a_wrong_certificate_is_down_and_the_log_says_why() {
         // When it is the only upstream, clients get FIN, and the log has the reason.
         let only = Server::start(&format!("proxy --to {wrong} {trusts}"));
         let mut client = Peer::connect(only.address);
-        client.send("is anybody there?");
+        client.send("is there an answer?");
         assert_eq!(client.receive_all(), b"", "{name}");
         logs(&only, &format!("upstream=handshake ({why}"));
     }
@@ -139,15 +139,15 @@ fn the_header_goes_before_the_handshake_with_an_upstream_and_in_the_clear() {
     let proxy = Server::start(&format!("proxy --to {address} --proxy-protocol-out v1 {trusts}"));
     let mut client = Peer::connect(proxy.address);
     let from = client.0.local_addr().expect("an address").port();
-    client.send("what is sealed");
+    client.send("encrypted text");
     let (mut stream, _) = listener.accept().expect("the proxy calls");
     stream.set_read_timeout(Some(SOON)).expect("an option");
     let expected = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {from} {}\r\n", proxy.address.port());
     assert_eq!(line(&mut stream), expected);
     let mut secure = StreamOwned::new(ServerConnection::new(config).expect("a server"), stream);
     let mut received = [0; 14];
-    secure.read_exact(&mut received).expect("what the client says");
-    assert_eq!(&received, b"what is sealed");
+    secure.read_exact(&mut received).expect("the data of the client");
+    assert_eq!(&received, b"encrypted text");
     secure.write_all(b"and back").expect("it takes it");
     secure.conn.send_close_notify();
     secure.flush().expect("it takes it");
@@ -176,7 +176,7 @@ fn a_trusted_sender_sends_its_header_before_the_handshake_and_others_start_with_
         let (mut upstream, _) = listener.accept().expect("the proxy calls");
         assert_eq!(line(&mut upstream), "PROXY TCP4 192.0.2.7 192.0.2.1 256 512\r\n");
         let mut received = [0; 2];
-        upstream.read_exact(&mut received).expect("what the client says");
+        upstream.read_exact(&mut received).expect("the data of the client");
         assert_eq!(&received, b"hi");
         upstream.write_all(b"ho").expect("it takes it");
         drop(upstream);
@@ -233,7 +233,7 @@ fn an_upstream_that_requests_a_certificate_gets_that_of_the_proxy() {
     let trusts = format!("--to {} --to-tls --to-tls-ca {ca}", echo.address);
     let (cert, key) = (certificates.path("client.pem"), certificates.path("client.key"));
     let shows = Server::start(&format!("proxy {trusts} --to-tls-cert {cert} --to-tls-key {key}"));
-    assert!(Peer::connect(shows.address).echoes("let in"), "{}", shows.log());
+    assert!(Peer::connect(shows.address).echoes("accepted"), "{}", shows.log());
     let mute = Server::start(&format!("proxy {trusts}"));
     let mut client = Peer::connect(mute.address);
     assert_eq!(client.receive_all(), b"");
