@@ -271,6 +271,15 @@ impl ClosedInfo {
 }
 
 /// Why a peer was refused when it was accepted.
+///
+/// # Examples
+///
+/// ```
+/// use tidemill::Refusal;
+///
+/// assert_eq!(Refusal::PerAddress.word(), "per-address");
+/// assert_eq!(Refusal::Denied.to_string(), "a rule denies its address");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -331,6 +340,8 @@ pub struct Refused {
 /// ```text
 /// cannot connect to db.example:5432: [2001:db8::7]:5432: connection refused; 192.0.2.7:5432: no answer in time
 /// ```
+///
+/// [`ClosedInfo::dial_error`] has it when a dial has failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DialError {
     to: Address,

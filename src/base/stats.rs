@@ -6,6 +6,18 @@ use crate::base::reason::{CloseReason, Refusal};
 ///
 /// Between turns, `accepted + dialed` equals the number of connections that exist plus the sum of
 /// [`closed`](Stats::closed). Refused peers are in neither.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tidemill::{Limits, Reactor};
+///
+/// let mut reactor = Reactor::new(Limits::default())?;
+/// reactor.turn(Some(Duration::ZERO))?;
+/// assert_eq!((reactor.stats().turns, reactor.stats().accepted), (1, 0));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

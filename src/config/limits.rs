@@ -164,6 +164,18 @@ pub struct SocketLimits {
 }
 
 /// A minimum transfer rate: a number of bytes in each span of time.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tidemill::{MinRate, SocketLimits};
+///
+/// let strict = MinRate { bytes: 64 * 1024, per: Duration::from_secs(5) };
+/// let limits = SocketLimits { min_read_rate: Some(strict), min_write_rate: None, ..SocketLimits::default() };
+/// assert_eq!(SocketLimits::default().min_read_rate, Some(MinRate { bytes: 1024, per: Duration::from_secs(10) }));
+/// # let _ = limits;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinRate {
     /// Bytes that must move in each span.

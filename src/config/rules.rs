@@ -156,6 +156,16 @@ fn bits(ip: IpAddr) -> u128 {
 }
 
 /// How a peer is refused.
+///
+/// # Examples
+///
+/// ```
+/// use tidemill::RefuseMode;
+///
+/// assert_eq!("tarpit".parse(), Ok(RefuseMode::Tarpit));
+/// let error = "shout".parse::<RefuseMode>().unwrap_err();
+/// assert_eq!(error, "\"shout\" is not a way to refuse a peer; choose reply, end, reset or tarpit");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum RefuseMode {
     /// Send the [`busy_reply`](crate::ListenOptions::busy_reply), then close.

@@ -171,6 +171,16 @@ impl Framing {
 }
 
 /// Why received bytes are not a frame, or why a body cannot be sent as one.
+///
+/// # Examples
+///
+/// ```
+/// use tidemill::framing::{FrameError, Lines};
+///
+/// let error = Lines::LENIENT.encode(b"two\nlines", &mut Vec::new()).unwrap_err();
+/// assert_eq!(error, FrameError::ContainsEnd { at: 3 });
+/// assert_eq!(error.to_string(), "a body to be sent contains the end of a frame after 3 bytes");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum FrameError {

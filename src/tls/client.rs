@@ -18,6 +18,18 @@ use crate::base::address::Address;
 use crate::base::filter::{Filter, FilterConfig, FilterFactory};
 
 /// The configuration of TLS clients. Cheap to clone; connections of all clones share one cache of sessions to resume.
+///
+/// # Examples
+///
+/// ```no_run
+/// use tidemill::DialOptions;
+/// use tidemill::tls::{Client, ClientOptions};
+///
+/// let client = Client::new(ClientOptions { alpn: vec![b"h2".to_vec()], ..ClientOptions::default() })?;
+/// let options = DialOptions { filter: Some(client.filter_config()), ..DialOptions::default() };
+/// # let _ = options;
+/// # Ok::<(), tidemill::tls::TlsError>(())
+/// ```
 #[derive(Clone)]
 pub struct Client {
     filter: FilterConfig,

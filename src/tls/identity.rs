@@ -14,6 +14,15 @@ use super::{TlsError, provider};
 use crate::base::reason::os_message;
 
 /// A certificate chain with its private key. Cheap to clone.
+///
+/// # Examples
+///
+/// ```
+/// use tidemill::tls::CertifiedKey;
+///
+/// let error = CertifiedKey::from_pem(b"", b"").unwrap_err().to_string();
+/// assert!(error.starts_with("cannot use the certificate: there is none"), "{error}");
+/// ```
 #[derive(Clone)]
 pub struct CertifiedKey(Arc<sign::CertifiedKey>);
 
@@ -117,6 +126,17 @@ impl fmt::Debug for CertifiedKey {
 }
 
 /// Root certificates: those whose signature on other certificates is trusted. At least one. Cheap to clone.
+///
+/// # Examples
+///
+/// ```no_run
+/// use tidemill::tls::{ClientOptions, RootCerts, Trust};
+///
+/// let trust = Trust::Only(RootCerts::from_pem_file("ca.pem")?);
+/// let options = ClientOptions { trust, ..ClientOptions::default() };
+/// # let _ = options;
+/// # Ok::<(), tidemill::tls::TlsError>(())
+/// ```
 #[derive(Clone)]
 pub struct RootCerts(Arc<RootCertStore>);
 

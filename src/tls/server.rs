@@ -21,6 +21,21 @@ use crate::base::filter::{Filter, FilterConfig, FilterFactory};
 
 /// The configuration of TLS servers. Cheap to clone; all clones share one configuration, which can be
 /// [replaced](Server::replace) while it is in use, from any thread.
+///
+/// # Examples
+///
+/// ```no_run
+/// use tidemill::tls::{CertifiedKey, Server, ServerOptions};
+///
+/// let options = || -> Result<ServerOptions, tidemill::tls::TlsError> {
+///     let certificates = vec![CertifiedKey::from_pem_files("cert.pem", "key.pem")?];
+///     Ok(ServerOptions { certificates, ..ServerOptions::default() })
+/// };
+/// let server = Server::new(options()?)?;
+/// // Later, when the files have changed:
+/// server.replace(options()?)?;
+/// # Ok::<(), tidemill::tls::TlsError>(())
+/// ```
 #[derive(Clone)]
 pub struct Server {
     current: Arc<CurrentConfig>,
