@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_half_as_large_as_a_pointer() {
+    fn a_close_reason_has_four_bytes() {
         assert_eq!(size_of::<CloseReason>(), 4);
         assert_eq!(size_of::<Option<CloseReason>>(), 4);
     }

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_charged_with_its_first_holder_and_discharged_with_its_last() {
+    fn a_chunk_is_charged_with_its_first_holder_and_discharged_with_its_last() {
         let line = Shared::from("twelve bytes");
         let account = Account::new();
         let charges: Vec<usize> = (0..1_000).map(|_| line.hold(account).unwrap()).collect();

@@ -1,4 +1,6 @@
 //! The bytes read and sent during one turn, for all connections together.
+//!
+//! Read before: `parts/inbox.rs`. Next: `event_loop/write.rs`, which writes what is queued here.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_leave_as_they_came_are_not_copied() {
+    fn input_that_is_sent_on_unchanged_is_not_copied() {
         let mut arena = Arena::new();
         let (mut block, at) = (arena.take_block(), arena.write_offset());
         block[at..at + 11].copy_from_slice(b"hello world");
@@ -390,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn it_asks_to_be_emptied_before_a_read_would_not_fit() {
+    fn the_arena_is_full_before_a_read_would_not_fit() {
         let mut arena = Arena::new();
         let mut list = SegmentList::EMPTY;
         let mut reads = 0;

@@ -1,4 +1,6 @@
 //! Input: the bytes of an incomplete message, and the cursor with which a service takes bytes.
+//!
+//! Read before: `event_loop/read.rs`, which delivers input. Next: `parts/arena.rs`.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -352,7 +354,7 @@ mod tests {
         /// For any sequence of takes, and for both ways of delivery (from the inbox, or from the arena's block), the
         /// unread bytes are those of a plain vector, and a remembered search position never hides a match.
         #[test]
-        fn what_is_kept_is_what_a_vector_holds(steps in steps(), in_place in any::<bool>()) {
+        fn the_unread_bytes_are_those_of_a_plain_vector(steps in steps(), in_place in any::<bool>()) {
             let needle = b"\r\n";
             let (mut inbox, mut model) = (Inbox::default(), Vec::new());
             for step in steps {
@@ -400,7 +402,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_is_the_same_wherever_the_stream_is_cut(
+        fn text_does_not_depend_on_where_the_stream_is_cut(
             pieces in vec(prop_oneof![
                 "[a-z\u{e9}\u{20ac}\u{10348}]{0,6}".prop_map(String::into_bytes),
                 vec(any::<u8>(), 0..4),
@@ -425,14 +427,14 @@ mod tests {
     }
 
     #[test]
-    fn a_promise_takes_no_room() {
+    fn an_announced_length_takes_no_memory() {
         let mut inbox = Inbox::default();
         inbox.append(&u32::MAX.to_be_bytes());
         assert!(inbox.charge() <= 64, "{} bytes for four", inbox.charge());
     }
 
     #[test]
-    fn what_is_taken_does_not_pile_up() {
+    fn taken_bytes_do_not_accumulate() {
         let mut inbox = Inbox::default();
         for _ in 0..10_000 {
             inbox.append(&[b'x'; 100]);

@@ -1,4 +1,6 @@
 //! Output: the bytes that the kernel has not accepted yet.
+//!
+//! Read before: `event_loop/write.rs`, which fills it with the rest of a write. Next: `connection/deadline.rs`.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -326,7 +328,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(128))]
         #[test]
-        fn it_behaves_as_a_plain_vector_does(steps in steps()) {
+        fn a_queue_behaves_as_a_plain_vector_does(steps in steps()) {
             let (mut queue, mut model, mut stamp) = (Queue::default(), Vec::<u8>::new(), 0u8);
             let (mut charged, mut freed) = (0, 0);
             let account = Account::new();

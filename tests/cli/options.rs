@@ -148,7 +148,7 @@ fn a_port_in_use_is_named_and_exits_1() {
 }
 
 #[test]
-fn one_service_listens_where_it_is_told_to() {
+fn one_service_listens_on_several_addresses() {
     let _others = shared();
     let server = Server::start("chat --listen 127.0.0.1:0 --listen [::1]:0");
     assert_eq!(server.addresses.len(), 2);

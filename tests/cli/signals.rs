@@ -90,7 +90,7 @@ fn a_restart_on_the_same_port_succeeds_at_once_twenty_times_in_a_row() {
 }
 
 #[test]
-fn it_serves_on_when_its_stdout_is_not_read() {
+fn a_server_continues_when_its_stdout_is_not_read() {
     // Alone, so that no other test takes the port meanwhile.
     let _quiet = exclusive();
     let port =

@@ -9,7 +9,7 @@ use tidemill::{Backoff, CloseReason, DialOptions, SocketLimits, State};
 use crate::fixture::{BlackHole, End, Event, Fixture, MS, TestServer, closed_port};
 
 #[test]
-fn c1_what_is_sent_before_connecting_is_queued_and_arrives_once() {
+fn c1_data_sent_before_connecting_is_queued_and_arrives_once() {
     let mut fixture = Fixture::new().on_open(|socket| {
         socket.send(b"hello ");
         socket.send(b"world");
@@ -126,7 +126,7 @@ fn c8_fifty_reconnects_follow_each_other() {
 }
 
 #[test]
-fn c9_a_connect_that_takes_too_long_ends_at_its_own_time_and_not_before() {
+fn c9_a_connect_that_takes_too_long_ends_at_its_timeout_and_not_before() {
     let mut fixture = Fixture::new();
     let hole = BlackHole::on("127.0.0.1");
     let options = DialOptions { timeout: Some(300 * MS), ..DialOptions::default() };

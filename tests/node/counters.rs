@@ -25,7 +25,7 @@ fn b1_bytes_are_counted_exactly_on_both_sides() {
 }
 
 #[test]
-fn b2_counters_are_zero_before_connecting_and_whole_after_the_end() {
+fn b2_counters_are_zero_before_connecting_and_complete_after_the_end() {
     let mut fixture = Fixture::new().on_open(|socket| {
         assert_eq!((socket.bytes_in(), socket.bytes_out(), socket.queued()), (0, 0, 0));
         socket.send(b"question");
@@ -43,7 +43,7 @@ fn b2_counters_are_zero_before_connecting_and_whole_after_the_end() {
 }
 
 #[test]
-fn b3_what_was_partly_written_is_counted_as_far_as_the_kernel_took_it() {
+fn b3_of_a_partial_write_the_bytes_that_the_kernel_accepted_are_counted() {
     const ALL: usize = 8 << 20;
     let limits = SocketLimits { queue: 2 * ALL, min_write_rate: None, ..SocketLimits::default() };
     let mut fixture = Fixture::with_socket(limits).on_open(|socket| socket.send(&vec![0; ALL]));
@@ -63,7 +63,7 @@ fn b3_what_was_partly_written_is_counted_as_far_as_the_kernel_took_it() {
 }
 
 #[test]
-fn b4_the_queue_is_counted_to_the_byte_and_empty_when_our_end_is_sent() {
+fn b4_the_queue_is_counted_to_the_byte_and_empty_when_fin_is_sent() {
     let mut fixture = Fixture::new().on_data(|socket, input| {
         for byte in input.take_all() {
             let before = socket.queued();

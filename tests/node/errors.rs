@@ -8,7 +8,7 @@ use tidemill::{Attempt, CloseReason, DialOptions};
 use crate::fixture::{Fixture, MS, closed_port};
 
 #[test]
-fn e1_an_error_of_listening_names_the_address_the_reason_and_what_may_help() {
+fn e1_an_error_of_listen_names_the_address_the_reason_and_a_remedy() {
     let mut fixture = Fixture::new();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("its address");
@@ -22,7 +22,7 @@ fn e1_an_error_of_listening_names_the_address_the_reason_and_what_may_help() {
 }
 
 #[test]
-fn e2_an_error_of_listening_at_a_path_distinguishes_the_ways_to_fail() {
+fn e2_an_error_of_listen_on_a_path_names_the_reason() {
     let mut fixture = Fixture::new();
     let folder = std::env::temp_dir().join(format!("tidemill-e2-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
@@ -45,7 +45,7 @@ fn e2_an_error_of_listening_at_a_path_distinguishes_the_ways_to_fail() {
 }
 
 #[test]
-fn e3_an_error_of_dialing_names_the_address_and_the_system_s_reason() {
+fn e3_an_error_of_dial_names_the_address_and_the_reason_of_the_system() {
     let mut fixture = Fixture::new();
     let id = fixture.dial(closed_port());
     assert!(matches!(fixture.until_closed(id), CloseReason::Unreachable(_)));
@@ -59,7 +59,7 @@ fn e3_an_error_of_dialing_names_the_address_and_the_system_s_reason() {
 }
 
 #[test]
-fn e4_an_error_of_the_local_end_is_reported_as_such() {
+fn e4_an_error_of_the_local_address_is_reported_as_such() {
     let mut fixture = Fixture::new();
     let target = Fixture::new().listen();
     let options =

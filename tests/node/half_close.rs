@@ -5,7 +5,7 @@ use tidemill::{CloseReason, SocketLimits, State};
 use crate::fixture::{End, Event, Fixture, MS};
 
 #[test]
-fn h1_the_peers_end_is_not_the_end_of_the_connection() {
+fn h1_fin_of_the_peer_does_not_end_the_connection() {
     let mut fixture = Fixture::new().on_end(|_| {});
     let address = fixture.listen();
     let (mut peer, id) = fixture.connect(address);
@@ -21,7 +21,7 @@ fn h1_the_peers_end_is_not_the_end_of_the_connection() {
 }
 
 #[test]
-fn h2_by_default_our_end_follows_the_peers() {
+fn h2_by_default_fin_is_answered_with_fin() {
     let mut fixture = Fixture::new();
     let address = fixture.listen();
     let (mut peer, id) = fixture.connect(address);
@@ -31,7 +31,7 @@ fn h2_by_default_our_end_follows_the_peers() {
 }
 
 #[test]
-fn h3_what_is_queued_leaves_after_the_peers_end() {
+fn h3_queued_output_is_sent_after_the_peers_fin() {
     const MUCH: usize = 3 << 20;
     let limits = SocketLimits { queue: 2 * MUCH, ..SocketLimits::default() };
     let mut fixture = Fixture::with_socket(limits).on_end(|socket| {
@@ -49,7 +49,7 @@ fn h3_what_is_queued_leaves_after_the_peers_end() {
 }
 
 #[test]
-fn h4_everything_that_came_before_the_end_is_delivered_before_it() {
+fn h4_all_data_before_fin_is_delivered_before_end() {
     let mut fixture = Fixture::new();
     let address = fixture.listen();
     let (mut peer, id) = fixture.connect(address);
@@ -63,7 +63,7 @@ fn h4_everything_that_came_before_the_end_is_delivered_before_it() {
 }
 
 #[test]
-fn h5_the_end_is_reported_once_and_before_closed() {
+fn h5_end_is_called_once_and_before_closed() {
     let mut fixture = Fixture::new();
     let address = fixture.listen();
     let (mut peer, id) = fixture.connect(address);
@@ -77,7 +77,7 @@ fn h5_the_end_is_reported_once_and_before_closed() {
 }
 
 #[test]
-fn h6_after_our_end_the_peer_may_go_on_sending() {
+fn h6_after_our_fin_the_peer_may_continue_to_send() {
     let mut fixture = Fixture::new().on_open(|socket| {
         socket.send(b"question");
         socket.finish();
@@ -95,7 +95,7 @@ fn h6_after_our_end_the_peer_may_go_on_sending() {
 }
 
 #[test]
-fn h7_a_peer_that_never_ends_is_ended_when_it_has_been_half_closed_for_too_long() {
+fn h7_a_connection_half_closed_for_too_long_is_closed() {
     let limits = SocketLimits { half_closed: Some(100 * MS), ..SocketLimits::default() };
     let mut fixture = Fixture::with_socket(limits).on_open(|socket| socket.finish());
     let address = fixture.listen();

@@ -54,7 +54,7 @@ fn l4_a_closed_listener_has_no_address_and_its_port_can_be_listened_on_again() {
 }
 
 #[test]
-fn l5_port_zero_picks_a_port_and_says_which() {
+fn l5_port_zero_picks_a_free_port_that_can_be_read() {
     let mut fixture = Fixture::new();
     let (one, other) = (fixture.listen(), fixture.listen());
     assert!(one.port() != 0 && other.port() != 0 && one != other);
@@ -62,7 +62,7 @@ fn l5_port_zero_picks_a_port_and_says_which() {
 }
 
 #[test]
-fn l6_an_address_that_is_none_is_refused_before_anything_is_asked_of_the_system() {
+fn l6_an_invalid_address_is_refused_without_a_system_call() {
     let mut fixture = Fixture::new();
     for wrong in ["127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:http", "127.0.0.1", ":80", "300.0.0.1:80"] {
         let error = fixture.reactor.listen(wrong, fixture.service).expect_err(wrong);
@@ -72,7 +72,7 @@ fn l6_an_address_that_is_none_is_refused_before_anything_is_asked_of_the_system(
 }
 
 #[test]
-fn l7_a_listener_on_version_six_takes_version_four_or_leaves_it_alone_as_asked() {
+fn l7_a_listener_on_ipv6_accepts_ipv4_or_not_as_configured() {
     let mut fixture = Fixture::new();
     let mut listen = |only| {
         let options = ListenOptions { ipv6_only: Some(only), ..ListenOptions::default() };
@@ -110,7 +110,7 @@ fn l8_two_reactors_can_share_a_port_if_both_want_to() {
 }
 
 #[test]
-fn l9_a_listener_made_elsewhere_is_served_like_any_other() {
+fn l9_an_adopted_listener_works_like_any_other() {
     let mut fixture = Fixture::new();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");

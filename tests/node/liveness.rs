@@ -5,7 +5,7 @@ use tidemill::services::Echo;
 use crate::fixture::{Fixture, MS, Peer};
 
 #[test]
-fn f1_run_returns_when_nothing_is_left_that_could_happen_and_not_before() {
+fn f1_run_returns_when_no_listener_connection_timer_or_post_is_left() {
     let mut idle = Fixture::new();
     idle.reactor.run().expect("an empty loop ends at once");
     // A handle does not keep `run` from returning; a timer, a connection and a listener do.

@@ -74,7 +74,7 @@ fn d4_the_system_s_resolver_finds_localhost_and_not_what_does_not_exist() {
 }
 
 #[test]
-fn d5_a_dead_address_of_version_six_is_followed_by_version_four_within_300_ms() {
+fn d5_a_dead_ipv6_address_is_followed_by_ipv4_within_300_ms() {
     let hole = BlackHole::on("[::1]");
     let server = TestServer::new();
     let (mut fixture, _) = resolving(vec![hole.address(), server.address()]);
@@ -157,7 +157,7 @@ fn d9_the_attempt_delay_has_a_minimum_and_a_family_can_be_chosen() {
 }
 
 #[test]
-fn d10_with_a_resolver_that_never_answers_each_dial_ends_at_its_own_time_and_the_loop_does_not_notice() {
+fn d10_with_a_resolver_that_never_answers_each_dial_ends_at_its_timeout_and_the_loop_keeps_turning() {
     let mut fixture = Fixture::new().on_data(|socket, input| socket.send(input.take_all()));
     fixture.reactor.look_up_with(|_, _| {
         // Longer than any test. The process does not wait for the thread.

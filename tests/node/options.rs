@@ -34,7 +34,7 @@ fn of_kernel(fixture: &mut Fixture, id: ConnId) -> OwnedFd {
 }
 
 #[test]
-fn o1_what_a_listener_asks_for_holds_for_all_it_accepts() {
+fn o1_options_of_a_listener_apply_to_all_accepted_connections() {
     let mut fixture = Fixture::new();
     let probes =
         KeepAlive { idle: Duration::from_secs(7), interval: Some(Duration::from_secs(3)), count: Some(4) };
@@ -56,7 +56,7 @@ fn o1_what_a_listener_asks_for_holds_for_all_it_accepts() {
 }
 
 #[test]
-fn o2_what_is_set_before_connecting_or_asked_of_the_dial_holds_from_the_beginning() {
+fn o2_options_set_before_connecting_or_in_the_dial_apply_from_the_start() {
     let mut fixture = Fixture::new().on_open(|socket| {
         socket.set_tos(0xb8);
         socket.set_user_timeout(Some(Duration::from_secs(30)));
@@ -81,7 +81,7 @@ fn o2_what_is_set_before_connecting_or_asked_of_the_dial_holds_from_the_beginnin
 }
 
 #[test]
-fn o3_what_is_set_on_an_open_socket_holds_from_the_end_of_the_turn_and_can_be_set_again() {
+fn o3_options_set_on_an_open_socket_apply_at_the_end_of_the_turn_and_can_be_set_again() {
     let mut fixture = Fixture::new();
     let address = fixture.listen();
     let (_peer, id) = fixture.connect(address);
@@ -112,7 +112,7 @@ fn o3_what_is_set_on_an_open_socket_holds_from_the_end_of_the_turn_and_can_be_se
 }
 
 #[test]
-fn o4_the_type_of_service_is_set_for_both_versions_and_what_the_system_refuses_is_counted() {
+fn o4_the_type_of_service_is_set_for_ipv4_and_ipv6_and_refused_options_are_counted() {
     let mut fixture = Fixture::new();
     let listener = fixture.reactor.listen("[::1]:0", fixture.service).expect("a listener");
     let six = fixture.address(listener);

@@ -43,7 +43,7 @@ fn i1_what_is_an_ip_address_and_what_is_not() {
 }
 
 #[test]
-fn i2_a_list_holds_addresses_ranges_and_networks_and_mapped_ones_are_of_version_four() {
+fn i2_rules_can_be_addresses_ranges_and_networks_and_mapped_addresses_are_ipv4() {
     let mut rules = Rules::default();
     for text in [
         "123.123.123.123",

@@ -23,7 +23,7 @@ fn s1_shutdown_waits_for_open_connections_and_ends_once() {
 }
 
 #[test]
-fn s2_a_peer_that_does_not_end_is_ended_when_the_grace_is_over() {
+fn s2_a_peer_that_does_not_end_is_closed_after_the_grace_time() {
     let mut fixture = Fixture::new();
     let address = fixture.listen();
     let (_peer, id) = fixture.connect(address);

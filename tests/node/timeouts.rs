@@ -11,7 +11,7 @@ fn idle_after(millis: u32) -> Fixture {
 }
 
 #[test]
-fn t1_it_comes_only_when_nothing_has_moved_either_way() {
+fn t1_idle_is_called_only_when_no_byte_has_moved_in_either_direction() {
     let mut fixture = idle_after(150).on_idle(|_| {});
     let address = fixture.listen();
     let (mut peer, id) = fixture.connect(address);
@@ -27,7 +27,7 @@ fn t1_it_comes_only_when_nothing_has_moved_either_way() {
 }
 
 #[test]
-fn t2_each_byte_read_or_written_begins_a_whole_new_span() {
+fn t2_each_byte_read_or_written_restarts_the_idle_timeout() {
     let mut fixture = idle_after(150).on_idle(|_| {});
     let address = fixture.listen();
     let (mut peer, id) = fixture.connect(address);
@@ -47,7 +47,7 @@ fn t2_each_byte_read_or_written_begins_a_whole_new_span() {
 }
 
 #[test]
-fn t3_switched_off_it_never_comes() {
+fn t3_an_idle_timeout_that_is_switched_off_never_fires() {
     let mut fixture = idle_after(50).on_open(|socket| socket.set_idle(None));
     let address = fixture.listen();
     let (_peer, id) = fixture.connect(address);
@@ -56,7 +56,7 @@ fn t3_switched_off_it_never_comes() {
 }
 
 #[test]
-fn t4_it_can_be_changed_and_switched_off_in_its_own_callback() {
+fn t4_the_idle_timeout_can_be_changed_and_switched_off_in_its_callback() {
     let mut times = 0;
     let mut fixture = idle_after(50).on_idle(move |socket| {
         times += 1;
@@ -72,7 +72,7 @@ fn t4_it_can_be_changed_and_switched_off_in_its_own_callback() {
 }
 
 #[test]
-fn t5_it_comes_once_for_each_span() {
+fn t5_idle_is_called_once_per_timeout() {
     let mut fixture = idle_after(100).on_idle(|_| {});
     let address = fixture.listen();
     let (_peer, id) = fixture.connect(address);
@@ -83,7 +83,7 @@ fn t5_it_comes_once_for_each_span() {
 }
 
 #[test]
-fn t6_it_is_never_early_and_little_late() {
+fn t6_the_idle_timeout_is_never_early_and_at_most_a_little_late() {
     for millis in [1, 10, 99, 250] {
         let mut fixture = idle_after(millis);
         let address = fixture.listen();
@@ -99,7 +99,7 @@ fn t6_it_is_never_early_and_little_late() {
 }
 
 #[test]
-fn t7_it_does_not_close_by_itself_where_the_service_does_not() {
+fn t7_the_idle_timeout_alone_does_not_close_the_connection() {
     let mut fixture = idle_after(30).on_idle(|socket| socket.send(b"are you there?"));
     let address = fixture.listen();
     let (mut peer, id) = fixture.connect(address);

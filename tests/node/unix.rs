@@ -26,7 +26,7 @@ impl Drop for Folder {
 }
 
 #[test]
-fn u1_a_path_can_be_listened_on_and_dialed_and_its_file_goes_with_the_listener() {
+fn u1_a_path_can_be_listened_on_and_dialed_and_its_file_is_removed_with_the_listener() {
     let folder = Folder::new("u1");
     let path = folder.0.join("app.sock");
     let mut fixture = Fixture::new().on_data(|socket, input| {

@@ -19,7 +19,7 @@ fn slow_reader(fixture: &mut Fixture) -> (crate::fixture::Peer, tidemill::ConnId
 }
 
 #[test]
-fn w1_a_full_socket_says_so_and_drained_comes_when_it_is_not() {
+fn w1_a_full_socket_reports_it_and_drained_is_called_when_it_is_not_full_any_more() {
     let mut fixture = Fixture::with_socket(patient());
     let (mut peer, id) = slow_reader(&mut fixture);
     fixture.with_socket_of(id, |socket| {
@@ -37,7 +37,7 @@ fn w1_a_full_socket_says_so_and_drained_comes_when_it_is_not() {
 }
 
 #[test]
-fn w2_what_is_sent_to_a_full_socket_is_not_lost() {
+fn w2_data_sent_to_a_full_socket_is_not_lost() {
     let mut fixture = Fixture::with_socket(patient());
     let (mut peer, id) = slow_reader(&mut fixture);
     fixture.with_socket_of(id, |socket| {
@@ -155,7 +155,7 @@ fn w8_tiny_large_and_shared_pieces_keep_their_order_and_leave_in_one_call() {
 }
 
 #[test]
-fn w9_a_write_to_a_peer_that_is_gone_ends_the_connection_with_a_reason() {
+fn w9_a_write_to_a_closed_peer_ends_the_connection_with_a_reason() {
     let mut fixture = Fixture::new().on_end(|_| {});
     let address = fixture.listen();
     let (peer, id) = fixture.connect(address);

@@ -192,7 +192,7 @@ fn certificates_can_be_replaced_while_old_sessions_continue() {
 }
 
 #[test]
-fn an_untrusted_peer_gets_an_alert_and_the_log_says_why() {
+fn an_untrusted_peer_gets_an_alert_and_the_error_names_the_reason() {
     let authority = Authority::new();
     let server = |identity| {
         Server::new(ServerOptions { certificates: vec![identity], ..ServerOptions::default() }).unwrap()
@@ -380,7 +380,7 @@ fn a_server_without_a_certificate_is_an_error() {
 }
 
 #[test]
-fn system_roots_are_found_or_the_error_says_where_it_looked() {
+fn system_roots_are_found_or_the_error_names_the_places_searched() {
     match RootCerts::system() {
         Ok(authorities) => assert!(format!("{authorities:?}").starts_with("RootCerts(")),
         Err(error) => assert!(error.to_string().contains("SSL_CERT_FILE"), "{error}"),

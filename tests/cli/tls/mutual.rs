@@ -7,7 +7,7 @@ use crate::server::{Server, shared};
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 
 /// Whether openssl is accepted with this certificate, or with none.
-fn is_let_in(certificates: &Certificates, server: &Server, version: &str, shows: &str) -> bool {
+fn is_accepted(certificates: &Certificates, server: &Server, version: &str, shows: &str) -> bool {
     let shown = match shows {
         "" => String::new(),
         name => {
@@ -25,7 +25,7 @@ fn is_let_in(certificates: &Certificates, server: &Server, version: &str, shows:
 }
 
 #[test]
-fn only_clients_with_a_trusted_certificate_are_accepted_and_the_log_says_why_others_are_not() {
+fn only_clients_with_a_trusted_certificate_are_accepted_and_the_log_has_the_reason_for_others() {
     let _others = shared();
     if !has("openssl") {
         return;
@@ -38,13 +38,13 @@ fn only_clients_with_a_trusted_certificate_are_accepted_and_the_log_says_why_oth
     );
     for version in VERSIONS {
         let mut echo = Server::start_with_debug_log(&words);
-        assert!(is_let_in(&certificates, &echo, version, "client"), "{version}: {}", echo.log());
+        assert!(is_accepted(&certificates, &echo, version, "client"), "{version}: {}", echo.log());
         for (shows, why) in [
             ("", "handshake: the peer sent no certificate, but one is required"),
             ("stranger", "handshake: the peer's certificate is not trusted: unknown issuer"),
             ("expired", "handshake: the peer's certificate is not trusted: expired "),
         ] {
-            assert!(!is_let_in(&certificates, &echo, version, shows), "{version} {shows:?}");
+            assert!(!is_accepted(&certificates, &echo, version, shows), "{version} {shows:?}");
             logs(&echo, why);
         }
         let log = echo.end();
@@ -65,9 +65,9 @@ fn an_optional_certificate_may_be_missing_but_must_be_trusted() {
     let mut proxy = Server::start(&format!("proxy --to {} {words}", plain.address));
     for server in [&Server::start(&format!("echo {words}")), &proxy] {
         for version in VERSIONS {
-            assert!(is_let_in(&certificates, server, version, ""), "{version}");
-            assert!(is_let_in(&certificates, server, version, "client"), "{version}");
-            assert!(!is_let_in(&certificates, server, version, "stranger"), "{version}");
+            assert!(is_accepted(&certificates, server, version, ""), "{version}");
+            assert!(is_accepted(&certificates, server, version, "client"), "{version}");
+            assert!(!is_accepted(&certificates, server, version, "stranger"), "{version}");
         }
         logs(server, "is not trusted: unknown issuer");
     }

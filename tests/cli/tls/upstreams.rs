@@ -60,7 +60,7 @@ fn ten_megabytes_pass_with_tls_on_the_upstream_side_and_on_both() {
 }
 
 #[test]
-fn an_upstream_with_a_wrong_certificate_is_down_and_the_log_says_why() {
+fn an_upstream_with_an_untrusted_certificate_is_down_and_the_log_has_the_reason() {
     let _others = shared();
     if !has("node") {
         return;
@@ -124,7 +124,7 @@ fn line(stream: &mut TcpStream) -> String {
 }
 
 #[test]
-fn the_header_goes_before_the_handshake_with_an_upstream_and_in_the_clear() {
+fn the_header_is_sent_in_cleartext_before_the_handshake_with_an_upstream() {
     let _others = shared();
     let certificates = Certificates::of("header-out");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
