@@ -41,7 +41,7 @@ pub struct Limits {
     /// fails.
     pub lookups: usize,
     /// Concurrent attempts to connect beyond the first one of each dial, where a name has several addresses. Default
-    /// 64; at this limit, a dial starts no further attempt before one of its own has failed.
+    /// 64; at this limit, a dial starts no further attempt while one of its own is in progress.
     pub extra_attempts: usize,
     /// Connections whose input goes to the other end of a [pipe](crate::Socket::pipe) inside the kernel, without being
     /// copied (splice(2), Linux). Default 64; 0 switches it off. Input of further connections is copied.
