@@ -78,12 +78,17 @@ fn words(text: &str) -> String {
     format!(" {} ", letters.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
+/// Words that comments may use and pages may not: they are for persons, and a page is about connections.
+const BANNED_IN_PAGES: &[&str] = &["anyone", "caller", "callers", "he", "thirsty", "who"];
+
 #[test]
 fn banned_words_stand_in_no_page() {
     let list = read("tests/banned_words.txt");
-    let banned: Vec<String> =
-        list.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(words).collect();
-    assert!(banned.len() > 20, "only {} words were read", banned.len());
+    let lines = list.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let phrases =
+        lines.map(|line| line.split_once("  ").unwrap_or_else(|| panic!("{line:?} has an advice")).0);
+    let banned: Vec<String> = phrases.chain(BANNED_IN_PAGES.iter().copied()).map(words).collect();
+    assert!(banned.len() > 30, "only {} words were read", banned.len());
     for page in pages() {
         for (number, line) in (1..).zip(read(&page).lines()) {
             let line = words(&prose(line));
@@ -183,6 +188,33 @@ fn every_block_runs_in_a_test_or_says_why_not() {
     assert!(seen >= 20, "only {seen} blocks were found");
 }
 
+#[test]
+fn tests_that_the_pages_name_exist() {
+    let mut folders = vec![root().join("tests"), root().join("src")];
+    let mut sources = String::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                sources += &fs::read_to_string(&path).expect("a source file");
+            }
+        }
+    }
+    let table = section("docs/architecture.md", "The five laws");
+    let names = table
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .flat_map(|line| line.split('`').skip(1).step_by(2));
+    // A name of four words or more is a test's.
+    let names: Vec<&str> = names.filter(|name| name.matches('_').count() > 3).collect();
+    assert!(names.len() >= 12, "{names:?}");
+    for name in names {
+        assert!(sources.contains(&format!("fn {name}()")), "docs/architecture.md: there is no test {name}");
+    }
+}
+
 /// The lines of a source file before its unit tests.
 fn lines_before_tests(path: &Path) -> usize {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -210,7 +242,8 @@ fn the_reading_path_exists_in_its_order_and_is_short_enough() {
         total += lines;
         files.push(file);
     }
-    assert!(total <= READING_PATH_MAX, "{total} lines are more than {READING_PATH_MAX}");
+    let hint = "move a file of docs/reading-path.md to \"What comes next\", or make one shorter";
+    assert!(total <= READING_PATH_MAX, "{total} lines are more than {READING_PATH_MAX}: {hint}");
     // Every phase of a turn is on the path, and `turn` comes first.
     assert_eq!(files.first().map(String::as_str), Some("event_loop/mod.rs"));
     let mut phases = ["poll", "posts", "read", "write", "expire", "reap", "accept"].iter();
@@ -574,6 +607,24 @@ mod commands {
         member.write_all(b"/who\n").expect("it reads");
         let lines: Vec<String> = BufReader::new(&member).lines().take(2).map_while(Result::ok).collect();
         assert!(lines[0].ends_with(" joined") && lines[1].starts_with("1 here: "), "{lines:?}");
+    }
+
+    #[test]
+    fn options_in_the_table_of_limits_exist() {
+        let help = |command: &str| {
+            let output = Command::new(TIDEMILL).args([command, "--help"]).output().expect("help");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let all: String = ["chat", "proxy", "connect"].map(help).concat();
+        let mut seen = 0;
+        for row in super::limit_rows() {
+            for option in row[3].split('`').filter(|word| word.starts_with("--")) {
+                seen += 1;
+                let name = option.split([' ', '=']).next().unwrap_or(option);
+                assert!(all.contains(&format!(" {name} <")), "README's table names {option}");
+            }
+        }
+        assert!(seen >= 20, "only {seen} options were found");
     }
 
     #[test]
