@@ -424,6 +424,12 @@ fn every_limit_has_a_row_with_its_true_default() {
         );
         assert!(row[2].len() > 10, "{field}: README does not say what happens at the limit");
     }
+    let closed: Vec<&str> =
+        rows.iter().filter_map(|row| row[2].split_once("closed as `")?.1.split('`').next()).collect();
+    assert!(closed.len() >= 10, "only {closed:?}");
+    for word in closed {
+        assert!(tidemill::CloseReason::WORDS.contains(&word), "README: there is no close reason {word}");
+    }
     // A field that is new is in the list above, or this fails.
     let source = read("src/config/limits.rs");
     let source = source.split("#[cfg(test)]").next().unwrap_or_default();
