@@ -32,6 +32,34 @@ pub(super) enum ReadOutcome {
     None,
 }
 
+/// What one step of reading a connection came to.
+enum Step {
+    /// Nothing more is to be done with it, or it is in line for that.
+    Done,
+    /// There may be more to read, and so much of the budget is left.
+    More(usize),
+    /// It is not simply open and readable.
+    Uncommon,
+}
+
+/// Where the input of a connection goes.
+#[derive(Clone, Copy)]
+pub(super) enum Target {
+    Service(u16),
+    Pipe,
+}
+
+impl Target {
+    /// Where the input goes, and the unread input that goes first: it leaves its place.
+    pub(super) fn of(connection: &mut Connection) -> (Target, Option<Box<Inbox>>) {
+        let target = match connection.flags.contains(Flag::Piped) {
+            true => Target::Pipe,
+            false => Target::Service(connection.service),
+        };
+        (target, connection.inbox.take())
+    }
+}
+
 /// What a service has done with the bytes of one call.
 struct Delivered {
     taken: usize,
@@ -103,11 +131,65 @@ impl<S: System> EventLoop<S> {
             self.write();
             *block = self.table.cx.arena.take_block();
         }
-        let Some((connection, _)) = self.table.get(id) else { return };
+        let mut budget = self.table.cx.limits.read_budget;
+        for _ in 0..CALLS_MAX {
+            match self.read_once(id, block, budget) {
+                Step::Done => return,
+                Step::Uncommon => return self.read_uncommon(id, block),
+                Step::More(left) => budget = left,
+            }
+            if budget == 0 || self.table.cx.arena.is_full() {
+                break;
+            }
+        }
+        let (connection, cx) = self.table.at(id.slot);
+        connection.push_ready(cx); // It has used up its budget, and stands in line again.
+    }
+
+    /// One read into the arena's block, and one call of `data` if anything came: all that happens to most connections in
+    /// most turns, with one look-up before the callback and none after it.
+    #[inline]
+    fn read_once(&mut self, id: ConnId, block: &mut [u8], budget: usize) -> Step {
+        let Some((connection, cx)) = self.table.get(id) else { return Step::Done };
         connection.flags.remove(Flag::Ready);
         if !connection.wants_turn() {
-            return; // A callback of this turn has paused, throttled or closed it since it was put into the list.
+            return Step::Done; // A callback has paused, throttled or closed it since it was put into the list.
         }
+        if !connection.is_open()
+            || connection.is_filtered()
+            || connection.flags.any(&[Flag::Redeliver, Flag::Spliced])
+        {
+            return Step::Uncommon;
+        }
+        let budget = budget.min(connection.allowance(cx));
+        if budget == 0 {
+            return Step::Done;
+        }
+        let prefix = prefix(connection);
+        let at = cx.arena.write_offset();
+        let into = &mut block[at + prefix..][..budget.min(READ_MAX - prefix)];
+        match Self::read_stream(&mut self.system, connection, into, cx) {
+            ReadOutcome::Drained(n) => {
+                let target = Target::of(connection);
+                self.deliver(id, target, &mut block[at..], prefix, n);
+                Step::Done
+            }
+            ReadOutcome::More(n) => {
+                let target = Target::of(connection);
+                self.deliver(id, target, &mut block[at..], prefix, n);
+                Step::More(budget.saturating_sub(n))
+            }
+            ReadOutcome::None => {
+                self.after_failed_read(id);
+                Step::Done
+            }
+        }
+    }
+
+    /// What has to be done to a connection that is not simply open and readable.
+    #[inline(never)]
+    fn read_uncommon(&mut self, id: ConnId, block: &mut [u8]) {
+        let (connection, _) = self.table.at(id.slot);
         match connection.stage {
             Stage::Connecting => self.check_attempts(id),
             Stage::Open => self.read_open(id, block),
@@ -118,75 +200,39 @@ impl<S: System> EventLoop<S> {
         connection.push_ready(cx);
     }
 
+    /// A handshake, or what an earlier delivery has left, comes before a read; and what is read may be ciphertext.
     fn read_open(&mut self, id: ConnId, block: &mut [u8]) {
-        let (connection, cx) = self.table.at(id.slot);
-        let rare =
-            connection.flags.any(&[Flag::Redeliver, Flag::Spliced]) || connection.filter.is_handshaking();
-        let budget = cx.limits.read_budget;
-        if rare && !self.prepare_read(id) {
-            return;
-        }
-        let (connection, cx) = self.table.at(id.slot);
-        let mut budget = budget.min(connection.allowance(cx));
-        for _ in 0..CALLS_MAX {
-            match self.read_and_deliver(id, block, budget) {
-                ReadOutcome::More(n) if n < budget && !self.table.cx.arena.is_full() => budget -= n,
-                ReadOutcome::More(_) | ReadOutcome::Drained(_) | ReadOutcome::None => return,
-            }
-            let (connection, _) = self.table.at(id.slot);
-            if !connection.is_open() || !connection.wants_read() {
-                return;
-            }
-        }
-    }
-
-    /// What comes before a read: a handshake, or what an earlier delivery has left. Returns whether it is still to be
-    /// read.
-    #[inline(never)]
-    fn prepare_read(&mut self, id: ConnId) -> bool {
         let (connection, _) = self.table.at(id.slot);
         if connection.filter == FilterStage::Asked {
-            self.start_or_queue_handshake(id);
-            return false;
+            return self.start_or_queue_handshake(id);
         }
         if connection.flags.take(Flag::Redeliver) {
             if !connection.unread().is_empty() {
-                self.deliver(id, &mut [], 0, 0);
+                let target = Target::of(connection);
+                self.deliver(id, target, &mut [], 0, 0);
             }
             self.redelivered += self.budget.spent() as u64;
             self.end_after_delivery(id);
         }
-        let (connection, _) = self.table.at(id.slot);
-        if !connection.is_open() || !connection.wants_read() {
-            return false;
+        let mut budget = self.table.cx.limits.read_budget;
+        for _ in 0..CALLS_MAX {
+            let (connection, cx) = self.table.at(id.slot);
+            if !connection.is_open() || !connection.wants_read() || cx.arena.is_full() {
+                return;
+            }
+            if connection.flags.contains(Flag::Spliced) {
+                return self.splice_in(id);
+            }
+            if !connection.is_filtered() {
+                return; // It is read by the next turn, as any other.
+            }
+            let allowed = budget.min(connection.allowance(cx));
+            let prefix = prefix(connection);
+            match self.read_ciphertext(id, block, prefix, allowed) {
+                ReadOutcome::More(n) if n < budget => budget -= n,
+                _ => return,
+            }
         }
-        if connection.flags.contains(Flag::Spliced) {
-            self.splice_in(id);
-            return false;
-        }
-        true
-    }
-
-    /// One read into the arena's block, and one call of `data` if anything came.
-    #[inline]
-    fn read_and_deliver(&mut self, id: ConnId, block: &mut [u8], budget: usize) -> ReadOutcome {
-        if budget == 0 {
-            return ReadOutcome::None;
-        }
-        let (connection, cx) = self.table.at(id.slot);
-        let unread = connection.unread().len();
-        let prefix = if unread <= PREFIX_MAX.min(READ_MAX / 2) { unread } else { 0 };
-        if connection.is_filtered() {
-            return self.read_ciphertext(id, block, prefix, budget);
-        }
-        let at = cx.arena.write_offset();
-        let into = &mut block[at + prefix..][..budget.min(READ_MAX - prefix)];
-        let outcome = Self::read_stream(&mut self.system, connection, into, cx);
-        match outcome {
-            ReadOutcome::More(n) | ReadOutcome::Drained(n) => self.deliver(id, &mut block[at..], prefix, n),
-            ReadOutcome::None => self.after_failed_read(id),
-        }
-        outcome
     }
 
     /// Reads, and keeps the readiness true to what the kernel said. An end or an error is noted in the connection.
@@ -228,7 +274,7 @@ impl<S: System> EventLoop<S> {
     pub(super) fn after_failed_read(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
         if connection.incoming != Half::Ended {
-            return;
+            return connection.push_ready(cx); // A signal came first.
         }
         match connection.stage {
             Stage::Open if connection.is_filtered() => connection.on_truncated(cx),
@@ -244,46 +290,60 @@ impl<S: System> EventLoop<S> {
     /// The inbox leaves its connection for the length of the callback: what it holds stands in front of these bytes,
     /// and a pipe, a resume or a filter that the callback asks for must not find it a second time. Afterwards what is
     /// left is kept, relayed, given to the filter, put in line to be delivered again, or dropped.
-    pub(super) fn deliver(&mut self, id: ConnId, block: &mut [u8], prefix: usize, n: usize) {
-        let (connection, _) = self.table.at(id.slot);
-        match connection.inbox.take() {
-            None => {
-                let bytes = &block[..prefix + n];
-                let delivered = self.call_data(id, bytes, 0);
-                if delivered.taken < bytes.len() {
-                    let mut inbox = Box::<Inbox>::default();
-                    inbox.replace(&bytes[delivered.taken..], delivered.scanned);
-                    self.keep(id, inbox, 0, n, &delivered);
-                }
-            }
-            Some(mut inbox) => {
-                let before = inbox.charge();
-                let delivered = if n > 0 && prefix == inbox.unread().len() {
-                    block[..prefix].copy_from_slice(inbox.unread());
-                    let bytes = &block[..prefix + n];
-                    let delivered = self.call_data(id, bytes, inbox.scanned());
-                    inbox.replace(&bytes[delivered.taken..], delivered.scanned);
-                    delivered
-                } else {
-                    inbox.append(&block[..n]);
-                    let delivered = self.call_data(id, inbox.unread(), inbox.scanned());
-                    inbox.consume(delivered.taken, delivered.scanned);
-                    delivered
-                };
-                self.keep(id, inbox, before, n, &delivered);
-            }
+    #[inline]
+    pub(super) fn deliver(
+        &mut self,
+        id: ConnId,
+        (target, inbox): (Target, Option<Box<Inbox>>),
+        block: &mut [u8],
+        prefix: usize,
+        n: usize,
+    ) {
+        if let Some(inbox) = inbox {
+            return self.deliver_behind(id, target, inbox, block, prefix, n);
         }
+        let bytes = &block[..prefix + n];
+        let delivered = self.hand_over(id, target, bytes, 0);
+        if delivered.taken < bytes.len() {
+            let mut inbox = Box::<Inbox>::default();
+            inbox.replace(&bytes[delivered.taken..], delivered.scanned);
+            self.keep(id, inbox, 0, n, &delivered);
+        }
+    }
+
+    /// The same behind unread input.
+    fn deliver_behind(
+        &mut self,
+        id: ConnId,
+        target: Target,
+        mut inbox: Box<Inbox>,
+        block: &mut [u8],
+        prefix: usize,
+        n: usize,
+    ) {
+        let before = inbox.charge();
+        let delivered = if n > 0 && prefix == inbox.unread().len() {
+            block[..prefix].copy_from_slice(inbox.unread());
+            let bytes = &block[..prefix + n];
+            let delivered = self.hand_over(id, target, bytes, inbox.scanned());
+            inbox.replace(&bytes[delivered.taken..], delivered.scanned);
+            delivered
+        } else {
+            inbox.append(&block[..n]);
+            let delivered = self.hand_over(id, target, inbox.unread(), inbox.scanned());
+            inbox.consume(delivered.taken, delivered.scanned);
+            delivered
+        };
+        self.keep(id, inbox, before, n, &delivered);
     }
 
     /// Lends bytes to the service, or relays them.
     #[inline]
-    fn call_data(&mut self, id: ConnId, bytes: &[u8], scanned: usize) -> Delivered {
-        let (connection, _) = self.table.at(id.slot);
-        if connection.flags.contains(Flag::Piped) {
+    fn hand_over(&mut self, id: ConnId, target: Target, bytes: &[u8], scanned: usize) -> Delivered {
+        let Target::Service(service) = target else {
             self.relay(id, bytes);
             return Delivered { taken: bytes.len(), scanned: 0, is_cut: false };
-        }
-        let service = connection.service;
+        };
         let mut input = Input::with_scanned(bytes, scanned).within(&self.budget);
         // Not by `call`, because the input borrows the budget.
         self.services[usize::from(service) - 1].call(&mut self.table, Event::Data(id.slot, &mut input));
@@ -306,6 +366,7 @@ impl<S: System> EventLoop<S> {
             let begins = before == 0 || delivered.taken > 0;
             connection.put_inbox(inbox, before, arrived, begins, cx);
             connection.after_delivery(delivered.is_cut, cx);
+            connection.push_ready(cx);
             // Inboxes of a thousand connections may grow in one phase, and nothing is written in between.
             if cx.is_over_memory() {
                 self.table.evict();
@@ -357,4 +418,10 @@ impl<S: System> EventLoop<S> {
             }
         }
     }
+}
+
+/// How much room to leave in front of a read, for the unread input of the connection.
+fn prefix(connection: &Connection) -> usize {
+    let unread = connection.unread().len();
+    if unread <= PREFIX_MAX.min(READ_MAX / 2) { unread } else { 0 }
 }

@@ -3,7 +3,7 @@
 use std::mem;
 
 use super::EventLoop;
-use super::read::ReadOutcome;
+use super::read::{ReadOutcome, Target};
 use crate::base::address::Address;
 use crate::base::id::ConnId;
 use crate::base::reason::CloseReason;
@@ -228,6 +228,7 @@ impl<S: System> EventLoop<S> {
             inbox.append(&wire[prefix..prefix + plain]);
             return connection.put_inbox(inbox, before, plain, true, cx);
         }
-        self.deliver(id, wire, prefix, plain);
+        let target = Target::of(connection);
+        self.deliver(id, target, wire, prefix, plain);
     }
 }
