@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::backpressure::SenderWaits;
 use super::rate::Group;
 use crate::base::id::ConnId;
 use crate::base::stats::Stats;
@@ -47,6 +48,7 @@ pub(crate) struct Context {
     /// By service: whether its access policy only counts what it would have throttled.
     pub(crate) dry_run: Vec<bool>,
     pub(crate) handshakes: HandshakeQueue,
+    pub(crate) sender_waits: SenderWaits,
     // -- queues of the turn ------------------------------------------------------------------------------
     pub(crate) arena: Arena,
     /// Where the pieces of one record are joined before they are encrypted.
@@ -70,6 +72,8 @@ pub(crate) struct Context {
 pub(crate) struct Dirty {
     pub(crate) id: ConnId,
     pub(crate) segments: SegmentList,
+    /// The delivery in which its sender was last told that it is full.
+    pub(crate) noted_in: u32,
 }
 
 /// Lingering connections, oldest first, and some that have ended since; and how many really linger.
@@ -102,6 +106,7 @@ impl Context {
             groups: Vec::new(),
             dry_run: Vec::new(),
             handshakes: HandshakeQueue::default(),
+            sender_waits: SenderWaits::default(),
             arena: Arena::new(),
             joined: Vec::new(),
             ready: Vec::new(),
@@ -128,6 +133,12 @@ impl Context {
     /// Whether the memory limit is exceeded, so that a connection must be [evicted](super::table::Table::evict).
     pub(crate) fn is_over_memory(&self) -> bool {
         self.memory > self.limits.memory
+    }
+
+    /// Whether this turn's arena, with so many bytes more, would alone exceed the memory limit. Such a send closes its
+    /// receiver: there is no place for what is sent to it. What is in queues and inboxes is bounded by eviction.
+    pub(crate) fn would_exceed_memory(&self, length: usize) -> bool {
+        self.arena.composed() + length > self.limits.memory
     }
 
     /// The queue length from which on a connection is full. While memory is scarce, any queue at all is too long.

@@ -6,6 +6,7 @@
 //! say.
 
 pub(crate) mod admission;
+pub(crate) mod backpressure;
 pub(crate) mod context;
 pub(crate) mod deadline;
 pub(crate) mod dial;
@@ -273,7 +274,7 @@ impl Connection {
     pub(crate) fn push_dirty(&mut self, cx: &mut Context) -> usize {
         if self.dirty == NOT_DIRTY {
             self.dirty = cx.dirty.len() as u32;
-            cx.dirty.push(Dirty { id: self.id, segments: SegmentList::EMPTY });
+            cx.dirty.push(Dirty { id: self.id, segments: SegmentList::EMPTY, noted_in: 0 });
         }
         self.dirty as usize
     }

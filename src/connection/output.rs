@@ -35,6 +35,9 @@ impl Connection {
         if left_behind > 0 && left_behind >= cx.limits_of(self.service).queue && length > 0 {
             return self.close_now(CloseReason::SlowReader, cx);
         }
+        if cx.would_exceed_memory(length) {
+            return self.close_now(CloseReason::Memory, cx);
+        }
         let high = cx.high_water(self.service);
         let entry = self.push_dirty(cx);
         let segments = &mut cx.dirty[entry].segments;
@@ -43,6 +46,7 @@ impl Connection {
         // `drained`.
         if left_behind + segments.len() >= high {
             self.hold(Flag::Full, cx.now);
+            self.hold_sender(entry, cx);
         }
     }
 

@@ -19,6 +19,7 @@ impl<S: System> EventLoop<S> {
     pub(super) fn expire(&mut self) {
         self.handle_shutdown();
         self.fire_timers();
+        self.table.check_receivers();
         for _ in 0..self.table.cx.limits.expirations_per_turn {
             let cx = &mut self.table.cx;
             let Some(slot) = cx.wheel.pop_due(cx.now) else { return };

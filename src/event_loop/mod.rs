@@ -166,7 +166,13 @@ impl<S: System> EventLoop<S> {
         // Once it has passed and nothing is left it stays in the past, where no sleep would be left.
         let left = !table.slots.is_empty() || table.timers.len() > 0;
         let shutdown = self.drain_deadline.filter(|_| left);
-        retries.chain(cx.wheel.next()).chain(table.timers.next()).chain(handshakes).chain(shutdown).min()
+        retries
+            .chain(cx.sender_waits.next_check())
+            .chain(cx.wheel.next())
+            .chain(table.timers.next())
+            .chain(handshakes)
+            .chain(shutdown)
+            .min()
     }
 
     /// Calls a callback of the service that a connection belongs to.

@@ -346,7 +346,11 @@ impl<S: System> EventLoop<S> {
         };
         let mut input = Input::with_scanned(bytes, scanned).within(&self.budget);
         // Not by `call`, because the input borrows the budget.
+        self.table.cx.sender_waits.begin(id);
         self.services[usize::from(service) - 1].call(&mut self.table, Event::Data(id.slot, &mut input));
+        if self.table.cx.sender_waits.end() {
+            self.table.wait_for_receivers(id);
+        }
         let is_cut = input.is_cut();
         let (taken, scanned) = input.finish();
         Delivered { taken, scanned, is_cut }

@@ -49,7 +49,7 @@ impl<S: System> EventLoop<S> {
     }
 
     /// Nearly always the first call leaves everything with the kernel, and nothing waits for that.
-    fn write_connection(&mut self, Dirty { id, mut segments }: Dirty) {
+    fn write_connection(&mut self, Dirty { id, mut segments, .. }: Dirty) {
         let Some((connection, cx)) = self.table.get(id) else { return };
         connection.dirty = NOT_DIRTY;
         if connection.stage == Stage::Dead {
@@ -210,6 +210,7 @@ impl<S: System> EventLoop<S> {
         if self.table.cx.drained.is_empty() {
             return;
         }
+        self.table.check_receivers();
         for id in mem::take(&mut self.table.cx.drained) {
             let Some((connection, cx)) = self.table.get(id) else { continue };
             connection.update_message_clocks(cx.now);

@@ -286,6 +286,11 @@ impl Arena {
         }
     }
 
+    /// Bytes that services have made in this turn. They are charged when they are spilled into a queue.
+    pub(crate) fn composed(&self) -> usize {
+        self.composed.len()
+    }
+
     /// Whether the arena must be written and cleared before the next read.
     pub(crate) fn is_full(&self) -> bool {
         self.filled >= READ_MAX || self.composed.len() > COMPOSED_FULL || self.segments.len() > SEGMENTS_FULL

@@ -33,6 +33,8 @@ pub(crate) struct Outbox {
     pub(crate) plain: Queue,
     /// What was written in the current span of `SocketLimits::min_rate`.
     pub(crate) progress: Progress,
+    /// Whether the peer has taken nothing for a while, although it could.
+    pub(crate) is_stalled: bool,
 }
 
 impl Outbox {
@@ -51,6 +53,7 @@ impl Outbox {
         let from_wire = n.min(self.wire.len());
         self.in_pipe -= n - from_wire;
         self.progress.moved += n;
+        self.is_stalled = false;
         self.wire.advance(from_wire)
     }
 

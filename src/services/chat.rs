@@ -356,7 +356,12 @@ mod tests {
         room.script.window(eve, 0);
         let line = [&[b'x'; 1_000], &b"\n"[..]].concat();
         let mut heard = 0;
-        for _ in 0..300 {
+        for n in 0..300 {
+            if n == 200 {
+                // The room has waited for her for a second, and goes on without.
+                room.script.advance(Duration::from_millis(1_100));
+                room.turn_until_quiet();
+            }
             room.send(ada, &line);
             heard += room.received(bob).len();
         }

@@ -2,6 +2,7 @@
 
 mod accept;
 mod admission;
+mod backpressure;
 mod deadlines;
 mod dial;
 mod faults;

@@ -1,0 +1,112 @@
+//! Senders that wait for slow receivers.
+
+use super::*;
+
+/// A room without names: what a member says goes to all others.
+fn room(limits: Limits) -> (TestLoop, Rc<RefCell<Vec<ConnId>>>) {
+    let members = Rc::new(RefCell::new(Vec::new()));
+    let (joining, telling) = (members.clone(), members.clone());
+    let test = Setup { limits, ..Setup::default() }.build_with(
+        move |socket| joining.borrow_mut().push(socket.id()),
+        move |socket, input| {
+            let own = socket.id();
+            while let Some(line) = input.take_line() {
+                for &id in telling.borrow().iter().filter(|&&id| id != own) {
+                    if let Some(mut other) = socket.other(id) {
+                        // A line of the protocol is longer than what was typed.
+                        other.send(&[line, &[b'.'; 30]].concat());
+                    }
+                }
+            }
+        },
+    );
+    (test, members)
+}
+
+fn limits(queue: usize) -> Limits {
+    let socket = SocketLimits { queue, high_water: 64 * 1024, low_water: 16 * 1024, ..no_idle() };
+    Limits { socket, ..Limits::default() }
+}
+
+/// Lets every peer read so many bytes each 10 ms, until nothing has come for a second.
+fn read_slowly(test: &mut TestLoop, peers: &[PeerId], each: usize) -> Vec<usize> {
+    let mut received = vec![0; peers.len()];
+    let mut quiet = 0;
+    while quiet < 100 {
+        quiet += 1;
+        for (peer, received) in peers.iter().zip(&mut received) {
+            let n = test.script.received(*peer).len();
+            *received += n;
+            quiet = if n > 0 { 0 } else { quiet };
+            test.script.window(*peer, each);
+        }
+        test.advance(10 * MS);
+    }
+    received
+}
+
+#[test]
+fn a_sender_waits_for_members_on_slow_links_and_none_of_them_is_closed() {
+    let (mut test, members) = room(limits(1024 * 1024));
+    let peers: Vec<PeerId> = (0..21).map(|_| test.script.connect()).collect();
+    test.turn_until_quiet();
+    peers[1..].iter().for_each(|&peer| test.script.window(peer, 10_000));
+    // 256 KiB of two-byte lines, which are 4 MiB for each of twenty members.
+    test.script.feed(peers[0], &b"x\n".repeat(128 * 1024));
+    test.turn();
+    assert!(test.script.unread(peers[0]) > 0, "the sender is not read while the others are full");
+    let received = read_slowly(&mut test, &peers[1..], 10_000);
+    assert!(members.borrow().iter().all(|&id| test.close_reason(id).is_none()));
+    assert_eq!(received, [128 * 1024 * 32; 20], "every line reaches every member");
+    assert_eq!(test.event_loop.table.cx.memory, 0);
+}
+
+#[test]
+fn a_member_that_does_not_read_stops_a_sender_for_a_second_and_is_closed_at_its_limit() {
+    let (mut test, members) = room(limits(256 * 1024));
+    let peers: Vec<PeerId> = (0..3).map(|_| test.script.connect()).collect();
+    test.turn_until_quiet();
+    test.script.window(peers[1], 0);
+    test.script.feed(peers[0], &b"x\n".repeat(64 * 1024));
+    test.turn_until_quiet();
+    let before = test.received(peers[2]).len();
+    assert!(before < 64 * 1024 * 32, "it waits for the member that does not read");
+    test.advance(4 * SECOND);
+    let stalled = members.borrow()[1];
+    assert_eq!(test.close_reason(stalled), Some(CloseReason::SlowReader));
+    assert_eq!(test.script.released(peers[1]), Some(Released::Reset));
+    assert_eq!(before + test.received(peers[2]).len(), 64 * 1024 * 32, "the others get everything");
+}
+
+#[test]
+fn a_sender_is_read_again_when_the_receiver_that_it_waits_for_is_gone() {
+    let (mut test, members) = room(limits(16 * 1024 * 1024));
+    let peers: Vec<PeerId> = (0..2).map(|_| test.script.connect()).collect();
+    test.turn_until_quiet();
+    test.script.window(peers[1], 0);
+    test.script.feed(peers[0], &b"x\n".repeat(64 * 1024));
+    test.turn();
+    let waiting = test.script.unread(peers[0]);
+    assert!(waiting > 0);
+    let receiver = members.borrow()[1];
+    test.sockets().get(receiver).expect("a member").abort();
+    test.advance(SECOND);
+    assert_eq!(test.script.unread(peers[0]), 0);
+    assert_eq!(test.close_reason(members.borrow()[0]), None);
+}
+
+#[test]
+fn what_one_callback_makes_is_bounded_by_the_memory_limit() {
+    let limits = Limits { memory: 1024 * 1024, ..Limits::default() };
+    let mut test = Setup { limits, ..Setup::default() }.build(|socket, input| {
+        input.take_all();
+        for _ in 0..1_000 {
+            socket.send(&[b'x'; 10_000]);
+        }
+    });
+    let (peer, id) = test.accept();
+    test.script.feed(peer, b"go");
+    test.turn_until_quiet();
+    assert_eq!(test.close_reason(id), Some(CloseReason::Memory));
+    assert_eq!(test.script.released(peer), Some(Released::Reset), "a cut answer does not look whole");
+}
