@@ -298,7 +298,7 @@ fn comments(text: &str) -> Vec<(usize, String)> {
         let (piece, after) = rest[at..].split_at(piece_length(&rest[at..]));
         if piece.starts_with("//") {
             let comment = piece.trim_start_matches(['/', '!']).trim();
-            if line != last_line + 1 {
+            if blocks.is_empty() || line != last_line + 1 {
                 blocks.push((line, String::new()));
                 in_code = false;
             }
@@ -336,6 +336,16 @@ fn strings(code: &str) -> Vec<(usize, String)> {
         rest = after;
     }
     found
+}
+
+#[test]
+fn comments_and_strings_are_found_in_source() {
+    let source =
+        "//! one\n// `no` two\n\nlet a = \"http://b\"; // three\n/// ```\n/// no\n/// ```\nlet c = '\"';\n";
+    let found: Vec<(usize, Vec<String>)> =
+        comments(source).into_iter().map(|(line, text)| (line, lower_case_words(&text))).collect();
+    assert_eq!(found, [(1, vec!["one".into(), "two".into()]), (4, vec!["three".into()])]);
+    assert_eq!(strings(source), [(4, "\"http://b\"".to_string())]);
 }
 
 #[test]
