@@ -146,8 +146,8 @@ impl<S: System> EventLoop<S> {
         connection.push_ready(cx); // It has used up its budget, and stands in line again.
     }
 
-    /// One read into the arena's block, and one call of `data` if anything came: all that happens to most connections in
-    /// most turns, with one look-up before the callback and none after it.
+    /// One read into the arena's block, and one call of `data` if anything came: all that happens to most connections
+    /// in most turns, with one look-up before the callback and none after it.
     #[inline]
     fn read_once(&mut self, id: ConnId, block: &mut [u8], budget: usize) -> Step {
         let Some((connection, cx)) = self.table.get(id) else { return Step::Done };
