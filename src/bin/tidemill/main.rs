@@ -38,6 +38,7 @@ fn main() -> ExitCode {
             print_error(&text);
             ExitCode::FAILURE
         }
+        Err(CommandError::Interrupted(signal)) => ExitCode::from(u8::try_from(128 + signal).unwrap_or(1)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The arguments, and the limits they make.
 
 mod access;
+pub mod load;
 pub mod tls;
 pub mod values;
 
@@ -13,8 +14,9 @@ use tidemill::framing::proxy_header::HeaderVersion;
 use tidemill::{AccessPolicy, Address, IpRange, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
 
 use access::{ACCESS_HEADING, AccessArgs};
+use load::LoadArgs;
 use tls::{ClientTlsArgs, ServerTlsArgs, UpstreamTlsArgs};
-use values::{DurationArg, MinRateArg, Shape, SizeArg, address, overflow, range, shape, version};
+use values::{DurationArg, MinRateArg, SizeArg, address, overflow, range, version};
 
 #[derive(Parser)]
 #[command(
@@ -79,55 +81,17 @@ pub enum Command {
                       Exit code: 0 when it came to a proper end, 1 when not or never connected, 2 for wrong options.\n\
                       Example: printf 'hello\\n' | tidemill connect localhost:9001")]
     Connect(ConnectArgs),
-    /// Measure how fast a server is
-    #[command(after_help = "Every byte of an answer is checked.\n\
-                      With --rate, a latency counts from when a message was to be sent.\n\
-                      It keeps a processor busy all the time, so that its own waking up is no part of the figures.\n\
-                      Example: tidemill load 127.0.0.1:9001 --connections 50 --size 64 --plot latency.svg")]
-    Load(LoadArgs),
-}
-
-#[derive(Args)]
-pub struct LoadArgs {
-    /// The server, as HOST:PORT or unix:/path
-    #[arg(value_name = "ADDR", value_parser = address)]
-    pub to: Address,
-    /// echo: messages and their echoes; churn: connect, one message, close; idle: connections that are held;
-    /// fan-out: one sends lines to all (for chat)
-    #[arg(long, value_name = "SHAPE", default_value = "echo", hide_possible_values = true, value_parser = shape())]
-    pub shape: Shape,
-    /// Connections at once; of a fan-out, the receivers
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub connections: u32,
-    /// Bytes of a message
-    #[arg(long, value_name = "SIZE", default_value = "64B")]
-    pub size: SizeArg,
-    /// Messages under way at once on each connection; of a fan-out, lines
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub pipeline: u32,
-    /// Messages a second, all connections together; else the next is sent when an answer has come
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
-    pub rate: Option<u32>,
-    /// How long to measure
-    #[arg(long, value_name = "TIME", default_value = "5s")]
-    pub duration: DurationArg,
-    /// How long not to count at first
-    #[arg(long, value_name = "TIME", default_value = "500ms")]
-    pub warm_up: DurationArg,
-    /// Send each message as a frame: u32be, line, ... (for frames)
-    #[arg(long, value_name = "KIND")]
-    pub framing: Option<Framing>,
-    /// Do not measure first how fast the generator itself is; with --tls it never does
-    #[arg(long)]
-    pub no_ceiling: bool,
-    /// Tell the result as JSON
-    #[arg(long)]
-    pub json: bool,
-    /// Draw the latencies as an SVG picture
-    #[arg(long, value_name = "FILE")]
-    pub plot: Option<std::path::PathBuf>,
-    #[command(flatten)]
-    pub tls: ClientTlsArgs,
+    /// Measure the throughput and the latencies of a server
+    #[command(
+        after_help = "Every byte of an answer is checked. A failed connection is counted by kind and dialed again.\n\
+                      With --rate, latency is measured from the scheduled send time (no coordinated omission).\n\
+                      Messages without an answer at the end are counted with their age in the percentiles.\n\
+                      The generator polls without sleeping: it keeps one processor busy.\n\
+                      Exit code: 0, 1 after any failure or without any answer, 130 after Ctrl-C, 143 after SIGTERM.\n\
+                      Example: tidemill load 127.0.0.1:9001 --connections 50 --size 64 --plot latency.svg\n\
+                      Example: tidemill load 127.0.0.1:6379 --protocol redis --send 'SET k v\\r\\n' --rate 1000"
+    )]
+    Load(Box<LoadArgs>),
 }
 
 #[derive(Args)]
@@ -155,8 +119,10 @@ pub struct ProxyArgs {
 pub enum CommandError {
     /// The options contradict each other: exit code 2.
     Usage(String),
-    /// The world did not play along: exit code 1.
+    /// It failed while it ran: exit code 1.
     Run(String),
+    /// A signal ended it early: exit code 128 and the signal's number, as shells report it.
+    Interrupted(i32),
 }
 
 #[derive(Args)]

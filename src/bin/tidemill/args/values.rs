@@ -1,5 +1,8 @@
 //! How the values of options are written: times, sizes, rates, addresses.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -8,16 +11,16 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use tidemill::framing::proxy_header::HeaderVersion;
 use tidemill::{Address, IpRange, MinRate, Overflow};
 
-/// What a load consists of.
+/// What the connections of a load do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shape {
-    /// Messages whose echo is waited for.
+    /// Send messages and receive their answers.
     Echo,
-    /// Connect, one message, its echo, close; again and again.
+    /// Connect, send one message, receive its answer, close; repeatedly.
     Churn,
-    /// Connections that are held and do nothing.
+    /// Stay open and send nothing.
     Idle,
-    /// One sends lines that all others hear.
+    /// One connection sends lines, all others receive them.
     FanOut,
 }
 
@@ -102,9 +105,154 @@ pub fn overflow() -> impl TypedValueParser<Value = Overflow> {
     })
 }
 
-/// Looks at the form only; whether the name can be found is seen when it is used.
+/// Checks the form only; whether a name can be resolved is seen when it is used.
 pub fn address(text: &str) -> Result<Address, String> {
+    if let Some((scheme, rest)) = text.split_once("://") {
+        let host = rest.split(['/', '?']).next().unwrap_or_default();
+        let port = match scheme {
+            _ if host.contains(':') => "",
+            "https" => ":443",
+            "http" => ":80",
+            _ => ":PORT",
+        };
+        let tls = if scheme == "https" { " with --tls" } else { "" };
+        return Err(format!("this is a URL; write HOST:PORT, here {host}{port}{tls}"));
+    }
+    let text = numeric_zone(text)?;
     text.parse().map_err(|error: tidemill::AddressError| error.reason().to_string())
+}
+
+/// Replaces the zone of a link-local address, given as an interface's name, with the interface's index:
+/// `[fe80::1%eth0]:9001`.
+fn numeric_zone(text: &str) -> Result<Cow<'_, str>, String> {
+    let zone = text.strip_prefix('[').and_then(|rest| rest.split_once(']')?.0.split_once('%'));
+    match zone {
+        Some((_, name)) if name.is_empty() || name.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Ok(text.into())
+        }
+        Some((ip, name)) => {
+            let index = interface_index(name)?;
+            Ok(text.replacen(&format!("[{ip}%{name}]"), &format!("[{ip}%{index}]"), 1).into())
+        }
+        None => Ok(text.into()),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn interface_index(name: &str) -> Result<u32, String> {
+    use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+    let failed = |error: rustix::io::Errno| match error {
+        rustix::io::Errno::NODEV => format!("there is no network interface {name}"),
+        error => format!("cannot look up the network interface {name}: {error}"),
+    };
+    let any = socket(AddressFamily::UNIX, SocketType::DGRAM, None).map_err(failed)?;
+    netdevice::name_to_index(any, name).map_err(failed)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn interface_index(name: &str) -> Result<u32, String> {
+    Err(format!("write the zone {name} as the interface's index, a number"))
+}
+
+/// A rate per second: above 0, and at most 100 million, beyond what one thread can send.
+pub fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "a rate is a number a second, as in 1000 or 0.5".to_string())?;
+    if rate > 0.0 && rate <= 1e8 {
+        Ok(rate)
+    } else {
+        Err("a rate lies above 0 and up to 100000000".to_string())
+    }
+}
+
+/// Bytes, written as text with escapes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text(pub Vec<u8>);
+
+impl FromStr for Text {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Text, String> {
+        let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+        while let Some((&byte, after)) = rest.split_first() {
+            rest = after;
+            if byte != b'\\' {
+                bytes.push(byte);
+                continue;
+            }
+            let wrong = || "escapes are \\r \\n \\t \\0 \\xNN and \\\\".to_string();
+            let (&escape, after) = rest.split_first().ok_or_else(wrong)?;
+            rest = after;
+            bytes.push(match escape {
+                b'r' => b'\r',
+                b'n' => b'\n',
+                b't' => b'\t',
+                b'0' => 0,
+                b'\\' => b'\\',
+                b'x' => {
+                    let digits =
+                        rest.get(..2).and_then(|two| std::str::from_utf8(two).ok()).ok_or_else(wrong)?;
+                    rest = &rest[2..];
+                    u8::from_str_radix(digits, 16).map_err(|_| wrong())?
+                }
+                _ => return Err(wrong()),
+            });
+        }
+        if bytes.is_empty() { Err("the text is empty".to_string()) } else { Ok(Text(bytes)) }
+    }
+}
+
+/// Local addresses to connect from, in turn: one, or a range of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalAddresses {
+    first: IpAddr,
+    count: usize,
+}
+
+impl LocalAddresses {
+    /// The address that the connection with this number is made from.
+    pub fn nth(&self, serial: usize) -> IpAddr {
+        let step = serial % self.count;
+        match self.first {
+            IpAddr::V4(ip) => IpAddr::V4(Ipv4Addr::from_bits(ip.to_bits() + step as u32)),
+            IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() + step as u128)),
+        }
+    }
+}
+
+impl fmt::Display for LocalAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.count {
+            1 => write!(f, "{}", self.first),
+            count => write!(f, "{}-{}", self.first, self.nth(count - 1)),
+        }
+    }
+}
+
+impl FromStr for LocalAddresses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LocalAddresses, String> {
+        let parse = |ip: &str| {
+            ip.parse::<IpAddr>()
+                .map_err(|_| "write one address, or FIRST-LAST, as in 127.0.1.1-127.0.1.50".to_string())
+        };
+        let (first, last) = match text.split_once('-') {
+            Some((first, last)) => (parse(first)?, parse(last)?),
+            None => (parse(text)?, parse(text)?),
+        };
+        let distance = match (first, last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                last.to_bits().checked_sub(first.to_bits()).map(u128::from)
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => last.to_bits().checked_sub(first.to_bits()),
+            _ => return Err("both ends of a range are of one family".to_string()),
+        };
+        let distance = distance.ok_or("the range ends before it begins")?;
+        match usize::try_from(distance).ok().filter(|distance| *distance < 1 << 20) {
+            Some(distance) => Ok(LocalAddresses { first, count: distance + 1 }),
+            None => Err("a range holds at most 1048576 addresses".to_string()),
+        }
+    }
 }
 
 pub fn shape() -> impl TypedValueParser<Value = Shape> {
@@ -114,4 +262,39 @@ pub fn shape() -> impl TypedValueParser<Value = Shape> {
         "fan-out" => Shape::FanOut,
         _ => Shape::Echo,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_have_escapes_for_bytes() {
+        assert_eq!("a\\r\\n\\x00\\xff\\\\".parse(), Ok(Text(b"a\r\n\0\xff\\".to_vec())));
+        for wrong in ["", "\\", "\\q", "\\x1", "\\xg0"] {
+            assert!(wrong.parse::<Text>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn local_addresses_take_turns() {
+        let range: LocalAddresses = "127.0.1.254-127.0.2.1".parse().expect("a range");
+        let all: Vec<String> = (0..5).map(|n| range.nth(n).to_string()).collect();
+        assert_eq!(all, ["127.0.1.254", "127.0.1.255", "127.0.2.0", "127.0.2.1", "127.0.1.254"]);
+        assert_eq!(range.to_string(), "127.0.1.254-127.0.2.1");
+        for wrong in ["", "a", "10.0.0.2-10.0.0.1", "10.0.0.1-::1", "::-1::"] {
+            assert!(wrong.parse::<LocalAddresses>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_answered_with_the_address_in_it() {
+        let advice = |url: &str| address(url).expect_err("no address");
+        assert_eq!(advice("http://127.0.0.1:9111/"), "this is a URL; write HOST:PORT, here 127.0.0.1:9111");
+        assert_eq!(
+            advice("https://a.example/x"),
+            "this is a URL; write HOST:PORT, here a.example:443 with --tls"
+        );
+        assert!(address("[fe80::1%2]:80").is_ok());
+    }
 }

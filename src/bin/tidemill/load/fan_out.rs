@@ -1,163 +1,300 @@
 //! One sender, many receivers of its lines.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use tidemill::{ClosedInfo, ConnId, Input, Service, Socket, Sockets};
+use tidemill::{ClosedInfo, Input, Service, ServiceId, Socket, Sockets};
 
+use super::answer::show;
+use super::driver::{Driver, Progress};
+use super::places::Places;
 use super::plan::Plan;
-use super::report::Results;
+use super::results::{Kind, Results, Window};
+use super::schedule::Schedule;
 
-/// What the service and the loop around it both look at.
+/// A line begins here, whatever the server puts in front of it.
+const MARK: u8 = b'@';
+/// The place of the sender; all others receive.
+const SENDER: usize = 0;
+
+/// What the service and the loop around it share.
 pub struct Room {
     plan: Plan,
-    pub results: Results,
-    pub counts_from: Option<Instant>,
-    pub over: bool,
-    pub sender: Option<ConnId>,
-    /// The line that each receiver is to hear next.
-    next: HashMap<ConnId, u64>,
-    /// Lines that somebody is still to hear: the first one's number, and when each was sent and how many lack it.
+    results: Results,
+    window: Window,
+    places: Places,
+    /// The next line of each receiver that is connected, by its place.
+    next: BTreeMap<usize, u64>,
+    /// Lines that receivers lack: the number of the first one; when each was due, and how many receivers lack it.
     first: u64,
-    lines: VecDeque<(Instant, usize)>,
-    pub up: usize,
-    pub connecting: usize,
-    /// When anything was last heard: before it begins, who came in is told to everybody.
-    pub heard_at: Option<Instant>,
+    lines: VecDeque<Line>,
+    /// Lines that were due while the sender was not connected.
+    waiting: VecDeque<Instant>,
+    begun: bool,
+    schedule: Option<Schedule>,
+    budget: Option<u64>,
+    received_at: Option<Instant>,
 }
 
-/// Where a line of ours begins, whatever a server puts in front of it.
-const MARK: u8 = b'@';
+struct Line {
+    due: Instant,
+    lacking: u64,
+}
 
 impl Room {
     pub fn new(plan: &Plan) -> Room {
         Room {
-            plan: plan.clone(),
             results: Results::new(),
-            counts_from: None,
-            over: false,
-            sender: None,
-            next: HashMap::new(),
+            window: Window::default(),
+            places: Places::new(plan.connections + 1),
+            next: BTreeMap::new(),
             first: 0,
             lines: VecDeque::new(),
-            up: 0,
-            connecting: 0,
-            heard_at: None,
+            waiting: VecDeque::new(),
+            begun: false,
+            schedule: None,
+            budget: plan.requests,
+            received_at: None,
+            plan: plan.clone(),
         }
     }
 
-    /// What stands behind the mark in a line.
+    /// The bytes of a line behind its mark.
     fn body(&self, number: u64) -> Vec<u8> {
         let mut body = format!("{number:012} ").into_bytes();
         body.resize(self.plan.size.max(body.len()), b'a' + (number % 26) as u8);
         body
     }
 
-    fn send(&mut self, socket: &mut Socket<'_>) {
+    fn may_send(&mut self) -> bool {
+        match &mut self.budget {
+            _ if self.window.over => false,
+            None => true,
+            Some(0) => false,
+            Some(left) => {
+                *left -= 1;
+                true
+            }
+        }
+    }
+
+    fn send(&mut self, socket: &mut Socket<'_>, due: Instant) {
         let number = self.first + self.lines.len() as u64;
         let mut line = vec![MARK];
         line.extend(self.body(number));
         line.push(b'\n');
         socket.send(&line);
-        self.lines.push_back((socket.now(), self.next.len()));
+        if self.window.is_open(socket.now()) {
+            self.results.bytes_out += line.len() as u64;
+        }
+        self.lines.push_back(Line { due, lacking: self.next.len() as u64 });
     }
 
-    /// One receiver has heard one line.
-    fn delivered(&mut self, id: ConnId, body: &[u8], now: Instant) -> Result<(), String> {
-        let Some(number) = self.next.get(&id).copied() else { return Ok(()) };
-        if body != self.body(number) {
-            return Err(format!("{id}: line {number} was expected and not heard"));
+    /// Sends lines until as many are in flight as asked for.
+    fn fill_pipeline(&mut self, socket: &mut Socket<'_>) {
+        while !self.next.is_empty() && self.lines.len() < self.plan.pipeline && self.may_send() {
+            self.send(socket, socket.now());
         }
-        self.next.insert(id, number + 1);
-        if self.counts_from.is_some_and(|from| now >= from) && !self.over {
-            self.results.messages += 1;
-            self.results.bytes += body.len() as u64;
+    }
+
+    /// One receiver has received one line.
+    fn delivered(&mut self, place: usize, body: &[u8], now: Instant) -> Result<(), String> {
+        let Some(number) = self.next.get(&place).copied() else { return Ok(()) };
+        let expected = self.body(number);
+        if body != expected {
+            return Err(format!("{} where {} was expected", show(body), show(&expected)));
         }
-        let Some((_, lacking)) = self.lines.get_mut((number - self.first) as usize) else {
-            return Err(format!("{id}: line {number} was heard before it was sent"));
+        let Some(line) = self.lines.get_mut((number - self.first) as usize) else {
+            return Err(format!("line {number} came before it was sent"));
         };
-        *lacking -= 1;
+        line.lacking -= 1;
+        self.next.insert(place, number + 1);
+        if self.window.is_open(now) {
+            self.results.messages += 1;
+        }
         Ok(())
     }
 
-    /// Lines that all have heard; as many more may be sent.
-    fn completed(&mut self, now: Instant) -> usize {
-        let mut completed = 0;
-        while let Some(&(sent, 0)) = self.lines.front() {
-            self.lines.pop_front();
+    /// Forgets the lines that all have received. The latency of a line is that of its last receiver.
+    fn complete(&mut self, now: Instant) {
+        while self.lines.front().is_some_and(|line| line.lacking == 0) {
+            let Some(line) = self.lines.pop_front() else { return };
             self.first += 1;
-            completed += 1;
-            if self.counts_from.is_some_and(|from| sent >= from) && !self.over {
-                self.results.record(now - sent);
+            if self.window.counts(line.due) {
+                self.results.record(now.saturating_duration_since(line.due));
             }
         }
-        completed
+    }
+
+    /// A receiver has gone: the lines it lacks will not reach it.
+    fn give_up(&mut self, place: usize, now: Instant) {
+        let Some(number) = self.next.remove(&place) else { return };
+        for line in self.lines.iter_mut().skip((number - self.first) as usize) {
+            line.lacking -= 1;
+            let counts = self.window.counts(line.due);
+            self.results.lose(now.saturating_duration_since(line.due), counts);
+        }
+        self.complete(now);
     }
 }
 
-/// Sends the first lines.
-pub fn begin(shared: &Rc<RefCell<Room>>, sockets: &mut Sockets<'_>) {
-    let mut room = shared.borrow_mut();
-    let Some(mut sender) = room.sender.and_then(|id| sockets.get(id)) else { return };
-    for _ in 0..room.plan.pipeline {
-        room.send(&mut sender);
+impl Driver for Rc<RefCell<Room>> {
+    fn begin(&mut self, sockets: &mut Sockets<'_>, now: Instant, from: Instant) {
+        let mut room = self.borrow_mut();
+        room.begun = true;
+        room.window.from = Some(from);
+        room.schedule = room.plan.rate.map(|rate| Schedule::new(now, rate));
+        if room.schedule.is_none() {
+            let sender = room.places.id(SENDER);
+            if let Some(mut sender) =
+                sender.and_then(|id| sockets.get(id)).filter(|socket| !socket.is_connecting())
+            {
+                room.fill_pipeline(&mut sender);
+            }
+        }
+    }
+
+    fn step(&mut self, sockets: &mut Sockets<'_>, own: ServiceId, now: Instant) {
+        let room = &mut *self.borrow_mut();
+        if let Some(mut schedule) = room.schedule.take() {
+            while let Some((_, due)) = schedule.next_due(now) {
+                if !room.may_send() {
+                    break;
+                }
+                let sender = room.places.id(SENDER).and_then(|id| sockets.get(id));
+                match sender.filter(|socket| !socket.is_connecting()) {
+                    Some(mut sender) => room.send(&mut sender, due),
+                    None => room.waiting.push_back(due),
+                }
+            }
+            room.schedule = Some(schedule);
+        }
+        while let Some(number) = room.places.next_retry(now).or_else(|| room.places.next_new()) {
+            if let Err(why) = room.places.dial(number, &room.plan, sockets, own) {
+                room.results.failures.add(Kind::Other, why);
+                break;
+            }
+        }
+        // Without a receiver there is nothing that a line could wait for.
+        if room.next.is_empty() {
+            room.complete(now);
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        let room = self.borrow();
+        let pending = room.lines.iter().map(|line| line.lacking).sum::<u64>() + room.waiting.len() as u64;
+        Progress {
+            up: room.places.up,
+            ever_up: room.places.ever_up,
+            settled: room.places.all_settled(),
+            quiet_since: room.received_at,
+            complete: room.budget == Some(0) && pending == 0,
+            pending,
+        }
+    }
+
+    fn end(&mut self) {
+        self.borrow_mut().window.over = true;
+    }
+
+    fn charge_unanswered(&mut self, now: Instant) {
+        let room = &mut *self.borrow_mut();
+        let left = room.lines.iter().map(|line| (line.due, line.lacking));
+        for (due, lacking) in
+            left.chain(room.waiting.iter().map(|due| (*due, 1))).filter(|(_, lacking)| *lacking > 0)
+        {
+            room.results.leave_unanswered(now.saturating_duration_since(due), lacking);
+        }
+    }
+
+    fn results<R>(&mut self, look: impl FnOnce(&mut Results) -> R) -> R {
+        look(&mut self.borrow_mut().results)
     }
 }
 
-pub struct FanOut {
+pub struct FanOutService {
     pub shared: Rc<RefCell<Room>>,
 }
 
-impl Service for FanOut {
-    /// Whether it is connected.
-    type Session = bool;
+/// One connection.
+pub struct Session {
+    place: usize,
+    connected: bool,
+    aborted: bool,
+}
 
-    fn open(&mut self, _: &mut Socket<'_>) -> bool {
-        false
+impl Service for FanOutService {
+    type Session = Session;
+
+    fn open(&mut self, socket: &mut Socket<'_>) -> Session {
+        let place = self.shared.borrow().places.number(socket.id()).unwrap_or(SENDER);
+        Session { place, connected: false, aborted: false }
     }
 
-    fn connected(&mut self, connected: &mut bool, socket: &mut Socket<'_>) {
-        *connected = true;
+    fn connected(&mut self, session: &mut Session, socket: &mut Socket<'_>) {
+        session.connected = true;
         let mut room = self.shared.borrow_mut();
-        room.up += 1;
-        room.connecting -= 1;
-        room.heard_at = Some(socket.now());
-        if room.sender != Some(socket.id()) {
-            room.next.insert(socket.id(), 0);
-        }
-    }
-
-    fn data(&mut self, _: &mut bool, socket: &mut Socket<'_>, input: &mut Input<'_>) {
-        let mut room = self.shared.borrow_mut();
-        let now = socket.now();
-        room.heard_at = Some(now);
-        while let Some(line) = input.take_line() {
-            let Some(at) = line.iter().position(|&byte| byte == MARK) else { continue };
-            let body = line[at + 1..].strip_suffix(b"\n").unwrap_or_default();
-            if let Err(why) = room.delivered(socket.id(), body, now) {
-                room.results.fail(why);
-                return socket.abort();
-            }
-        }
-        let completed = room.completed(now);
-        if completed == 0 || room.over {
+        room.places.connected(session.place);
+        room.received_at = Some(socket.now());
+        if session.place != SENDER {
+            let next = room.first + room.lines.len() as u64;
+            room.next.insert(session.place, next);
             return;
         }
-        let Some(mut sender) = room.sender.and_then(|id| socket.other(id)) else { return };
-        (0..completed).for_each(|_| room.send(&mut sender));
+        for due in std::mem::take(&mut room.waiting) {
+            room.send(socket, due);
+        }
+        if room.begun && room.schedule.is_none() {
+            room.fill_pipeline(socket);
+        }
     }
 
-    fn closed(&mut self, connected: bool, gone: &ClosedInfo, _: &mut Sockets<'_>) {
+    fn data(&mut self, session: &mut Session, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         let mut room = self.shared.borrow_mut();
-        match connected {
-            false => room.connecting -= 1,
-            true => room.up -= 1,
+        let now = socket.now();
+        room.received_at = Some(now);
+        while let Some(line) = input.take_line() {
+            if room.window.is_open(now) {
+                room.results.bytes_in += line.len() as u64;
+            }
+            let Some(at) = line.iter().position(|&byte| byte == MARK) else { continue };
+            let body = line[at + 1..].strip_suffix(b"\n").unwrap_or_default();
+            if let Err(why) = room.delivered(session.place, body, now) {
+                session.aborted = true;
+                if !room.window.over {
+                    room.results.failures.add(Kind::WrongAnswer, why);
+                    room.give_up(session.place, now);
+                    room.places.failed(session.place, now);
+                }
+                return socket.abort();
+            }
+            room.places.succeeded(session.place);
         }
-        if !room.over {
-            let (id, why) = (gone.id, gone.reason);
-            room.results.fail(gone.error_text().unwrap_or_else(|| format!("{id}: {why}")));
+        room.complete(now);
+        if !room.begun || room.schedule.is_some() || room.lines.len() >= room.plan.pipeline {
+            return;
         }
+        let sender = room.places.id(SENDER);
+        if session.place == SENDER {
+            room.fill_pipeline(socket);
+        } else if let Some(mut sender) = sender.and_then(|id| socket.other(id)) {
+            room.fill_pipeline(&mut sender);
+        }
+    }
+
+    fn closed(&mut self, session: Session, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
+        let mut room = self.shared.borrow_mut();
+        room.places.ended(gone.id, session.connected);
+        if room.window.over || session.aborted {
+            return;
+        }
+        let (kind, text) = Kind::of(gone);
+        let now = sockets.now();
+        room.results.failures.add(kind, text);
+        room.give_up(session.place, now);
+        room.places.failed(session.place, now);
     }
 }

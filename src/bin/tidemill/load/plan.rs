@@ -1,179 +1,155 @@
-//! What is to be done to a server, and the bytes it is done with.
+//! The validated options of a run.
 
-use std::rc::Rc;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tidemill::framing::Framing;
 use tidemill::{Address, DialOptions, FilterConfig};
 
-use crate::args::LoadArgs;
-use crate::args::values::Shape;
+use super::answer::Answer;
+use super::message::Message;
+use crate::args::load::LoadArgs;
+use crate::args::values::{LocalAddresses, Shape};
 
-#[derive(Clone, Debug)]
+/// How long the run lasts where neither --duration nor --requests is given.
+const DURATION: Duration = Duration::from_secs(5);
+/// The warm-up of a run that is measured by time.
+const WARM_UP: Duration = Duration::from_millis(500);
+
+#[derive(Clone)]
 pub struct Plan {
     pub to: Address,
     pub shape: Shape,
     pub connections: usize,
-    /// Bytes of a message; with a framing, of its body.
+    /// Bytes of a message's body, as asked for; of `--send`, as they are sent.
     pub size: usize,
-    /// Messages (or lines) under way at once, on each connection.
+    pub message: Message,
+    pub answer: Answer,
+    /// The server speaks first: its greeting is read before the first message is sent.
+    pub greeting: bool,
+    /// Messages in flight at once on each connection; of a fan-out, lines.
     pub pipeline: usize,
-    /// Messages a second in all; none: the next one when an answer has come.
-    pub rate: Option<u32>,
+    /// Messages (or connections, or lines) a second in all. None: closed loop.
+    pub rate: Option<f64>,
     pub warm_up: Duration,
-    pub duration: Duration,
-    pub framing: Option<Framing>,
-    /// How the connections are secured.
+    /// None: until `requests` are answered.
+    pub duration: Option<Duration>,
+    pub requests: Option<u64>,
+    pub sources: Option<LocalAddresses>,
     pub filter: Option<FilterConfig>,
 }
 
-/// The bytes that are sent, in a circle: a wrong, missing or doubled byte of an echo is found out, because its
-/// neighbours differ and the circle's length is a prime that no buffer's size divides.
-#[derive(Clone)]
-pub struct Pattern {
-    /// The circle, and as much of it again as a piece may be long.
-    bytes: Rc<[u8]>,
-    /// One whole message on the wire, where messages are framed: then all of them are alike.
-    frame: Option<Rc<[u8]>>,
-    pub size: usize,
-}
-
-const CIRCLE: usize = 65_521;
-
-impl Pattern {
-    pub fn new(plan: &Plan) -> Result<Pattern, String> {
-        let mut state = 0x9e37_79b9_u32;
-        let circle: Vec<u8> = (0..CIRCLE)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                // Printable, so that a framing by lines finds no end in it.
-                b'!' + ((state >> 24) % 90) as u8
-            })
-            .collect();
-        let bytes: Rc<[u8]> = circle.iter().copied().cycle().take(2 * CIRCLE).collect();
-        let frame = match &plan.framing {
-            None => None,
-            Some(framing) => {
-                let body: Vec<u8> = circle.iter().copied().cycle().take(plan.size).collect();
-                let mut wire = Vec::new();
-                framing.encode(&body, &mut wire).map_err(|error| error.to_string())?;
-                Some(Rc::from(wire))
-            }
-        };
-        let size = frame.as_ref().map_or(plan.size, |frame: &Rc<[u8]>| frame.len());
-        Ok(Pattern { bytes, frame, size })
-    }
-
-    /// The bytes at a place of the stream, as far as they lie in one piece, at most so many.
-    pub fn at(&self, offset: u64, max: usize) -> &[u8] {
-        match &self.frame {
-            Some(frame) => {
-                let from = (offset % frame.len() as u64) as usize;
-                &frame[from..frame.len().min(from.saturating_add(max))]
-            }
-            None => {
-                let from = (offset % CIRCLE as u64) as usize;
-                &self.bytes[from..][..max.min(CIRCLE)]
-            }
-        }
-    }
-
-    /// Where `heard` differs from the stream at this place, if it does.
-    pub fn differs(&self, mut offset: u64, mut heard: &[u8]) -> Option<u64> {
-        while !heard.is_empty() {
-            let expected = self.at(offset, heard.len());
-            let (now, rest) = heard.split_at(expected.len());
-            if now != expected {
-                let same = now.iter().zip(expected).take_while(|(one, other)| one == other).count();
-                return Some(offset + same as u64);
-            }
-            (offset, heard) = (offset + now.len() as u64, rest);
-        }
-        None
-    }
-}
-
 impl LoadArgs {
+    /// Checks the options against each other.
     pub fn plan(&self) -> Result<Plan, String> {
-        let Some(duration) = self.duration.0 else { return Err("--duration cannot be 0".to_string()) };
-        if self.rate.is_some() && self.shape != Shape::Echo {
-            return Err("--rate is for --shape echo".to_string());
+        let duration = match (&self.duration, self.requests) {
+            (Some(given), _) => {
+                Some(given.0.ok_or("--duration cannot be 0: give a time, or --requests without it")?)
+            }
+            (None, Some(_)) => None,
+            (None, None) => Some(DURATION),
+        };
+        if self.requests.is_some() && self.shape == Shape::Idle {
+            return Err("--requests is for messages: --shape idle sends none".to_string());
         }
-        if self.framing.is_some() && !matches!(self.shape, Shape::Echo | Shape::Churn) {
-            return Err("--framing is for messages, not for --shape idle and fan-out".to_string());
+        if self.requests.is_some() && self.warm_up.is_some() {
+            return Err("--warm-up cannot be used with --requests: every message is counted".to_string());
         }
-        if self.pipeline > 1 && (self.rate.is_some() || matches!(self.shape, Shape::Churn | Shape::Idle)) {
-            return Err("--pipeline is for messages whose answers are waited for, and for --shape fan-out"
-                .to_string());
+        if self.warm_up.is_some_and(|given| given.0.is_some()) && self.shape == Shape::Idle {
+            return Err("--warm-up is for messages: --shape idle sends none".to_string());
         }
+        let waits = matches!(self.shape, Shape::Echo | Shape::FanOut) && self.rate.is_none();
+        if self.pipeline > 1 && !waits {
+            let why = "--pipeline is for messages whose answers are waited for: --shape echo or fan-out without --rate";
+            return Err(why.to_string());
+        }
+        if !matches!(self.shape, Shape::Echo | Shape::Churn)
+            && (self.framing.is_some() || self.has_exchange())
+        {
+            let why = "--framing, --protocol, --send, --expect, --until and --greeting are for --shape echo and churn";
+            return Err(why.to_string());
+        }
+        let (message, answer) = self.exchange()?;
+        let warm_up = self.warm_up.as_ref().map_or(WARM_UP, |given| given.0.unwrap_or(Duration::ZERO));
         Ok(Plan {
             to: self.to.clone(),
             shape: self.shape,
             connections: self.connections as usize,
-            size: self.size.0,
+            size: if self.has_exchange() { message.length() } else { self.size.0 },
+            message,
+            answer,
+            greeting: self.greeting || self.protocol.is_some_and(|protocol| protocol.greets()),
             pipeline: self.pipeline as usize,
             rate: self.rate,
-            warm_up: self.warm_up.0.unwrap_or(Duration::ZERO),
+            warm_up: if self.requests.is_some() || self.shape == Shape::Idle {
+                Duration::ZERO
+            } else {
+                warm_up
+            },
             duration,
-            framing: self.framing.clone(),
+            requests: self.requests,
+            sources: self.source_ports.clone(),
             filter: None,
         })
+    }
+
+    /// Whether the answer is something other than an echo.
+    fn has_exchange(&self) -> bool {
+        self.protocol.is_some()
+            || self.send.is_some()
+            || self.expect.is_some()
+            || self.until.is_some()
+            || self.greeting
+    }
+
+    /// The message, and how its answer is recognised.
+    fn exchange(&self) -> Result<(Message, Answer), String> {
+        if !self.has_exchange() {
+            return Ok((Message::pattern(self.size.0, self.framing.as_ref())?, Answer::Echo));
+        }
+        let default = self.protocol.map(|protocol| protocol.message(&self.to));
+        let Some(bytes) = self.send.as_ref().map(|text| text.0.clone()).or(default) else {
+            return Err("--expect, --until and --greeting say how an answer is recognised: give the message with --send"
+                .to_string());
+        };
+        let answer = Answer::new(self)?;
+        let bytes = match &self.framing {
+            Some(framing) => {
+                let mut wire = Vec::new();
+                framing.encode(&bytes, &mut wire).map_err(|error| error.to_string())?;
+                wire
+            }
+            None => bytes,
+        };
+        Ok((Message::new(bytes)?, answer))
     }
 }
 
 impl Plan {
-    /// How to dial: where that is a loopback address, each of its neighbours has ports of its own, and none of them is
-    /// used up by connections that were closed a moment ago.
+    /// How to dial. With --source-ports the local addresses take turns: each has ephemeral ports of its own.
     pub fn dial_options(&self, serial: usize) -> DialOptions {
-        let local = self.to.inet().filter(|to| to.ip().is_loopback() && to.is_ipv4());
-        let local = local.map(|_| {
-            std::net::SocketAddr::from(([127, 0, 1 + (serial / 200 % 50) as u8, 1 + (serial % 200) as u8], 0))
-        });
-        DialOptions { local, filter: self.filter.clone(), ..DialOptions::default() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn plan(size: usize, framing: Option<&str>) -> Plan {
-        Plan {
-            to: "127.0.0.1:1".parse().expect("an address"),
-            shape: Shape::Echo,
-            connections: 1,
-            size,
-            pipeline: 1,
-            rate: None,
-            warm_up: Duration::ZERO,
-            duration: Duration::ZERO,
-            framing: framing.map(|name| name.parse().expect("a framing")),
-            filter: None,
+        let local: Option<IpAddr> = self.sources.as_ref().map(|sources| sources.nth(serial));
+        DialOptions {
+            local: local.map(|ip| SocketAddr::new(ip, 0)),
+            filter: self.filter.clone(),
+            ..DialOptions::default()
         }
     }
 
-    #[test]
-    fn the_stream_is_found_right_in_any_pieces_and_any_wrong_byte_is_found() {
-        for framing in [None, Some("u32be"), Some("line")] {
-            let pattern = Pattern::new(&plan(1_000, framing)).expect("a pattern");
-            let mut stream = Vec::new();
-            while stream.len() < 300_000 {
-                let piece = pattern.at(stream.len() as u64, 7_777);
-                stream.extend_from_slice(piece);
-            }
-            let mut offset = 0;
-            for piece in stream.chunks(997) {
-                assert_eq!(pattern.differs(offset, piece), None);
-                offset += piece.len() as u64;
-            }
-            for at in [0, 1_004, 65_520, 65_521, 299_000] {
-                let mut wrong = stream.clone();
-                wrong[at] ^= 1;
-                assert_eq!(pattern.differs(0, &wrong), Some(at as u64), "{framing:?}");
-            }
-            let mut lost = stream.clone();
-            lost.remove(70_000);
-            assert!(pattern.differs(0, &lost).is_some_and(|at| at >= 70_000), "a lost byte is found");
+    pub fn shape_name(&self) -> &'static str {
+        match self.shape {
+            Shape::Echo => "echo",
+            Shape::Churn => "churn",
+            Shape::Idle => "idle",
+            Shape::FanOut => "fan-out",
+        }
+    }
+
+    /// What is counted.
+    pub fn unit(&self) -> &'static str {
+        match self.shape {
+            Shape::Echo => "messages",
+            Shape::Churn | Shape::Idle => "connections",
+            Shape::FanOut => "deliveries",
         }
     }
 }

@@ -1,13 +1,44 @@
-//! The latencies as a picture: time over percentile, in which each nine has as much room as the one before.
+//! The latencies as a picture: latency over percentile, in which each nine has as much room as the one before.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use hdrhistogram::Histogram;
 use plotters::prelude::*;
 
-/// Draws it. Both axes are logarithmic, the lower one in how rare a value is.
-pub fn draw(path: &Path, title: &str, latency: &Histogram<u64>) -> Result<(), String> {
-    let cannot = |error: &dyn std::fmt::Display| format!("cannot draw {}: {error}", path.display());
+/// A file that is ready to be written.
+pub struct Plot {
+    path: PathBuf,
+    file: File,
+}
+
+impl Plot {
+    /// Creates the file: what is wrong with it is to be known before the run.
+    pub fn create(path: &Path) -> Result<Plot, String> {
+        if path.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("svg")) {
+            return Err(format!("--plot draws SVG: give {} a name that ends in .svg", path.display()));
+        }
+        let file = File::create(path).map_err(|error| cannot(path, &error))?;
+        Ok(Plot { path: path.to_path_buf(), file })
+    }
+
+    pub fn draw(mut self, title: &str, latency: &Histogram<u64>) -> Result<(), String> {
+        let mut svg = String::new();
+        draw(&mut svg, title, latency).map_err(|error| cannot(&self.path, &error))?;
+        self.file.write_all(svg.as_bytes()).map_err(|error| cannot(&self.path, &error))
+    }
+}
+
+fn cannot(path: &Path, error: &dyn std::fmt::Display) -> String {
+    format!("cannot draw {}: {error}", path.display())
+}
+
+/// Both axes are logarithmic, the lower one in how rare a value is.
+fn draw(svg: &mut String, title: &str, latency: &Histogram<u64>) -> Result<(), String> {
+    fn text(error: impl std::fmt::Display) -> String {
+        error.to_string()
+    }
     // From one in one to one in as many as there were.
     let rarest = (latency.len().max(10) as f64).log10();
     let points: Vec<(f64, f64)> = (0..=400)
@@ -18,15 +49,15 @@ pub fn draw(path: &Path, title: &str, latency: &Histogram<u64>) -> Result<(), St
         })
         .collect();
     let (least, max) = (latency.min().max(1_000) as f64 / 1e3, latency.max().max(2_000) as f64 / 1e3);
-    let root = SVGBackend::new(path, (900, 480)).into_drawing_area();
-    root.fill(&WHITE).map_err(|error| cannot(&error))?;
+    let root = SVGBackend::with_string(svg, (900, 480)).into_drawing_area();
+    root.fill(&WHITE).map_err(text)?;
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 18))
         .margin(16)
         .x_label_area_size(44)
         .y_label_area_size(70)
         .build_cartesian_2d(0.0..rarest, (least..max * 1.1).log_scale())
-        .map_err(|error| cannot(&error))?;
+        .map_err(text)?;
     chart
         .configure_mesh()
         .x_desc("percentile")
@@ -34,9 +65,9 @@ pub fn draw(path: &Path, title: &str, latency: &Histogram<u64>) -> Result<(), St
         .x_labels(rarest as usize + 2)
         .x_label_formatter(&|rarity| percentile(*rarity))
         .draw()
-        .map_err(|error| cannot(&error))?;
-    chart.draw_series(LineSeries::new(points, BLUE.stroke_width(2))).map_err(|error| cannot(&error))?;
-    root.present().map_err(|error| cannot(&error))
+        .map_err(text)?;
+    chart.draw_series(LineSeries::new(points, BLUE.stroke_width(2))).map_err(text)?;
+    root.present().map_err(text)
 }
 
 /// 1 is the 90th, 2 the 99th, 3 the 99.9th percentile.
@@ -61,9 +92,10 @@ mod tests {
         let mut latency = Histogram::new(3).expect("a histogram");
         (1..10_000_u64).for_each(|n| latency.record(n * 1_000).expect("it fits"));
         let path = std::env::temp_dir().join(format!("tidemill-plot-{}.svg", std::process::id()));
-        draw(&path, "sixty-four bytes", &latency).expect("a picture");
+        Plot::create(&path).and_then(|plot| plot.draw("sixty-four bytes", &latency)).expect("a picture");
         let svg = std::fs::read_to_string(&path).expect("a file");
         assert!(svg.contains("sixty-four bytes") && svg.contains("<polyline") && svg.contains("99.9"));
         std::fs::remove_file(&path).expect("it is ours");
+        assert!(Plot::create(Path::new("x.png")).is_err_and(|error| error.contains("ends in .svg")));
     }
 }

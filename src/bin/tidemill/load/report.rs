@@ -1,163 +1,208 @@
-//! What was measured, and how it is told.
+//! The result as text.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-use serde_json::{Value, json};
-
 use super::plan::Plan;
+use super::results::Results;
 use crate::args::values::Shape;
 
-/// What was measured in the span that counts.
-pub struct Results {
-    /// From sending a message (or from when it was to be sent) to the last byte of its answer, in nanoseconds.
-    pub latency: Histogram<u64>,
-    pub messages: u64,
-    pub bytes: u64,
-    pub span: Duration,
-    /// Connections that ended before their time, and answers that were wrong: the first few, in words.
-    pub failures: Vec<String>,
-    pub failed: u64,
-    /// Connections at the end of the measurement.
-    pub connections: usize,
-    /// The share of the time in which this program had nothing to do.
-    pub idle: f64,
-}
-
-const FAILURES_TOLD: usize = 5;
-
-/// From an hour downward; beyond it a message counts as having taken an hour.
-const LONGEST: u64 = 3_600_000_000_000;
-
-impl Results {
-    pub fn new() -> Results {
-        let latency = Histogram::new_with_bounds(1_000, LONGEST, 3).expect("bounds in their order");
-        Results {
-            latency,
-            messages: 0,
-            bytes: 0,
-            span: Duration::ZERO,
-            failures: Vec::new(),
-            failed: 0,
-            connections: 0,
-            idle: 0.0,
-        }
-    }
-
-    pub fn record(&mut self, latency: Duration) {
-        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(LONGEST);
-        self.latency.saturating_record(nanos);
-    }
-
-    pub fn fail(&mut self, why: String) {
-        self.failed += 1;
-        if self.failures.len() < FAILURES_TOLD {
-            self.failures.push(why);
-        }
-    }
-
-    pub fn per_second(&self) -> f64 {
-        self.messages as f64 / self.span.as_secs_f64().max(f64::MIN_POSITIVE)
-    }
-
-    fn quantile(&self, quantile: f64) -> Duration {
-        Duration::from_nanos(self.latency.value_at_quantile(quantile))
-    }
-}
-
-/// The percentiles that are told.
+/// The percentiles of the text.
 const QUANTILES: &[(&str, f64)] =
-    &[("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)];
-
-/// With less to spare than this, the generator is what was measured.
+    &[("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999), ("max", 1.0)];
+/// With less idle time than this share, the generator was the bottleneck.
 const SPARE: f64 = 0.1;
+/// With more descheduled time than this share, the figures hold the generator's own pauses.
+const DESCHEDULED: f64 = 0.05;
+/// Rows of the histogram, and the columns of its longest bar.
+const ROWS: usize = 10;
+const BAR: usize = 40;
 
-/// A result beside the ceiling: what this program could reach if no server ever made it wait.
+/// A result, beside the rate that the generator could reach if no server made it wait.
 pub struct Report<'a> {
     pub plan: &'a Plan,
     pub results: &'a Results,
     pub ceiling: Option<f64>,
 }
 
+/// A latency with three digits and its unit.
+pub fn micros(nanos: u64) -> String {
+    format!("{:.1?}", Duration::from_nanos(nanos))
+}
+
 impl Report<'_> {
-    /// Whether this program, and not the server, has set the result. A fixed rate that was kept is no such case.
+    /// Whether the generator and not the server was the bottleneck. A fixed rate that was kept is no such case.
     pub fn is_bounded(&self) -> bool {
-        let kept = self.plan.rate.is_some_and(|rate| self.results.per_second() >= 0.98 * f64::from(rate));
-        !kept && self.plan.shape != Shape::Idle && self.results.idle < SPARE
+        let kept = self.plan.rate.is_some_and(|rate| self.results.per_second() >= 0.98 * rate);
+        !kept && self.plan.shape != Shape::Idle && self.results.own.idle < SPARE
     }
 
-    fn unit(&self) -> &'static str {
-        match self.plan.shape {
-            Shape::Echo => "messages",
-            Shape::Churn | Shape::Idle => "connections",
-            Shape::FanOut => "deliveries",
+    /// Why the run is a failure, if it is one.
+    pub fn failure(&self) -> Option<String> {
+        let Report { plan, results, .. } = self;
+        let failures = &results.failures;
+        if failures.total > 0 {
+            let first = failures.first().unwrap_or_default();
+            return Some(format!(
+                "{} failed ({}), first: {first}",
+                count(failures.total, "time"),
+                failures.summary()
+            ));
+        }
+        if results.cut_short.is_some() {
+            return None; // Ctrl-C may come before anything is measured.
+        }
+        match plan.shape {
+            Shape::Idle if results.connections < plan.connections => {
+                Some(format!("only {} of {} connections were established", results.connections, plan.connections))
+            }
+            Shape::Idle => None,
+            Shape::FanOut if results.messages == 0 => Some(
+                "no line was delivered to a receiver: the server must pass lines on to all, as tidemill chat does"
+                    .to_string(),
+            ),
+            _ if results.messages == 0 => {
+                Some(format!("no answer: {} waited for one at the end", count(results.unanswered, "message")))
+            }
+            _ => None,
         }
     }
 
     pub fn text(&self) -> String {
-        let Report { plan, results, ceiling } = self;
         let mut text = String::new();
-        let unit = self.unit();
         // Writing to a string does not fail.
-        if let Some(ceiling) = ceiling {
-            let _ = writeln!(text, "ceiling   {ceiling:.0} {unit}/s is what the generator itself could do");
-        }
-        if plan.shape == Shape::Idle {
-            let _ = writeln!(text, "held      {} of {} connections", results.connections, plan.connections);
-        } else {
-            let mib =
-                results.bytes as f64 / f64::from(1 << 20) / results.span.as_secs_f64().max(f64::MIN_POSITIVE);
-            let (rate, spare) = (results.per_second(), 100.0 * results.idle);
-            let _ = writeln!(
-                text,
-                "rate      {rate:.0} {unit}/s, {mib:.1} MiB/s each way; generator idle {spare:.0}%"
-            );
-        }
-        if !results.latency.is_empty() {
-            let all: Vec<String> =
-                QUANTILES.iter().map(|(name, q)| format!("{name} {:.1?}", results.quantile(*q))).collect();
-            let what = if plan.shape == Shape::Idle { "connect " } else { "latency " };
-            let _ = writeln!(text, "{what}  {}", all.join("  "));
-        }
-        if self.is_bounded() {
-            let _ = writeln!(
-                text,
-                "NOTE      the generator was busy all the time: this is its own limit, not the server's"
-            );
-        }
-        if results.failed > 0 {
-            let _ = writeln!(text, "FAILED    {} times: {}", results.failed, results.failures.join("; "));
-        }
+        let _ = self.write_throughput(&mut text).and_then(|()| self.write_latency(&mut text));
+        let _ = self.write_errors(&mut text).and_then(|()| self.write_notes(&mut text));
         text
     }
 
-    pub fn json(&self) -> Value {
+    fn write_throughput(&self, text: &mut String) -> std::fmt::Result {
         let Report { plan, results, ceiling } = self;
-        let micros = |span: Duration| span.as_nanos() as f64 / 1e3;
-        let latency: serde_json::Map<String, Value> = QUANTILES
-            .iter()
-            .map(|(name, q)| (name.to_string(), json!(micros(results.quantile(*q)))))
-            .collect();
-        json!({
-            "to": plan.to.to_string(),
-            "shape": format!("{:?}", plan.shape).to_lowercase(),
-            "connections": plan.connections,
-            "connections_at_the_end": results.connections,
-            "size": plan.size,
-            "pipeline": plan.pipeline,
-            "rate_asked": plan.rate,
-            "seconds": results.span.as_secs_f64(),
-            "unit": self.unit(),
-            "count": results.messages,
-            "per_second": results.per_second(),
-            "bytes_each_way": results.bytes,
-            "latency_us": latency,
-            "ceiling_per_second": ceiling,
-            "bounded_by_the_generator": self.is_bounded(),
-            "generator_idle": results.idle,
-            "failed": results.failed,
-            "failures": results.failures,
-        })
+        let unit = plan.unit();
+        if let Some(ceiling) = ceiling {
+            writeln!(text, "ceiling   {ceiling:.0} {unit}/s is what the generator itself could do")?;
+        }
+        if plan.shape == Shape::Idle {
+            writeln!(text, "held      {} of {} connections", results.connections, plan.connections)?;
+        } else {
+            let own = &results.own;
+            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+            let rate = results.per_second();
+            let (digits, seconds) = (if rate < 10.0 { 2 } else { 0 }, results.span.as_secs_f64());
+            writeln!(
+                text,
+                "rate      {rate:.digits$} {unit}/s over {seconds:.1}s; generator idle {:.0}%, descheduled {:.0}%",
+                100.0 * own.idle,
+                100.0 * own.descheduled
+            )?;
+            let (sent, received) = (mib(results.bytes_out), mib(results.bytes_in));
+            let per_second = received / seconds.max(f64::MIN_POSITIVE);
+            writeln!(
+                text,
+                "bytes     {sent:.1} MiB sent, {received:.1} MiB received, {per_second:.1} MiB/s received"
+            )?;
+        }
+        if let Some(sources) = &plan.sources {
+            writeln!(text, "from      {sources}")?;
+        }
+        Ok(())
     }
+
+    fn write_latency(&self, text: &mut String) -> std::fmt::Result {
+        let Report { plan, results, .. } = self;
+        let latency = &results.latency;
+        if latency.is_empty() {
+            return Ok(());
+        }
+        let all: Vec<String> = QUANTILES
+            .iter()
+            .map(|(name, q)| format!("{name} {}", micros(latency.value_at_quantile(*q))))
+            .collect();
+        let what = if plan.shape == Shape::Idle { "connect " } else { "latency " };
+        writeln!(text, "{what}  {}", all.join("  "))?;
+        writeln!(text, "          min {}  mean {}", micros(latency.min()), micros(latency.mean() as u64))?;
+        self.write_histogram(text)
+    }
+
+    /// Rows whose bounds grow by the same factor: latencies spread over orders of magnitude.
+    fn write_histogram(&self, text: &mut String) -> std::fmt::Result {
+        let latency = &self.results.latency;
+        let (min, max) = (latency.min().max(1) as f64, latency.max().max(2) as f64);
+        let factor = (max / min).powf(1.0 / ROWS as f64);
+        if factor < 1.01 {
+            return Ok(()); // All of them are equal.
+        }
+        let mut low = 0_u64;
+        let mut rows = Vec::new();
+        for row in 1..=ROWS {
+            let high = if row == ROWS { latency.max() } else { (min * factor.powi(row as i32)) as u64 };
+            let count = if high > low { latency.count_between(low, high) } else { 0 };
+            rows.push((high, count));
+            // The histogram's buckets are wider than a nanosecond: the next row begins with the next bucket.
+            low = latency.highest_equivalent(high) + 1;
+        }
+        let most = rows.iter().map(|(_, count)| *count).max().unwrap_or(1).max(1);
+        for (high, count) in rows {
+            let bar = "█".repeat((count as f64 / most as f64 * BAR as f64).round() as usize);
+            let line = format!("        ≤ {:>8}  {count:>10}  {bar}", micros(high));
+            writeln!(text, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+
+    fn write_errors(&self, text: &mut String) -> std::fmt::Result {
+        let results = self.results;
+        if results.unanswered > 0 {
+            writeln!(
+                text,
+                "unanswered {} at the end, the oldest for {:.1?}: in the percentiles with their age",
+                results.unanswered, results.oldest
+            )?;
+        }
+        if results.failures.total == 0 {
+            return writeln!(text, "errors    none");
+        }
+        let Results { failures, lost, .. } = results;
+        writeln!(text, "errors    {}: {}", failures.total, failures.summary())?;
+        for (_, what, times) in &failures.texts {
+            writeln!(text, "          {times} × {what}")?;
+        }
+        if *lost > 0 {
+            let messages = count(*lost, "message");
+            writeln!(
+                text,
+                "lost      {messages} in flight on failed connections: in the percentiles until the failure"
+            )?;
+        }
+        Ok(())
+    }
+
+    fn write_notes(&self, text: &mut String) -> std::fmt::Result {
+        let Report { plan, results, .. } = self;
+        if let Some(signal) = results.cut_short {
+            let asked = plan.duration.map_or(String::new(), |duration| format!(" of {duration:?}"));
+            let name = if signal == signal_hook::consts::SIGINT { "Ctrl-C" } else { "SIGTERM" };
+            writeln!(text, "CUT SHORT by {name} after {:.1?}{asked}", results.span)?;
+        }
+        if self.is_bounded() {
+            writeln!(
+                text,
+                "NOTE      the generator was busy all the time: this is its own limit, not the server's"
+            )?;
+        }
+        if results.own.descheduled > DESCHEDULED {
+            writeln!(
+                text,
+                "NOTE      the generator had no processor for {:.0}% of the time, once for {:.1?}: see the latencies",
+                100.0 * results.own.descheduled,
+                results.own.longest_pause
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// `1 message`, `2 messages`.
+fn count(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
