@@ -45,8 +45,9 @@ pub struct Escaped<'a>(
     pub &'a [u8],
 );
 
-/// Formats bytes of a peer for the user's terminal: as [`Escaped`], but `\n`, `\t`, and a `\r` directly before a `\n`
-/// are not escaped.
+/// Formats bytes of a peer for the user's terminal: as [`Escaped`], but `\n`, `\t`, a `\r` directly before a `\n`, and
+/// backslashes are not escaped: JSON, paths and regular expressions can be read and copied as they are. So an escape
+/// cannot be told from the same characters sent by the peer.
 ///
 /// For a complete text. A piece of a stream may end within a character: use [`Terminal`] for streams.
 ///
@@ -178,7 +179,7 @@ fn is_invisible_order(c: char) -> bool {
 
 /// Whether a character is allowed on the user's terminal: a line end or a tab. `after` is the text behind it.
 fn is_layout(c: char, after: &str) -> bool {
-    matches!(c, '\n' | '\t') || (c == '\r' && after.starts_with('\n'))
+    matches!(c, '\n' | '\t' | '\\') || (c == '\r' && after.starts_with('\n'))
 }
 
 /// Writes `bytes`, with controls and backslashes as escapes, except for those that `passes` allows.
@@ -354,6 +355,14 @@ mod tests {
         assert_eq!(ForTerminal(b"a\r\nb").to_string(), "a\r\nb");
         assert_eq!(ForTerminal(b"a\r\r\nb\rc\r").to_string(), "a\\x0d\r\nb\\x0dc\\x0d");
         assert_eq!(ForTerminal(b"a\r\xff\n").to_string(), "a\\x0d\\xff\n");
+    }
+
+    #[test]
+    fn a_terminal_shows_backslashes_unchanged_and_a_log_doubles_them() {
+        let json = br#"C:\Users {"a": "x\ny"}"#;
+        assert_eq!(ForTerminal(json).to_string().as_bytes(), json);
+        assert_eq!(shown(&[&json[..4], &json[4..]]).as_bytes(), json);
+        assert_eq!(Escaped(b"a\\b").to_string(), r"a\\b");
     }
 
     #[test]

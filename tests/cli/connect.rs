@@ -2,10 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use crate::peer::Random;
-use crate::server::{Server, exclusive, run, shared};
+use crate::server::{Process, Server, TIDEMILL, exclusive, run, shared, until};
 
 #[test]
 fn every_byte_goes_there_and_back() {
@@ -160,4 +163,130 @@ fn a_reset_connection_exits_1_and_says_why() {
     tears.join().expect("it tears");
     assert!(outcome.stderr.starts_with(&format!("tidemill: {address}: ")), "{}", outcome.stderr);
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+}
+
+/// A blocked stdout must not stop the upload: the server has sent more than any buffer holds, and reads on.
+#[test]
+fn a_stdout_that_is_not_read_does_not_stop_stdin() {
+    let _others = shared();
+    const UPLOAD: usize = 16 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address").to_string();
+    let mut child = Command::new(TIDEMILL)
+        .args(["connect", &address])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it");
+    let (mut stdin, mut stdout) = (child.stdin.take().expect("stdin"), child.stdout.take().expect("stdout"));
+    let mut process = Process(child);
+    let uploads = thread::spawn(move || stdin.write_all(&vec![b'u'; UPLOAD]).expect("it takes it"));
+    let (stream, _) = listener.accept().expect("a connection");
+    let mut sends = stream.try_clone().expect("a second handle");
+    let downloads = thread::spawn(move || sends.write_all(&vec![b'd'; UPLOAD]).expect("it takes it"));
+    // Everything arrives although not a byte of stdout was read.
+    let mut received = vec![0; UPLOAD];
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("an option");
+    (&stream).read_exact(&mut received).expect("the whole upload");
+    uploads.join().expect("it uploads");
+    let mut out = vec![0; UPLOAD];
+    stdout.read_exact(&mut out).expect("the whole download");
+    downloads.join().expect("it downloads");
+    drop(stream);
+    assert_eq!(process.wait_for_exit(Duration::from_secs(10)).code(), Some(0));
+}
+
+#[test]
+fn standard_streams_that_were_made_non_blocking_work() {
+    let _others = shared();
+    let nonblocking = |fd: &dyn AsFd| {
+        let flags = rustix::fs::fcntl_getfl(fd.as_fd()).expect("flags");
+        rustix::fs::fcntl_setfl(fd.as_fd(), flags | rustix::fs::OFlags::NONBLOCK).expect("an option");
+    };
+    let server = Server::start("echo --raw");
+    let (theirs, mut ours) = std::io::pipe().expect("a pipe");
+    let (mut out, their_out) = std::io::pipe().expect("a pipe");
+    nonblocking(&theirs);
+    nonblocking(&their_out);
+    let mut command = Command::new(TIDEMILL);
+    command.args(["connect", &server.address.to_string()]).stdin(theirs).stdout(their_out);
+    let mut process = Process(command.spawn().expect("it"));
+    drop(command);
+    // Both would fail with EAGAIN: there is nothing to read yet, and later no room to write.
+    until("it is connected", Duration::from_secs(10), || server.descriptors() > 6);
+    let sent = Random(5).bytes(1 << 20);
+    let expected = sent.clone();
+    let writes = thread::spawn(move || ours.write_all(&sent));
+    let mut received = Vec::new();
+    out.read_to_end(&mut received).expect("an end");
+    writes.join().expect("a thread").expect("it takes it");
+    assert!(received == expected, "{} bytes", received.len());
+    assert_eq!(process.wait_for_exit(Duration::from_secs(10)).code(), Some(0));
+}
+
+#[test]
+fn no_shutdown_keeps_the_sending_side_open_after_stdin() {
+    let _others = shared();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address").to_string();
+    // A server that takes an end for a client that has left, as HTTP servers do.
+    let answers = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        stream.read_exact(&mut [0; 4]).expect("a request");
+        stream.set_read_timeout(Some(Duration::from_millis(200))).expect("an option");
+        match stream.read(&mut [0]) {
+            Ok(0) => {}
+            _ => stream.write_all(b"the page").expect("it takes it"),
+        }
+    });
+    let outcome = run(&["connect", "--no-shutdown", &address], b"GET\n");
+    answers.join().expect("it answers");
+    assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"the page"[..], Some(0)), "{}", outcome.stderr);
+}
+
+#[test]
+fn verbose_names_addresses_bytes_and_which_side_ended_first() {
+    let _others = shared();
+    let server = Server::start("echo --raw");
+    let to = server.address.to_string();
+    let outcome = run(&["connect", "-v", "--source", "127.0.0.9", &to], b"hello");
+    assert!(outcome.stderr.starts_with(&format!("tidemill: connected to {to}, local address 127.0.0.9:")));
+    let closed = "tidemill: closed: both ends sent FIN, we first; 5 bytes sent, 5 received in ";
+    assert!(outcome.stderr.lines().any(|line| line.starts_with(closed)), "{}", outcome.stderr);
+    let chat = Server::start("chat");
+    let (theirs, ours) = std::io::pipe().expect("a pipe");
+    (&ours).write_all(b"/quit\n").expect("it takes it");
+    let mut command = Command::new(TIDEMILL);
+    command.args(["connect", "--verbose", &chat.address.to_string()]).stdin(theirs);
+    let output = command.stdout(Stdio::null()).stderr(Stdio::piped()).output().expect("its end");
+    let told = String::from_utf8(output.stderr).expect("text");
+    assert!(told.contains("closed: both ends sent FIN, the peer first; 6 bytes sent, "), "{told}");
+    drop(ours);
+}
+
+#[test]
+fn listen_accepts_one_connection() {
+    let _others = shared();
+    let mut child = Command::new(TIDEMILL)
+        .args(["connect", "--listen", "-v", "127.0.0.1:0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it");
+    let mut stderr = std::io::BufReader::new(child.stderr.take().expect("stderr"));
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut stderr, &mut line).expect("a line");
+    let address = line.trim_end().strip_prefix("tidemill: listening on ").expect("its address").to_string();
+    child.stdin.take().expect("stdin").write_all(b"from the listener\n").expect("it takes it");
+    let outcome = run(&["connect", &address], b"to the listener\n");
+    assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"from the listener\n"[..], Some(0)));
+    let output = child.wait_with_output().expect("its end");
+    assert_eq!((output.stdout.as_slice(), output.status.code()), (&b"to the listener\n"[..], Some(0)));
+    let mut told = String::new();
+    stderr.read_to_string(&mut told).expect("text");
+    assert!(told.starts_with("tidemill: accepted 127.0.0.1:"), "{told}");
+    // The listener is closed after the first.
+    let outcome = run(&["connect", &address], b"");
+    assert_eq!(outcome.code, Some(1));
 }

@@ -71,7 +71,7 @@ fn run(command: Command) -> Result<(), CommandError> {
         }
         Command::Proxy { upstreams: options, server } => proxy(&options, &server),
         Command::Load(options) => load::load(&options),
-        Command::Connect(options) => client::connect(&options).map_err(CommandError::Run),
+        Command::Connect(options) => client::connect(&options),
     }
 }
 

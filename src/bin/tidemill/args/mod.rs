@@ -1,6 +1,7 @@
 //! The arguments, and the limits they make.
 
 mod access;
+pub mod connect;
 pub mod load;
 pub mod tls;
 pub mod values;
@@ -14,8 +15,9 @@ use tidemill::framing::proxy_header::HeaderVersion;
 use tidemill::{AccessPolicy, Address, IpRange, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
 
 use access::{ACCESS_HEADING, AccessArgs};
+pub use connect::ConnectArgs;
 use load::LoadArgs;
-use tls::{ClientTlsArgs, ServerTlsArgs, UpstreamTlsArgs};
+use tls::{ServerTlsArgs, UpstreamTlsArgs};
 use values::{DurationArg, MinRateArg, SizeArg, address, overflow, range, version};
 
 #[derive(Parser)]
@@ -76,10 +78,13 @@ pub enum Command {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Send stdin to a server, write what it answers to stdout
-    #[command(after_help = "The end of stdin is sent as an end; what the server still says is waited for.\n\
-                      Exit code: 0 when it came to a proper end, 1 when not or never connected, 2 for wrong options.\n\
-                      Example: printf 'hello\\n' | tidemill connect localhost:9001")]
+    /// Send stdin to a server, write its answers to stdout
+    #[command(
+        after_help = "At the end of stdin the sending side is shut down (FIN); the rest of the answer is still read.\n\
+                      With a terminal on both sides, lines are edited: Ctrl-D ends stdin, Ctrl-C the program.\n\
+                      Exit code: 0 after a proper end, 1 if it failed or was cut off, 2 for wrong options.\n\
+                      Example: printf 'hello\\n' | tidemill connect localhost:9001"
+    )]
     Connect(ConnectArgs),
     /// Measure the throughput and the latencies of a server
     #[command(
@@ -123,36 +128,6 @@ pub enum CommandError {
     Run(String),
     /// A signal ended it early: exit code 128 and the signal's number, as shells report it.
     Interrupted(i32),
-}
-
-#[derive(Args)]
-pub struct ConnectArgs {
-    /// Where to, as HOST:PORT or unix:/path
-    #[arg(value_name = "ADDR", value_parser = address)]
-    pub to: Address,
-    /// How long looking up the name and connecting may take; 0: as long as the system tries
-    #[arg(long, value_name = "TIME", default_value = "10s")]
-    pub timeout: DurationArg,
-    /// End when no byte has moved either way for so long; 0: never
-    #[arg(long, value_name = "TIME", default_value = "0")]
-    pub wait: DurationArg,
-    /// Only connect: exit code 0 if somebody is there, 1 if not
-    #[arg(short = 'z', long = "only-connect")]
-    pub only_connect: bool,
-    /// Each line of stdin is sent as a frame, each frame is written as a line: u16be, u32be, line, ...
-    #[arg(long, value_name = "KIND")]
-    pub framing: Option<Framing>,
-    /// Send line ends as \r\n
-    #[arg(long, conflicts_with = "framing")]
-    pub crlf: bool,
-    /// Write what arrives in hexadecimal
-    #[arg(long)]
-    pub hex: bool,
-    /// Write what arrives as it is, even to a terminal
-    #[arg(long)]
-    pub raw: bool,
-    #[command(flatten)]
-    pub tls: ClientTlsArgs,
 }
 
 // Options stand under these headings.

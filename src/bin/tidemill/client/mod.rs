@@ -1,46 +1,173 @@
 //! The client: stdin to a socket, the socket to stdout.
 
 mod codec;
+mod stdio;
+mod terminal;
 
 use std::cell::RefCell;
-use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use rustyline::ExternalPrinter;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use tidemill::{
-    CloseReason, ClosedInfo, ConnId, DialError, DialOptions, Handle, Input, Limits, Reactor, Service, Socket,
-    SocketLimits, Sockets,
+    Address, CloseReason, ClosedInfo, ConnId, DialOptions, Handle, Input, Limits, ListenOptions, Reactor,
+    Service, Socket, SocketLimits, Sockets, State,
 };
 
-use crate::args::ConnectArgs;
+use crate::args::{CommandError, ConnectArgs};
 use codec::{Incoming, Outgoing};
+use stdio::Output;
+use terminal::{LineEditor, Settings, Typed};
 
 /// How much of stdin is read at once.
 const CHUNK: usize = 64 * 1024;
 
-/// What went wrong with stdin, stdout or a frame, on either thread.
-type Failed = Arc<OnceLock<String>>;
+/// What went wrong with stdin, stdout or a frame, on any thread.
+type Failed = Arc<OnceLock<Failure>>;
 
-/// How it ended, and why it never began.
-#[derive(Default)]
-struct Ending {
-    why: Option<CloseReason>,
-    failure: Option<DialError>,
-    /// What was wrong with TLS.
-    broken: Option<Box<str>>,
+/// Why the client ends early.
+#[derive(Clone)]
+enum Failure {
+    Text(String),
+    Interrupt,
 }
 
-/// Talks until both sides have finished. What a script wants to know is whether it was connected and came to a proper
-/// end: then this is `Ok`.
-pub fn connect(options: &ConnectArgs) -> Result<(), String> {
-    let cannot = |error: io::Error| format!("cannot connect to {}: {error}", options.to);
+/// What the service and the function that runs the loop share.
+#[derive(Default)]
+struct Shared {
+    /// The connection, once it is established.
+    established: Option<ConnId>,
+    established_at: Option<Instant>,
+    /// How it ended.
+    gone: Option<ClosedInfo>,
+    /// Whether the peer's end came before ours was sent.
+    peer_ended_first: bool,
+}
+
+/// Runs until both sides have ended. `Ok` means that the connection was established and ended properly: that is what a
+/// script wants to know.
+pub fn connect(options: &ConnectArgs) -> Result<(), CommandError> {
+    let settings = Arc::new(Settings::of_stdin());
+    let edits =
+        io::stdin().is_terminal() && io::stdout().is_terminal() && !options.raw && !options.only_connect;
+    handle_signals(edits.then(|| settings.clone())).map_err(|error| CommandError::Run(error.to_string()))?;
+    let failed = Failed::default();
+    let outcome = talk(options, edits, &failed);
+    if edits {
+        settings.restore();
+    }
+    let (shared, about) = outcome.map_err(CommandError::Run)?;
+    if options.verbose {
+        tell_end(&shared);
+    }
+    match failed.get() {
+        Some(Failure::Text(text)) => Err(CommandError::Run(text.clone())),
+        Some(Failure::Interrupt) => Err(CommandError::Interrupted(SIGINT)),
+        None => verdict(shared.gone.as_ref(), &about),
+    }
+}
+
+/// SIGINT and SIGTERM end the process at once. Their default action would do so too, but not for process 1 of a
+/// container, and it would leave a terminal in the mode of line editing.
+fn handle_signals(settings: Option<Arc<Settings>>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            if let Some(settings) = settings {
+                settings.restore();
+            }
+            std::process::exit(128 + signal);
+        }
+    })?;
+    Ok(())
+}
+
+/// What the end of the connection means for the exit code.
+fn verdict(gone: Option<&ClosedInfo>, about: &Address) -> Result<(), CommandError> {
+    use CloseReason::{Aborted, ConnectTimeout, Finished, Idle, Local, Unreachable, Unresolved};
+    let Some(gone) = gone else { return Ok(()) };
+    let text = match (gone.reason, &gone.dial_error) {
+        (Finished | Local | Aborted | Idle, _) => return Ok(()),
+        (Unresolved | Unreachable(_) | ConnectTimeout, Some(error)) => error.to_string(),
+        (why, _) => match &gone.filter_error {
+            Some(error) => format!("{about}: {why}: {error}"),
+            None => format!("{about}: {why}"),
+        },
+    };
+    Err(CommandError::Run(text))
+}
+
+/// One connection from its begin to its end; gives what is known of it, and its address.
+fn talk(options: &ConnectArgs, edits: bool, failed: &Failed) -> Result<(Shared, Address), String> {
+    let what = if options.listen { "listen on" } else { "connect to" };
+    let cannot = |error: io::Error| format!("cannot {what} {}: {error}", options.to);
     let mut reactor = Reactor::new(Limits::default()).map_err(cannot)?;
     let safely = io::stdout().is_terminal() && !options.raw;
     let incoming = Incoming::new(options.framing.clone(), options.hex, safely);
-    // Whoever started us decides how long to wait and for what; only connecting has a limit.
-    let limits = SocketLimits {
+    let limits = limits(options, incoming.inbox_limit());
+    let shared = Rc::new(RefCell::new(Shared::default()));
+    let (drained, until_drained) = channel();
+    let output = Output::default();
+    let relay = Relay {
+        incoming,
+        drained,
+        output: output.clone(),
+        failed: failed.clone(),
+        shared: shared.clone(),
+        only: options.only_connect,
+        listens: options.listen,
+        verbose: options.verbose,
+    };
+    let service = reactor.add_with(relay, limits);
+    let listener = match options.listen {
+        true => {
+            let listener = reactor.listen_with(&options.to, service, &ListenOptions::default());
+            let listener = listener.map_err(|error| error.to_string())?;
+            if let Some(address) = reactor.local_addr(listener) {
+                note(&format!("listening on {address}"));
+            }
+            Some(listener)
+        }
+        false => {
+            let (filter, local) = (options.tls.client()?, options.source);
+            let dial = DialOptions { filter, local, ..DialOptions::default() };
+            reactor.dial_with(&options.to, service, dial).map_err(cannot)?;
+            None
+        }
+    };
+    while shared.borrow().established.is_none() && shared.borrow().gone.is_none() {
+        reactor.turn(None).map_err(cannot)?;
+    }
+    if let Some(listener) = listener {
+        reactor.close_listener(listener);
+    }
+    let established = shared.borrow().established;
+    let mut writer = None;
+    if let Some(id) = established.filter(|_| !options.only_connect) {
+        let outgoing = Outgoing::new(options.framing.clone(), options.crlf);
+        let peer = Peer { handle: reactor.handle(), id, failed: failed.clone() };
+        writer =
+            Some(start_threads(peer, outgoing, until_drained, output.clone(), edits, options.no_shutdown)?);
+    }
+    reactor.run().map_err(cannot)?;
+    output.end();
+    if let Some(writer) = writer {
+        let _ = writer.join();
+    }
+    let peer = shared.borrow().gone.as_ref().map(|gone| gone.peer.clone());
+    let about = if options.listen { peer.unwrap_or_else(|| options.to.clone()) } else { options.to.clone() };
+    Ok((shared.take(), about))
+}
+
+/// The user decides how long to wait and for what; only connecting has a limit by default.
+fn limits(options: &ConnectArgs, message: usize) -> SocketLimits {
+    SocketLimits {
         idle: options.wait.0,
         half_closed: None,
         min_read_rate: None,
@@ -48,170 +175,249 @@ pub fn connect(options: &ConnectArgs) -> Result<(), String> {
         read_when_full: true,
         connect: options.timeout.0,
         handshake: options.timeout.0,
-        message: incoming.inbox_limit(),
+        message,
         ..SocketLimits::default()
-    };
-    let ending = Rc::new(RefCell::new(Ending::default()));
-    let (drained, until_drained) = channel();
-    let failed = Failed::default();
-    let relay = Relay {
-        incoming,
-        drained,
-        failed: failed.clone(),
-        ending: ending.clone(),
-        only: options.only_connect,
-    };
-    let service = reactor.add_with(relay, limits);
-    let filter = options.tls.client()?;
-    let dial = DialOptions { filter, ..DialOptions::default() };
-    let id = reactor.dial_with(&options.to, service, dial).map_err(cannot)?;
-    while reactor.sockets().get(id).is_some_and(|socket| socket.is_connecting()) {
-        reactor.turn(None).map_err(cannot)?;
-    }
-    if reactor.sockets().get(id).is_some() {
-        let handle = reactor.handle();
-        let outgoing = Outgoing::new(options.framing.clone(), options.crlf);
-        let stdin_failed = failed.clone();
-        let sends = move || send_stdin(&handle, id, outgoing, &until_drained, &stdin_failed);
-        thread::Builder::new().name("stdin".into()).spawn(sends).map_err(cannot)?;
-    }
-    reactor.run().map_err(cannot)?;
-    if let Some(failed) = failed.get() {
-        return Err(failed.clone());
-    }
-    let Ending { why, failure, broken } = ending.take();
-    match (failure, why) {
-        (
-            Some(failure),
-            Some(CloseReason::Unresolved | CloseReason::Unreachable(_) | CloseReason::ConnectTimeout),
-        ) => Err(failure.to_string()),
-        (
-            _,
-            None
-            | Some(CloseReason::Finished | CloseReason::Local | CloseReason::Aborted | CloseReason::Idle),
-        ) => Ok(()),
-        (_, Some(why)) => match broken {
-            Some(broken) => Err(format!("{}: {why}: {broken}", options.to)),
-            None => Err(format!("{}: {why}", options.to)),
-        },
     }
 }
 
-/// Reads stdin, which cannot be polled when it is a file, and hands it to the loop; waits while the socket is full, so
-/// that one chunk at most is under way beyond what is queued.
-fn send_stdin(
-    handle: &Handle,
+/// One line on stderr. Nothing can be done about a stderr that is closed.
+fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "tidemill: {text}");
+}
+
+fn tell_end(shared: &Shared) {
+    let Some(gone) = &shared.gone else { return };
+    let first = match gone.reason {
+        CloseReason::Finished if shared.peer_ended_first => ", the peer first",
+        CloseReason::Finished => ", we first",
+        _ => "",
+    };
+    let ClosedInfo { bytes_in, bytes_out, reason, .. } = gone;
+    let duration = shared.established_at.map_or(Duration::ZERO, |since| since.elapsed());
+    note(&format!("closed: {reason}{first}; {bytes_out} bytes sent, {bytes_in} received in {duration:.2?}"));
+}
+
+/// The connection as the other threads see it.
+#[derive(Clone)]
+struct Peer {
+    handle: Handle,
     id: ConnId,
-    mut outgoing: Outgoing,
-    until_drained: &Receiver<()>,
-    failed: &Failed,
-) {
-    let mut stdin = io::stdin().lock();
-    let mut chunk = vec![0; CHUNK];
-    let mut over = false;
-    while !over {
-        let bytes = match stdin.read(&mut chunk) {
-            Ok(0) => {
-                over = true;
-                outgoing.finish()
+    failed: Failed,
+}
+
+impl Peer {
+    /// Does something with the socket, if it is still there.
+    fn post(&self, work: impl FnOnce(Socket<'_>) + Send + 'static) -> io::Result<()> {
+        let id = self.id;
+        self.handle.post(move |sockets| {
+            if let Some(socket) = sockets.get(id) {
+                work(socket);
             }
-            Ok(n) => outgoing.feed(&chunk[..n]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => Err(format!("cannot read stdin: {error}")),
-        };
-        let bytes = match bytes {
-            Ok(bytes) => bytes,
+        })
+    }
+
+    /// Ends the connection for a reason that is not its own.
+    fn fail(&self, why: Failure) {
+        let _ = self.failed.set(why);
+        // The loop may have ended already.
+        let _ = self.post(|mut socket| socket.abort());
+    }
+}
+
+/// Starts the threads of stdin and stdout; gives the one of stdout.
+fn start_threads(
+    peer: Peer,
+    mut outgoing: Outgoing,
+    until_drained: Receiver<()>,
+    output: Output,
+    edits: bool,
+    no_shutdown: bool,
+) -> Result<JoinHandle<()>, String> {
+    let (editor, printer) = match edits {
+        true => LineEditor::new().map(|(editor, printer)| (Some(editor), Some(printer)))?,
+        false => (None, None),
+    };
+    let writes = peer.clone();
+    let named = |name: &str| thread::Builder::new().name(name.into());
+    let writer = named("stdout").spawn(move || write_stdout(&writes, &output, printer));
+    let reads = move || {
+        let mut source = Source { editor, chunk: vec![0; CHUNK] };
+        if send_stdin(&peer, &mut source, &mut outgoing, &until_drained) && !no_shutdown {
+            // The loop may have ended: then there is nothing to finish.
+            let _ = peer.post(|mut socket| socket.finish());
+        }
+    };
+    named("stdin").spawn(reads).map_err(|error| error.to_string())?;
+    writer.map_err(|error| error.to_string())
+}
+
+/// stdin, as bytes or as edited lines.
+struct Source {
+    editor: Option<LineEditor>,
+    chunk: Vec<u8>,
+}
+
+impl Source {
+    /// What comes next; nothing at the end.
+    fn next(&mut self) -> Result<Vec<u8>, Failure> {
+        match &mut self.editor {
+            None => {
+                let read = stdio::read(&mut self.chunk);
+                let n = read.map_err(|error| Failure::Text(format!("cannot read stdin: {error}")))?;
+                Ok(self.chunk[..n].to_vec())
+            }
+            Some(editor) => match editor.read().map_err(Failure::Text)? {
+                Typed::Line(line) => Ok((line + "\n").into_bytes()),
+                Typed::End => Ok(Vec::new()),
+                Typed::Interrupt => Err(Failure::Interrupt),
+            },
+        }
+    }
+}
+
+/// Hands stdin to the loop, and waits while the socket is full: at most one chunk is in memory beside the queue. True:
+/// stdin has ended, and all of it was queued.
+fn send_stdin(
+    peer: &Peer,
+    source: &mut Source,
+    outgoing: &mut Outgoing,
+    until_drained: &Receiver<()>,
+) -> bool {
+    loop {
+        let next = source.next().and_then(|bytes| {
+            let over = bytes.is_empty();
+            let wire = if over { outgoing.finish() } else { outgoing.feed(&bytes) };
+            wire.map(|wire| (wire, over)).map_err(Failure::Text)
+        });
+        let (wire, over) = match next {
+            Ok(next) => next,
             Err(why) => {
-                let _ = failed.set(why);
-                break;
+                peer.fail(why);
+                return false;
             }
         };
         let (sent, full) = channel();
-        let posted = handle.post(move |sockets| {
-            if let Some(mut socket) = sockets.get(id) {
-                socket.send(&bytes);
-                // Who asked has gone only if the process is ending.
-                let _ = sent.send(socket.is_full());
-            }
+        let posted = peer.post(move |mut socket| {
+            socket.send(&wire);
+            // The receiver has gone only if the process is ending.
+            let _ = sent.send(socket.is_full());
         });
         match (posted, full.recv()) {
+            (Ok(()), Ok(_)) if over => return true,
             (Ok(()), Ok(false)) => {}
-            (Ok(()), Ok(true)) => {
-                if until_drained.recv().is_err() {
-                    return;
-                }
-            }
-            _ => return, // The connection has ended.
+            (Ok(()), Ok(true)) if until_drained.recv().is_ok() => {}
+            _ => return false, // The connection has ended.
         }
     }
-    // The same holds here: then there is nothing to finish.
-    let _ = handle.post(move |sockets| {
-        if let Some(mut socket) = sockets.get(id) {
-            socket.finish();
-        }
-    });
 }
 
-/// What arrives goes to stdout.
+/// Writes what has arrived to stdout.
+fn write_stdout(peer: &Peer, output: &Output, printer: Option<Box<dyn ExternalPrinter + Send>>) {
+    let outcome = match printer {
+        Some(mut printer) => terminal::print_lines(output, &mut *printer),
+        None => write_pieces(peer, output),
+    };
+    let Err(error) = outcome else { return };
+    // A reader that has closed the pipe is no failure: that is how `head` ends.
+    match error.kind() {
+        ErrorKind::BrokenPipe => drop(peer.post(|mut socket| socket.abort())),
+        _ => peer.fail(Failure::Text(format!("cannot write to stdout: {error}"))),
+    }
+}
+
+fn write_pieces(peer: &Peer, output: &Output) -> io::Result<()> {
+    while let Some(piece) = output.take() {
+        stdio::write(&piece)?;
+        if output.written(piece.len()) {
+            // The connection may have ended.
+            let _ = peer.post(|mut socket| socket.resume());
+        }
+    }
+    Ok(())
+}
+
+/// What arrives goes to the thread of stdout.
 struct Relay {
     incoming: Incoming,
     drained: Sender<()>,
+    output: Output,
     failed: Failed,
-    ending: Rc<RefCell<Ending>>,
-    /// Only to see whether somebody is there.
+    shared: Rc<RefCell<Shared>>,
+    /// Only to see whether the server accepts.
     only: bool,
+    listens: bool,
+    verbose: bool,
 }
 
 impl Relay {
-    /// A reader who has gone is no failure: that is how `head` ends.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut stdout = io::stdout().lock();
-        let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
-        written.inspect_err(|error| {
-            if error.kind() != ErrorKind::BrokenPipe {
-                let _ = self.failed.set(format!("cannot write to stdout: {error}"));
-            }
-        })
+    fn establish(&mut self, socket: &mut Socket<'_>) {
+        let mut shared = self.shared.borrow_mut();
+        (shared.established, shared.established_at) = (Some(socket.id()), Some(socket.now()));
+        drop(shared);
+        if self.only {
+            socket.close();
+        }
+        if !self.verbose {
+            return;
+        }
+        let how = if self.listens { "accepted" } else { "connected to" };
+        let local = socket.local_addr().map_or(String::new(), |local| format!(", local address {local}"));
+        note(&format!("{how} {}{local}", socket.peer_addr()));
+        if let Some(info) = socket.filter_info() {
+            let protocol = info.protocol.map(|name| String::from_utf8_lossy(&name).into_owned());
+            let alpn = protocol.map_or("no ALPN".to_string(), |name| format!("ALPN {}", name.escape_debug()));
+            let certificates = info.peer_certificates.len();
+            let resumed = if info.resumed { ", resumed" } else { "" };
+            note(&format!("{}, {}, {alpn}, {certificates} certificates{resumed}", info.version, info.cipher));
+        }
     }
 }
 
 impl Service for Relay {
     type Session = ();
 
-    fn open(&mut self, _: &mut Socket<'_>) {}
+    fn open(&mut self, socket: &mut Socket<'_>) {
+        if self.listens {
+            let taken = self.shared.borrow().established.is_some();
+            if taken { socket.abort() } else { self.establish(socket) }
+        }
+    }
 
     fn connected(&mut self, _: &mut (), socket: &mut Socket<'_>) {
-        log::debug!("connected to {}", socket.peer_addr());
-        if let Some(info) = socket.filter_info() {
-            log::debug!("negotiated {} with {}", info.version, info.cipher);
-        }
-        if self.only {
-            socket.close();
-        }
+        self.establish(socket);
     }
 
     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
         let mut out = Vec::new();
         let shown = self.incoming.show(input, &mut out);
-        if self.write(&out).is_err() {
-            return socket.abort();
+        if !out.is_empty() && self.output.put(out) {
+            socket.pause();
         }
         if let Err((why, text)) = shown {
-            let _ = self.failed.set(format!("{}: {text}", socket.peer_addr()));
+            let _ = self.failed.set(Failure::Text(format!("{}: {text}", socket.peer_addr())));
             socket.close_as(why);
         }
     }
 
+    fn end(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+        // Where our end was sent before, the socket is past being write-only.
+        self.shared.borrow_mut().peer_ended_first = socket.state() == State::WriteOnly;
+        socket.finish();
+    }
+
     fn drained(&mut self, _: &mut (), _: &mut Socket<'_>) {
-        // The reader of stdin may have ended before.
+        // The thread of stdin may have ended.
         let _ = self.drained.send(());
     }
 
-    fn closed(&mut self, _: (), gone: &ClosedInfo, _: &mut Sockets<'_>) {
+    fn closed(&mut self, (): (), gone: &ClosedInfo, _: &mut Sockets<'_>) {
+        let mut shared = self.shared.borrow_mut();
+        if shared.established.is_some_and(|id| id != gone.id) {
+            return; // A further one, at a listener.
+        }
+        shared.gone = Some(gone.clone());
         let mut out = Vec::new();
         self.incoming.finish(&mut out);
-        let _ = self.write(&out);
-        let (failure, broken) = (gone.dial_error.clone(), gone.filter_error.clone());
-        *self.ending.borrow_mut() = Ending { why: Some(gone.reason), failure, broken };
+        self.output.put(out);
     }
 }
