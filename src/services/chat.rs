@@ -1,6 +1,6 @@
-//! Lines to everyone.
+//! A chat room.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use crate::base::address::Address;
@@ -15,19 +15,27 @@ use crate::framing::Lines;
 use crate::parts::inbox::Input;
 use crate::service::Service;
 
-/// A room. What one member says, all members hear, in one order for all.
+/// A chat room: each line of a member is sent to all members, in the same order.
 ///
 /// ```text
-///     127.0.0.1:40312 joined                 someone came
-///     127.0.0.1:40312: hello                 someone said something
+///     127.0.0.1:40312 joined                 a connection was accepted
+///     127.0.0.1:40312: hello                 a line was sent
 ///     127.0.0.1:40312 is now ada             /nick ada
-///     ada left                               someone went
+///     ada left                               a connection has ended
 /// ```
 ///
-/// Whole lines only. Everything a member says stands behind its name and a colon, so nobody can speak as the room does;
-/// names hold neither colons nor spaces, so nobody can pass for another's address. Control characters go no further
-/// than to here. A line is held once, however many members it is for, and a member that does not read is dropped as a
-/// slow reader while the others go on.
+/// Only complete lines are sent on. A line is prefixed with the member's name and a colon, and names hold neither
+/// colons nor spaces: a member can send neither a line of the room itself nor another one's address. Control
+/// characters are removed. A line is in memory once, whatever the number of members.
+///
+/// # Slow members
+///
+/// While a member's queue is full ([`SocketLimits::high_water`]), no further line is taken from any member: senders
+/// wait, so that one that sends much cannot have the others closed as slow readers. The wait for one member is limited
+/// to 5 s, because a member that does not read at all would stop the room; after that it is closed when its queue
+/// reaches [`SocketLimits::queue`]. Each member is read at 16 KiB/s by default, see [`Chat::limits`].
+///
+/// # Examples
 ///
 /// ```
 /// use tidemill::{Limits, Reactor, services::Chat};
@@ -42,13 +50,24 @@ use crate::service::Service;
 #[derive(Debug, Default)]
 pub struct Chat {
     members: BTreeMap<ConnId, String>,
-    /// Chosen names, in lower case: `Ada` and `ada` are one.
+    /// Chosen names, in lower case: `Ada` and `ada` are the same name.
     taken: HashSet<String>,
     lines: Lines,
+    /// Members with a full queue that the senders wait for.
+    full: BTreeSet<ConnId>,
+    /// Members with a full queue that were waited for long enough.
+    given_up: BTreeSet<ConnId>,
+    /// Paused members, whose lines are taken when no member is full any more.
+    waiting: Vec<ConnId>,
 }
 
 /// Characters in a name.
 const NAME_MAX: usize = 24;
+/// How long the senders wait for one member with a full queue.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes a second that are read from a member. A typist sends less than 100; 100 kB pasted take six seconds. Each byte
+/// is sent to each member, so a room of 1,000 sends 16 MiB/s for one sender at this rate.
+const RATE: usize = 16 * 1024;
 /// Names that `/who` lists.
 const WHO_MAX: usize = 100;
 
@@ -65,15 +84,16 @@ impl Chat {
         Chat::default()
     }
 
-    /// Lines of at most so many bytes. Default 8 KiB.
+    /// Sets the maximum length of a line in bytes. Default 8 KiB.
     pub fn max_line(self, bytes: usize) -> Chat {
         Chat { lines: self.lines.max(bytes), ..self }
     }
 
-    /// Limits for people who talk: they may be silent for half an hour, and a member for whom 256 KiB wait is not
-    /// reading.
+    /// Limits for people who type: 30 minutes without a byte, 16 KiB/s from each member, 256 KiB queued for one that
+    /// does not read.
     pub fn limits(&self) -> SocketLimits {
         SocketLimits {
+            rate: Some(RATE),
             idle: Some(Duration::from_secs(30 * 60)),
             queue: 256 * 1024,
             message: self.lines.inbox_limit(),
@@ -114,7 +134,7 @@ impl Chat {
         self.broadcast(&mut Others::Socket(socket), format!("{before} is now {name}\n"));
     }
 
-    /// Whether a name can be had.
+    /// Whether a name is allowed and free.
     fn check(&self, name: &str) -> Result<(), String> {
         let plain = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
         if name.is_empty() {
@@ -147,18 +167,40 @@ impl Chat {
         self.broadcast(others, format!("{name} left\n"));
     }
 
-    /// Says something to every member, in one piece of memory.
-    fn broadcast(&self, others: &mut Others<'_, '_>, line: String) {
+    /// Sends a line to every member. It is in memory once.
+    fn broadcast(&mut self, others: &mut Others<'_, '_>, line: String) {
         let line = Shared::from(line);
         for &id in self.members.keys() {
-            if let Some(mut member) = others.find(id) {
-                member.send_shared(&line);
+            let Some(mut member) = others.find(id) else { continue };
+            member.send_shared(&line);
+            if member.is_full() && !self.given_up.contains(&id) && self.full.insert(id) {
+                member.set_alarm(Some(PATIENCE));
+            }
+        }
+    }
+
+    /// A member's queue has drained, or the member has gone: it is not waited for any more.
+    fn not_full(&mut self, id: ConnId, others: &mut Others<'_, '_>) {
+        self.given_up.remove(&id);
+        if self.full.remove(&id) {
+            self.resume_senders(others);
+        }
+    }
+
+    /// Takes lines again, if no member is full.
+    fn resume_senders(&mut self, others: &mut Others<'_, '_>) {
+        if !self.full.is_empty() {
+            return;
+        }
+        for id in std::mem::take(&mut self.waiting) {
+            if let Some(mut sender) = others.find(id) {
+                sender.resume();
             }
         }
     }
 }
 
-/// The two ways to the other members: from inside a member's callback, and after it has gone.
+/// Access to the members: from a member's callback, and from `closed`.
 enum Others<'a, 'b> {
     Socket(&'a mut Socket<'b>),
     Rest(&'a mut Sockets<'b>),
@@ -177,7 +219,7 @@ impl Service for Chat {
     type Session = ();
 
     fn open(&mut self, socket: &mut Socket<'_>) {
-        // Callers on a Unix-domain socket have no name of their own.
+        // Peers on a Unix-domain socket have no address of their own.
         let name = match socket.peer_addr() {
             Address::Unnamed => format!("unix:{}", socket.id()),
             address => address.to_string(),
@@ -188,8 +230,12 @@ impl Service for Chat {
     }
 
     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
-        // Who has just quit says nothing more, whatever stands in the same packet.
+        // After /quit, further lines of the same packet are ignored.
         while self.members.contains_key(&socket.id()) {
+            if !self.full.is_empty() {
+                self.waiting.push(socket.id());
+                return socket.pause();
+            }
             match self.lines.next(input) {
                 Ok(Some(line)) => self.line(socket, line),
                 Ok(None) => return,
@@ -201,8 +247,24 @@ impl Service for Chat {
         }
     }
 
-    fn closed(&mut self, _: (), gone: &ClosedInfo, rest: &mut Sockets<'_>) {
-        self.leave(gone.id, &mut Others::Rest(rest));
+    fn drained(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+        socket.set_alarm(None);
+        self.not_full(socket.id(), &mut Others::Socket(socket));
+    }
+
+    /// A member was full for as long as the senders wait.
+    fn alarm(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+        let id = socket.id();
+        if self.full.remove(&id) {
+            self.given_up.insert(id);
+            self.resume_senders(&mut Others::Socket(socket));
+        }
+    }
+
+    fn closed(&mut self, _: (), gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
+        self.waiting.retain(|id| *id != gone.id);
+        self.not_full(gone.id, &mut Others::Rest(sockets));
+        self.leave(gone.id, &mut Others::Rest(sockets));
     }
 }
 
@@ -215,8 +277,9 @@ mod tests {
 
     type Room = TestServer;
 
+    /// A room without a rate, so that lines need no time.
     fn empty_room() -> Room {
-        TestServer::new(Chat::new(), Chat::new().limits())
+        TestServer::new(Chat::new(), SocketLimits { rate: None, ..Chat::new().limits() })
     }
 
     /// Three members called ada, bob and eve, who have heard nothing yet.
@@ -351,23 +414,59 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_does_not_read_is_dropped_and_the_others_receive_everything() {
+    fn senders_wait_for_a_full_member_and_nobody_is_closed() {
         let (mut room, [ada, bob, eve]) = room_of_three();
         room.script.window(eve, 0);
         let line = [&[b'x'; 1_000], &b"\n"[..]].concat();
-        let mut heard = 0;
-        for n in 0..300 {
-            if n == 200 {
-                // The room has waited for her for a second, and goes on without.
-                room.script.advance(Duration::from_millis(1_100));
-                room.turn_until_quiet();
-            }
-            room.send(ada, &line);
-            heard += room.received(bob).len();
+        let said = "ada: ".len() + line.len();
+        room.send(ada, line.repeat(300));
+        room.send(bob, "I wait too\n");
+        let before = room.received(bob).len() / said;
+        assert!((64..100).contains(&before), "{before} lines fill eve's queue of 64 KiB");
+        // She reads, slowly: 20 lines at a time.
+        let (mut bobs, mut eves, mut rounds) = (before * said, 0, 0);
+        while bobs < 300 * said + "bob: I wait too\n".len() {
+            room.script.window(eve, 20_000);
+            room.turn_until_quiet();
+            (bobs, eves, rounds) =
+                (bobs + room.received(bob).len(), eves + room.received(eve).len(), rounds + 1);
+            assert!(rounds < 100, "{bobs} bytes came");
         }
+        room.script.window(eve, usize::MAX);
+        room.turn_until_quiet();
+        assert_eq!(eves + room.received(eve).len(), bobs, "she has received what he has");
+        assert_eq!(room.event_loop.table.cx.stats.closed.iter().sum::<u64>(), 0);
+    }
+
+    #[test]
+    fn a_member_that_does_not_read_holds_up_the_room_for_five_seconds_and_is_then_closed() {
+        let (mut room, [ada, bob, eve]) = room_of_three();
+        room.script.window(eve, 0);
+        let line = [&[b'x'; 1_000], &b"\n"[..]].concat();
+        room.send(ada, line.repeat(300));
+        let before = room.received(bob).len();
+        room.script.advance(Duration::from_millis(4_900));
+        room.turn_until_quiet();
+        assert_eq!(room.received(bob), "", "the sender waits");
+        room.script.advance(Duration::from_millis(200));
+        room.turn_until_quiet();
+        let after = room.received(bob).len();
+        assert_eq!(before + after, 300 * ("ada: ".len() + line.len()) + "eve left\n".len());
         assert_eq!(room.event_loop.table.cx.stats.closed_count(CloseReason::SlowReader), 1);
-        assert_eq!(heard, 300 * ("ada: ".len() + line.len()) + "eve left\n".len());
-        assert_eq!(room.event_loop.table.cx.memory, 0, "what waited for her is forgotten");
+        assert_eq!(room.event_loop.table.cx.memory, 0, "what was queued for her is released");
+    }
+
+    #[test]
+    fn a_full_member_that_leaves_is_not_waited_for() {
+        let (mut room, [ada, bob, eve]) = room_of_three();
+        room.script.window(eve, 0);
+        room.send(ada, [&[b'x'; 1_000], &b"\n"[..]].concat().repeat(100));
+        room.received(bob);
+        room.script.reset(eve);
+        room.turn_until_quiet();
+        assert!(room.received(bob).ends_with("x\n"), "the rest has come");
+        room.send(bob, "on we go\n");
+        assert!(room.received(ada).ends_with("bob: on we go\n"));
     }
 
     #[test]

@@ -53,7 +53,7 @@ fn each_shape_of_load_is_carried_and_no_byte_is_wrong() {
     let frames = Server::start("frames --framing u16be");
     let output = load(&format!("{} --duration 300ms --framing u16be --size 1000", frames.address));
     assert!(number(&output, "count") > 10.0);
-    let chat = Server::start("chat");
+    let chat = Server::start("chat --rate 0");
     for lines in [1, 8] {
         let output = load(&format!(
             "{} --duration 300ms --shape fan-out --connections 20 --pipeline {lines}",

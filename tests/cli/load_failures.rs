@@ -140,7 +140,7 @@ fn failed_connections_are_dialed_again_and_do_not_end_the_run() {
 #[test]
 fn a_fan_out_goes_on_without_a_receiver_that_fails() {
     let _quiet = exclusive();
-    let mut chat = Server::start("chat --max-lifetime 700ms --rate 1MiB");
+    let mut chat = Server::start("chat --max-lifetime 700ms --rate 0");
     let words = "--shape fan-out --connections 3 --rate 50 --duration 1500ms";
     let (outcome, json) = load(&chat.address.to_string(), words);
     assert_eq!(outcome.code, Some(1), "{json}");

@@ -29,7 +29,7 @@ fn exactly_as_many_requests_are_sent_as_asked_for() {
         );
         assert!(echo.end().contains(" in=50000 out=50000 "), "{shape}: the server has seen as many");
     }
-    let chat = Server::start("chat --rate 1MiB");
+    let chat = Server::start("chat --rate 0");
     let json = load(&format!("{} --requests 20 --connections 5 --shape fan-out", chat.address));
     assert_eq!(json["count"], 100, "each line was delivered to each receiver: {json}");
 }
@@ -58,7 +58,7 @@ fn a_rate_may_be_a_fraction_and_holds_for_every_shape() {
     // The twentieth is due after 380 ms.
     let first = json["series"][1]["count"].as_u64().expect("a count");
     assert!((1..20).contains(&first), "they do not come at once: {json}");
-    let chat = Server::start("chat --rate 1MiB");
+    let chat = Server::start("chat --rate 0");
     let json = load(&format!(
         "{} --rate 20 --duration 1s --warm-up 0 --shape fan-out --connections 3",
         chat.address

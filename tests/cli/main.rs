@@ -4,6 +4,7 @@
 //! started it. Tests that measure run alone ([`server::alone`]).
 #![cfg(all(feature = "cli", target_os = "linux"))]
 
+mod chat;
 mod connect;
 mod endurance;
 mod fairness;

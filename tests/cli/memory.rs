@@ -143,7 +143,7 @@ fn two_hundred_peers_that_never_read_stay_within_the_memory_budget() {
 #[test]
 fn a_member_that_does_not_read_is_closed_and_the_room_continues() {
     let _others = shared();
-    let mut server = Server::start("chat --drain 0");
+    let mut server = Server::start("chat --drain 0 --rate 0");
     let mut deaf = Peer::connect(server.address);
     deaf.send("/nick deaf\n");
     let (mut ann, mut bob) = (Peer::connect(server.address), Peer::connect(server.address));

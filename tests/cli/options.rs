@@ -19,7 +19,7 @@ fn bad_options_get_one_clear_sentence_and_exit_2() {
         ("echo --deny 10.0.0.0/8=shout", "choose reply, end, reset or tarpit"),
         ("echo --allow 10.0.0.0/8=reply", "only --deny says how somebody is refused"),
         ("echo --accept-rate 0", "0 is not in 1.."),
-        ("echo --rate 0", "at least 1 byte is needed"),
+        ("echo --rate 0KiB", "at least 1 byte is needed"),
         ("proxy", "--to <ADDR>"),
         ("proxy --to nowhere", "a port is missing"),
         ("proxy --to a:1 --proxy-protocol-out v3", "'v3' for '--proxy-protocol-out <VERSION>'"),

@@ -18,6 +18,9 @@ use args::{Cli, Command, CommandError};
 /// What the shell is told when options are wrong, as most commands do.
 const USAGE: u8 = 2;
 
+/// What the members of a chat are sent at shutdown, before they are closed.
+const SHUTTING_DOWN: &str = "the server is shutting down\n";
+
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
@@ -54,7 +57,7 @@ fn run(command: Command) -> Result<(), CommandError> {
                 None => Chat::new(),
             };
             let limits = chat.limits();
-            serve::serve(chat, limits, &server)
+            serve::serve_with_notice(chat, limits, SHUTTING_DOWN, &server)
         }
         Command::Frames { framing, server, messages } => {
             let framing = match (messages.max_length(), framing) {
@@ -101,6 +104,7 @@ fn proxy(options: &args::ProxyArgs, server: &args::ServerArgs) -> Result<(), Com
         upstreams: options.to.clone(),
         tls,
         listeners_filter: !behind_header,
+        shutdown_notice: None,
     };
     serve::serve_as(proxy, limits, setup, server)
 }

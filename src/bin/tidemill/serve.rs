@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use tidemill::tls::Server;
 use tidemill::{
     AccessPolicy, Action, Address, CloseReason, Handle, Limits, ListenOptions, Reactor, Refusal, Rules,
-    Service, SocketLimits, Stats,
+    Service, SocketLimits, Sockets, Stats,
 };
 
 use crate::args::tls::ServerTlsArgs;
@@ -26,6 +26,8 @@ pub struct ServeSetup {
     /// What is shown of TLS, where it was read already, and whether the listeners show it: else the service does.
     pub tls: Option<Server>,
     pub listeners_filter: bool,
+    /// Sent to each connection at shutdown, before it is closed. None: it may go on for as long as --drain.
+    pub shutdown_notice: Option<&'static str>,
 }
 
 impl ServeSetup {
@@ -37,6 +39,7 @@ impl ServeSetup {
             upstreams: Vec::new(),
             tls: shown,
             listeners_filter: true,
+            shutdown_notice: None,
         })
     }
 }
@@ -44,6 +47,17 @@ impl ServeSetup {
 /// Serves until a signal comes. `usual` are the limits that the service brings along.
 pub fn serve<S: Service>(service: S, usual: SocketLimits, options: &Options) -> Result<(), CommandError> {
     let setup = ServeSetup::plain(options)?;
+    serve_as(service, usual, setup, options)
+}
+
+/// Serves until a signal comes; then each connection is sent the notice and closed.
+pub fn serve_with_notice<S: Service>(
+    service: S,
+    usual: SocketLimits,
+    notice: &'static str,
+    options: &Options,
+) -> Result<(), CommandError> {
+    let setup = ServeSetup { shutdown_notice: Some(notice), ..ServeSetup::plain(options)? };
     serve_as(service, usual, setup, options)
 }
 
@@ -67,7 +81,7 @@ pub fn serve_as<S: Service>(
     let listen =
         ListenOptions { reserve_slot: !setup.upstreams.is_empty(), filter, ..options.listen_options() };
     // Before anyone can wait for the start line and then send a signal.
-    handle_signals(reactor.handle(), options.drain()).map_err(failed)?;
+    handle_signals(reactor.handle(), options.drain(), setup.shutdown_notice).map_err(failed)?;
     if let Some(shown) = setup.tls {
         handle_reload(shown, options.tls.clone()).map_err(failed)?;
     }
@@ -128,7 +142,11 @@ fn announce(address: &Address) {
 }
 
 /// The first signal drains, the second ends at once with the exit code that shells give a process killed by it.
-fn handle_signals(handle: Handle, drain: Duration) -> std::io::Result<()> {
+fn handle_signals(
+    handle: Handle,
+    drain: Duration,
+    shutdown_notice: Option<&'static str>,
+) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let waits = thread::Builder::new().name("signals".into());
     waits.spawn(move || {
@@ -140,12 +158,27 @@ fn handle_signals(handle: Handle, drain: Duration) -> std::io::Result<()> {
             }
             draining = true;
             log::info!("shutting down: listeners closed, connections have {drain:?} to end");
-            if handle.post(move |sockets| sockets.shutdown(drain)).is_err() {
+            let stop = move |sockets: &mut Sockets<'_>| {
+                if let Some(notice) = shutdown_notice {
+                    send_shutdown_notice(sockets, notice);
+                }
+                sockets.shutdown(drain);
+            };
+            if handle.post(stop).is_err() {
                 return; // The loop has ended already.
             }
         }
     })?;
     Ok(())
+}
+
+fn send_shutdown_notice(sockets: &mut Sockets<'_>, notice: &str) {
+    for id in sockets.ids() {
+        if let Some(mut socket) = sockets.get(id) {
+            socket.send(notice.as_bytes());
+            socket.close();
+        }
+    }
 }
 
 /// SIGHUP has the certificates read again. What is wrong with the new ones is no reason to lose the old ones.

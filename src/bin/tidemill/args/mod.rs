@@ -18,7 +18,7 @@ use access::{ACCESS_HEADING, AccessArgs};
 pub use connect::ConnectArgs;
 use load::LoadArgs;
 use tls::{ServerTlsArgs, UpstreamTlsArgs};
-use values::{DurationArg, MinRateArg, SizeArg, address, overflow, range, version};
+use values::{DurationArg, MinRateArg, RateArg, SizeArg, address, overflow, range, version};
 
 #[derive(Parser)]
 #[command(
@@ -196,9 +196,9 @@ pub struct ServerArgs {
     #[arg(long, value_name = "TIME", default_value = "10s", help_heading = END)]
     drain: DurationArg,
 
-    /// Bytes a second that are read from each connection
+    /// Read at most this many bytes a second from each connection; 0: no limit [default: 0, chat: 16KiB]
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
-    rate: Option<SizeArg>,
+    rate: Option<RateArg>,
     /// Bytes a second that are read from all connections together
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
     total_rate: Option<SizeArg>,
@@ -280,7 +280,7 @@ impl ServerArgs {
             high_water: high,
             low_water: high / 4,
             queue,
-            rate: self.rate.map(|SizeArg(bytes)| bytes).or(base.rate),
+            rate: self.rate.map_or(base.rate, |RateArg(rate)| rate),
             ..base
         })
     }

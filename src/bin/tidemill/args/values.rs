@@ -65,6 +65,21 @@ impl FromStr for SizeArg {
     }
 }
 
+/// A rate in bytes a second; none stands for no limit.
+#[derive(Clone, Copy)]
+pub struct RateArg(pub Option<usize>);
+
+impl FromStr for RateArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RateArg, String> {
+        match text {
+            "0" => Ok(RateArg(None)),
+            size => size.parse().map(|SizeArg(bytes)| RateArg(Some(bytes))),
+        }
+    }
+}
+
 /// A least rate; none stands for no limit.
 #[derive(Clone, Copy)]
 pub struct MinRateArg(pub Option<MinRate>);
