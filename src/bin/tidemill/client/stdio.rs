@@ -85,6 +85,10 @@ impl Output {
         self.0.1.notify_all();
     }
 
+    pub fn has_ended(&self) -> bool {
+        self.lock().ended
+    }
+
     /// The next piece; waits for it. None: there is none, and none will come.
     pub fn take(&self) -> Option<Vec<u8>> {
         let mut state = self.lock();

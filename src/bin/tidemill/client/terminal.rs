@@ -58,6 +58,12 @@ pub fn print_lines(output: &Output, printer: &mut (dyn ExternalPrinter + Send)) 
         let whole = if output.has_more_within(UNFINISHED) { whole } else { unfinished.len() };
         if whole > 0 {
             let text: Vec<u8> = unfinished.drain(..whole).collect();
+            if output.has_ended() {
+                // The editor prints on its own thread and does not confirm: the process could end before it has.
+                stdio::write(b"\r\x1b[K")?;
+                stdio::write(&text)?;
+                continue;
+            }
             let text = String::from_utf8_lossy(&text).into_owned();
             printer.print(text).map_err(std::io::Error::other)?;
         }

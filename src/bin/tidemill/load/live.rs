@@ -63,7 +63,8 @@ impl LiveView {
     }
 }
 
-fn columns() -> usize {
+/// The width of a terminal.
+pub fn columns() -> usize {
     let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr());
     size.ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0).unwrap_or(COLUMNS)
 }
@@ -106,8 +107,12 @@ fn line(
         0 => format!("{} errors", results.failures.total),
         recent => format!("{} errors (+{recent})", results.failures.total),
     };
-    figures.extend(quantile("p99", 0.99));
-    figures.push(errors);
+    // In a narrow terminal, failures matter more than a percentile.
+    let (p99, failed) = (quantile("p99", 0.99), results.failures.total > 0);
+    match (p99, failed) {
+        (Some(p99), false) => figures.extend([p99, errors]),
+        (p99, _) => figures.extend(std::iter::once(errors).chain(p99)),
+    }
     figures.extend(quantile("p50", 0.5));
     figures.extend(quantile("max", 1.0));
     figures.extend(quantile("p99.9", 0.999));

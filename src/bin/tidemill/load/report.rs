@@ -1,8 +1,10 @@
 //! The result as text.
 
 use std::fmt::Write;
+use std::io::IsTerminal;
 use std::time::Duration;
 
+use super::live::columns;
 use super::plan::Plan;
 use super::results::Results;
 use crate::args::values::Shape;
@@ -17,6 +19,8 @@ const DESCHEDULED: f64 = 0.05;
 /// Rows of the histogram, and the columns of its longest bar.
 const ROWS: usize = 10;
 const BAR: usize = 40;
+/// Columns of a row in front of its bar.
+const LABEL: usize = 32;
 
 /// A result, beside the rate that the generator could reach if no server made it wait.
 pub struct Report<'a> {
@@ -141,9 +145,11 @@ impl Report<'_> {
             // The histogram's buckets are wider than a nanosecond: the next row begins with the next bucket.
             low = latency.highest_equivalent(high) + 1;
         }
+        let room = if std::io::stdout().is_terminal() { columns().saturating_sub(LABEL + 1) } else { BAR };
+        let longest = room.min(BAR) as f64;
         let most = rows.iter().map(|(_, count)| *count).max().unwrap_or(1).max(1);
         for (high, count) in rows {
-            let bar = "█".repeat((count as f64 / most as f64 * BAR as f64).round() as usize);
+            let bar = "█".repeat((count as f64 / most as f64 * longest).round() as usize);
             let line = format!("        ≤ {:>8}  {count:>10}  {bar}", micros(high));
             writeln!(text, "{}", line.trim_end())?;
         }
