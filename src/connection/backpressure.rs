@@ -66,15 +66,26 @@ impl SenderWaits {
 }
 
 impl Connection {
-    /// This connection, which is full, was sent to: the one whose `data` runs has to wait for it, unless it takes
-    /// nothing although it could. `entry` is its entry in this turn's list of connections with something to write.
-    pub(crate) fn hold_sender(&self, entry: usize, cx: &mut Context) {
-        let (waits, dirty) = (&mut cx.sender_waits, &mut cx.dirty[entry]);
+    /// Whether what is sent to it now comes from the `data` of another connection, and it takes what it is sent.
+    pub(crate) fn can_hold_sender(&self, cx: &Context) -> bool {
         let stalled = self.outbox.as_ref().is_some_and(|outbox| outbox.is_stalled);
-        let other = waits.sender.is_some_and(|sender| sender != self.id);
-        if other && !stalled && dirty.noted_in != waits.delivery {
+        !stalled && cx.sender_waits.sender.is_some_and(|sender| sender != self.id)
+    }
+
+    /// This connection, which is full, was sent to: the one whose `data` runs has to wait for it. `entry` is its entry
+    /// in this turn's list of connections with something to write. If it was full before, the delivery ends here: each
+    /// of a thousand senders adds a message to its queue, and not a delivery.
+    pub(crate) fn hold_sender(&self, entry: usize, was_queued: bool, cx: &mut Context) {
+        if !self.can_hold_sender(cx) {
+            return;
+        }
+        let (waits, dirty) = (&mut cx.sender_waits, &mut cx.dirty[entry]);
+        if dirty.noted_in != waits.delivery {
             dirty.noted_in = waits.delivery;
             waits.full.push(self.id);
+        }
+        if was_queued {
+            cx.arena.end_delivery();
         }
     }
 }

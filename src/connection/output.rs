@@ -23,8 +23,9 @@ impl Connection {
     /// Adds to what is sent in this turn, if that is still possible.
     ///
     /// A connection is closed as a slow reader when its queue is at its limit *before* a send, counting only bytes that
-    /// a write has left behind. What one callback sends is never cut: an answer longer than the limit reaches a peer
-    /// that reads.
+    /// a write has left behind, unless it reads and the connection whose input is answered [can be made to
+    /// wait](Connection::hold_sender). What one callback sends is never cut: an answer longer than the limit reaches a
+    /// peer that reads.
     #[inline]
     fn queue(&mut self, length: usize, cx: &mut Context, push: impl FnOnce(&mut Arena, &mut SegmentList)) {
         if !self.is_live() || self.outgoing != Half::Open {
@@ -32,7 +33,8 @@ impl Connection {
             return;
         }
         let left_behind = self.outbox.as_ref().map_or(0, |outbox| outbox.queued());
-        if left_behind > 0 && left_behind >= cx.limits_of(self.service).queue && length > 0 {
+        let at_limit = left_behind > 0 && left_behind >= cx.limits_of(self.service).queue;
+        if at_limit && length > 0 && !self.can_hold_sender(cx) {
             return self.close_now(CloseReason::SlowReader, cx);
         }
         if cx.would_exceed_memory(length) {
@@ -46,7 +48,7 @@ impl Connection {
         // `drained`.
         if left_behind + segments.len() >= high {
             self.hold(Flag::Full, cx.now);
-            self.hold_sender(entry, cx);
+            self.hold_sender(entry, left_behind > 0, cx);
         }
     }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use crate::base::shared::{Account, Shared};
-use crate::parts::inbox::{Budget, subslice_range};
+use crate::parts::inbox::{Budget, DELIVERY_BUDGET, subslice_range};
 use crate::parts::outbox::{Queue, WriteBatch};
 
 /// The bytes of one turn.
@@ -111,6 +111,11 @@ impl Arena {
     /// more once it is spent.
     pub(crate) fn budget(&self) -> Rc<Budget> {
         self.budget.clone()
+    }
+
+    /// Shows the present callback no more input.
+    pub(crate) fn end_delivery(&self) {
+        self.budget.spend(DELIVERY_BUDGET);
     }
 
     /// Takes the block out for reads and the callbacks after them: a callback holds slices of the block while `push`

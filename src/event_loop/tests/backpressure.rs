@@ -110,3 +110,20 @@ fn what_one_callback_makes_is_bounded_by_the_memory_limit() {
     assert_eq!(test.close_reason(id), Some(CloseReason::Memory));
     assert_eq!(test.script.released(peer), Some(Released::Reset), "a cut answer does not look whole");
 }
+
+#[test]
+fn many_senders_add_a_message_each_to_a_full_member_that_reads_and_do_not_close_it() {
+    let (mut test, members) = room(limits(256 * 1024));
+    let peers: Vec<PeerId> = (0..101).map(|_| test.script.connect()).collect();
+    test.turn_until_quiet();
+    test.script.window(peers[0], 10_000);
+    // A hundred members write 32 KiB of two-byte lines each: 50 MB for the member on the slow link.
+    peers[1..].iter().for_each(|&peer| test.script.feed(peer, &b"x\n".repeat(16 * 1024)));
+    let slow = members.borrow()[0];
+    for _ in 0..100 {
+        test.turn();
+        assert!(test.queued(slow) < 3 * 1024 * 1024, "{} bytes are queued", test.queued(slow));
+        test.script.window(peers[0], 10_000);
+    }
+    assert_eq!(test.close_reason(slow), None);
+}
