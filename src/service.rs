@@ -1,4 +1,6 @@
-//! What you write: a service, and the one erasure that lets a reactor hold many kinds of them.
+//! The trait that a user implements, and how the loop calls it.
+//!
+//! Read before: `docs/one-turn.md`. Next: `connection/socket.rs`, which callbacks use.
 
 use crate::base::id::ServiceId;
 use crate::base::reason::{ClosedInfo, Refused};
@@ -9,19 +11,19 @@ use crate::connection::table::Table;
 use crate::parts::inbox::Input;
 use crate::parts::timers::TimerId;
 
-/// What is done with connections. You implement it; the reactor calls it.
+/// What a program does with its connections. You implement it; the reactor calls it.
 ///
-/// One `Service` holds what its connections share (a room, counters, upstreams) as plain fields; one
-/// [`Session`](Service::Session) per connection holds what is its own. Both are yours by `&mut` in every callback: no
-/// `Rc`, no `RefCell`, no lock.
+/// The state that all connections share (a room, counters, upstreams) is in fields of the `Service`. The state of one
+/// connection is its [`Session`](Service::Session). A callback gets both by `&mut`, so neither needs an `Rc`, a
+/// `RefCell` or a lock.
 ///
-/// The life of a connection is `open`, then `data` any number of times, at most one `end`, and exactly one `closed`.
+/// A connection gets `open` first, then `data` any number of times, at most one `end`, and exactly one `closed`.
 /// Callbacks run on the loop's thread, one at a time, and never inside one another.
 ///
 /// # Panics
 ///
-/// A panic in a callback is a bug of the service. It unwinds out of [`turn`](crate::Reactor::turn); nothing is caught,
-/// and the reactor must not be used afterwards. One that must survive it can be rebuilt by whoever catches it.
+/// A panic in a callback is a bug of the service. It unwinds out of [`turn`](crate::Reactor::turn); the reactor does
+/// not catch it, and must not be used afterwards. A program that catches the panic can build a new reactor.
 ///
 /// # Examples
 ///
@@ -39,89 +41,103 @@ use crate::parts::timers::TimerId;
 /// }
 /// ```
 pub trait Service: 'static {
-    /// What belongs to one connection. Held by value.
+    /// The state of one connection. Stored by value, from `open` to `closed`; a type without content costs one byte.
     type Session: 'static;
 
-    /// It has been added to a reactor, under this name: the moment to set timers and to dial.
+    /// Called once, when the service is added to a reactor, with the id that it has there. Timers can be set and
+    /// connections dialed from here. Does nothing by default.
     fn start(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
         let _ = (own, sockets);
     }
 
-    /// A connection begins: accepted, or dialed (then before it is connected; what is sent waits).
+    /// Called when a connection begins, and returns its session. An accepted connection is connected; with TLS, its
+    /// handshake is complete. A dialed one is not connected yet, and bytes sent to it wait until it is:
+    /// [`Socket::origin`] tells the two apart.
     fn open(&mut self, socket: &mut Socket<'_>) -> Self::Session;
 
-    /// A dialed connection is connected. Not called for accepted ones, which are from the beginning.
+    /// Called when a dialed connection is connected; with TLS, when its handshake is complete. Not called for accepted
+    /// connections. Does nothing by default.
     fn connected(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
         let _ = (session, socket);
     }
 
-    /// The handshake that [`Socket::start_filter`] asked for is done. Not called for connections that were secured from
-    /// the beginning: those are met by `open`, or `connected`, when theirs is.
+    /// Called when the handshake that [`Socket::start_filter`] asked for is complete. Not called if the filter was set
+    /// by the listener or the dial: then `open`, or `connected`, is called after the handshake. Does nothing by
+    /// default.
     fn filter_started(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
         let _ = (session, socket);
     }
 
-    /// Bytes have arrived. What is not taken from `input` comes back in front of the next ones.
+    /// Called when bytes have arrived. Bytes that are not taken from `input` come again, in front of the next ones.
+    /// They count as an incomplete message: [`SocketLimits::message`](crate::SocketLimits::message) bounds their
+    /// number.
     ///
     /// # When it is called again
     ///
-    /// With new bytes, or after [`resume`](Socket::resume) when something was left. A service that leaves bytes
-    /// although they are complete, without pausing, sees them again only when more arrive.
+    /// When new bytes arrive, or after [`resume`](Socket::resume) if bytes were left. A complete message that is left
+    /// untaken without a pause is therefore seen again only when more bytes arrive.
+    ///
+    /// One call may queue about 1 MiB for all connections together. After that `input` shows no more bytes, and the
+    /// rest is delivered in the next turn, so that one connection cannot stop the loop.
     fn data(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>, input: &mut Input<'_>);
 
-    /// The peer has sent its end (FIN). By default we [`finish`](Socket::finish) too, after what is queued.
+    /// Called when the peer has sent its FIN and all bytes before it were delivered. By default it calls
+    /// [`finish`](Socket::finish), so that our FIN follows what is queued.
     fn end(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
         let _ = session;
         socket.finish();
     }
 
-    /// A queue that was full has come down to the low-water mark: send on.
+    /// Called when a queue that was [full](Socket::is_full) has come down to
+    /// [`SocketLimits::low_water`](crate::SocketLimits::low_water): more can be sent. Does nothing by default.
     fn drained(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
         let _ = (session, socket);
     }
 
-    /// No byte has moved for as long as a clock of the connection allows. `which` names the clock: both directions
-    /// ([`SocketLimits::idle`](crate::SocketLimits::idle) or [`Socket::set_idle`]), or only one
+    /// Called when an idle timeout has passed. `which` names it: no byte has moved in either direction
+    /// ([`SocketLimits::idle`](crate::SocketLimits::idle) or [`Socket::set_idle`]), or in one direction
     /// ([`Socket::set_read_idle`], [`Socket::set_write_idle`]).
     ///
     /// By default the connection is closed, with the reason [`Idle`](crate::CloseReason::Idle). If it is not closed,
-    /// this is called again after another whole span.
+    /// this is called again after the same timeout.
     fn idle(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>, which: IdleKind) {
         let _ = (session, which);
         socket.close();
     }
 
-    /// The alarm that was [set](Socket::set_alarm) for this connection goes off.
+    /// Called when the alarm that was [set](Socket::set_alarm) for this connection is due. Does nothing by default.
     fn alarm(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
         let _ = (session, socket);
     }
 
-    /// A timer of this service goes off: see [`Sockets::set_timer`].
+    /// Called when a timer of this service is due: see [`Sockets::set_timer`]. Does nothing by default.
     fn timer(&mut self, timer: TimerId, sockets: &mut Sockets<'_>) {
         let _ = (timer, sockets);
     }
 
-    /// Somebody was turned away at a listener of this service.
+    /// Called when a connection to a listener of this service was refused: by its access policy, at a limit, or for
+    /// want of a descriptor. Does nothing by default.
     fn refused(&mut self, refused: &Refused, sockets: &mut Sockets<'_>) {
         let _ = (refused, sockets);
     }
 
-    /// The connection has ended; called exactly once for each `open`. `gone` has its id, the reason, its addresses and
-    /// counters. The session comes back by value. The connection itself can no longer be reached, the others can.
+    /// Called exactly once for each `open`, when the connection has ended. `gone` has its id, the reason, its addresses
+    /// and counters. The session is given back by value. The connection itself cannot be used any more; `sockets` has
+    /// the others. Does nothing by default.
     fn closed(&mut self, session: Self::Session, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
         let _ = (session, gone, sockets);
     }
 }
 
-/// What a service is told: one variant for each of its callbacks.
+/// A call of a service: one variant for each callback, so that the type of the service is erased in one place.
 pub(crate) enum Event<'a, 'b> {
     Start(ServiceId),
     Timer(TimerId),
     Refused(&'a Refused),
     Closed(&'a ClosedInfo),
-    /// The session begins with this.
+    /// The slot of the connection; the session is stored under it.
     Open(u32),
-    /// The others concern the session of a slot.
+    /// These use the session of a slot.
     Data(u32, &'a mut Input<'b>),
     Connected(u32),
     FilterStarted(u32),
@@ -131,13 +147,15 @@ pub(crate) enum Event<'a, 'b> {
     Alarm(u32),
 }
 
-/// A service with its type erased: once per service, never per connection.
+/// A service with its type erased. There is one per service and none per connection, so a connection needs no box.
 pub(crate) trait AnyService {
     fn call(&mut self, table: &mut Table, event: Event<'_, '_>);
 }
 
-/// A service and the sessions of its connections, by slot: a session without content costs a byte. A reactor with
-/// several services keeps a gap in each for the slots of the others.
+/// A service and the sessions of its connections, by slot. A session without content costs one byte.
+///
+/// Each service has an entry for every slot, used or not. With several services that wastes entries, and saves a map: a
+/// session is found by one index.
 pub(crate) struct ServiceState<S: Service> {
     service: S,
     sessions: Vec<Option<S::Session>>,
@@ -162,7 +180,7 @@ impl<S: Service> ServiceState<S> {
         }
     }
 
-    /// Calls a callback that needs the session. A connection has one from `open` to `closed`.
+    /// Calls a callback that needs the session. There is none before `open` returns, and none after `closed`.
     fn with_session(
         &mut self,
         table: &mut Table,

@@ -1,9 +1,11 @@
-//! One connection: what is known about it between two turns, and what it does.
+//! One connection: its state between two turns, when it is read, and how it closes.
 //!
-//! What concerns one connection alone is a method of [`Connection`], given the [`Context`] that all of them share; what
-//! touches two is a method of [`Table`](table::Table). The methods are grouped by subject: this file has the queues and
-//! readiness, `output` what is sent, `input` what is kept, and `deadline`, `dial`, `rate` and `tls` what their names
-//! say.
+//! Read before: `connection/state.rs` and `connection/context.rs`. Next: `event_loop/read.rs`.
+//!
+//! A change to one connection is a method of [`Connection`] and gets the [`Context`] that all connections share. A
+//! change to two connections is a method of [`Table`](table::Table). So the borrow checker accepts both, and the
+//! signature shows which of the two a change is. The methods are in one file for each subject: `output` has sending,
+//! `input` has unread input, and `deadline`, `dial`, `rate` and `tls` have what their names say.
 
 pub(crate) mod admission;
 pub(crate) mod backpressure;
@@ -33,37 +35,48 @@ use crate::parts::inbox::Inbox;
 use crate::parts::outbox::Outbox;
 use crate::sys::Stream;
 
-/// The state of one connection; see [`Stage`] for its life.
+/// One connection; [`Stage`] shows its stages.
 ///
-/// An idle one is this and nothing else: no buffer, no box.
+/// ```text
+///     Connection   ├─ stream      the socket
+///       104 bytes  ├─ stage, incoming, outgoing, filter, flags
+///                  ├─ inbox   ──▶ unread input                  only while some is unread
+///                  ├─ outbox  ──▶ bytes the kernel did not take only while some wait
+///                  └─ optional ─▶ dial, pipe, rate, timeouts, TLS   only for connections that have one of these
+/// ```
+///
+/// All three pointers of an idle connection are null, so that it costs this struct and no allocation.
 pub(crate) struct Connection {
     pub(crate) id: ConnId,
     pub(crate) stream: Option<Stream>,
-    /// The service it belongs to, or [`REFUSED`](table::REFUSED).
+    /// The number of its service, or [`REFUSED`](table::REFUSED).
     pub(crate) service: u16,
     pub(crate) stage: Stage,
     pub(crate) incoming: Half,
     pub(crate) outgoing: Half,
     pub(crate) filter: FilterStage,
     pub(crate) flags: Flags,
-    /// Where its entry in this turn's list of connections with something to write is, or [`NOT_DIRTY`].
+    /// The index of its entry in `Context::dirty`, or [`NOT_DIRTY`]. An index, because each send of this turn adds to
+    /// that entry.
     pub(crate) dirty: u32,
     pub(crate) peer: PeerAddress,
-    /// Its own address, as an index into the table's list of them, or [`NO_LOCAL`].
+    /// The local address, as an index into the table's list, or [`NO_LOCAL`]. A machine has few addresses, and a byte
+    /// is smaller than an address of 18.
     pub(crate) local: u8,
     pub(crate) close_reason: Option<CloseReason>,
     pub(crate) optional: Option<Box<Optional>>,
     pub(crate) inbox: Option<Box<Inbox>>,
     pub(crate) outbox: Option<Box<Outbox>>,
     pub(crate) created: Tick,
-    /// The last activity. Refreshing a timeout is this one store; see the wheel.
+    /// When a byte last moved. This store is all that refreshing a timeout costs: the entry in the wheel stays, and is
+    /// moved when it fires.
     pub(crate) last_activity: Tick,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
 }
 
-/// Ten thousand idle connections are ten thousand of these; see "What an idle connection costs" in the docs. The stream
-/// of a simulation is larger than a descriptor, and so is mio's in debug builds.
+/// This size is most of what an idle connection costs: docs/architecture.md has the sum. Checked in release builds
+/// only: the stream of the simulation is larger than a descriptor, and so is mio's in debug builds.
 #[cfg(not(any(test, debug_assertions, target_family = "wasm")))]
 const _: () = assert!(size_of::<Connection>() <= 104);
 
@@ -127,7 +140,7 @@ impl Connection {
         self.optional.as_ref()?.pipe_peer
     }
 
-    /// The remote end; of a dialed one what was dialed, until it is connected.
+    /// The peer's address; until a dial is connected, and for a Unix-domain socket, what was dialed.
     pub(crate) fn peer_address(&self) -> Address {
         match self.dial().and_then(|dial| dial.to.as_ref()) {
             Some(to) if self.stage == Stage::Connecting || self.peer.inet().is_none() => to.clone(),
@@ -150,8 +163,8 @@ impl Connection {
         }
     }
 
-    /// Whether a service may still reach it: closing connections are gone already for callbacks that would send to
-    /// them.
+    /// Whether callbacks can still find and use it. A closing connection is hidden from them, because anything sent to
+    /// it would be dropped.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.stage, Stage::Connecting | Stage::Open)
     }
@@ -160,7 +173,7 @@ impl Connection {
         self.stage == Stage::Open
     }
 
-    /// Whether there is a stream that bytes can be written to.
+    /// Whether bytes can be written to its stream: not before it is connected, not after its end.
     pub(crate) fn has_stream(&self) -> bool {
         !matches!(self.stage, Stage::Connecting | Stage::Dead)
     }
@@ -171,42 +184,45 @@ impl Connection {
 
     // -- holds ---------------------------------------------------------------------------------------------
 
-    /// Whether its service, or the other end of its pipe, takes no input now. The two directions of a pipe do not wait
-    /// for each other: a piped connection whose own queue is full is still read.
+    /// Whether its service, or its pipe peer, takes no input now. `Full` does not hold a piped connection: what is read
+    /// from it goes to its peer and not into its own queue, and if each direction waited for the other, both could stop
+    /// for good.
     fn is_delivery_held(&self) -> bool {
         let flags = self.flags;
         let full = flags.contains(Flag::Full) && !flags.any(&[Flag::Piped, Flag::ReadWhenFull]);
         full || flags.any(&[Flag::Paused, Flag::ReceiverFull])
     }
 
-    /// Whether input is taken now. While it is not, the peer is not blamed for silence. A hold of the delivery does not
-    /// hold a handshake, which delivers nothing.
+    /// Whether input is taken now. While it is not, the clocks of an incomplete message stand still, because the peer
+    /// cannot make progress. During a handshake only the rate holds: a handshake delivers nothing, so a paused or full
+    /// service is no reason to stop it.
     pub(crate) fn wants_input(&self) -> bool {
         let held = !self.filter.is_handshaking() && self.is_delivery_held();
         !held && !self.flags.contains(Flag::Throttled)
     }
 
-    /// Keeps it from being read until the hold is released. The clocks of its message stand still meanwhile.
+    /// Adds a hold: it is not read until the hold is released, and the clocks of its message are suspended.
     pub(crate) fn hold(&mut self, hold: Flag, now: Tick) {
         self.flags.insert(hold);
         self.update_message_clocks(now);
     }
 
-    /// Ends a hold, with all that follows from it: it may be read again, and its clocks go on.
+    /// Removes a hold, if it is there, and does what follows from that.
     pub(crate) fn release(&mut self, hold: Flag, cx: &mut Context) {
         if self.flags.take(hold) {
             self.on_released(cx);
         }
     }
 
-    /// Something that may have kept it from being read has ended.
+    /// Must be called whenever a reason not to read may have ended. Its readiness is known already and no event will
+    /// announce it again, so a connection that is not added to the ready list here would never be read.
     pub(crate) fn on_released(&mut self, cx: &mut Context) {
         self.update_message_clocks(cx.now);
         self.push_ready(cx);
         self.rearm(cx);
     }
 
-    /// Suspends the clocks of the message at the front while it is not read, and lets them go on after that.
+    /// Suspends the clocks of the message at the front while the connection is not read, and continues them after that.
     pub(crate) fn update_message_clocks(&mut self, now: Tick) {
         let reads = self.wants_input();
         if let Some(inbox) = &mut self.inbox {
@@ -216,8 +232,8 @@ impl Connection {
 
     // -- the queues ----------------------------------------------------------------------------------------
 
-    /// Whether a turn should spend a read on it: it is readable and nothing holds it. What was left by a delivery goes
-    /// first. A closing one is read regardless, to discard what arrives.
+    /// Whether a read should be made: it is readable and nothing holds it. Input that is to be delivered again goes
+    /// first. A closing connection is read in spite of its holds, because what arrives is discarded.
     pub(crate) fn wants_read(&self) -> bool {
         self.flags.contains(Flag::Readable)
             && self.incoming != Half::Ended
@@ -230,10 +246,12 @@ impl Connection {
             }
     }
 
-    /// Whether a turn should look at it at all.
+    /// Whether the `read` phase has something to do for it. Must be true exactly when the connection belongs into the
+    /// ready list: `check` asserts that after each turn in debug builds.
     #[inline]
     pub(crate) fn wants_turn(&self) -> bool {
         match self.stage {
+            // The kernel reports the end of a connect(2), good or bad, as writable.
             Stage::Connecting => self.flags.contains(Flag::Writable),
             Stage::Open => self.wants_read() || self.has_work_without_read(),
             Stage::Closing | Stage::Lingering => self.wants_read(),
@@ -241,26 +259,26 @@ impl Connection {
         }
     }
 
-    /// Whether its handshake has not started: until then nothing is read.
+    /// Whether its handshake has not started. Nothing is read before that, so that a waiting peer costs no buffer.
     fn waits_for_handshake(&self) -> bool {
         matches!(self.filter, FilterStage::Asked | FilterStage::Queued)
     }
 
-    /// Whether it has something to do without a read: deliver again, or start a handshake.
+    /// Whether it has something to do that needs no read: deliver again, or start a handshake.
     #[inline]
     fn has_work_without_read(&self) -> bool {
         let redelivers = self.flags.contains(Flag::Redeliver) && self.wants_input();
         (redelivers && !self.waits_for_handshake()) || (self.filter == FilterStage::Asked && self.may_start())
     }
 
-    /// Whether there is something to start a handshake with: bytes that have arrived, or, on the client's side,
-    /// nothing. What was sent in the clear before goes to the wire first.
+    /// Whether a handshake can start. A server's needs the client's first bytes, a client's needs nothing. Bytes that
+    /// were sent in the clear before STARTTLS are written first.
     fn may_start(&self) -> bool {
         let begins = self.flags.any(&[Flag::Dialed, Flag::Readable]) || self.inbox.is_some();
         begins && self.tls().is_some_and(|tls| tls.clear_prefix == 0)
     }
 
-    /// Puts it in line to be read, if that would do anything.
+    /// Adds it to the ready list, once, if `read` has something to do for it.
     #[inline]
     pub(crate) fn push_ready(&mut self, cx: &mut Context) {
         if !self.flags.contains(Flag::Ready) && self.wants_turn() {
@@ -269,7 +287,7 @@ impl Connection {
         }
     }
 
-    /// Puts it in line to be written; returns its entry.
+    /// Adds it to the list of connections to write, once; returns the index of its entry.
     #[inline]
     pub(crate) fn push_dirty(&mut self, cx: &mut Context) -> usize {
         if self.dirty == NOT_DIRTY {
@@ -279,8 +297,9 @@ impl Connection {
         self.dirty as usize
     }
 
-    /// Moves the wheel's entry when something is due sooner than it says. A later deadline is left to be found when the
-    /// entry fires.
+    /// Moves the entry in the wheel if the deadline is now earlier. It is not moved to a later one: the entry fires,
+    /// finds that nothing is due, and is armed for the rest. So activity, which only moves deadlines later, costs
+    /// nothing here.
     pub(crate) fn rearm(&self, cx: &mut Context) {
         let Some((when, _)) = self.deadline(cx.limits_of(self.service)) else { return };
         if cx.wheel.when(self.id.slot).is_none_or(|armed| when < armed) {
@@ -290,7 +309,8 @@ impl Connection {
 
     // -- what the kernel says ------------------------------------------------------------------------------
 
-    /// So many bytes have arrived.
+    /// `n` bytes have been read. Bytes discarded while closing are no activity: otherwise a peer that goes on sending
+    /// would keep the connection from being closed.
     #[inline]
     pub(crate) fn on_received(&mut self, n: usize, now: Tick) {
         self.bytes_in += n as u64;
@@ -302,22 +322,22 @@ impl Connection {
         }
     }
 
-    /// The kernel says that nothing more has arrived.
+    /// A read said `WouldBlock`: nothing is left until the next event.
     pub(crate) fn on_read_would_block(&mut self) {
         self.flags.remove(Flag::Readable);
         if self.incoming == Half::Ending {
-            // The announcement was early or spurious; the end itself will raise a new edge.
+            // What was announced is not there. If it was a FIN, a new event announces it when it can be read.
             self.incoming = Half::Open;
         }
     }
 
-    /// The end has been read.
+    /// The peer's FIN has been read.
     pub(crate) fn on_end_read(&mut self) {
         self.incoming = Half::Ended;
         self.flags.remove(Flag::Readable);
     }
 
-    /// The kernel has taken so many bytes.
+    /// The kernel has accepted `n` bytes.
     #[inline]
     pub(crate) fn on_sent(&mut self, n: usize, now: Tick) {
         self.bytes_out += n as u64;
@@ -327,17 +347,21 @@ impl Connection {
         }
     }
 
-    /// Whether a short read says that nothing more has arrived. epoll raises a new edge for what arrives after it
-    /// (epoll(7), question 9). It proves nothing where an end was announced, which is not announced again; on a
-    /// Unix-domain socket, where a read also ends at bytes that descriptors were sent along with (unix(7)); and on
-    /// kqueue, of which it is not known.
+    /// Whether a read that returns less than was asked for proves that nothing is left. Then the read that would say
+    /// `WouldBlock` is saved: one call for each message. On Linux TCP it does, because epoll reports what arrives later
+    /// as a new edge (epoll(7), question 9). It does not
+    ///
+    /// - after an end was announced, because that is not announced again;
+    /// - on a Unix-domain socket, where a read also ends where a file descriptor was passed (unix(7));
+    /// - on kqueue, where it is not documented.
     pub(crate) fn is_short_read_final(&self) -> bool {
         self.incoming == Half::Open && !self.peer.is_unix() && cfg!(target_os = "linux")
     }
 
     // -- the end -------------------------------------------------------------------------------------------
 
-    /// Closes it gracefully: what is queued is written, then our end. Nothing more is delivered.
+    /// Closes gracefully: what is queued is written, then a FIN is sent. Nothing more is delivered. A connection that
+    /// is not connected has nothing to write, so it ends at once.
     pub(crate) fn close(&mut self, why: CloseReason, cx: &mut Context) {
         match self.stage {
             Stage::Connecting => self.close_now(why, cx),
@@ -347,6 +371,7 @@ impl Connection {
                 self.last_activity = cx.now;
                 self.drop_inbox(cx);
                 if self.filter.is_handshaking() {
+                    // The handshake will not complete, so plaintext that waits for it can never be sent.
                     cx.handshakes.remove(self.id);
                     self.stop_encrypting(cx);
                 }
@@ -358,7 +383,8 @@ impl Connection {
         }
     }
 
-    /// Ends it: nothing more is read, written or delivered, and `reap` calls `closed`.
+    /// Closes at once: nothing more is read, written or delivered, and `reap` calls `closed`. If a reason is noted
+    /// already, that one is kept: the first is the cause, and the later ones follow from it.
     pub(crate) fn close_now(&mut self, why: CloseReason, cx: &mut Context) {
         if self.stage == Stage::Dead {
             return;
@@ -370,8 +396,9 @@ impl Connection {
         cx.to_reap.push(self.id);
     }
 
-    /// Everything is written and our end sent: reads on for a moment. If it were closed with input unread, the kernel
-    /// would send a reset, which can destroy the last reply on its way. Refused peers have a limit of their own.
+    /// Starts a lingering close: the queue is written and the FIN sent. It is read on, for 1 s or 64 KiB by default: a
+    /// close(2) over unread input makes the kernel send a reset, which can destroy the last reply before the peer has
+    /// read it. Refused connections are not counted here, because `Limits::refusals` bounds them already.
     pub(crate) fn start_linger(&mut self, cx: &mut Context) {
         self.stage = Stage::Lingering;
         self.last_activity = cx.now;
@@ -383,7 +410,7 @@ impl Connection {
         }
     }
 
-    /// What must be true of a connection between two phases.
+    /// Asserts what must be true of a connection between two turns. Debug builds only.
     pub(crate) fn check(&self, cx: &Context) {
         let id = self.id;
         let entry = cx.dirty.get(self.dirty as usize);

@@ -1,4 +1,7 @@
-//! What a callback may do with a connection, and with all the others.
+//! `Socket`: what a callback can do with its connection and, through it, with the others.
+//!
+//! Read before: `service.rs`. Each method looks the connection up once and calls the method of the same name of
+//! `Connection` or `Table`, so this file has the public documentation and no logic.
 
 use std::fmt;
 use std::io;
@@ -19,20 +22,22 @@ use crate::connection::sockets::Sockets;
 use crate::connection::state::{Flag, Half, Origin, State};
 use crate::connection::table::Table;
 
-/// One connection, for the length of one callback.
+/// One connection, for the duration of one callback.
 ///
-/// Nothing here fails and nothing here calls back: methods queue, and the turn carries out. What goes wrong
-/// arrives once, in [`Service::closed`](crate::Service::closed).
+/// Methods note what is to be done, and the turn does it: none of them makes a system call or calls the service. Errors
+/// of the connection are reported once, in [`Service::closed`](crate::Service::closed). Methods that return an error do
+/// so for a limit or a wrong argument.
 ///
 /// # After `close`
 ///
-/// A socket that was closed, aborted, or finished takes no more bytes: what is sent to it is dropped and counted in
-/// [`Stats::sent_too_late`](crate::Stats::sent_too_late). [`other`](Socket::other) no longer finds it.
+/// Bytes sent to a socket that was closed, aborted or finished are dropped, and counted in
+/// [`Stats::sent_too_late`](crate::Stats::sent_too_late). [`other`](Socket::other) does not find a closed or aborted
+/// one.
 ///
-/// # Others
+/// # Other connections
 ///
-/// [`other`](Socket::other) gives the socket of any connection of the reactor, so that broadcasting and closing a
-/// neighbour need no `Rc` and no lock:
+/// [`other`](Socket::other) gives the socket of any connection of the reactor, so a broadcast needs no `Rc` and no
+/// lock:
 ///
 /// ```
 /// use tidemill::{ConnId, Input, Service, Socket};
@@ -61,7 +66,8 @@ impl<'a> Socket<'a> {
         Socket { table, slot }
     }
 
-    /// The connection, and what it may touch: one look-up in each method.
+    /// The connection, and the context that its methods need. A callback runs for a slot that is in use, and slots are
+    /// freed only in `reap`, so this look-up cannot fail.
     fn parts(&mut self) -> (&mut Connection, &mut Context) {
         self.table.at(self.slot)
     }
@@ -70,119 +76,125 @@ impl<'a> Socket<'a> {
         &self.table.slots[self.slot as usize]
     }
 
-    /// Its name, to keep and to look it up with.
+    /// The id, by which [`other`](Socket::other) and [`Sockets::get`] find the connection later. No two connections of
+    /// a reactor have the same.
     pub fn id(&self) -> ConnId {
         self.connection().id
     }
 
-    /// The address of the remote end; of a dialed one, what was dialed until it is connected. A caller on a
-    /// Unix-domain socket is [`Address::Unnamed`].
+    /// The peer's address; of a dialed connection, what was dialed until it is connected. The client of a Unix-domain
+    /// socket is [`Address::Unnamed`].
     pub fn peer_addr(&self) -> Address {
         self.connection().peer_address()
     }
 
-    /// The address of our end. None until a dialed one is connected, and for Unix-domain sockets.
+    /// The local address. `None` until a dialed connection is connected, and for Unix-domain sockets.
     pub fn local_addr(&self) -> Option<Address> {
         self.table.local(self.connection())
     }
 
-    /// Puts another address in the place of the peer's, because somebody who is trusted has said for whom the
-    /// connection stands (a PROXY header, for example). From now on it counts for that address at the service's
-    /// [`AccessPolicy`](crate::AccessPolicy).
+    /// Replaces the peer's address, for example by the one in a PROXY header of a trusted proxy. From now on the
+    /// connection is counted for the new address by the service's [`AccessPolicy`](crate::AccessPolicy).
     ///
     /// # Errors
     ///
-    /// When that guard would not have let it in. Nothing has changed then; close it.
+    /// If the policy refuses the new address. Then nothing has changed, and the connection should be closed.
     pub fn set_peer_addr(&mut self, peer: SocketAddr) -> Result<(), Refusal> {
         self.table.set_peer(self.id(), peer)
     }
 
-    /// How far it has come, and which ways it is open.
+    /// The state: resolving, connecting, open in one or both directions, or closing.
     pub fn state(&self) -> State {
         self.connection().state()
     }
 
-    /// Whether the peer called or we did.
+    /// Whether the connection was accepted or dialed.
     pub fn origin(&self) -> Origin {
         let connection = self.connection();
         let by = || connection.optional.as_ref().and_then(|optional| optional.dialed_by);
         if connection.flags.contains(Flag::Dialed) { Origin::Dialed { by: by() } } else { Origin::Accepted }
     }
 
-    /// The instant at which this turn happens. The clock is read once per turn.
+    /// The time of this turn. The clock is read once per turn, so all callbacks of a turn get the same.
     #[cfg(not(target_family = "wasm"))]
     pub fn now(&self) -> Instant {
         self.table.cx.epoch.at(self.table.cx.elapsed)
     }
 
-    /// The same as the time since the reactor was made: what [`now`](Socket::now) is, on a clock that a simulation has
-    /// too.
+    /// The time of this turn, counted from when the reactor was created. Unlike [`now`](Socket::now) it can also be
+    /// simulated.
     pub fn elapsed(&self) -> Duration {
         self.table.cx.elapsed
     }
 
-    /// Queues bytes. They leave at the end of the turn, with everything else sent to this socket.
+    /// Queues bytes. They are written later in this turn, together with everything else sent to this socket. Bytes of
+    /// the current [`Input`](crate::Input) are not copied; all others are copied once.
     ///
-    /// A service that sends more than the peer reads should look at [`is_full`](Socket::is_full): past
-    /// [`SocketLimits::queue`](crate::SocketLimits::queue) a peer is closed as a slow reader.
+    /// A service that can send faster than the peer reads must stop while [`is_full`](Socket::is_full). A connection
+    /// with more than [`SocketLimits::queue`](crate::SocketLimits::queue) bytes that the kernel did not accept is
+    /// closed with [`CloseReason::SlowReader`].
     pub fn send(&mut self, bytes: &[u8]) {
         let (connection, cx) = self.parts();
         connection.send(bytes, cx);
     }
 
-    /// Queues bytes without copying them, however many sockets they are sent to.
+    /// Queues bytes without copying them, however many sockets they are sent to. They are freed when the last socket
+    /// has sent them.
     pub fn send_shared(&mut self, shared: &Shared) {
         let (connection, cx) = self.parts();
         connection.send_shared(shared, cx);
     }
 
-    /// Bytes sent that the kernel has not taken yet.
+    /// The number of bytes that were sent and that the kernel has not accepted yet.
     pub fn queued(&self) -> usize {
         self.connection().unsent(&self.table.cx)
     }
 
-    /// Whether the queue has reached [`SocketLimits::high_water`](crate::SocketLimits::high_water) and not come down to
-    /// the low mark since. While it is, [`SocketLimits::read_when_full`](crate::SocketLimits::read_when_full) says
-    /// whether the peer is read. Whenever it has been, [`Service::drained`](crate::Service::drained) comes, at the end
-    /// of this turn if the kernel takes everything at once.
+    /// Whether the queue has reached [`SocketLimits::high_water`](crate::SocketLimits::high_water) and has not come
+    /// down to [`SocketLimits::low_water`](crate::SocketLimits::low_water) since. While it is full, the peer is not
+    /// read, unless [`SocketLimits::read_when_full`](crate::SocketLimits::read_when_full) is set. When it is no longer
+    /// full, [`Service::drained`](crate::Service::drained) is called: in this turn, if the kernel accepts everything at
+    /// once.
     pub fn is_full(&self) -> bool {
         self.connection().flags.contains(Flag::Full)
     }
 
-    /// Whether it was dialed and is not connected yet. What is sent meanwhile waits.
+    /// Whether it was dialed and is not connected yet. Bytes sent meanwhile wait.
     pub fn is_connecting(&self) -> bool {
         matches!(self.state(), State::Resolving | State::Connecting)
     }
 
-    /// Secures a connection that runs already, as STARTTLS does. What was sent before goes as it is. What is sent from
-    /// now on waits for the handshake, and so does whatever has arrived behind what was taken: it is part of the
-    /// handshake, or it is wrong. Then [`secured`](crate::Service::filter_started) comes, or
-    /// [`closed`](crate::Service::closed).
+    /// Starts a filter (TLS) on a connection that is in use, as STARTTLS does. Bytes sent before are written as they
+    /// are; bytes sent from now on are encrypted after the handshake. Received bytes that were not taken are treated as
+    /// handshake data, so that no bytes sent in the clear are taken for encrypted ones. When the handshake is complete,
+    /// [`filter_started`](crate::Service::filter_started) is called; if it fails, [`closed`](crate::Service::closed).
     ///
-    /// Whoever called begins, so give a connection that was dialed the security of a client, and say [by what
-    /// name](FilterConfig::for_peer) the server is known: the connection has only the address that the dial came to.
-    /// One that is still being dialed is secured as by [`DialOptions::filter`](crate::DialOptions::filter), with all
-    /// that was sent to it. One that is secured already, or that we have finished, stays as it is.
+    /// The client of TLS is the side that dialed, so a dialed connection needs the configuration of a client, and the
+    /// [name](FilterConfig::for_peer) of the server: the connection knows only its address. On a connection that is
+    /// still being dialed this sets [`DialOptions::filter`](crate::DialOptions::filter), and all bytes sent to it are
+    /// encrypted. Nothing happens if it has a filter already or was finished.
     pub fn start_filter(&mut self, how: FilterConfig) {
         let (connection, cx) = self.parts();
         connection.start_filter(how, cx);
     }
 
-    /// What has been agreed on with the peer. None if it is not secured, and before the handshake is done.
+    /// The result of the handshake: version, cipher, names. `None` without a filter, and before the handshake is
+    /// complete.
     pub fn filter_info(&self) -> Option<FilterInfo> {
         self.connection().filter_info()
     }
 
-    /// Delivers nothing from the next call on, until [`resume`](Socket::resume). Costs no system call. The peer
-    /// feels it when the kernel's buffer is full.
+    /// Stops reading: after this callback, `data` is not called until [`resume`](Socket::resume). It costs no system
+    /// call. TCP stops the peer when the kernel's receive buffer is full.
     ///
-    /// A paused socket is not read, so it does not notice the peer's end either; its idle limit still applies.
+    /// The peer's FIN is not noticed while paused, because it is read too. The idle timeout still applies.
     pub fn pause(&mut self) {
         let (connection, cx) = self.parts();
         connection.pause(cx);
     }
 
-    /// Delivers again, beginning with what was left untaken.
+    /// Ends a [`pause`](Socket::pause). Bytes that were not taken are delivered first. Nothing happens if it is not
+    /// paused.
     pub fn resume(&mut self) {
         let (connection, cx) = self.parts();
         connection.resume(cx);
@@ -193,60 +205,63 @@ impl<'a> Socket<'a> {
         self.connection().flags.contains(Flag::Paused)
     }
 
-    /// Whether the peer has sent its end.
+    /// Whether the peer's FIN has been read.
     pub fn has_ended(&self) -> bool {
         self.connection().incoming == Half::Ended
     }
 
-    /// Sends our end after everything queued. The peer can go on sending (a half-close).
+    /// Sends a FIN after everything that is queued (a half-close). The peer can go on sending, and its bytes are
+    /// delivered.
     pub fn finish(&mut self) {
         let (connection, cx) = self.parts();
         connection.finish(cx);
     }
 
-    /// Sends everything queued, then our end, and is done. Nothing is delivered any more; what the peer
-    /// still sends is thrown away for a moment, so that its last reply reaches it.
+    /// Closes gracefully: sends everything that is queued, then a FIN. Nothing more is delivered. After the FIN, input
+    /// is read and discarded for [`SocketLimits::linger`](crate::SocketLimits::linger) (1 s by default) at most, so
+    /// that the kernel does not send a reset, which could destroy the last reply.
     pub fn close(&mut self) {
         self.close_as(CloseReason::Local);
     }
 
-    /// As [`close`](Socket::close), with a reason of your choice for the log and the counters.
+    /// Closes as [`close`](Socket::close) does, with another reason for `closed`, the log and the counters.
     pub fn close_as(&mut self, why: CloseReason) {
         let (connection, cx) = self.parts();
         connection.close(why, cx);
     }
 
-    /// Ends at once, with a reset: what is queued is dropped, and the peer sees an error.
+    /// Closes at once with a reset (RST): queued bytes are dropped, and the peer gets an error.
     pub fn abort(&mut self) {
         let (connection, cx) = self.parts();
         connection.close_now(CloseReason::Aborted, cx);
     }
 
-    /// What arrived and was not taken. In [`Service::end`](crate::Service::end) this is the message that the peer
-    /// began and did not complete.
+    /// Received bytes that were not taken. In [`Service::end`](crate::Service::end) that is an incomplete message.
+    /// Empty during `data`, whose `input` has them.
     pub fn unread(&self) -> &[u8] {
         self.connection().unread()
     }
 
-    /// Joins it with another connection, both ways: what arrives at the one is sent to the other, and neither's
-    /// [`data`](crate::Service::data), [`end`](crate::Service::end) and [`drained`](crate::Service::drained) are called
-    /// any more. Says whether the other is there to be joined.
+    /// Joins it with another connection in both directions: bytes that arrive at one are sent to the other, and
+    /// [`data`](crate::Service::data), [`end`](crate::Service::end) and [`drained`](crate::Service::drained) are not
+    /// called for either. Returns `false`, and does nothing, if one of them is closing or gone.
     ///
-    /// - An end that is full makes the other one wait: it is not read until the full one has drained. So a pipe holds
-    ///   at most [`high_water`](crate::SocketLimits::high_water) and one read each way.
-    /// - An end of stream is passed on behind everything that came before it. The other direction goes on.
-    /// - The directions do not wait for each other, and all clocks go on: two peers of whom neither reads are closed by
-    ///   the [write pace](crate::SocketLimits::min_write_rate).
-    /// - When one of them is closed for any reason but [`Finished`](CloseReason::Finished), what it has sent so far is
-    ///   still delivered, and then the other is closed too, as [`Leg`](CloseReason::PipePeerClosed).
+    /// - While one is full, the other is not read. So a pipe holds at most
+    ///   [`high_water`](crate::SocketLimits::high_water) and one read in each direction.
+    /// - A FIN is sent on after the bytes before it. The other direction continues.
+    /// - The directions are independent, and timeouts apply: if neither peer reads, both are closed by
+    ///   [`min_write_rate`](crate::SocketLimits::min_write_rate).
+    /// - If one is closed for a reason other than [`Finished`](CloseReason::Finished), the other is closed too, after
+    /// the
+    ///   bytes queued for it are written, with the reason [`PipePeerClosed`](CloseReason::PipePeerClosed).
     ///
-    /// What either had left untaken goes to the other first. A connection has one pipe: an earlier one is undone. It
-    /// may be a connection that is still being dialed. Joined with itself, it is an echo.
+    /// Bytes that either service has not taken are sent to the other first. A connection has one pipe; an earlier one
+    /// is undone. The other connection may still be connecting. A connection that is piped to itself is an echo.
     ///
     /// ```
     /// use tidemill::{Address, Input, Origin, Service, Socket};
     ///
-    /// /// The smallest proxy; [`services::Proxy`](crate::services::Proxy) is a grown one.
+    /// /// The smallest proxy; [`services::Proxy`](crate::services::Proxy) is a complete one.
     /// struct Relay { to: Address }
     ///
     /// impl Service for Relay {
@@ -270,55 +285,56 @@ impl<'a> Socket<'a> {
         true
     }
 
-    /// Undoes [`pipe`](Socket::pipe): each one's service gets what arrives from now on. Says with whom it was joined.
+    /// Undoes [`pipe`](Socket::pipe): bytes that arrive from now on go to the services again. Returns the pipe peer.
     pub fn unpipe(&mut self) -> Option<ConnId> {
         self.table.unpipe(self.id())
     }
 
-    /// The other end of its pipe.
+    /// The pipe peer: the connection that this one is [piped](Socket::pipe) with.
     pub fn piped_to(&self) -> Option<ConnId> {
         self.connection().pipe_peer()
     }
 
-    /// Bytes a second that are read from it from now on, in place of [`SocketLimits::rate`](crate::SocketLimits::rate).
+    /// Limits the bytes per second that are read from it, in place of
+    /// [`SocketLimits::rate`](crate::SocketLimits::rate); `None`: no limit of its own.
     pub fn set_rate(&mut self, bytes: Option<usize>) {
         let (connection, cx) = self.parts();
         connection.set_rate(bytes, cx);
     }
 
-    /// Lets it share the rate of a group, beside its own, or of none.
+    /// Makes it share the rate of a group, in addition to its own rate; `None`: of no group.
     pub fn join_group(&mut self, group: Option<GroupId>) {
         let (connection, cx) = self.parts();
         connection.join_group(group.map(|GroupId(index)| index), cx);
     }
 
-    /// Bytes received so far; of a secured connection, as they came over the wire.
+    /// The number of bytes received so far. With a filter (TLS) these are encrypted bytes.
     pub fn bytes_in(&self) -> u64 {
         self.connection().bytes_in
     }
 
-    /// Bytes that the kernel has taken so far; of a secured connection, as they went over the wire.
+    /// The number of bytes that the kernel has accepted so far. With a filter (TLS) these are encrypted bytes.
     pub fn bytes_out(&self) -> u64 {
         self.connection().bytes_out
     }
 
-    /// Another connection of this reactor, of whichever service; none if it is gone or closing.
+    /// Another connection of this reactor, of any service. `None` if it is closing or gone, or in its TLS handshake.
     pub fn other(&mut self, id: ConnId) -> Option<Socket<'_>> {
         let slot = self.table.live(id)?.slot;
         Some(Socket { table: self.table, slot })
     }
 
-    /// Connects out. The new connection belongs to the same service and lives the same life as an accepted one:
-    /// [`open`](crate::Service::open) comes at the end of this turn, bytes can be sent to it from now on, and
-    /// [`connected`](crate::Service::connected) says that it is. If connecting fails,
-    /// [`closed`](crate::Service::closed) says why.
+    /// Dials: opens a connection to an address, a `HOST:PORT` or a `unix:/path`. It belongs to the same service. Bytes
+    /// can be sent to it from now on; [`open`](crate::Service::open) is called at the end of this turn, and
+    /// [`connected`](crate::Service::connected) when it is connected. If that fails, [`closed`](crate::Service::closed)
+    /// is called with the reason.
     ///
-    /// A name is looked up by the system's resolver on a thread of its own. Where it stands for several addresses, they
-    /// are tried in the way of RFC 8305, and the first that connects wins.
+    /// A name is looked up by the system's resolver on another thread. If it has several addresses, they are tried with
+    /// overlapping attempts as RFC 8305 describes, and the first that connects is used.
     ///
     /// # Errors
     ///
-    /// When the reactor holds as many connections as it may, and when `to` is no [`Address`].
+    /// If the reactor is at [`Limits::connections`](crate::Limits::connections), or `to` is not an [`Address`].
     pub fn dial<A>(&mut self, to: A) -> io::Result<ConnId>
     where
         A: TryInto<Address, Error: fmt::Display>,
@@ -326,7 +342,7 @@ impl<'a> Socket<'a> {
         self.dial_with(to, DialOptions::default())
     }
 
-    /// Connects out with options.
+    /// Dials with options.
     ///
     /// # Errors
     ///
@@ -339,7 +355,7 @@ impl<'a> Socket<'a> {
         self.table.dial(service, parse_address("dial", to)?, options, Some(by))
     }
 
-    /// All connections, seen from here.
+    /// All connections, and what concerns the reactor as a whole.
     pub fn all(&mut self) -> Sockets<'_> {
         Sockets::new(self.table)
     }
@@ -351,63 +367,66 @@ impl fmt::Debug for Socket<'_> {
     }
 }
 
-/// Clocks.
+/// Timeouts and alarms of this connection. They are measured in ticks of 10 ms: late by up to one tick, never early.
 impl Socket<'_> {
-    /// Its idle limit from now on, in place of [`SocketLimits::idle`](crate::SocketLimits::idle); none switches it off.
-    /// The span begins now.
+    /// Sets the idle timeout, in place of [`SocketLimits::idle`](crate::SocketLimits::idle); `None` switches it off. It
+    /// starts now.
     pub fn set_idle(&mut self, limit: Option<Duration>) {
         let (connection, cx) = self.parts();
         connection.set_idle(limit, cx);
     }
 
-    /// Calls [`idle`](crate::Service::idle) when no byte has arrived for so long, whatever is sent meanwhile. Off by
-    /// default.
+    /// Sets a timeout after which [`idle`](crate::Service::idle) is called if no byte has arrived, whatever is sent
+    /// meanwhile. Off by default; `None` switches it off.
     pub fn set_read_idle(&mut self, limit: Option<Duration>) {
         let (connection, cx) = self.parts();
         connection.set_read_idle(limit, cx);
     }
 
-    /// Calls [`idle`](crate::Service::idle) when the kernel has taken no byte for so long, whatever arrives meanwhile:
-    /// time to send a sign of life, for example. Off by default.
+    /// Sets a timeout after which [`idle`](crate::Service::idle) is called if the kernel has accepted no byte, whatever
+    /// arrives meanwhile; for a keep-alive message, for example. Off by default; `None` switches it off.
     pub fn set_write_idle(&mut self, limit: Option<Duration>) {
         let (connection, cx) = self.parts();
         connection.set_write_idle(limit, cx);
     }
 
-    /// Calls [`alarm`](crate::Service::alarm) once, after so long, whatever the connection does meanwhile. It has one
-    /// alarm: an earlier one is replaced, and none takes it away.
+    /// Sets the alarm: [`alarm`](crate::Service::alarm) is called once, after this time, whatever the connection does
+    /// meanwhile. A connection has one alarm; an earlier one is replaced, and `None` removes it.
     pub fn set_alarm(&mut self, after: Option<Duration>) {
         let (connection, cx) = self.parts();
         connection.set_alarm(after, None, cx);
     }
 
-    /// Calls [`alarm`](crate::Service::alarm) again and again, each time so long after the last.
+    /// Sets a repeating alarm: [`alarm`](crate::Service::alarm) is called after each `span`, counted from the last
+    /// call.
     pub fn set_alarm_every(&mut self, span: Duration) {
         let (connection, cx) = self.parts();
         connection.set_alarm(Some(span), Some(span), cx);
     }
 }
 
-/// What the system does with it.
+/// Socket options.
 ///
-/// These are carried out at the end of the turn, before anything is written; on a socket that is being dialed, before
-/// it connects. One that the system refuses is logged and counted in
-/// [`Stats::options_refused`](crate::Stats::options_refused). Unix-domain sockets have only buffers.
+/// They are set later in this turn, before anything is written; on a connection that is being dialed, before it
+/// connects. An option that the system refuses is logged and counted in
+/// [`Stats::options_refused`](crate::Stats::options_refused), and the connection goes on. Unix-domain sockets have only
+/// the two buffer sizes.
 impl Socket<'_> {
-    /// Whether small segments are sent at once (TCP_NODELAY). They are, unless the listener or the dial said otherwise.
+    /// Whether small segments are sent at once (TCP_NODELAY). On by default, unless the options of the listener or the
+    /// dial switch it off.
     pub fn set_nodelay(&mut self, on: bool) {
         let (connection, cx) = self.parts();
         connection.set_option(SocketOption::NoDelay(on), cx);
     }
 
-    /// Whether and how the kernel probes a silent peer (SO_KEEPALIVE).
+    /// Whether and how often the kernel probes a silent peer (SO_KEEPALIVE); `None`: not at all.
     pub fn set_keep_alive(&mut self, probes: Option<KeepAlive>) {
         let (connection, cx) = self.parts();
         connection.set_option(SocketOption::KeepAlive(probes), cx);
     }
 
     /// How long sent bytes may stay unacknowledged before the kernel ends the connection (TCP_USER_TIMEOUT, Linux
-    /// only). None is the system's way: some fifteen minutes of retries.
+    /// only). `None` is the system's default: about 15 minutes of retries.
     pub fn set_user_timeout(&mut self, limit: Option<Duration>) {
         let (connection, cx) = self.parts();
         connection.set_option(SocketOption::UserTimeout(limit), cx);
@@ -419,8 +438,8 @@ impl Socket<'_> {
         connection.set_option(SocketOption::Tos(tos), cx);
     }
 
-    /// The size of the kernel's send buffer, in bytes (SO_SNDBUF). Linux doubles it for its own book-keeping, and stops
-    /// adjusting it.
+    /// The size of the kernel's send buffer, in bytes (SO_SNDBUF). Linux doubles the value for its own overhead, and no
+    /// longer adjusts the size automatically.
     pub fn set_send_buffer(&mut self, bytes: usize) {
         let (connection, cx) = self.parts();
         connection.set_option(SocketOption::SendBuffer(bytes), cx);

@@ -1,4 +1,6 @@
-//! All connections, seen from outside any one of them.
+//! `Sockets`: all connections of a reactor, timers, and what concerns the reactor as a whole.
+//!
+//! Read before: `connection/socket.rs`.
 
 use std::fmt;
 use std::io;
@@ -16,7 +18,7 @@ use crate::connection::rate::Group;
 use crate::connection::table::{Stop, Table};
 use crate::parts::timers::TimerId;
 
-/// All connections, seen from outside any one of them.
+/// All connections of a reactor, for callbacks and posts that do not belong to one connection.
 pub struct Sockets<'a> {
     table: &'a mut Table,
 }
@@ -26,50 +28,51 @@ impl<'a> Sockets<'a> {
         Sockets { table }
     }
 
-    /// The instant at which this turn happens.
+    /// The time of this turn. The clock is read once per turn, so all callbacks of a turn get the same.
     #[cfg(not(target_family = "wasm"))]
     pub fn now(&self) -> Instant {
         self.table.cx.epoch.at(self.table.cx.elapsed)
     }
 
-    /// The same as the time since the reactor was made: what [`now`](Sockets::now) is, on a clock that a simulation has
-    /// too.
+    /// The time of this turn, counted from when the reactor was created. Unlike [`now`](Sockets::now) it can also be
+    /// simulated.
     pub fn elapsed(&self) -> Duration {
         self.table.cx.elapsed
     }
 
-    /// The socket of a connection; none if it is gone or closing.
+    /// The socket of a connection. `None` if it is closing or gone, or in its TLS handshake.
     pub fn get(&mut self, id: ConnId) -> Option<Socket<'_>> {
         let slot = self.table.live(id)?.slot;
         Some(Socket::new(self.table, slot))
     }
 
-    /// The ids of all connections that are there and not closing.
+    /// The ids of all connections that [`get`](Sockets::get) finds. Goes through all slots.
     pub fn ids(&self) -> Vec<ConnId> {
         let all = self.table.slots.iter().map(|(_, connection)| connection.id);
         all.filter(|&id| self.table.live(id).is_some()).collect()
     }
 
-    /// How many connections there are, closing ones included.
+    /// The number of connections, closing ones included, refused ones not.
     pub fn len(&self) -> usize {
         self.table.connections()
     }
 
-    /// How many connections a service has, closing ones included.
+    /// The number of connections of one service, closing ones included.
     pub fn count(&self, service: ServiceId) -> usize {
         self.table.connections_by_service.get(usize::from(service.0)).copied().unwrap_or(0)
     }
 
-    /// Whether there are none.
+    /// Whether there is no connection.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Connects out, for a service that was added to the reactor. See [`Socket::dial`].
+    /// Dials for a service of this reactor: see [`Socket::dial`].
     ///
     /// # Errors
     ///
-    /// When the reactor holds as many connections as it may, and when `to` is no [`Address`].
+    /// If the reactor is at [`Limits::connections`](crate::Limits::connections), if `to` is not an [`Address`], or if
+    /// the service belongs to another reactor.
     pub fn dial<A>(&mut self, to: A, service: ServiceId) -> io::Result<ConnId>
     where
         A: TryInto<Address, Error: fmt::Display>,
@@ -77,7 +80,7 @@ impl<'a> Sockets<'a> {
         self.dial_with(to, service, DialOptions::default())
     }
 
-    /// Connects out with options.
+    /// Dials with options.
     ///
     /// # Errors
     ///
@@ -89,8 +92,8 @@ impl<'a> Sockets<'a> {
         self.table.dial(service.0, parse_address("dial", to)?, options, None)
     }
 
-    /// Calls off what was dialed: closes the connection if it is there, or forgets that it was to be
-    /// [dialed again](DialOptions::reconnect). Says whether there was anything to call off.
+    /// Cancels a dial: closes the connection if it exists, or cancels the next attempt to
+    /// [reconnect](DialOptions::reconnect). Returns whether there was either.
     pub fn cancel_dial(&mut self, id: ConnId) -> bool {
         match self.get(id) {
             Some(mut socket) => {
@@ -101,16 +104,16 @@ impl<'a> Sockets<'a> {
         }
     }
 
-    /// Calls [`Service::timer`](crate::Service::timer) once, after so long; or again and again, if `every` is given.
-    /// A timer keeps [`run`](crate::Reactor::run) turning, until the reactor is shut down. It is late by a tick of 10
-    /// ms at most, and by what a turn takes; never early. A repeating one does not drift, and makes up for nothing it
-    /// missed.
+    /// Sets a timer: [`Service::timer`](crate::Service::timer) is called after this time and, with `every`, repeatedly
+    /// after that. A timer is never early. It is late by at most one tick of 10 ms plus the length of a turn. A
+    /// repeating timer does not drift, and calls that were missed are not made up for. While a timer is set,
+    /// [`run`](crate::Reactor::run) does not return, until the reactor is shut down.
     ///
     /// ```
     /// use std::time::Duration;
     /// use tidemill::{Input, Service, ServiceId, Socket, Sockets, TimerId};
     ///
-    /// /// Tells everybody every hour that it is there.
+    /// /// Sends a line to every connection each hour.
     /// struct Bell;
     ///
     /// impl Service for Bell {
@@ -134,7 +137,8 @@ impl<'a> Sockets<'a> {
     ///
     /// # Errors
     ///
-    /// When there are [`Limits::timers`](crate::Limits::timers) of them already.
+    /// If there are [`Limits::timers`](crate::Limits::timers) timers already, or the service belongs to another
+    /// reactor.
     pub fn set_timer(
         &mut self,
         service: ServiceId,
@@ -144,18 +148,18 @@ impl<'a> Sockets<'a> {
         self.table.set_timer(service.0, after, every)
     }
 
-    /// Takes a timer back; says whether it was still to go off.
+    /// Cancels a timer; returns whether it was still set.
     pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
         self.table.timers.cancel(timer)
     }
 
-    /// Makes a group of connections that share a rate, in bytes a second that are read from them together. They
-    /// [join](Socket::join_group) it one by one, or all of a service by
-    /// [`SocketLimits::group`](crate::SocketLimits::group). It is there for as long as the reactor.
+    /// Creates a group of connections that share a rate: `rate` bytes per second are read from all of them together. A
+    /// connection joins it with [`Socket::join_group`], all connections of a service with
+    /// [`SocketLimits::group`](crate::SocketLimits::group). A group exists as long as its reactor.
     ///
     /// # Errors
     ///
-    /// When there are 65,535 groups.
+    /// If there are 65,535 groups already.
     pub fn add_group(&mut self, rate: usize) -> io::Result<GroupId> {
         let index = u16::try_from(self.table.cx.groups.len()).ok().filter(|&index| index < u16::MAX);
         let index = index.ok_or_else(|| io::Error::other("a reactor has 65,535 groups at most"))?;
@@ -163,38 +167,39 @@ impl<'a> Sockets<'a> {
         Ok(GroupId(index))
     }
 
-    /// Changes the rate of a group.
+    /// Changes the rate of a group, in bytes per second. Members that wait are read again at the new rate.
     pub fn set_group_rate(&mut self, group: GroupId, rate: usize) {
         self.table.set_group_rate(group.0, rate);
     }
 
-    /// Closes one listener with the next turn; its connections live on.
+    /// Closes a listener in the next `expire` phase. Its connections stay open.
     pub fn close_listener(&mut self, listener: ListenerId) {
         self.table.listeners_to_close.push(listener);
     }
 
-    /// Sets who may come in to a service: see [`Reactor::set_access_policy`](crate::Reactor::set_access_policy).
+    /// Sets which peers may connect to a service: see
+    /// [`Reactor::set_access_policy`](crate::Reactor::set_access_policy).
     pub fn set_access_policy(&mut self, service: ServiceId, guard: AccessPolicy) {
         self.table.set_access_policy(service.0, guard);
     }
 
-    /// Closes the listeners now, and what connections remain after `grace`. See
+    /// Closes the listeners now, and after `grace` the connections that are left: see
     /// [`Reactor::shutdown`](crate::Reactor::shutdown).
     pub fn shutdown(&mut self, grace: Duration) {
         self.table.stop.get_or_insert(Stop::Shutdown(grace));
     }
 
-    /// Closes everything now.
+    /// Closes the listeners and all connections now.
     pub fn stop(&mut self) {
         self.table.stop = Some(Stop::Now);
     }
 
-    /// What the loop has counted.
+    /// A copy of the counters.
     pub fn stats(&self) -> Stats {
         self.table.cx.stats.clone()
     }
 
-    /// Bytes held in all inboxes and outboxes, as counted against [`Limits::memory`](crate::Limits::memory).
+    /// The bytes in all inboxes and outboxes, as counted against [`Limits::memory`](crate::Limits::memory).
     pub fn memory(&self) -> usize {
         self.table.cx.memory
     }

@@ -1,8 +1,11 @@
-//! How far a connection has come: its stage, its two directions, its filter, and the flags beside them.
+//! The state of one connection: its stage, its two directions, its filter, and the flags.
+//!
+//! Read before: `event_loop/posts.rs`. Next: `connection/context.rs`. Each value has a type of its own, so that a
+//! `match` on it names every case; what is only yes or no is a flag.
 
 use crate::base::id::ConnId;
 
-/// Where a connection is in its life.
+/// The stage of a connection. It only moves to the right and down.
 ///
 /// ```text
 ///                   connected                close            queue empty: FIN sent
@@ -13,8 +16,8 @@ use crate::base::id::ConnId;
 ///      Dead ◀────────────────────────────────────────────────────────────────────────── Dead ──▶ reaped
 /// ```
 ///
-/// A peer that is refused enters at `Closing`, behind the reply it gets, or at `Tarpitted`, where it is neither read
-/// nor answered until its time is up.
+/// An accepted connection starts at `Open`. A refused one is closed at once, so it is at `Closing` while its reply is
+/// written, or it starts at `Tarpitted`, where it is neither read nor answered for 30 s.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stage {
     Connecting,
@@ -25,25 +28,27 @@ pub(crate) enum Stage {
     Dead,
 }
 
-/// One direction of a connection.
+/// One direction of a connection. A TCP connection ends in each direction by itself (half-close), so there are two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Half {
     Open,
-    /// Incoming: the kernel has announced an end, an error or urgent data, so a short read proves nothing. Outgoing:
-    /// our FIN follows what is queued.
+    /// Incoming: the kernel has announced an end, an error or urgent data, so a short read does not prove that nothing
+    /// is left. Outgoing: a FIN is sent after the queued bytes.
     Ending,
-    /// Incoming: the end has been read. Outgoing: our FIN has been sent, or nothing can be written any more.
+    /// Incoming: the peer's FIN has been read. Outgoing: our FIN has been sent, or a write has failed.
     Ended,
 }
 
-/// How far the filter (TLS) of a connection is.
+/// The progress of a connection's filter (TLS).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum FilterStage {
-    /// There is none: bytes go as they are.
+    /// There is no filter: bytes are sent as they are.
     Off,
-    /// Asked for; the handshake starts with the next thing that happens.
+    /// A filter is set, and no state of it is allocated. The handshake starts when the first byte has arrived, or at
+    /// once if we are the client.
     Asked,
-    /// It waits for one of the places for handshakes.
+    /// It waits in the [`HandshakeQueue`](crate::parts::handshake_queue::HandshakeQueue) for one of
+    /// `Limits::handshakes` places.
     Queued,
     Handshaking,
     Open,
@@ -58,76 +63,80 @@ impl FilterStage {
     }
 }
 
-/// The state of a connection, and which directions are open.
+/// The state of a connection as a service sees it, with the directions that are open.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum State {
-    /// Its name is being looked up.
+    /// The name that was dialed is being looked up.
     Resolving,
-    /// It is being connected.
+    /// An attempt to connect is under way, or the handshake that comes before `open` or `connected`.
     Connecting,
     /// Both directions are open.
     Open,
-    /// We have finished; the peer may still send.
+    /// We have called [`finish`](crate::Socket::finish), or a write has failed; the peer may still send.
     ReadOnly,
-    /// The peer has ended; we may still send.
+    /// The peer's FIN has been read; we may still send.
     WriteOnly,
-    /// It is closed, or both directions have ended: what is queued is still sent, nothing more is delivered.
+    /// It is closed, or both directions have ended. Queued bytes are still sent, and nothing more is delivered.
     Closing,
 }
 
-/// Where a connection came from.
+/// How a connection began.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Origin {
     /// A listener accepted it.
     Accepted,
     /// A service dialed it.
     Dialed {
-        /// The connection whose callback dialed; none when it was dialed from outside.
+        /// The connection in whose callback it was dialed; none if it was dialed through
+        /// [`Sockets`](crate::Sockets).
         by: Option<ConnId>,
     },
 }
 
-/// A set of [`Flag`]s in one word, so that a question about several of them is one comparison.
+/// A set of [`Flag`]s in 16 bits. A test for any of several flags is one `and` and one comparison, which matters
+/// because [`wants_read`](super::Connection::wants_read) is asked for every event and after every read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Flags(u16);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
 pub(crate) enum Flag {
-    /// A read may succeed. The kernel reports readiness once (edge-triggered), so it is remembered here.
+    /// A read may succeed. The kernel reports readiness once, when it begins (edge-triggered), so it is remembered here
+    /// until a read has proved that nothing is left. If it were cleared too early, it would never be reported again.
     Readable = 1,
-    /// A write may succeed.
+    /// A write may succeed. Remembered until a write says `WouldBlock`, for the same reason.
     Writable = 1 << 1,
-    /// It is in the list of connections to read.
+    /// It is in `Context::ready`. Without this flag a connection could be added twice and be read twice in one turn.
     Ready = 1 << 2,
-    /// What an earlier delivery has left is to be delivered again.
+    /// Unread input must be delivered again before the next read: the budget of a delivery has hidden it, or the
+    /// service has resumed.
     Redeliver = 1 << 3,
     /// We dialed it; otherwise it was accepted.
     Dialed = 1 << 4,
-    /// It counts for its address in its service's access policy.
+    /// It is counted for its address by the access policy of its service, and must be subtracted when it is reaped.
     Counted = 1 << 5,
-    /// The socket has failed: nothing more can be written. What has arrived is still delivered.
+    /// The socket has failed: no write can succeed. Bytes that arrived before are still read and delivered.
     Broken = 1 << 6,
-    /// What arrives goes to another connection and not to the service.
+    /// Received bytes are sent to the pipe peer, and `data` is not called.
     Piped = 1 << 7,
-    /// And that within the kernel, through a kernel pipe.
+    /// They are moved inside the kernel, through a kernel pipe (splice(2)), and not copied.
     Spliced = 1 << 8,
-    /// A further slot is kept for the connection that it will dial.
+    /// A second slot is reserved for the connection that it will dial.
     HoldsReservedSlot = 1 << 9,
-    /// It has dialed into that slot.
+    /// It has dialed, and that connection has the reserved slot.
     UsedReservedSlot = 1 << 10,
-    /// It is read although its own queue is full: its service asked for that.
+    /// It is read although its own queue is full (`SocketLimits::read_when_full`).
     ReadWhenFull = 1 << 11,
-    // -- holds: what keeps a connection from being read -----------------------------------------------------
+    // -- holds: reasons not to read a connection. Several can apply at once. -------------------------------
     /// Its service has paused it.
     Paused = 1 << 12,
-    /// Its queue has passed the high-water mark and not come down to the low one. A hold unless it is piped or read
-    /// when full.
+    /// Its queue has reached `high_water` and has not come down to `low_water` since. Not a hold if it is piped (the
+    /// two directions of a pipe are independent) or has `ReadWhenFull`.
     Full = 1 << 13,
-    /// The connection that it is piped to, or that its service sends to, is full.
+    /// Its pipe peer is full or closing.
     ReceiverFull = 1 << 14,
-    /// Its rate is used up for now.
+    /// Its rate, or the rate of its group, is used up. A deadline (`Due::Refill`) releases it.
     Throttled = 1 << 15,
 }
 
@@ -137,7 +146,7 @@ impl Flags {
         self.0 & flag as u16 != 0
     }
 
-    /// Whether one of them is there.
+    /// Whether at least one of these flags is set.
     #[inline]
     pub(crate) fn any(self, flags: &[Flag]) -> bool {
         self.0 & flags.iter().fold(0, |all, &flag| all | flag as u16) != 0
@@ -151,6 +160,7 @@ impl Flags {
         self.0 |= flag as u16;
     }
 
+    /// Sets the flag if `on`; otherwise leaves it as it is. Without a branch, because one event sets several flags.
     pub(crate) fn insert_if(&mut self, flag: Flag, on: bool) {
         self.0 |= (flag as u16) * u16::from(on);
     }
@@ -163,7 +173,7 @@ impl Flags {
         self.0 &= !((flag as u16) * u16::from(on));
     }
 
-    /// Clears it, and says whether it was set.
+    /// Clears the flag; returns whether it was set.
     pub(crate) fn take(&mut self, flag: Flag) -> bool {
         let had = self.contains(flag);
         self.remove(flag);

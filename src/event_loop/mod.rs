@@ -1,6 +1,7 @@
-//! One turn of the loop. Everything tidemill does, it does here.
+//! The event loop: what it owns, and one turn of it.
 //!
-//! [`turn`](EventLoop::turn) is the table of contents; each phase is a method in a file of its own.
+//! Read before: `docs/one-turn.md`, which describes the phases. [`turn`](EventLoop::turn) is the table of contents:
+//! each phase is a method in a file of its own. Next: `event_loop/poll.rs`.
 
 mod accept;
 mod dial;
@@ -35,37 +36,50 @@ use dial::Attempts;
 use pipe::KernelPipes;
 use poll::{BusyPoll, LivelockGuard};
 
-/// The loop: the services, the table of connections, and the world they talk to.
+/// The loop: the kernel, the services, and the table of connections.
 ///
-/// Services and table lie side by side, so that a callback can hold the one by `&mut` and be lent the other.
+/// ```text
+///     system ── events ──▶ EventLoop ── callbacks ──▶ services   what the user wrote, and the sessions
+///        ▲                     │                         │
+///        └─ read, write, … ────┤                         │ Socket, Sockets: queue, and do no I/O
+///                              └──────────▶ table ◀──────┘   connections, and the queues of the turn
+/// ```
+///
+/// `services` and `table` are separate fields, so that a callback borrows its service by `&mut` and gets the table by
+/// `&mut` at the same time: the borrow checker accepts that without a `RefCell`, and a callback that would call another
+/// one does not compile.
 pub(crate) struct EventLoop<S: System> {
     pub(crate) system: S,
     pub(crate) table: Table,
     services: Vec<Box<dyn AnyService>>,
-    /// By index; a closed listener leaves a gap, so that tokens keep their meaning.
+    /// By index. A closed listener leaves a gap, because the token that the kernel returns is an index into this list.
     listeners: Vec<Option<Listener<S::Listener>>>,
     listener_generation: u64,
-    /// Dials that are not connected, by slot, and their attempts beyond the first of each.
+    /// The sockets of dials that are not connected yet.
     attempts: HashMap<ConnId, Attempts>,
+    /// How many of these are beyond the first of their dial: `Limits::extra_attempts` bounds them, because they take
+    /// descriptors and no slot.
     extra_attempts: usize,
     lookups: Lookups,
     kernel_pipes: KernelPipes<S::KernelPipe>,
     handle: Handle,
     posts: Vec<Post>,
     events: Vec<Ready>,
-    /// What the present callback has queued; the arena counts it.
+    /// Counts what the current callback has queued. Shared with the arena, which adds to it.
     budget: Rc<Budget>,
-    /// Queued by callbacks whose rest was delivered again in this turn.
+    /// Bytes queued by callbacks that got hidden input again in this turn. Counted against
+    /// `Limits::carried_over_budget`, because a redelivery does work without reading a byte.
     redelivered: u64,
-    /// How many of the line of those who are ready stood in it before this turn's events.
+    /// How many connections at the front of the ready list were left over from earlier turns.
     carried_over: usize,
-    /// When what is left is closed, once shutting down.
+    /// While shutting down: when the connections that are left are closed.
     drain_deadline: Option<Tick>,
     busy_poll: BusyPoll,
     livelock: LivelockGuard,
-    /// What a filter says by itself, on its way to a queue.
+    /// Bytes that a filter makes by itself (handshake, alert), before they are queued. Kept for its memory.
     filter_out: Vec<u8>,
-    // Emptied lists, kept for their memory.
+    // A phase swaps its list for one of these and goes through it, while callbacks add to the new one. The two take
+    // turns, so that no turn allocates.
     spare_ready: Vec<ConnId>,
     spare_dirty: Vec<Dirty>,
     spare_to_reap: Vec<ConnId>,
@@ -77,19 +91,22 @@ pub(crate) struct EventLoop<S: System> {
 pub struct Turn {
     /// Events that the kernel reported.
     pub events: usize,
-    /// Whether work was left that a budget cut off; the next turn does not sleep then.
+    /// Whether work is left over, most often because a budget ended. The next turn does not sleep then.
     pub carried_over: bool,
 }
 
 impl<S: System> EventLoop<S> {
-    /// One turn of the loop. Everything tidemill does, it does here, in this order.
+    /// One turn. The order is fixed, and each place in it has a reason: `expire` follows `read`, so that bytes that
+    /// came in time keep their connection open; `write` follows both, so that all that they queued leaves with one
+    /// call; `reap` follows `write`, so that a reset is the last thing a connection does; `accept` is last, so that it
+    /// finds the slots and descriptors that `reap` has freed.
     pub(crate) fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
         self.poll(wait)?; //   1 sleep until readiness, a deadline or a wake-up; then read the clock once
         self.dispatch(); //    2 events become flags; no user code yet
         self.run_posts(); //   3 what other threads asked for
         self.read(); //        4 read and deliver, at most one budget per connection
         self.expire(); //      5 deadlines that have passed
-        self.write(); //       6 one write per connection with something to say
+        self.write(); //       6 one write per connection that has something queued
         self.reap(); //        7 `closed`, and the only place where a slot is freed
         self.accept(); //      8 dials and accepts, into the slots just freed
         Ok(self.finish_turn())
@@ -101,7 +118,8 @@ impl<S: System> EventLoop<S> {
         Turn { events: self.events.len(), carried_over: self.has_work() }
     }
 
-    /// Whether the next turn has something to do that no event will announce.
+    /// Whether the next turn has something to do that no event will announce. Everything that a phase can leave over
+    /// must be asked for here: what is missing waits for the next event, which may never come.
     pub(crate) fn has_work(&self) -> bool {
         let (table, cx) = (&self.table, &self.table.cx);
         let written = cx.dirty.is_empty() && cx.drained.is_empty();
@@ -115,12 +133,12 @@ impl<S: System> EventLoop<S> {
         queued || asked || due || self.open_listeners().any(|listener| self.can_accept(listener))
     }
 
-    /// Whether an accept from this listener could bring a connection now.
+    /// Whether an accept from this listener could succeed now.
     fn can_accept(&self, listener: &Listener<S::Listener>) -> bool {
         listener.may_accept(self.table.cx.now) && self.has_place(listener)
     }
 
-    /// Whether there is a slot for the next connection, or one to refuse it in.
+    /// Whether there is a slot for the next connection, or one in which to refuse it.
     fn has_place(&self, listener: &Listener<S::Listener>) -> bool {
         self.table.has_room_for_service(listener.service, listener.slots())
             || (listener.refuses_excess && self.table.can_refuse())
@@ -138,7 +156,7 @@ impl<S: System> EventLoop<S> {
         self.drain_deadline.is_some() || self.table.stop.is_some()
     }
 
-    /// Whether nothing is left that could ever happen by itself: no listener, no connection, no work.
+    /// Whether nothing can happen any more: no listener, no connection, no timer, no post, no work. `run` returns then.
     pub(crate) fn is_finished(&self) -> bool {
         let posted = self.handle.mailbox().has_posts();
         let timers = self.table.timers.len() > 0;
@@ -149,7 +167,7 @@ impl<S: System> EventLoop<S> {
             && !self.has_work()
     }
 
-    /// When the loop must turn again even if the kernel stays silent, as the time since it was made.
+    /// When the loop must turn again although no event comes, as the time since the loop was created.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
         if self.has_work() {
             return Some(self.table.cx.elapsed);
@@ -158,12 +176,13 @@ impl<S: System> EventLoop<S> {
     }
 
     fn next_tick(&self) -> Option<Tick> {
-        // Without a place there is nothing to wake up for: the time would pass, and every sleep after it be none.
+        // A listener without a free slot has no deadline: it could not accept when that passes, and a deadline in the
+        // past would make every later sleep zero.
         let able = self.open_listeners().filter(|listener| self.has_place(listener));
         let retries = able.filter_map(Listener::retry_at);
         let (table, cx) = (&self.table, &self.table.cx);
         let handshakes = cx.handshakes.next_check(cx.limits.handshakes);
-        // Once it has passed and nothing is left it stays in the past, where no sleep would be left.
+        // The same holds for the end of a shutdown after which nothing is left to close.
         let left = !table.slots.is_empty() || table.timers.len() > 0;
         let shutdown = self.drain_deadline.filter(|_| left);
         retries
@@ -175,19 +194,22 @@ impl<S: System> EventLoop<S> {
             .min()
     }
 
-    /// Calls a callback of the service that a connection belongs to.
+    /// Calls a callback of a service. Services are numbered from 1: 0 is
+    /// [`REFUSED`](crate::connection::table::REFUSED).
     fn call(&mut self, service: u16, event: Event<'_, '_>) {
         self.services[usize::from(service) - 1].call(&mut self.table, event);
     }
 
-    /// Puts a new stream into its connection and registers it. If it cannot be registered, only that connection ends.
+    /// Moves a new stream into its connection and registers it with the kernel, once, for reading and writing. The
+    /// caller closes the connection on an error, since no event would ever come for it. The others are not affected.
     fn register(&mut self, id: ConnId, mut stream: Stream) -> io::Result<()> {
         let registered = self.system.register(&mut stream, id.token());
         self.table.at(id.slot).0.stream = Some(stream);
         registered
     }
 
-    /// What must be true, between two phases, of the connections that the turn has touched. Debug builds only.
+    /// Checks the invariants of the connections that the turn has touched. Debug builds only: a release build does
+    /// not go through the queues a second time in each turn.
     fn check_touched(&self) {
         if !cfg!(debug_assertions) {
             return;

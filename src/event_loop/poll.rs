@@ -1,4 +1,6 @@
 //! Phases 1 and 2: sleep, then turn events into flags.
+//!
+//! Read before: `event_loop/mod.rs`. Next: `event_loop/posts.rs`.
 
 use std::io;
 use std::mem;
@@ -13,22 +15,22 @@ use crate::connection::state::{FilterStage, Flag, Half, Stage};
 use crate::sys::{Ready, System};
 
 impl<S: System> EventLoop<S> {
-    /// Phase 1. How long it sleeps is a list of rules:
+    /// Phase 1: sleeps until an event, then reads the clock. The length of the sleep follows these rules:
     ///
-    /// - not at all while work is carried over, because no event will announce it;
+    /// - zero while work is carried over, because no event will announce that work;
     /// - else until the nearest deadline (of the wheel, of a timer, of a handshake, of a listener that waits for
     ///   descriptors, of the shutdown), if there is one;
-    /// - and never longer than the caller said;
-    /// - except that a loop which has chosen not to sleep a thousand times, and got nothing done, sleeps a millisecond.
+    /// - never longer than `wait`;
+    /// - except that a loop that chose zero 1,000 times without progress sleeps 1 ms: see [`LivelockGuard`].
     ///
-    /// Before it sleeps it may look for events for a moment, if [`Limits::busy_poll`](crate::Limits::busy_poll) says
-    /// so: see [`BusyPoll`].
+    /// With [`Limits::busy_poll`](crate::Limits::busy_poll) it may ask for events repeatedly before it sleeps: see
+    /// [`BusyPoll`].
     ///
-    /// Deadlines are measured from this turn's clock, so one that passed during a long turn is found by the next.
+    /// A deadline that passes during a long turn is noticed by the next turn, because the clock is read once in each.
     pub(super) fn poll(&mut self, wait: Option<Duration>) -> io::Result<()> {
         let until = self.next_deadline();
-        // Work carried over and a deadline that is not handled when it passes look alike from here, and both would
-        // burn the processor for ever.
+        // A deadline that no phase handles would also make the wait zero, in every turn. It cannot be told apart here
+        // from work that is carried over, so the guard watches both.
         let zero_wait = until.is_some_and(|until| until <= self.table.cx.elapsed);
         self.livelock.check(zero_wait, &mut self.table.cx.stats);
         let (wait, until) = match zero_wait {
@@ -51,7 +53,7 @@ impl<S: System> EventLoop<S> {
         Ok(())
     }
 
-    /// Looks for events without sleeping, for as long as it lately would have paid, and not beyond a deadline.
+    /// Asks for events without sleeping, until one comes, the window is over, or a deadline has passed.
     fn busy_poll(&mut self, wait: Option<Duration>, until: Option<Duration>) -> io::Result<()> {
         let Some(window) = self.busy_poll.window() else { return Ok(()) };
         let end = self.system.now() + wait.map_or(window, |wait| wait.min(window));
@@ -62,17 +64,18 @@ impl<S: System> EventLoop<S> {
         Ok(())
     }
 
-    /// Once in each turn; and between turns, when something is asked from outside: a span that begins then must not
-    /// begin at the time of a turn long past.
+    /// Reads the clock. Called once in each turn, and when the reactor's owner asks for something between two turns:
+    /// otherwise a timeout set then would count from the last turn, which may be long ago, and fire early.
     pub(crate) fn read_clock(&mut self) {
         let now = self.system.now();
-        // A clock that went back would fire nothing twice, but it would break the promise of never.
+        // A clock that steps back must not move ticks back: a deadline computed after that would fire early.
         self.table.cx.now = self.table.cx.now.max(Tick::at(now));
         self.table.cx.elapsed = now;
     }
 
-    /// Phase 2. Events become flags; whoever can do something with them is put in line. No user code runs, so
-    /// nothing an event is about can have ended since the kernel reported it; what ended before has another generation.
+    /// Phase 2. Sets the flags that an event stands for, and adds connections that can make progress to the ready list.
+    /// No user code runs here, so no connection can end between the kernel's report and this look-up. If it ended in an
+    /// earlier turn, its slot has another generation now, and the event is counted as stale.
     pub(super) fn dispatch(&mut self) {
         self.carried_over = self.table.cx.ready.len();
         let events = std::mem::take(&mut self.events);
@@ -88,7 +91,7 @@ impl<S: System> EventLoop<S> {
                         listener.acceptable = true;
                     }
                 }
-                // The wake-up has done its work by ending the sleep.
+                // Ending the sleep was all that the waker had to do: `run_posts` looks at the mailbox in each turn.
                 Some(TokenKind::Wake) => {}
                 None => self.table.cx.stats.stale_events += 1,
             }
@@ -96,17 +99,17 @@ impl<S: System> EventLoop<S> {
         self.events = events;
     }
 
-    /// What one event says about a connection.
+    /// Applies one event to its connection.
     fn apply_event(connection: &mut Connection, ready: Ready, cx: &mut Context) {
         let flags = &mut connection.flags;
-        // An end or an error shows itself to the next read or write, and in no other way.
+        // An end is reported by the next read and by nothing else, so it counts as readable.
         flags.insert_if(Flag::Readable, ready.readable || ready.end);
         flags.insert_if(Flag::Writable, ready.writable);
         if (ready.end || ready.priority) && connection.incoming == Half::Open {
             connection.incoming = Half::Ending;
         }
         if ready.end && connection.filter == FilterStage::Queued && connection.is_open() {
-            // No handshake can come of it, and until its turn came it would be in the way.
+            // Its handshake cannot complete, and while it waits it takes the turn of one that can.
             return connection.fail_tls("the peer left while its handshake waited", cx);
         }
         if ready.error {
@@ -120,28 +123,29 @@ impl<S: System> EventLoop<S> {
     }
 }
 
-/// Decides, from how soon wake-ups have come of late, whether the loop should look for events for a moment before it
-/// sleeps.
+/// Decides whether the loop asks for events repeatedly (busy-polls) before it sleeps, from how soon after a sleep began
+/// the last events came.
 ///
-/// Waking a sleeping thread costs more than a whole small answer: the processor has to leave its idle state, and on
-/// virtual machines the host has a say in it. A loop that is still looking when the next event comes saves that. One
-/// that looks in vain has burnt the time. So it looks only while it would have paid: each wake-up is a vote, for
-/// looking if it came within the window, against if it came later. Votes against count double, and a loop that sleeps
-/// goes on voting; so at a thousand events a second and a window of fifty microseconds it does not look at all.
+/// Waking a sleeping thread costs more than answering a small message: the processor has to leave its idle state, and
+/// on a virtual machine the host schedules it again. Busy polling saves that if an event comes within the window, and
+/// wastes the window if not. So each wake-up changes a score: plus 1 if it came within the window, minus 2 if it came
+/// later. A loop that sleeps keeps counting, so it can start again. At a thousand events per second and a window of 50
+/// µs, events come too late, and the loop does not busy-poll.
 ///
 /// ```text
-///     score   0 ──── 1 ──── 2 ── … ── 8      sleeps at 0 ┃ looks first from 1 on
-///             ◀──── 2 a late wake-up ────
-///                ──── 1 an early one ────▶
+///     score   0 ──── 1 ──── 2 ── … ── 8      0: sleeps at once │ 1 to 8: busy-polls first
+///             ◀─ −2 for a late wake-up ──
+///                ─ +1 for an early one ─▶
 /// ```
 #[derive(Debug)]
 pub(crate) struct BusyPoll {
-    /// How long to look; none: never.
+    /// How long to busy-poll at most; none: never.
     window: Option<Duration>,
     score: u8,
 }
 
-/// So many early wake-ups are remembered: a pause in a lively conversation does not end it.
+/// The highest score. At 8 it takes four late wake-ups in a row to stop busy polling, so one pause in a stream of
+/// events does not stop it.
 const SCORE_MAX: u8 = 8;
 
 impl BusyPoll {
@@ -149,12 +153,12 @@ impl BusyPoll {
         BusyPoll { window: window.filter(|window| !window.is_zero()), score: 0 }
     }
 
-    /// How long to look before sleeping, if at all.
+    /// How long to busy-poll before the next sleep, if at all.
     pub(crate) fn window(&self) -> Option<Duration> {
         self.window.filter(|_| self.score > 0)
     }
 
-    /// Something came, so long after the loop had last looked at the clock.
+    /// An event has come, this long after the clock was last read.
     pub(crate) fn record_wakeup(&mut self, gap: Duration) {
         let Some(window) = self.window else { return };
         self.score =
@@ -162,10 +166,10 @@ impl BusyPoll {
     }
 }
 
-/// The guard against a loop that turns without sleeping and without getting anything done.
+/// Stops a livelock: a loop that turns without sleeping and without progress.
 ///
-/// No path to that is known. It is the failure that event loops have all the same (a socket that is said to be
-/// ready and is not), and it should cost a line in the log and a millisecond a turn, not a core.
+/// No input is known that causes it. The usual cause in event loops is a socket that is reported as ready and is not.
+/// The guard makes such a bug cost one line in the log and 1 ms per turn, in place of a busy core.
 #[derive(Default)]
 pub(super) struct LivelockGuard {
     progress: u64,
@@ -173,12 +177,14 @@ pub(super) struct LivelockGuard {
     pub(super) throttled: bool,
 }
 
+/// Turns without sleep and progress after which the guard acts. Work that is really carried over
+/// moves a counter in nearly every turn.
 const LIVELOCK_TURNS: u32 = 1_000;
 
 impl LivelockGuard {
     pub(super) fn check(&mut self, zero_wait: bool, stats: &mut crate::base::stats::Stats) {
         if !zero_wait {
-            // A number that no sum reaches: the next turn counts as progress.
+            // No sum of counters reaches `u64::MAX`, so the next turn counts as progress.
             *self = LivelockGuard { progress: u64::MAX, ..LivelockGuard::default() };
             return;
         }

@@ -1,13 +1,16 @@
-//! Phase 3: what other threads asked for.
+//! Phase 3: run the closures that other threads have posted.
+//!
+//! Read before: `event_loop/poll.rs`. Next: `connection/state.rs`.
 
 use super::EventLoop;
 use crate::connection::sockets::Sockets;
 use crate::sys::System;
 
 impl<S: System> EventLoop<S> {
-    /// Phase 3: at most a budget of posts; the others wait for the next turn.
+    /// Runs at most [`Limits::posts_per_turn`](crate::Limits::posts_per_turn) posts; the others wait for the next turn.
     pub(super) fn run_posts(&mut self) {
-        // The mailbox has the limit, so what waits must wait there.
+        // Posts are taken only when all earlier ones have run. So those that wait stay in the mailbox, where they count
+        // against `Limits::posts` and `Handle::post` reports that it is full.
         if self.posts.is_empty() {
             self.handle.mailbox().take(&mut self.posts);
         }

@@ -1,6 +1,7 @@
 //! The bytes read and sent during one turn, for all connections together.
 //!
-//! Read before: `parts/inbox.rs`. Next: `event_loop/write.rs`, which writes what is queued here.
+//! Read before: `event_loop/read.rs`, which reads into it. Next: `event_loop/write.rs`, which writes what is queued
+//! here.
 
 use std::ops::Range;
 use std::rc::Rc;

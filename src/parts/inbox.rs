@@ -1,6 +1,6 @@
 //! Input: the bytes of an incomplete message, and the cursor with which a service takes bytes.
 //!
-//! Read before: `event_loop/read.rs`, which delivers input. Next: `parts/arena.rs`.
+//! Read before: `event_loop/read.rs`, which delivers input.
 
 use std::borrow::Cow;
 use std::cell::Cell;

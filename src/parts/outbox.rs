@@ -1,6 +1,6 @@
 //! Output: the bytes that the kernel has not accepted yet.
 //!
-//! Read before: `event_loop/write.rs`, which fills it with the rest of a write. Next: `connection/deadline.rs`.
+//! Read before: `event_loop/write.rs`, which fills it with the rest of a write.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
