@@ -40,8 +40,8 @@ struct Wait {
     checked: Tick,
 }
 
-/// How long a receiver may take nothing before its senders go on: 1 s, in ticks. A reader on any link takes a segment in
-/// that time.
+/// How long a receiver may take nothing before its senders go on: 1 s, in ticks. A reader on any link takes a segment
+/// in that time.
 const STALL_LIMIT: u64 = 100;
 
 impl SenderWaits {

@@ -1,7 +1,6 @@
 //! `Socket`: what a callback can do with its connection and, through it, with the others.
 //!
-//! Read before: `service.rs`. Each method looks the connection up once and calls the method of the same name of
-//! `Connection` or `Table`, so this file has the public documentation and no logic.
+//! Read before: `service.rs`. A method looks the connection up and calls the one that does the work.
 
 use std::fmt;
 use std::io;
@@ -127,8 +126,7 @@ impl<'a> Socket<'a> {
         self.table.cx.elapsed
     }
 
-    /// Queues bytes. They are written later in this turn, together with everything else sent to this socket. Bytes of
-    /// the current [`Input`](crate::Input) are not copied; all others are copied once.
+    /// Queues bytes. They are written later in this turn, together with everything else sent to this socket.
     ///
     /// A service that can send faster than the peer reads must stop while [`is_full`](Socket::is_full). A connection
     /// with more than [`SocketLimits::queue`](crate::SocketLimits::queue) bytes that the kernel did not accept is
@@ -138,8 +136,7 @@ impl<'a> Socket<'a> {
         connection.send(bytes, cx);
     }
 
-    /// Queues bytes without copying them, however many sockets they are sent to. They are freed when the last socket
-    /// has sent them.
+    /// Queues bytes without copying them, however many sockets they are sent to.
     pub fn send_shared(&mut self, shared: &Shared) {
         let (connection, cx) = self.parts();
         connection.send_shared(shared, cx);
@@ -187,7 +184,7 @@ impl<'a> Socket<'a> {
     /// Stops reading: after this callback, `data` is not called until [`resume`](Socket::resume). It costs no system
     /// call. TCP stops the peer when the kernel's receive buffer is full.
     ///
-    /// The peer's FIN is not noticed while paused, because it is read too. The idle timeout still applies.
+    /// The peer's FIN is not noticed meanwhile, because it is read too. The idle timeout still applies.
     pub fn pause(&mut self) {
         let (connection, cx) = self.parts();
         connection.pause(cx);
@@ -302,7 +299,7 @@ impl<'a> Socket<'a> {
         connection.set_rate(bytes, cx);
     }
 
-    /// Makes it share the rate of a group, in addition to its own rate; `None`: of no group.
+    /// Adds it to a group, whose rate it shares in addition to its own; `None`: to none.
     pub fn join_group(&mut self, group: Option<GroupId>) {
         let (connection, cx) = self.parts();
         connection.join_group(group.map(|GroupId(index)| index), cx);

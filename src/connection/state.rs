@@ -134,7 +134,7 @@ pub(crate) enum Flag {
     /// Its queue has reached `high_water` and has not come down to `low_water` since. Not a hold if it is piped (the
     /// two directions of a pipe are independent) or has `ReadWhenFull`.
     Full = 1 << 13,
-    /// Its pipe peer is full or closing.
+    /// Its pipe peer is full or closing, or a connection that its service sent to during `data` is full.
     ReceiverFull = 1 << 14,
     /// Its rate, or the rate of its group, is used up. A deadline (`Due::Refill`) releases it.
     Throttled = 1 << 15,
