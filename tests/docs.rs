@@ -255,6 +255,58 @@ fn the_reading_path_exists_in_its_order_and_is_short_enough() {
     }
 }
 
+/// The bodies of the functions of this name in a formatted source file.
+fn bodies(text: &str, function: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let starts = (0..lines.len()).filter(|&at| {
+        let (_, rest) = lines[at].split_once("fn ").unwrap_or_default();
+        let name = rest.strip_prefix(function).is_some_and(|rest| rest.starts_with(['(', '<']));
+        name && !lines[at].trim_start().starts_with("//") && !lines[at].ends_with(';')
+    });
+    starts
+        .map(|at| {
+            let indent = lines[at].len() - lines[at].trim_start().len();
+            let close = format!("{}}}", " ".repeat(indent));
+            let end = lines[at..].iter().position(|line| **line == close).map_or(at, |end| at + end);
+            lines[at..=end].join("\n")
+        })
+        .collect()
+}
+
+/// How a connection or a session is found by its id or slot.
+const LOOK_UPS: &[&str] = &["table.get(", "table.at(", "table.find(", "table.live(", "slots[", "sessions"];
+
+#[test]
+fn an_echo_runs_through_the_listed_functions_with_at_most_five_look_ups() {
+    let (mut functions, mut look_ups) = (0, Vec::new());
+    for row in read("docs/echo-path.md").lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let Ok(number) = cells[1].parse::<usize>() else { continue };
+        functions += 1;
+        assert_eq!(number, functions, "{row}");
+        let (function, file) = (cells[2].trim_matches('`'), cells[3].trim_matches('`'));
+        let bodies = bodies(&read(&format!("src/{file}")), function);
+        assert!(!bodies.is_empty(), "src/{file} has no function {function}");
+        let said = cells[4].split('`').nth(1);
+        if let Some(look_up) = said {
+            let found = bodies.iter().any(|body| body.contains(look_up));
+            assert!(found, "{function} of src/{file} has no {look_up}");
+        } else {
+            let found = LOOK_UPS.iter().find(|look_up| bodies.iter().all(|body| body.contains(**look_up)));
+            assert!(
+                found.is_none(),
+                "{function} of src/{file} has a {}..) that is not listed",
+                found.unwrap()
+            );
+        }
+        if cells[4].starts_with('`') {
+            look_ups.push(function.to_string());
+        }
+    }
+    assert!((20..=30).contains(&functions), "{functions} functions are listed");
+    assert_eq!(look_ups, ["dispatch", "read_once", "with_session", "parts", "write_connection"]);
+}
+
 /// A question of a reader, the page and the section that answer it, and what must stand there.
 const QUESTIONS: &[(&str, &str, &str, &[&str])] = &[
     (
