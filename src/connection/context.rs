@@ -1,4 +1,6 @@
-//! What any connection may touch: the clock, the memory, and the queues of the turn.
+//! What all connections share: the clock, the limits, the memory account, and the queues of the turn.
+//!
+//! Read before: `connection/state.rs`. Next: `connection/mod.rs`, whose methods get a `Context`.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,8 +18,8 @@ use crate::parts::log_limit::LogLimit;
 use crate::parts::wheel::Wheel;
 use crate::sys::Epoch;
 
-/// Everything that a method of one [`Connection`](super::Connection) needs beside the connection. What concerns
-/// another connection is queued here as an id, and the turn carries it out.
+/// Everything that a method of one [`Connection`](super::Connection) needs beside the connection itself. It cannot
+/// reach another connection: what is to happen later, or to another one, is queued here as an id, and a phase does it.
 ///
 /// ```text
 ///     ready     has readable bytes and a service that wants them      ─▶ phase 4, read
@@ -26,12 +28,13 @@ use crate::sys::Epoch;
 ///     to_reap   has ended                                             ─▶ phase 7, reap
 /// ```
 ///
-/// A connection stands in a queue at most once: its own flag says whether it does. The queues hold ids: a slot may have
-/// been freed and taken again before a queue is looked at.
+/// A connection is in a queue at most once; its own state says whether it is (`Flag::Ready`, `dirty`, `Flag::Full`,
+/// `Stage::Dead`). The queues hold ids and not slots, because a slot may be freed and used again before a queue is
+/// read.
 pub(crate) struct Context {
     // -- time: read once per turn -----------------------------------------------------------------------
     pub(crate) now: Tick,
-    /// What time is counted from, and how long before this turn that was.
+    /// When the loop was created, and the time from then to this turn.
     pub(crate) epoch: Epoch,
     pub(crate) elapsed: Duration,
     pub(crate) wheel: Wheel,
@@ -41,17 +44,18 @@ pub(crate) struct Context {
     pub(crate) socket_limits: Vec<SocketLimits>,
     /// Bytes in inboxes and outboxes.
     pub(crate) memory: usize,
-    /// From here on, four fifths of the limit, every queue counts as full.
+    /// Four fifths of the memory limit. Above it every queue counts as full, so that reading stops before connections
+    /// have to be evicted.
     memory_pressure: usize,
     /// Rates that several connections share.
     pub(crate) groups: Vec<Group>,
-    /// By service: whether its access policy only counts what it would have throttled.
+    /// By service: whether its access policy only counts what it would refuse or throttle (`AccessPolicy::dry_run`).
     pub(crate) dry_run: Vec<bool>,
     pub(crate) handshakes: HandshakeQueue,
     pub(crate) sender_waits: SenderWaits,
     // -- queues of the turn ------------------------------------------------------------------------------
     pub(crate) arena: Arena,
-    /// Where the pieces of one record are joined before they are encrypted.
+    /// A buffer in which the segments of one TLS record are joined: a filter encrypts one slice at a time.
     pub(crate) joined: Vec<u8>,
     pub(crate) ready: Vec<ConnId>,
     pub(crate) dirty: Vec<Dirty>,
@@ -62,12 +66,13 @@ pub(crate) struct Context {
     pub(crate) lingering: Lingering,
     /// Whether a pipe was undone since the last write phase.
     pub(crate) unpiped: bool,
-    // -- what is counted and told ------------------------------------------------------------------------
+    // -- counters and log --------------------------------------------------------------------------------
     pub(crate) stats: Stats,
     pub(crate) log_limits: LogLimits,
 }
 
-/// A connection with something to write, and what it was sent in this turn.
+/// A connection to write, and what was sent to it in this turn. An entry without segments is there for its outbox or
+/// its FIN.
 #[derive(Clone, Copy)]
 pub(crate) struct Dirty {
     pub(crate) id: ConnId,
@@ -76,14 +81,16 @@ pub(crate) struct Dirty {
     pub(crate) noted_in: u32,
 }
 
-/// Lingering connections, oldest first, and some that have ended since; and how many really linger.
+/// Lingering connections, oldest first. The line may contain some that have ended since, because taking one out of its
+/// middle would cost a search; `count` is the number of those that still linger.
 #[derive(Default)]
 pub(crate) struct Lingering {
     pub(crate) line: VecDeque<ConnId>,
     pub(crate) count: usize,
 }
 
-/// What peers can make the loop log at its usual level, each at most once a second.
+/// Messages that peers can cause at the default log level. Each is logged at most once per second, so that peers cannot
+/// fill the log.
 #[derive(Default)]
 pub(crate) struct LogLimits {
     pub(crate) tls_failed: LogLimit,
@@ -141,12 +148,13 @@ impl Context {
         self.arena.composed() + length > self.limits.memory
     }
 
-    /// The queue length from which on a connection is full. While memory is scarce, any queue at all is too long.
+    /// The queue length from which a connection is full. Under memory pressure that is one byte. It is never zero,
+    /// because an empty queue that counts as full would never drain.
     pub(crate) fn high_water(&self, service: u16) -> usize {
         if self.is_under_pressure() { 1 } else { self.limits_of(service).high_water.max(1) }
     }
 
-    /// When a handshake that is asked for now must be complete.
+    /// The deadline of a handshake that is asked for now.
     pub(crate) fn handshake_deadline(&self, service: u16) -> Option<Tick> {
         self.limits_of(service).handshake.map(|span| self.now.after(span))
     }

@@ -1,4 +1,7 @@
-//! Phase 8: accept connections and start dials.
+//! Phase 8: start dials and accept connections.
+//!
+//! Read before: `event_loop/reap.rs`. This is the end of the reading path; `docs/reading-path.md` says what to read
+//! then. Access rules are in `connection/admission.rs`, dials in `event_loop/dial.rs`.
 
 use std::mem;
 
@@ -14,12 +17,12 @@ use crate::connection::table::REFUSED;
 use crate::service::Event;
 use crate::sys::{AcceptError, Stream, System};
 
-/// Peers turned away in one go when no descriptor is left to tell them.
+/// Connections that are accepted and closed at once, in one turn, when no descriptor is left for them.
 const SHED_MAX: usize = 64;
 
 impl<S: System> EventLoop<S> {
-    /// Comes after `reap`: a slot freed in this turn is used before a peer is refused. What `open` has
-    /// sent is written at once.
+    /// Starts the dials of this turn, then accepts. It follows `reap`, so that a slot freed in this turn is used before
+    /// a peer is refused. Dials come first: they are made for connections that exist already.
     pub(super) fn accept(&mut self) {
         let before = self.table.cx.stats.accepted + self.table.cx.stats.refused;
         self.poll_resolver();
@@ -30,11 +33,14 @@ impl<S: System> EventLoop<S> {
             self.accept_from(index);
         }
         let after = self.table.cx.stats.accepted + self.table.cx.stats.refused;
+        // The greeting of a new connection must not wait for the next turn's `write`, which may follow a sleep.
         if after > before && !self.table.cx.dirty.is_empty() {
             self.write();
         }
     }
 
+    /// Accepts from one listener until its backlog is empty, its budget ends, or there is no place. Readiness of a
+    /// listener is edge-triggered too, so `acceptable` stays set until accept(2) says that the backlog is empty.
     fn accept_from(&mut self, index: usize) {
         for _ in 0..self.table.cx.limits.accepts_per_turn {
             let Some(Some(listener)) = self.listeners.get(index) else { return };
@@ -58,8 +64,9 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// A peer was accepted: its address is checked against the rules first, then the service for a free slot, then the
-    /// address against its limits.
+    /// Decides about a connection that the kernel has accepted. The rules come first, so that a denied peer does not
+    /// learn whether the server is at capacity. The limits of its address come last, because a pass is counted: a
+    /// connection that is refused for another reason must not use up the rate of its address.
     fn judge(&mut self, index: usize, stream: Stream, peer: PeerAddress) {
         let Some(Some(listener)) = self.listeners.get_mut(index) else { return };
         listener.resume_accepts();
@@ -76,6 +83,7 @@ impl<S: System> EventLoop<S> {
         }
     }
 
+    /// Gives an accepted connection a slot, and calls `open`; with TLS, that is called after the handshake.
     fn add_accepted(&mut self, index: usize, stream: Stream, peer: PeerAddress, counted: bool) {
         let Some(Some(listener)) = self.listeners.get(index) else { return };
         let (service, dials, filter) = (listener.service, listener.reserve_slot, listener.filter.clone());
@@ -90,15 +98,16 @@ impl<S: System> EventLoop<S> {
         self.table.cx.stats.accepted += 1;
         let registered = self.register(id, stream);
         let (connection, cx) = self.table.at(id.slot);
+        // A new socket has an empty send buffer. Without this the first write would wait for an event.
         connection.flags.insert(Flag::Writable);
         connection.flags.set(Flag::Counted, counted);
         if let Err(error) = registered {
-            // No event would ever come for it: it ends before its service has met it.
+            // No event would ever come for it. It is closed before `open`, so its service does not see it.
             return connection.close_now(CloseReason::Error(OsError::from(error)), cx);
         }
         log::debug!("{id} {} accepted", Address::from(peer));
         match filter {
-            // No state of TLS is made before its first byte.
+            // No TLS state is allocated before the first byte: a peer that only connects costs a slot and not 4 KB.
             Some(config) => {
                 let deadline = cx.handshake_deadline(service);
                 connection.start_filter_first(config, deadline, cx);
@@ -107,6 +116,8 @@ impl<S: System> EventLoop<S> {
         }
     }
 
+    /// Refuses a connection in the way that the rule asks for. A reply, a FIN and a tarpit need a slot, because they
+    /// take longer than this turn; those are bounded by [`Limits::refusals`](crate::Limits::refusals).
     fn refuse(&mut self, index: usize, stream: Stream, peer: PeerAddress, (why, how): Rejection) {
         self.table.cx.stats.refused += 1;
         self.notify_refused(index, peer, why);
@@ -115,7 +126,7 @@ impl<S: System> EventLoop<S> {
         let can_tarpit = self.table.tarpitted < self.table.cx.limits.tarpitted;
         let stage = match how {
             RefuseMode::Reset => return self.system.reset(stream),
-            // Without a slot to answer it in, it is closed at once.
+            // No slot is left for the answer, so it is closed without one.
             _ if !self.table.can_refuse() => return drop(stream),
             RefuseMode::Tarpit if !can_tarpit => return self.system.reset(stream),
             RefuseMode::Tarpit => Stage::Tarpitted,
@@ -151,9 +162,12 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// With no descriptor left, the one held in reserve makes room to accept peers and close them, so that they need
-    /// not wait for an answer that will not come; those who may wait are left alone. The listener accepts again after
-    /// a pause: freeing descriptors raises no event, and neither does an accept that failed for want of one.
+    /// accept(2) has failed for want of a descriptor. If the listener refuses excess connections, the spare descriptor
+    /// is closed, and with its number up to `SHED_MAX` connections are accepted and closed, one after the other: their
+    /// peers get an end at once, in place of a timeout. If it lets them wait, they stay in the backlog.
+    ///
+    /// Then the listener pauses. Neither a freed descriptor nor the failed accept raises an event, so only a deadline
+    /// can bring the loop back to it.
     fn out_of_descriptors(&mut self, index: usize) {
         let Some(Some(listener)) = self.listeners.get(index) else { return };
         if listener.refuses_excess && self.system.release_descriptor() {
@@ -181,6 +195,7 @@ impl<S: System> EventLoop<S> {
         self.pause_accepts(index, "descriptors");
     }
 
+    /// Pauses a listener for 10 ms at first, and for up to 500 ms if it keeps failing.
     fn pause_accepts(&mut self, index: usize, what: &str) {
         let now = self.table.cx.now;
         let Some(Some(listener)) = self.listeners.get_mut(index) else { return };

@@ -1,4 +1,7 @@
-//! Phase 5: deadlines that have passed.
+//! Phase 5: act on deadlines that have passed.
+//!
+//! Read before: `event_loop/write.rs`. Next: `event_loop/reap.rs`. `connection/deadline.rs` computes the deadlines;
+//! `parts/wheel.rs` stores one for each connection.
 
 use std::mem;
 
@@ -14,8 +17,9 @@ use crate::service::Event;
 use crate::sys::System;
 
 impl<S: System> EventLoop<S> {
-    /// At most a budget of deadlines. It comes after `read`, so that bytes which arrived in time save their
-    /// connection.
+    /// Carries out shutdowns, fires timers, and acts on at most
+    /// [`Limits::expirations_per_turn`](crate::Limits::expirations_per_turn) deadlines. It follows `read`, so that
+    /// bytes that arrived in time keep their connection open, even if the turn before was long.
     pub(super) fn expire(&mut self) {
         self.handle_shutdown();
         self.fire_timers();
@@ -23,8 +27,11 @@ impl<S: System> EventLoop<S> {
         for _ in 0..self.table.cx.limits.expirations_per_turn {
             let cx = &mut self.table.cx;
             let Some(slot) = cx.wheel.pop_due(cx.now) else { return };
+            // The slot is in use: `Table::remove` cancels the entry of a slot that it frees.
             let id = self.table.slots[slot as usize].id;
             self.check_deadlines(id);
+            // Armed again with what is due next, whether it was acted on or not: an entry that has fired is gone, and a
+            // connection without one would never time out.
             let (connection, cx) = self.table.at(slot);
             if let Some((when, _)) = connection.deadline(cx.limits_of(connection.service)) {
                 cx.wheel.arm(slot, when);
@@ -32,6 +39,7 @@ impl<S: System> EventLoop<S> {
         }
     }
 
+    /// Fires timers of services and redials. Bounded, because a `timer` callback can set another that is due at once.
     fn fire_timers(&mut self) {
         for _ in 0..self.table.cx.limits.expirations_per_turn {
             match self.table.timers.pop_due(self.table.cx.now) {
@@ -42,7 +50,8 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// An entry fired. Most often nothing is due: there was activity since it was armed, and activity is only noted.
+    /// An entry has fired. Most often nothing is due: activity stores a tick and does not move the entry, so the
+    /// deadline is computed here from what the connection says now.
     fn check_deadlines(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
         let Some((when, due)) = connection.deadline(cx.limits_of(connection.service)) else { return };
@@ -55,7 +64,8 @@ impl<S: System> EventLoop<S> {
             Due::Handshake if connection.filter_mut().is_some() => {
                 connection.close(CloseReason::HandshakeTimeout, cx);
             }
-            // Nothing was said that needs an answer, and what the peer has said is unread: it is reset.
+            // The handshake never started: no filter can make an alert, and the peer's bytes are unread, so a close
+            // would be a reset in any case.
             Due::Handshake => connection.close_now(CloseReason::HandshakeTimeout, cx),
             Due::Idle => self.idle(id, IdleKind::Both),
             Due::ReadIdle => self.idle(id, IdleKind::Reading),
@@ -63,7 +73,7 @@ impl<S: System> EventLoop<S> {
             Due::Alarm => self.alarm(id),
             Due::Refill => connection.unthrottle(cx),
             Due::FirstByte => connection.close(CloseReason::FirstByte, cx),
-            // Already closing: a graceful close would change nothing.
+            // It is closing already, so another graceful close would change nothing: drop it.
             Due::Lifetime if connection.stage == Stage::Closing => {
                 connection.close_now(CloseReason::Lifetime, cx);
             }
@@ -79,19 +89,21 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// The next span begins here, and again with whatever the callback sets.
+    /// Calls `idle`. The timeout is restarted before the call, so that a callback that does not close gets the next
+    /// call after another whole timeout, and one that sets a new timeout is not overruled.
     fn idle(&mut self, id: ConnId, which: IdleKind) {
         let (connection, cx) = self.table.at(id.slot);
         connection.restart_idle(which, cx.now);
         let service = connection.service;
         self.call(service, Event::Idle(id.slot, which));
+        // `Socket::close` notes `Local`. In this callback the cause is the timeout, and counters should say so.
         let (connection, _) = self.table.at(id.slot);
         if !connection.is_open() && connection.close_reason == Some(CloseReason::Local) {
             connection.close_reason = Some(CloseReason::Idle);
         }
     }
 
-    /// The next alarm is set before the service hears of this one, so that it can set another or none.
+    /// Calls `alarm`. A repeating alarm is set again before the call, so that the callback can replace or cancel it.
     fn alarm(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
         connection.restart_alarm(cx.now);
@@ -99,19 +111,21 @@ impl<S: System> EventLoop<S> {
         self.call(service, Event::Alarm(id.slot));
     }
 
+    /// One span of a minimum rate has passed: closes the connection if fewer bytes have moved than it demands.
     fn check_min_rate(&mut self, id: ConnId, due: Due) {
         let (connection, cx) = self.table.at(id.slot);
         if connection.met_min_rate(due, &cx.socket_limits[usize::from(connection.service)], cx.now) {
             return;
         }
         match due {
-            // A peer that sends too slowly may still read what was sent to it; one that does not read will not.
+            // A peer that sends too slowly may still read its reply, so it is closed gracefully. One that reads too
+            // slowly would not read the rest of its queue either, so that is dropped.
             Due::MinReadRate => connection.close(CloseReason::TooSlow, cx),
             _ => connection.close_now(CloseReason::TooSlow, cx),
         }
     }
 
-    /// Shutting down: the listeners close at once, and what is left ends when the grace has passed.
+    /// Carries out a shutdown: listeners close at once, connections that are left when the grace has passed.
     fn handle_shutdown(&mut self) {
         for listener in mem::take(&mut self.table.listeners_to_close) {
             self.close_listener(listener);
@@ -119,7 +133,7 @@ impl<S: System> EventLoop<S> {
         if let Some(stop) = self.table.stop.take() {
             self.listeners.iter_mut().for_each(|listener| drop(listener.take()));
             self.table.timers.clear();
-            // Shutdown does not wait for refused peers that are held without an answer.
+            // Tarpitted connections would stay for 30 s and do nothing, so the shutdown does not wait for them.
             self.table.close_all_now(true);
             self.drain_deadline = Some(match stop {
                 Stop::Shutdown(grace) => self.table.cx.now.after(grace),
@@ -127,7 +141,7 @@ impl<S: System> EventLoop<S> {
             });
         }
         if self.drain_deadline.is_some_and(|by| by <= self.table.cx.now) {
-            // A `closed` callback of this shutdown may have set new ones.
+            // A `closed` callback of this shutdown may have set new timers, and `run` would wait for them.
             self.table.timers.clear();
             self.table.close_all_now(false);
         }

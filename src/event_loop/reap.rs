@@ -1,4 +1,6 @@
 //! Phase 7: call `closed` and free slots.
+//!
+//! Read before: `event_loop/expire.rs`. Next: `event_loop/accept.rs`.
 
 use std::mem;
 
@@ -12,37 +14,43 @@ use crate::parts::listener::Listener;
 use crate::service::Event;
 use crate::sys::System;
 
-/// Connections whose `closed` is called in one turn. A callback may send to every member of a room: a thousand that are
-/// reset together would be a million sends in one phase.
+/// Connections whose `closed` is called in one turn. A `closed` callback may send to every member of a room: without
+/// this limit, a thousand members that are reset together would cause a million sends in one phase.
 const CLOSED_PER_TURN: usize = 256;
 
 impl<S: System> EventLoop<S> {
-    /// Frees the slots of connections that have ended; nothing else frees one. A connection closed from within a
-    /// `closed` callback is reaped in the next turn.
+    /// Frees the slots of connections that have ended. No other phase frees one: so an id keeps its meaning for the
+    /// rest of the turn, whatever callbacks close. A connection closed by a `closed` callback is reaped in the next
+    /// turn, which bounds this phase.
     pub(super) fn reap(&mut self) {
         if self.table.cx.to_reap.is_empty() {
             return;
         }
         let mut line = mem::replace(&mut self.table.cx.to_reap, mem::take(&mut self.spare_to_reap));
         let mut reaped = 0;
-        // At least one, whatever the arena holds: else nothing would ever empty it.
+        // Stops when the arena is full of what the callbacks have sent; the next turn writes it. At least one
+        // connection is reaped, so that every turn makes progress.
         while reaped < line.len().min(CLOSED_PER_TURN) && (reaped == 0 || !self.table.cx.arena.is_full()) {
             self.reap_one(line[reaped]);
             reaped += 1;
         }
-        // What is left goes before those that the callbacks have closed.
+        // First in, first out: those that are left come before those that the callbacks have closed just now.
         line.drain(..reaped);
         line.append(&mut self.table.cx.to_reap);
         self.spare_to_reap = mem::replace(&mut self.table.cx.to_reap, line);
-        // A listener that ran out of descriptors gets no event when some are free again.
+        // The closed streams have freed descriptors, and no event reports that. So a listener that had run out of them
+        // tries again, and the spare descriptor is opened again if it was used.
         self.listeners.iter_mut().flatten().for_each(Listener::resume_accepts);
         self.system.reserve_descriptor();
     }
 
-    /// The order matters. What the connection held elsewhere (attempts, a kernel pipe, a place for a handshake) is
-    /// given back while its id is still valid; then the slot is freed, so that the callbacks of others no longer find
-    /// it; then the connections that depend on it are told; and `closed` comes last, when a dial in it finds the slot
-    /// free.
+    /// Ends one connection. The order matters:
+    ///
+    /// 1. What it holds elsewhere (attempts, a kernel pipe, a place for a handshake) is released while its id is valid.
+    /// 2. The slot is freed, so that no later step or callback can find it.
+    /// 3. The connections that depend on it (its pipe peer, the client of a proxy) are updated.
+    /// 4. `closed` is called last, so that a dial in it finds the slot free, and the state of all others is final.
+    /// 5. A redial is set after that, so that `closed` comes before the `open` of its successor.
     fn reap_one(&mut self, id: ConnId) {
         let dial_error = self.end_attempts(id);
         self.close_kernel_pipe(id);
@@ -57,12 +65,13 @@ impl<S: System> EventLoop<S> {
         let mut connection = self.table.remove(id);
         if let Some(stream) = connection.stream.take() {
             match reason.drops_queue() {
+                // An abort, an error or a limit dropped bytes: a FIN would tell the peer that the reply is complete.
                 true => self.system.reset(stream),
                 false => drop(stream),
             }
         }
         if connection.service == REFUSED {
-            return;
+            return; // No service has seen it.
         }
         if let Some(lookup) = connection.dial().and_then(|dial| dial.lookup) {
             self.cancel_lookup(lookup, id);
