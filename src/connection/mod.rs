@@ -140,6 +140,11 @@ impl Connection {
         self.optional.as_ref()?.pipe_peer
     }
 
+    /// Whether what it is sent lacks an end that can be vouched for: see [`Optional::incomplete`].
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.optional.as_ref().is_some_and(|optional| optional.incomplete)
+    }
+
     /// The peer's address; until a dial is connected, and for a Unix-domain socket, what was dialed.
     pub(crate) fn peer_address(&self) -> Address {
         match self.dial().and_then(|dial| dial.to.as_ref()) {

@@ -19,6 +19,8 @@ pub(crate) struct Optional {
     /// The other end of its pipe, and how many reads in a row were full.
     pub(crate) pipe_peer: Option<ConnId>,
     pub(crate) full_reads: u8,
+    /// The other end of its pipe was cut off: a reset follows the queue, neither a close_notify nor a FIN.
+    pub(crate) incomplete: bool,
     /// Whose rate it shares.
     pub(crate) group: Option<u16>,
     /// Its own address, where the table of the machine's addresses does not have it.

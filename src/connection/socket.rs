@@ -248,9 +248,10 @@ impl<'a> Socket<'a> {
     /// - A FIN is sent on after the bytes before it. The other direction continues.
     /// - The directions are independent, and timeouts apply: if neither peer reads, both are closed by
     ///   [`min_write_rate`](crate::SocketLimits::min_write_rate).
-    /// - If one is closed for a reason other than [`Finished`](CloseReason::Finished), the other is closed too, after
-    /// the
+    /// - If one is closed for a reason other than [`Finished`](CloseReason::Finished), the other is closed too, after the
     ///   bytes queued for it are written, with the reason [`PipePeerClosed`](CloseReason::PipePeerClosed).
+    /// - If one was cut off before its own end (reset, or TLS without close_notify), the other is reset after
+    ///   [`linger`](crate::SocketLimits::linger), so that half a message does not look whole.
     ///
     /// Bytes that either service has not taken are sent to the other first. A connection has one pipe; an earlier one
     /// is undone. The other connection may still be connecting. A connection that is piped to itself is an echo.

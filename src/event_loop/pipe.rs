@@ -114,11 +114,15 @@ impl<S: System> EventLoop<S> {
     /// One end of a pipe has gone. A clean end leaves the other direction running: everything is sent or queued for the
     /// other, and its service gets what still arrives. Any other reason closes the other, behind what it is still to
     /// get: nothing more will come for it, and what it says would reach nothing.
+    ///
+    /// If this one was cut off before its own end, a FIN (or a close_notify) would vouch for bytes that never came: half
+    /// an answer would look whole. Then the other is reset, behind what it is still to get.
     pub(super) fn on_pipe_peer_closed(&mut self, gone: &Connection, why: CloseReason) {
         let Some(other) = gone.pipe_peer().filter(|_| gone.flags.contains(Flag::Piped)) else { return };
         if why == CloseReason::Finished {
             self.table.unpipe(other);
         } else if let Some((connection, cx)) = self.table.get(other) {
+            connection.optional().incomplete = is_incomplete(gone, why);
             let why = if why == CloseReason::Shutdown { why } else { CloseReason::PipePeerClosed };
             connection.close(why, cx);
         }
@@ -304,5 +308,21 @@ impl<S: System> EventLoop<S> {
         if !self.kernel_pipes.in_use.is_empty() {
             self.kernel_pipes.release(sink);
         }
+    }
+}
+
+/// Whether more may have been on its way from this connection when it closed. A TCP end counts for nothing where TLS
+/// should have announced it.
+fn is_incomplete(gone: &Connection, why: CloseReason) -> bool {
+    match why {
+        CloseReason::Truncated => true,
+        CloseReason::Reset
+        | CloseReason::Aborted
+        | CloseReason::Tls
+        | CloseReason::TooSlow
+        | CloseReason::SlowReader
+        | CloseReason::Memory
+        | CloseReason::Error(_) => gone.incoming != Half::Ended,
+        _ => false,
     }
 }

@@ -8,7 +8,7 @@ use super::EventLoop;
 use crate::base::id::ConnId;
 use crate::base::reason::{CloseReason, ClosedInfo};
 use crate::connection::Connection;
-use crate::connection::state::Flag;
+use crate::connection::state::{Flag, Half};
 use crate::connection::table::REFUSED;
 use crate::parts::listener::Listener;
 use crate::service::Event;
@@ -64,7 +64,8 @@ impl<S: System> EventLoop<S> {
         let undelivered = connection.map_or(0, |connection| connection.unread().len());
         let mut connection = self.table.remove(id);
         if let Some(stream) = connection.stream.take() {
-            match reason.drops_queue() {
+            let incomplete = connection.is_incomplete() && connection.outgoing != Half::Ended;
+            match reason.drops_queue() || incomplete {
                 // An abort, an error or a limit dropped bytes: a FIN would tell the peer that the reply is complete.
                 true => self.system.reset(stream),
                 false => drop(stream),

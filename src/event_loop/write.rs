@@ -179,6 +179,13 @@ impl<S: System> EventLoop<S> {
         if connection.filter.is_handshaking() && connection.is_open() {
             return;
         }
+        if connection.is_incomplete() && connection.stage == Stage::Closing && !leaves {
+            // A reset makes the kernel drop what it has not sent yet, so it comes after the linger time.
+            return match connection.incoming {
+                Half::Ended => connection.close_now(CloseReason::PipePeerClosed, cx),
+                _ => connection.start_linger(cx),
+            };
+        }
         if connection.filter == FilterStage::Open && !leaves {
             connection.push_close_notify(cx);
             let mut nothing = SegmentList::EMPTY;

@@ -136,7 +136,7 @@ fn a_pipe_whose_ends_both_stop_reading_is_closed_by_the_minimum_rate() {
 }
 
 #[test]
-fn when_one_end_is_reset_the_other_gets_its_data_and_then_a_fin() {
+fn when_one_end_is_reset_the_other_gets_its_data_and_then_a_reset() {
     let (mut test, [a, b], ids) = pair();
     test.script.window(b, 0);
     test.script.feed(a, b"last words");
@@ -146,10 +146,25 @@ fn when_one_end_is_reset_the_other_gets_its_data_and_then_a_fin() {
     assert_eq!(test.close_reason(ids[0]), Some(CloseReason::Reset));
     test.script.window(b, usize::MAX);
     test.turn_until_quiet();
-    assert_eq!((test.received(b).as_str(), test.script.received_end(b)), ("last words", true));
-    test.script.end(b);
-    test.turn_until_quiet();
+    assert_eq!((test.received(b).as_str(), test.script.received_end(b)), ("last words", false));
+    assert_eq!(test.script.released(b), None, "the kernel still sends what it was given");
+    test.advance(2 * SECOND);
     assert_eq!(test.close_reason(ids[1]), Some(CloseReason::PipePeerClosed));
+    assert_eq!((test.script.released(b), test.script.received_end(b)), (Some(Released::Reset), false));
+}
+
+#[test]
+fn a_reset_after_a_clean_end_is_not_relayed_because_nothing_is_missing() {
+    let (mut test, [a, b], ids) = pair();
+    test.script.feed(a, b"all of it");
+    test.script.end(a);
+    test.turn_until_quiet();
+    test.script.reset(a);
+    test.turn_until_quiet();
+    test.advance(2 * SECOND);
+    assert_eq!(test.close_reason(ids[0]), Some(CloseReason::Reset));
+    assert_eq!((test.received(b).as_str(), test.script.received_end(b)), ("all of it", true));
+    assert_ne!(test.script.released(b), Some(Released::Reset));
 }
 
 #[test]

@@ -127,10 +127,10 @@ fn data_spliced_before_a_reset_of_the_source_arrives() {
     test.script.window(b, usize::MAX);
     test.turn_until_quiet();
     assert_eq!(test.close_reason(ids[0]), Some(CloseReason::Reset));
-    assert_eq!((test.script.received(b).len(), test.script.received_end(b)), (100_000, true));
-    test.script.end(b);
-    test.turn_until_quiet();
+    assert_eq!((test.script.received(b).len(), test.script.received_end(b)), (100_000, false));
+    test.advance(2 * SECOND);
     assert_eq!(test.close_reason(ids[1]), Some(CloseReason::PipePeerClosed));
+    assert_eq!(test.script.released(b), Some(Released::Reset));
 }
 
 #[test]
