@@ -90,6 +90,9 @@ impl OsError {
     /// Permission denied: 13 on every Unix (errno(3)). Not taken from `libc`, so that this builds for WebAssembly.
     const EACCES: OsError = OsError::of(13);
 
+    /// EAGAIN: 11 on Linux, 35 on the BSDs and macOS (errno(3)).
+    pub(crate) const TRY_AGAIN: OsError = OsError::of(if cfg!(target_os = "linux") { 11 } else { 35 });
+
     pub(crate) const fn of(number: i32) -> OsError {
         OsError(if number < 0 || number > u16::MAX as i32 { 0 } else { number as u16 })
     }

@@ -1,12 +1,15 @@
 //! Calling out: a name becomes addresses, addresses become attempts, and one of these a connection.
 
+use std::io;
 use std::mem;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::EventLoop;
 use crate::base::address::Address;
 use crate::base::id::ConnId;
 use crate::base::reason::{Attempt, CloseReason, DialError, OsError, os_message};
+use crate::base::tick::Tick;
 use crate::config::dial::Family;
 use crate::config::rules::Action;
 use crate::connection::state::{Flag, Stage};
@@ -20,12 +23,18 @@ use crate::sys::{Stream, System};
 pub(super) struct Attempts {
     plan: HappyEyeballs,
     in_flight: Vec<(Address, Stream)>,
+    /// A Unix-domain socket whose backlog was full, and when to try it again.
+    retry: Option<(Tick, Address)>,
     error: DialError,
 }
 
+/// A listener on a Unix-domain socket whose backlog is full answers connect(2) with EAGAIN, and there is no event when
+/// it has room again; a TCP handshake would be repeated by the kernel instead. So the loop tries again this often.
+const BACKLOG_RETRY: Duration = Duration::from_millis(20);
+
 impl Attempts {
     fn new(to: Address, plan: HappyEyeballs) -> Attempts {
-        Attempts { plan, in_flight: Vec::new(), error: DialError::new(to) }
+        Attempts { plan, in_flight: Vec::new(), retry: None, error: DialError::new(to) }
     }
 
     /// Attempts beyond the first: descriptors that no slot stands for.
@@ -37,6 +46,9 @@ impl Attempts {
     pub(super) fn into_error(mut self) -> DialError {
         for (address, _) in &self.in_flight {
             self.error.add(address.clone(), Attempt::NoAnswer);
+        }
+        if let Some((_, path)) = self.retry {
+            self.error.add(path, Attempt::Failed(OsError::TRY_AGAIN));
         }
         self.error
     }
@@ -72,17 +84,18 @@ impl<S: System> EventLoop<S> {
             LookupRequest::Joined(number) => number,
             LookupRequest::Full => {
                 let why = format!("{max} names are being looked up already (Limits::lookups)");
-                return self.fail_lookup(id, why);
+                // Our own limit, and no fault of the name: "try again".
+                return self.fail_lookup(id, why, CloseReason::Unreachable(OsError::TRY_AGAIN));
             }
         };
         self.table.at(id.slot).0.dial_mut().lookup = Some(number);
     }
 
-    fn fail_lookup(&mut self, id: ConnId, why: String) {
+    fn fail_lookup(&mut self, id: ConnId, why: String, reason: CloseReason) {
         let (connection, cx) = self.table.at(id.slot);
         let mut attempts = Attempts::new(connection.peer_address(), HappyEyeballs::none());
         attempts.error.not_found(why);
-        connection.close_now(CloseReason::Unresolved, cx);
+        connection.close_now(reason, cx);
         self.attempts.insert(id, attempts);
     }
 
@@ -97,10 +110,14 @@ impl<S: System> EventLoop<S> {
                 connection.dial_mut().lookup = None;
                 match &answer.result {
                     Ok(addresses) if addresses.is_empty() => {
-                        self.fail_lookup(id, "the name stands for no address".into());
+                        self.fail_lookup(
+                            id,
+                            "the name stands for no address".into(),
+                            CloseReason::Unresolved,
+                        );
                     }
                     Ok(addresses) => self.start_attempts(id, addresses.clone()),
-                    Err(error) => self.fail_lookup(id, os_message(error)),
+                    Err(error) => self.fail_lookup(id, os_message(error), CloseReason::Unresolved),
                 }
             }
         }
@@ -125,14 +142,18 @@ impl<S: System> EventLoop<S> {
             allowed
         });
         if candidates.is_empty() && error.attempts().is_empty() {
-            return self.fail_lookup(id, "the name stands for no address of the version asked for".into());
+            return self.fail_lookup(
+                id,
+                "the name stands for no address of the version asked for".into(),
+                CloseReason::Unresolved,
+            );
         }
         let plan = HappyEyeballs::new(candidates, delay);
-        self.attempts.insert(id, Attempts { plan, in_flight: Vec::new(), error });
+        self.attempts.insert(id, Attempts { plan, in_flight: Vec::new(), retry: None, error });
         self.next_attempt(id);
     }
 
-    /// A Unix-domain socket: there is one, and it answers at once or not at all.
+    /// A Unix-domain socket: there is one, and it answers at once, or is tried again while its backlog is full.
     fn connect_unix(&mut self, id: ConnId, path: Address) {
         self.attempts.insert(id, Attempts::new(path.clone(), HappyEyeballs::none()));
         self.start_attempt(id, path);
@@ -144,7 +165,15 @@ impl<S: System> EventLoop<S> {
         let now = self.table.cx.now;
         loop {
             let Some(attempts) = self.attempts.get_mut(&id) else { return };
+            if let Some((_, path)) = attempts.retry.take_if(|(due, _)| *due <= now) {
+                self.start_attempt(id, path);
+                continue;
+            }
             let (connection, cx) = self.table.at(id.slot);
+            if let Some((due, _)) = attempts.retry {
+                connection.dial_mut().next_attempt = Some(due);
+                return connection.rearm(cx);
+            }
             let wake = match attempts.plan.step(attempts.in_flight.len(), now) {
                 Step::Try(address) => {
                     let is_first = attempts.in_flight.is_empty();
@@ -185,6 +214,9 @@ impl<S: System> EventLoop<S> {
                 let before = attempts.extra();
                 attempts.in_flight.push((address, stream));
                 self.extra_attempts += attempts.extra() - before;
+            }
+            Err(error) if address.inet().is_none() && error.kind() == io::ErrorKind::WouldBlock => {
+                attempts.retry = Some((cx.now.after(BACKLOG_RETRY), address));
             }
             Err(error) => {
                 attempts.plan.failed();
@@ -247,8 +279,9 @@ impl<S: System> EventLoop<S> {
 
     /// A dial has ended while it waited for a name.
     pub(super) fn cancel_lookup(&mut self, number: u64, id: ConnId) {
-        // One that has begun goes on; whoever asks for the same name meanwhile joins it.
-        if self.lookups.cancel_waiter(number, id) && self.system.cancel_look_up(number) {
+        // One that has begun cannot be stopped. It may hang, so a later dial must not join it: it asks anew.
+        if self.lookups.cancel_waiter(number, id) {
+            self.system.cancel_look_up(number);
             self.lookups.complete(number);
         }
     }

@@ -144,7 +144,7 @@ fn pending_lookups_are_bounded() {
     let limits = Limits { lookups: 3, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(discard);
     let ids: Vec<ConnId> = (0..4).map(|n| dial(&mut test, &format!("n{n}.example:1"))).collect();
-    assert_eq!(test.close_reason(ids[3]), Some(CloseReason::Unresolved));
+    assert_eq!(test.close_reason(ids[3]), Some(CloseReason::Unreachable(OsError::TRY_AGAIN)));
     let text = "cannot connect to n3.example:1: 3 names are being looked up already (Limits::lookups)";
     assert_eq!((dial_error_text(&test).as_str(), test.script.lookups().len()), (text, 3));
 }
