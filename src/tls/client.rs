@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -32,6 +32,7 @@ use crate::base::filter::{Filter, FilterConfig, FilterFactory};
 /// ```
 #[derive(Clone)]
 pub struct Client {
+    current: Arc<CurrentConfig>,
     filter: FilterConfig,
 }
 
@@ -73,10 +74,20 @@ impl Client {
     /// When [`server_name`](ClientOptions::server_name) is neither a host name nor an IP address, the name of a
     /// protocol has not 1 to 255 bytes, or the system has no root certificates.
     pub fn new(options: ClientOptions) -> Result<Client, TlsError> {
-        let name = options.server_name.as_deref().map(parse_server_name).transpose()?;
-        let spoken = versions(options.min_version);
-        let config = Arc::new(config(options, spoken)?);
-        Ok(Client { filter: FilterConfig::new(ClientFilters { config, name }) })
+        let current = Arc::new(CurrentConfig(RwLock::new(client_filters(options)?)));
+        Ok(Client { filter: FilterConfig::new(current.clone()), current })
+    }
+
+    /// Replaces the configuration for connections that begin from now on, from any thread. Sessions of the previous
+    /// configuration are not resumed.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Client::new); then the previous configuration stays in use.
+    pub fn replace(&self, options: ClientOptions) -> Result<(), TlsError> {
+        let filters = client_filters(options)?;
+        *self.current.0.write().unwrap_or_else(PoisonError::into_inner) = filters;
+        Ok(())
     }
 
     /// The filter for [`DialOptions::filter`](crate::DialOptions::filter) or
@@ -112,12 +123,28 @@ fn parse_server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
     })
 }
 
+fn client_filters(options: ClientOptions) -> Result<ClientFilters, TlsError> {
+    let name = options.server_name.as_deref().map(parse_server_name).transpose()?;
+    let spoken = versions(options.min_version);
+    Ok(ClientFilters { config: Arc::new(config(options, spoken)?), name })
+}
+
+struct CurrentConfig(RwLock<ClientFilters>);
+
+impl FilterFactory for Arc<CurrentConfig> {
+    fn filter(&self, peer: &Address) -> io::Result<Box<dyn Filter>> {
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        current.filter(peer)
+    }
+}
+
+#[derive(Clone)]
 struct ClientFilters {
     config: Arc<ClientConfig>,
     name: Option<ServerName<'static>>,
 }
 
-impl FilterFactory for ClientFilters {
+impl ClientFilters {
     fn filter(&self, peer: &Address) -> io::Result<Box<dyn Filter>> {
         let name = self.name.clone().map_or_else(|| server_name_of(peer), Ok)?;
         let session = Session::client(self.config.clone(), name).map_err(io::Error::other)?;

@@ -173,16 +173,31 @@ fn config(options: ServerOptions) -> Result<ServerConfig, TlsError> {
     Ok(config)
 }
 
+/// The certificate request of a handshake lists the names of the authorities, with a length of 16 bits (RFC 8446,
+/// section 4.2.4). Its other fields take less than 1 KiB.
+const AUTHORITY_NAMES_MAX: usize = 64 * 1024 - 1024;
+
 fn verifier(clients: ClientAuth) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let builder = |authorities: RootCerts| {
-        WebPkiClientVerifier::builder_with_provider(authorities.roots().clone(), provider())
-    };
-    let built = match clients {
+    let (authorities, optional) = match clients {
         ClientAuth::Any => return Ok(Arc::new(NoClientAuth)),
-        ClientAuth::Optional(authorities) => builder(authorities).allow_unauthenticated().build(),
-        ClientAuth::Required(authorities) => builder(authorities).build(),
+        ClientAuth::Optional(authorities) => (authorities, true),
+        ClientAuth::Required(authorities) => (authorities, false),
     };
-    built.map_err(|error| TlsError::new(format!("cannot verify clients: {error}")))
+    // Each name has a length of two bytes before it.
+    let names = authorities.roots().subjects();
+    let length: usize = names.iter().map(|name| name.as_ref().len() + 2).sum();
+    let mut builder = WebPkiClientVerifier::builder_with_provider(authorities.roots().clone(), provider());
+    if length > AUTHORITY_NAMES_MAX {
+        log::warn!(
+            "clients are not told the names of the {} authorities: their {length} bytes do not fit into a handshake",
+            names.len()
+        );
+        builder = builder.clear_root_hint_subjects();
+    }
+    if optional {
+        builder = builder.allow_unauthenticated();
+    }
+    builder.build().map_err(|error| TlsError::new(format!("cannot verify clients: {error}")))
 }
 
 #[derive(Debug)]
