@@ -82,6 +82,11 @@ impl IpRange {
         Ok(IpRange { first: same(first), last: same(last) })
     }
 
+    /// Whether every address of another range is in this one.
+    pub fn covers(&self, other: &IpRange) -> bool {
+        self.contains(other.first) && self.contains(other.last)
+    }
+
     /// Whether an address lies in the range.
     pub fn contains(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();

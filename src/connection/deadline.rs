@@ -93,8 +93,10 @@ impl Connection {
         earliest.consider(self.last_activity, idle, Due::Idle);
         earliest.consider(self.created, limits.lifetime, Due::Lifetime);
         let silent = self.bytes_in == 0 || self.tls().is_some_and(|tls| tls.no_plaintext_yet);
-        if silent && !self.flags.contains(Flag::Dialed) {
-            earliest.consider(self.created, limits.first_byte, Due::FirstByte);
+        // While it is paused it is not read, and its first byte may have arrived.
+        if silent && !self.flags.any(&[Flag::Dialed, Flag::Paused]) {
+            let since = self.overrides().and_then(|overrides| overrides.resumed).unwrap_or(self.created);
+            earliest.consider(since, limits.first_byte, Due::FirstByte);
         }
         let Some(inbox) = self.inbox.as_ref().filter(|_| self.incoming != Half::Ended) else { return };
         if self.wants_input() {

@@ -65,6 +65,9 @@ impl Connection {
     pub(crate) fn resume(&mut self, cx: &mut Context) {
         if self.flags.contains(Flag::Paused) {
             self.flags.insert(Flag::Redeliver);
+            if self.bytes_in == 0 && cx.limits_of(self.service).first_byte.is_some() {
+                self.optional().overrides().resumed = Some(cx.now);
+            }
             self.release(Flag::Paused, cx);
         }
     }

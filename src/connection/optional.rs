@@ -78,6 +78,8 @@ pub(crate) struct Overrides {
     pub(crate) refill: Option<Tick>,
     /// Input thrown away while closing.
     pub(crate) discarded: usize,
+    /// When it was resumed before its first byte: the clock of that byte begins here.
+    pub(crate) resumed: Option<Tick>,
 }
 
 /// A clock for one direction: how long nothing may move, and when something last did.

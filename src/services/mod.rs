@@ -12,4 +12,4 @@ mod testing;
 pub use chat::Chat;
 pub use echo::Echo;
 pub use frames::Frames;
-pub use proxy::{Proxy, Role};
+pub use proxy::{Balance, Proxy, Role, Upstream};

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::base::address::Address;
 use crate::base::id::ConnId;
-use crate::base::reason::{CloseReason, ClosedInfo};
+use crate::base::reason::{ClosedInfo, Refusal, Refused};
 use crate::framing::proxy_header::ProxyHeader;
+use crate::parts::timers::TimerId;
 
 /// What will stand in the log.
 #[derive(Debug)]
@@ -20,9 +21,9 @@ pub(super) struct Record {
     pub(super) connected: Option<Duration>,
     /// How each end has ended, what it had moved, and how long the client was here. In a box, because most of its
     /// time a pair has none.
-    pub(super) client_end: Option<Box<(CloseReason, ClosedInfo, Duration)>>,
-    pub(super) upstream_end: Option<Box<(CloseReason, ClosedInfo)>>,
-    /// The one that is being dialed or connected.
+    pub(super) client_end: Option<Box<(ClosedInfo, Duration)>>,
+    pub(super) upstream_end: Option<Box<ClosedInfo>>,
+    /// The upstream that is connected.
     pub(super) upstream_id: Option<ConnId>,
 }
 
@@ -31,12 +32,22 @@ pub(super) struct Record {
 pub(super) struct Dialing {
     /// What the client called.
     pub(super) destination: Option<Address>,
-    /// Upstreams that have not been tried, in order.
+    /// Upstreams that have not been tried; the last is the next.
     pub(super) untried: Vec<usize>,
+    /// How long an attempt has before another is begun beside it.
+    pub(super) delay: Duration,
+    /// Attempts under way.
+    pub(super) in_flight: Vec<ConnId>,
 }
 
 impl Record {
-    /// For whom its upstream is to be told that it stands.
+    /// Whether both ends have gone and no attempt is under way.
+    pub(super) fn is_over(&self) -> bool {
+        let attempts = self.dialing.as_ref().is_some_and(|dialing| !dialing.in_flight.is_empty());
+        self.client_end.is_some() && self.upstream_id.is_none() && !attempts
+    }
+
+    /// What an upstream is told: the addresses of the client and of what it called.
     pub(super) fn header(&self) -> ProxyHeader {
         let destination = self.dialing.as_ref().and_then(|dialing| dialing.destination.as_ref());
         let ends = self.client.inet().zip(destination.and_then(Address::inet));
@@ -46,45 +57,37 @@ impl Record {
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((client, info, duration)) = self.client_end.as_deref() else { return Ok(()) };
-        // Nobody needs the nanoseconds.
+        let Some((client, duration)) = self.client_end.as_deref() else { return Ok(()) };
+        // Microseconds are precise enough.
         let micros = |span: Duration| Duration::from_micros(span.as_micros() as u64);
-        write!(f, "in={} out={} duration={:?}", info.bytes_in, info.bytes_out, micros(*duration))?;
+        write!(f, "in={} out={} duration={:?}", client.bytes_in, client.bytes_out, micros(*duration))?;
         if let Some(connected) = self.connected {
             write!(f, " connected={:?}", micros(connected))?;
         }
-        write!(f, " client={}", client.word())?;
-        match self.upstream_end.as_deref() {
-            None => Ok(()),
-            Some((upstream, info)) => match info.error_text() {
-                Some(error) => write!(f, " upstream={} ({error})", upstream.word()),
-                None => write!(f, " upstream={}", upstream.word()),
-            },
-        }
+        write!(f, " client={}", client.reason.word())?;
+        let Some(upstream) = self.upstream_end.as_deref() else { return Ok(()) };
+        write!(f, " upstream={}", upstream.reason.word())?;
+        upstream.error_text().map_or(Ok(()), |error| write!(f, " ({error})"))
     }
 }
 
-/// Why an upstream that was not connected has ended, unless we wanted that.
-pub(super) fn failure_text(why: CloseReason, info: &ClosedInfo) -> Option<String> {
-    let wanted = matches!(why, CloseReason::Local | CloseReason::Shutdown);
-    (!wanted).then(|| info.error_text().unwrap_or_else(|| why.to_string()))
-}
-
-use crate::base::reason::{Refusal, Refused};
-use crate::parts::timers::TimerId;
-
-/// Who was turned away since the log last said so. A flood of callers must not become a flood of lines.
+/// Peers that were refused since the log last told. A flood of them must not become a flood of lines.
 #[derive(Debug, Default)]
 pub(super) struct RefusedSummary {
     pub(super) counts: [u64; Refusal::COUNT],
     pub(super) last: Option<Refused>,
-    /// When it will say so.
+    /// Clients that were accepted, and for which each upstream had as many connections as it may.
+    pub(super) no_upstream: u64,
+    /// When the log will tell.
     pub(super) timer: Option<TimerId>,
 }
 
 impl fmt::Display for RefusedSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "refused {}:", self.counts.iter().sum::<u64>())?;
+        write!(f, "refused {}:", self.counts.iter().sum::<u64>() + self.no_upstream)?;
+        if self.no_upstream > 0 {
+            write!(f, " all-upstreams-full={}", self.no_upstream)?;
+        }
         for (word, count) in Refusal::WORDS.iter().zip(self.counts).filter(|(_, count)| *count > 0) {
             write!(f, " {word}={count}")?;
         }

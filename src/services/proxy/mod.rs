@@ -1,19 +1,24 @@
-//! A guard in front of another service: what comes in is passed on, both ways, within limits.
+//! A guard in front of another service: connections are passed on to upstreams, within limits.
 
 mod log;
+mod outbound;
+mod upstreams;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::time::Duration;
 
-use self::log::{Dialing, Record, RefusedSummary, failure_text};
+use self::log::{Record, RefusedSummary};
+use self::outbound::{Outbound, OutboundOptions};
+use self::upstreams::Upstreams;
+pub use self::upstreams::{Balance, Upstream};
 use crate::base::address::Address;
 use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};
 use crate::base::reason::{CloseReason, ClosedInfo, Refused};
-use crate::config::dial::DialOptions;
+use crate::config::dial::KeepAlive;
 use crate::config::limits::SocketLimits;
 use crate::config::rules::IpRange;
+use crate::connection::optional::IdleKind;
 use crate::connection::socket::Socket;
 use crate::connection::sockets::Sockets;
 use crate::connection::state::Origin;
@@ -21,25 +26,31 @@ use crate::framing::proxy_header::{HeaderVersion, ProxyHeader};
 use crate::parts::inbox::Input;
 use crate::parts::timers::TimerId;
 use crate::service::Service;
-use ::log::{debug, info, warn};
+use ::log::{info, warn};
 
-/// Connects each caller to one of several upstreams.
+/// Connects each client to one of several upstreams.
 ///
 /// ```text
-///     client ──▶ header? ──▶ dial an upstream ──▶ header ──▶ joined by a pipe ──▶ one line in the log
-///                 5 s         │        ▲                      backpressure, half-close, all clocks
-///                             └ failed ┘ the next one, within the deadline
+///     client ──▶ header? ──▶ dial an upstream ──▶ header ──▶ TLS? ──▶ joined by a pipe ──▶ one line in the log
+///                 5 s         │        ▲                              backpressure, half-close, all clocks
+///                             └ failed ┘ or slow: the next one, beside it
 /// ```
 ///
-/// - **Choice**: round robin over those that are up. One that could not be connected is down for ten seconds, or
-///   until a check finds it up; when all are down, all are tried.
+/// - **Choice**: see [`Balance`]. An upstream that could not be connected is down for ten seconds, or until a check
+///   finds it up; when all are down, all are tried. A failure of this process or machine (no descriptors, no ports,
+///   EAGAIN) does not make an upstream down.
 /// - **Deadline**: connecting takes at most [`connect_timeout`](Proxy::connect_timeout), however many upstreams are
-///   tried. A client that could not be connected sees a clean end.
-/// - **Names** are looked up for each connection, so that a change is seen at once. A literal address spares that.
-/// - **Not read before it is connected**: what the client says meanwhile waits in the kernel.
+///   tried. Attempts overlap: one that has not succeeded within its share of that time, or within a second, goes on
+///   while the next begins, and the first to succeed wins. A client that could not be connected sees a clean end.
+/// - **Names** are looked up for each connection, so that a change is seen at once. A literal address saves that.
+/// - **A client is not read before it is connected**: what it sends meanwhile waits in the kernel. Its idle and
+///   first-byte clocks do not run.
+/// - **A side that is cut off** (reset, or TLS without close_notify) has the other reset, behind what is queued for it.
+/// - **Checks** do what a client's connection does: the same header (saying that it stands for no client), the same
+///   handshake, the same options.
 ///
-/// Listen with [`ListenOptions::reserve_slot`](crate::ListenOptions::reserve_slot), so that everybody who is let in has
-/// the second slot that he needs.
+/// Listen with [`ListenOptions::reserve_slot`](crate::ListenOptions::reserve_slot), so that each client that is
+/// accepted has the second slot that its upstream needs. An overlapping attempt takes a further slot, if there is one.
 ///
 /// ```
 /// use tidemill::{Limits, ListenOptions, Reactor, services::Proxy};
@@ -53,34 +64,26 @@ use ::log::{debug, info, warn};
 /// ```
 #[derive(Debug)]
 pub struct Proxy {
-    upstreams: Vec<Upstream>,
-    next: usize,
+    upstreams: Upstreams,
     service: Option<ServiceId>,
     header_sources: Vec<IpRange>,
-    header_out: Option<HeaderVersion>,
     client_filter: Option<FilterConfig>,
-    upstream_filter: Option<FilterConfig>,
+    outbound_options: OutboundOptions,
     connect_timeout: Duration,
     check_every: Option<Duration>,
     /// By client.
     records: HashMap<ConnId, Box<Record>>,
-    /// Connections that only find out whether an upstream is up.
-    checks: HashMap<ConnId, usize>,
+    /// Connections to upstreams: attempts, established ones and checks.
+    outbound: HashMap<ConnId, Outbound>,
     refused_summary: RefusedSummary,
 }
 
-#[derive(Debug)]
-struct Upstream {
-    to: Address,
-    down_until: Option<Duration>,
-}
-
-/// One end of a proxied connection.
+/// What a connection of a [`Proxy`] is.
 #[derive(Debug)]
 pub enum Role {
-    /// A client that has to say first for whom it stands.
+    /// A client that must send a PROXY header first.
     AwaitingHeader,
-    /// A client in its handshake, and what it called.
+    /// A client in its TLS handshake, and the destination that its header named.
     Handshaking(Option<Box<Address>>),
     /// A client.
     Client,
@@ -90,51 +93,68 @@ pub enum Role {
     Check,
 }
 
-/// How long an upstream that could not be connected is passed over.
-const DOWN: Duration = Duration::from_secs(10);
-/// How often the log says who was turned away.
-const TELL_AFTER: Duration = Duration::from_secs(1);
-/// How long a trusted sender has for its header; the protocol's text wants at least three seconds.
+/// How often the log tells which peers were refused.
+const REFUSED_EVERY: Duration = Duration::from_secs(1);
+/// How long a trusted sender has for its header; the protocol's text asks for at least three seconds.
 const HEADER_WITHIN: Duration = Duration::from_secs(5);
-
 impl Proxy {
-    /// To these upstreams.
+    /// To these upstreams, with equal weights.
     pub fn to(upstreams: Vec<Address>) -> Proxy {
+        Proxy::to_upstreams(upstreams.into_iter().map(Upstream::from).collect())
+    }
+
+    /// To these upstreams.
+    pub fn to_upstreams(upstreams: Vec<Upstream>) -> Proxy {
         Proxy {
-            upstreams: upstreams.into_iter().map(|to| Upstream { to, down_until: None }).collect(),
-            next: 0,
+            upstreams: Upstreams::new(upstreams),
             service: None,
             header_sources: Vec::new(),
-            header_out: None,
             client_filter: None,
-            upstream_filter: None,
+            outbound_options: OutboundOptions::default(),
             connect_timeout: Duration::from_secs(10),
             check_every: Some(Duration::from_secs(5)),
             records: HashMap::new(),
-            checks: HashMap::new(),
+            outbound: HashMap::new(),
             refused_summary: RefusedSummary::default(),
         }
     }
 
-    /// Senders that say in a PROXY header for whom they stand, and must. From all others a header is payload.
+    /// How an upstream is chosen. Default [`Balance::RoundRobin`].
+    pub fn balance(mut self, balance: Balance) -> Proxy {
+        self.upstreams.balance = balance;
+        self
+    }
+
+    /// Senders that must begin each connection with a PROXY header, which says for which peer it stands. From all other
+    /// senders such a header is payload. None by default.
     pub fn accept_header_from(self, trusted: Vec<IpRange>) -> Proxy {
         Proxy { header_sources: trusted, ..self }
     }
 
-    /// Tells upstreams in a PROXY header for whom a connection stands.
-    pub fn send_header(self, version: Option<HeaderVersion>) -> Proxy {
-        Proxy { header_out: version, ..self }
+    /// Begins each connection to an upstream with a PROXY header. Off by default.
+    pub fn send_header(mut self, version: Option<HeaderVersion>) -> Proxy {
+        self.outbound_options.header = version;
+        self
     }
 
-    /// Secures callers, behind the PROXY header of those who send one. Where nobody is trusted to send one, a listener
-    /// that [secures](crate::ListenOptions::filter) them does it better: then only those come in who are.
+    /// Starts TLS with clients, behind the PROXY header of those that send one. Where no header is accepted, set
+    /// [`ListenOptions::filter`](crate::ListenOptions::filter) instead: then a client costs nothing before its
+    /// handshake is done. Off by default.
     pub fn filter_clients(self, how: Option<FilterConfig>) -> Proxy {
         Proxy { client_filter: how, ..self }
     }
 
-    /// Secures the way to the upstreams. A PROXY header goes before that, as it is.
-    pub fn filter_upstreams(self, how: Option<FilterConfig>) -> Proxy {
-        Proxy { upstream_filter: how, ..self }
+    /// Starts TLS with upstreams, behind the PROXY header. Off by default.
+    pub fn filter_upstreams(mut self, how: Option<FilterConfig>) -> Proxy {
+        self.outbound_options.filter = how;
+        self
+    }
+
+    /// Lets the kernel probe a silent upstream. Off by default. For clients see
+    /// [`ListenOptions::keep_alive`](crate::ListenOptions::keep_alive).
+    pub fn keep_alive(mut self, probes: Option<KeepAlive>) -> Proxy {
+        self.outbound_options.keep_alive = probes;
+        self
     }
 
     /// How long connecting to an upstream may take, all attempts together. Default 10 s.
@@ -156,17 +176,7 @@ impl Proxy {
         peer.ip().is_some_and(|ip| self.header_sources.iter().any(|range| range.contains(ip)))
     }
 
-    /// All upstreams in the order in which to try them: those that are up first, each time beginning with another.
-    fn order(&mut self, now: Duration) -> Vec<usize> {
-        let count = self.upstreams.len();
-        let round = (0..count).map(|n| (self.next + n) % count.max(1));
-        let is_down = |&index: &usize| self.upstreams[index].down_until.is_some_and(|until| until > now);
-        let (down, up): (Vec<usize>, Vec<usize>) = round.partition(is_down);
-        self.next = up.first().map_or(self.next, |first| (first + 1) % count);
-        up.into_iter().chain(down).collect()
-    }
-
-    /// A client is known by its address.
+    /// A client's address is known.
     fn begin(&mut self, client: &mut Socket<'_>, destination: Option<Address>) -> Role {
         match &self.client_filter {
             Some(how) => {
@@ -180,113 +190,9 @@ impl Proxy {
         }
     }
 
-    /// A client is known for what it is: it waits, unread, while an upstream is dialed.
-    fn admit(&mut self, client: &mut Socket<'_>, destination: Option<Address>) {
-        client.pause();
-        let mut untried = self.order(client.elapsed());
-        untried.reverse();
-        let record = Record {
-            client: client.peer_addr(),
-            started: client.elapsed(),
-            upstream: 0,
-            dialing: Some(Box::new(Dialing {
-                destination: destination.or_else(|| client.local_addr()),
-                untried,
-            })),
-            connected: None,
-            client_end: None,
-            upstream_end: None,
-            upstream_id: None,
-        };
-        self.records.insert(client.id(), Box::new(record));
-        if !self.dial_next(client) {
-            client.close_as(CloseReason::Local);
-        }
-    }
-
-    /// Dials the next upstream of a client that has not been tried; says whether there was one, and time left for it.
-    fn dial_next(&mut self, client: &mut Socket<'_>) -> bool {
-        let Some(record) = self.records.get_mut(&client.id()) else { return false };
-        let left = self.connect_timeout.saturating_sub(client.elapsed() - record.started);
-        let Some(dialing) = &mut record.dialing else { return false };
-        while let Some(upstream) = dialing.untried.pop() {
-            // One that does not answer must leave time for the others.
-            let timeout = left / (dialing.untried.len() + 1) as u32;
-            if timeout.is_zero() {
-                return false;
-            }
-            let filter = self.upstream_filter.clone().filter(|_| self.header_out.is_none());
-            let options = DialOptions { timeout: Some(timeout), filter, ..DialOptions::default() };
-            match client.dial_with(&self.upstreams[upstream].to, options) {
-                Ok(id) => {
-                    (record.upstream, record.upstream_id) = (upstream, Some(id));
-                    return true;
-                }
-                Err(error) => warn!("{}: {error}", record.client),
-            }
-        }
-        false
-    }
-
-    /// A client has its upstream.
-    fn connect_pair(&mut self, client: ConnId, upstream: &mut Socket<'_>) {
-        let Some(record) = self.records.get_mut(&client) else { return upstream.close() };
-        record.connected = Some(upstream.elapsed() - record.started);
-        record.dialing = None;
-        let index = record.upstream;
-        self.mark_up(index);
-        match upstream.other(client) {
-            Some(mut client) => client.resume(),
-            None => return upstream.close(),
-        }
-        upstream.pipe(client);
-    }
-
-    fn mark_up(&mut self, index: usize) {
-        let upstream = &mut self.upstreams[index];
-        if upstream.down_until.take().is_some() {
-            info!("upstream {} is up again", upstream.to);
-        }
-    }
-
-    fn mark_down(&mut self, index: usize, why: &dyn fmt::Display, now: Duration) {
-        let upstream = &mut self.upstreams[index];
-        if upstream.down_until.is_none() {
-            warn!("upstream {} is down: {why}", upstream.to);
-        }
-        upstream.down_until = Some(now + DOWN);
-    }
-
-    /// An upstream has ended. If it was never connected, the next one is tried.
-    fn upstream_ended(&mut self, client: ConnId, why: CloseReason, info: ClosedInfo, rest: &mut Sockets<'_>) {
-        let Some(record) = self.records.get_mut(&client) else { return };
-        let (upstream, connected) = (record.upstream, record.connected.is_some());
-        record.upstream_id = None;
-        if let Some(failure) = failure_text(why, &info).filter(|_| !connected) {
-            self.mark_down(upstream, &failure, rest.elapsed());
-        }
-        let Some(record) = self.records.get_mut(&client) else { return };
-        record.upstream_end = Some(Box::new((why, info)));
-        if !connected {
-            if let Some(mut client) = rest.get(client) {
-                if why == CloseReason::Shutdown || !self.dial_next(&mut client) {
-                    client.close_as(why);
-                }
-                return;
-            }
-        }
-        self.log_closed(client);
-    }
-
-    /// One line for one connection, when both its ends have gone.
-    fn log_closed(&mut self, client: ConnId) {
-        let is_over = |record: &Record| record.client_end.is_some() && record.upstream_id.is_none();
-        if !self.records.get(&client).is_some_and(|record| is_over(record)) {
-            return;
-        }
-        if let Some(record) = self.records.remove(&client) {
-            let to = &self.upstreams[record.upstream].to;
-            info!("{} -> {to} {record}", record.client);
+    fn tell_refused_soon(&mut self, sockets: &mut Sockets<'_>) {
+        if let (None, Some(own)) = (self.refused_summary.timer, self.service) {
+            self.refused_summary.timer = sockets.set_timer(own, REFUSED_EVERY, None).ok();
         }
     }
 }
@@ -316,22 +222,21 @@ impl Service for Proxy {
     }
 
     fn connected(&mut self, role: &mut Role, socket: &mut Socket<'_>) {
-        let &mut Role::Upstream(client) = role else {
-            if let Some(index) = self.checks.get(&socket.id()).copied() {
-                self.mark_up(index);
-            }
-            return socket.close();
+        let Some(link) = self.outbound.get(&socket.id()).copied() else { return socket.close() };
+        let header = match role {
+            Role::Upstream(client) => match self.records.get(client) {
+                Some(record) => record.header(),
+                None => return socket.close(),
+            },
+            _ => ProxyHeader::Unknown,
         };
-        let Some(record) = self.records.get_mut(&client) else { return socket.close() };
-        if let Some(version) = self.header_out {
-            let mut header = Vec::new();
-            record.header().encode(version, &mut header);
-            socket.send(&header);
-            if let Some(how) = &self.upstream_filter {
-                return socket.start_filter(how.for_peer(self.upstreams[record.upstream].to.clone()));
-            }
+        if self.outbound_options.greet(header, self.upstreams.address(link.upstream), socket) {
+            return;
         }
-        self.connect_pair(client, socket);
+        match *role {
+            Role::Upstream(client) => self.connect_pair(client, socket),
+            _ => self.check_succeeded(socket),
+        }
     }
 
     /// Behind a PROXY header, on either side.
@@ -343,11 +248,12 @@ impl Service for Proxy {
                 self.admit(socket, destination);
             }
             &mut Role::Upstream(client) => self.connect_pair(client, socket),
-            Role::AwaitingHeader | Role::Client | Role::Check => {}
+            Role::Check => self.check_succeeded(socket),
+            Role::AwaitingHeader | Role::Client => {}
         }
     }
 
-    /// Only a client that has to announce itself is heard here; all else goes through the pipe.
+    /// Only a client that must send a header is heard here; all else goes through the pipe.
     fn data(&mut self, role: &mut Role, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         match role {
             Role::AwaitingHeader => {}
@@ -383,63 +289,47 @@ impl Service for Proxy {
         *role = self.begin(socket, destination);
     }
 
+    /// The idle clock of a client does not run while an upstream is dialed for it.
+    fn idle(&mut self, _: &mut Role, socket: &mut Socket<'_>, _: IdleKind) {
+        let dialing = self.records.get(&socket.id()).is_some_and(|record| record.dialing.is_some());
+        if !dialing {
+            socket.close();
+        }
+    }
+
     fn alarm(&mut self, role: &mut Role, socket: &mut Socket<'_>) {
-        if let Role::AwaitingHeader = role {
-            info!("{}: closed: no PROXY header within {HEADER_WITHIN:?}", socket.peer_addr());
-            socket.close_as(CloseReason::Unfinished);
+        match role {
+            Role::AwaitingHeader => {
+                info!("{}: closed: no PROXY header within {HEADER_WITHIN:?}", socket.peer_addr());
+                socket.close_as(CloseReason::Unfinished);
+            }
+            Role::Client => self.on_client_alarm(socket),
+            Role::Handshaking(_) | Role::Upstream(_) | Role::Check => {}
         }
     }
 
     fn refused(&mut self, refused: &Refused, sockets: &mut Sockets<'_>) {
         self.refused_summary.counts[refused.reason as usize] += 1;
         self.refused_summary.last = Some(refused.clone());
-        if let (None, Some(own)) = (self.refused_summary.timer, self.service) {
-            self.refused_summary.timer = sockets.set_timer(own, TELL_AFTER, None).ok();
-        }
+        self.tell_refused_soon(sockets);
     }
 
-    /// Time to say who was turned away, or to see who is up.
+    /// Time to tell which peers were refused, or to check upstreams.
     fn timer(&mut self, timer: TimerId, sockets: &mut Sockets<'_>) {
         if self.refused_summary.timer == Some(timer) {
             info!("{}", std::mem::take(&mut self.refused_summary));
-            return;
-        }
-        let Some(own) = self.service else { return };
-        for (index, upstream) in self.upstreams.iter().enumerate() {
-            if self.checks.values().any(|&checked| checked == index) {
-                continue; // The last one is still under way.
-            }
-            let filter = self.upstream_filter.clone().filter(|_| self.header_out.is_none());
-            let options =
-                DialOptions { timeout: Some(self.connect_timeout), filter, ..DialOptions::default() };
-            match sockets.dial_with(&upstream.to, own, options) {
-                Ok(id) => drop(self.checks.insert(id, index)),
-                Err(error) => debug!("cannot check an upstream: {error}"),
-            }
+        } else if let Some(own) = self.service {
+            self.check_all(own, sockets);
         }
     }
 
-    fn closed(&mut self, role: Role, gone: &ClosedInfo, rest: &mut Sockets<'_>) {
-        let (id, why, info) = (gone.id, gone.reason, gone.clone());
-        match role {
-            Role::AwaitingHeader | Role::Handshaking(_) => {}
-            Role::Check => {
-                let index = self.checks.remove(&id);
-                if let (Some(index), Some(failure)) = (index, failure_text(why, &info)) {
-                    self.mark_down(index, &failure, rest.elapsed());
-                }
-            }
-            Role::Upstream(client) => self.upstream_ended(client, why, info, rest),
-            Role::Client => {
-                if let Some(record) = self.records.get_mut(&id) {
-                    record.client_end = Some(Box::new((why, info, rest.elapsed() - record.started)));
-                    // One that is connected is closed by the pipe, behind what it is still to get.
-                    if let (Some(upstream), None) = (record.upstream_id, record.connected) {
-                        rest.cancel_dial(upstream);
-                    }
-                    self.log_closed(id);
-                }
-            }
+    fn closed(&mut self, role: Role, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
+        let link = self.outbound.remove(&gone.id);
+        match (role, link) {
+            (Role::Client, _) => self.client_ended(gone, sockets),
+            (Role::Upstream(client), Some(link)) => self.upstream_ended(client, link, gone, sockets),
+            (Role::Check, Some(link)) => self.note_failure(link, gone, sockets.elapsed()),
+            (Role::AwaitingHeader | Role::Handshaking(_) | Role::Upstream(_) | Role::Check, _) => {}
         }
     }
 }

@@ -1,0 +1,273 @@
+//! The connections of a proxy to its upstreams: attempts, checks, and the pair that comes of an attempt.
+
+use std::time::Duration;
+
+use super::Proxy;
+use super::log::{Dialing, Record};
+use super::upstreams::Failure;
+use crate::base::address::Address;
+use crate::base::filter::FilterConfig;
+use crate::base::id::{ConnId, ServiceId};
+use crate::base::reason::{CloseReason, ClosedInfo};
+use crate::config::dial::{DialOptions, KeepAlive};
+use crate::connection::socket::Socket;
+use crate::connection::sockets::Sockets;
+use crate::framing::proxy_header::{HeaderVersion, ProxyHeader};
+use ::log::{debug, info, warn};
+
+/// How any connection to an upstream is made, a client's or a check's.
+#[derive(Debug, Default)]
+pub(super) struct OutboundOptions {
+    pub(super) header: Option<HeaderVersion>,
+    pub(super) filter: Option<FilterConfig>,
+    pub(super) keep_alive: Option<KeepAlive>,
+}
+
+/// A connection to an upstream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outbound {
+    pub(super) upstream: usize,
+    pub(super) started: Duration,
+    pub(super) check: bool,
+}
+
+/// An attempt has this long before another upstream is tried beside it, or its share of the connect timeout if that is
+/// less. A lost SYN is repeated after 1 s (RFC 6298, section 2.1).
+const ATTEMPT_DELAY_MAX: Duration = Duration::from_secs(1);
+/// No two attempts of a client begin within less (RFC 8305, section 8).
+const ATTEMPT_DELAY_MIN: Duration = Duration::from_millis(10);
+/// An attempt that has taken this long without success is the upstream's fault, when another has overtaken it.
+const SLOW: Duration = Duration::from_secs(1);
+/// The dial's own timeout comes first, since it knows what it was waiting for.
+const AFTER_TIMEOUT: Duration = Duration::from_millis(50);
+
+impl Proxy {
+    /// A client may be connected. It is not read while an upstream is dialed.
+    pub(super) fn admit(&mut self, client: &mut Socket<'_>, destination: Option<Address>) {
+        client.pause();
+        let mut untried = self.upstreams.order(client.elapsed());
+        if untried.is_empty() {
+            self.refused_summary.no_upstream += 1;
+            self.tell_refused_soon(&mut client.all());
+        }
+        untried.reverse();
+        let share = self.connect_timeout / (untried.len() + 1).min(1_000) as u32;
+        let record = Record {
+            client: client.peer_addr(),
+            started: client.elapsed(),
+            upstream: untried.last().copied().unwrap_or(0),
+            dialing: Some(Box::new(Dialing {
+                destination: destination.or_else(|| client.local_addr()),
+                untried,
+                delay: share.clamp(ATTEMPT_DELAY_MIN, ATTEMPT_DELAY_MAX),
+                in_flight: Vec::new(),
+            })),
+            connected: None,
+            client_end: None,
+            upstream_end: None,
+            upstream_id: None,
+        };
+        self.records.insert(client.id(), Box::new(record));
+        if !self.dial_next(client) {
+            client.close_as(CloseReason::Local);
+        }
+    }
+
+    /// Dials the next upstream of a client that has not been tried, beside those under way; says whether any is.
+    pub(super) fn dial_next(&mut self, client: &mut Socket<'_>) -> bool {
+        let now = client.elapsed();
+        let Some(record) = self.records.get_mut(&client.id()) else { return false };
+        let left = self.connect_timeout.saturating_sub(now - record.started);
+        let Some(dialing) = &mut record.dialing else { return false };
+        while let Some(upstream) = dialing.untried.pop().filter(|_| !left.is_zero()) {
+            if self.upstreams.is_full(upstream) {
+                continue;
+            }
+            match client.dial_with(self.upstreams.address(upstream), self.outbound_options.dial(left)) {
+                Ok(id) => {
+                    self.upstreams.begin(upstream);
+                    self.outbound.insert(id, Outbound { upstream, started: now, check: false });
+                    dialing.in_flight.push(id);
+                    record.upstream = upstream;
+                    break;
+                }
+                // No slot for an attempt beside another: it must wait for that one.
+                Err(error) if !dialing.in_flight.is_empty() => {
+                    debug!("{}: {error}", record.client);
+                    dialing.untried.push(upstream);
+                    break;
+                }
+                Err(error) => warn!("{}: {error}", record.client),
+            }
+        }
+        let next = if dialing.untried.is_empty() { left + AFTER_TIMEOUT } else { dialing.delay };
+        client.set_alarm(Some(next.min(left + AFTER_TIMEOUT)));
+        !dialing.in_flight.is_empty()
+    }
+
+    /// A client has waited for as long as one attempt, or all of them, may take.
+    pub(super) fn on_client_alarm(&mut self, client: &mut Socket<'_>) {
+        let Some(record) = self.records.get(&client.id()) else { return };
+        if record.dialing.is_none() {
+            return;
+        }
+        if client.elapsed() - record.started < self.connect_timeout {
+            self.dial_next(client);
+            return;
+        }
+        // Its dials have a timeout of their own; what is left is a handshake behind a PROXY header.
+        self.give_up_attempts(client.id(), &mut client.all(), None);
+        client.close_as(CloseReason::ConnectTimeout);
+    }
+
+    /// Ends the attempts of a client that are under way. Those that took long are the upstream's fault.
+    pub(super) fn give_up_attempts(
+        &mut self,
+        client: ConnId,
+        sockets: &mut Sockets<'_>,
+        winner: Option<ConnId>,
+    ) {
+        let now = sockets.elapsed();
+        let slow = SLOW.min(self.connect_timeout);
+        let Some(dialing) = self.records.get_mut(&client).and_then(|record| record.dialing.as_mut()) else {
+            return;
+        };
+        for id in std::mem::take(&mut dialing.in_flight) {
+            if Some(id) == winner {
+                continue;
+            }
+            sockets.cancel_dial(id);
+            let Some(link) = self.outbound.get(&id).copied().filter(|link| now - link.started >= slow) else {
+                continue;
+            };
+            self.upstreams.mark_down(link.upstream, &CloseReason::ConnectTimeout, now);
+        }
+    }
+
+    /// The first attempt of a client has succeeded.
+    pub(super) fn connect_pair(&mut self, client: ConnId, upstream: &mut Socket<'_>) {
+        let (id, now) = (upstream.id(), upstream.elapsed());
+        self.give_up_attempts(client, &mut upstream.all(), Some(id));
+        let Some(record) = self.records.get_mut(&client) else { return upstream.close() };
+        record.connected = Some(now - record.started);
+        (record.dialing, record.upstream_end, record.upstream_id) = (None, None, Some(id));
+        if let Some(link) = self.outbound.get(&id) {
+            record.upstream = link.upstream;
+            self.upstreams.mark_up(link.upstream);
+        }
+        match upstream.other(client) {
+            Some(mut client) => {
+                client.set_alarm(None);
+                client.resume();
+            }
+            None => return upstream.close(),
+        }
+        upstream.pipe(client);
+    }
+
+    /// A connection to an upstream has ended. If the client was not connected, the next upstream is tried.
+    pub(super) fn upstream_ended(
+        &mut self,
+        client: ConnId,
+        link: Outbound,
+        gone: &ClosedInfo,
+        sockets: &mut Sockets<'_>,
+    ) {
+        self.upstreams.end(link.upstream);
+        let Some(record) = self.records.get_mut(&client) else { return };
+        let Some(dialing) = &mut record.dialing else {
+            if record.upstream_id == Some(gone.id) {
+                record.upstream_id = None;
+                record.upstream_end = Some(Box::new(gone.clone()));
+            }
+            return self.log_closed(client);
+        };
+        let before = dialing.in_flight.len();
+        dialing.in_flight.retain(|id| *id != gone.id);
+        if dialing.in_flight.len() == before {
+            return; // It was given up.
+        }
+        (record.upstream, record.upstream_end) = (link.upstream, Some(Box::new(gone.clone())));
+        self.note_failure(link, gone, sockets.elapsed());
+        let Some(mut client) = sockets.get(client) else { return self.log_closed(client) };
+        if gone.reason == CloseReason::Shutdown || !self.dial_next(&mut client) {
+            client.close_as(gone.reason);
+        }
+    }
+
+    pub(super) fn note_failure(&mut self, link: Outbound, gone: &ClosedInfo, now: Duration) {
+        match Failure::of(gone) {
+            Some(Failure::Upstream(why)) => self.upstreams.mark_down(link.upstream, &why, now),
+            Some(Failure::Local(why)) => debug!("not the upstream's fault: {why}"),
+            None => {}
+        }
+    }
+
+    pub(super) fn client_ended(&mut self, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
+        self.give_up_attempts(gone.id, sockets, None);
+        if let Some(record) = self.records.get_mut(&gone.id) {
+            let duration = sockets.elapsed() - record.started;
+            // An upstream that is connected is closed by the pipe, behind what it is still to get.
+            record.client_end = Some(Box::new((gone.clone(), duration)));
+            self.log_closed(gone.id);
+        }
+    }
+
+    /// One line for one connection, when both its ends have gone.
+    pub(super) fn log_closed(&mut self, client: ConnId) {
+        if !self.records.get(&client).is_some_and(|record| record.is_over()) {
+            return;
+        }
+        if let Some(record) = self.records.remove(&client) {
+            info!("{} -> {} {record}", record.client, self.upstreams.address(record.upstream));
+        }
+    }
+
+    /// Begins to check each upstream whose last check has ended.
+    pub(super) fn check_all(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
+        for upstream in 0..self.upstreams.len() {
+            if self.outbound.values().any(|link| link.check && link.upstream == upstream) {
+                continue;
+            }
+            let options = self.outbound_options.dial(self.connect_timeout);
+            match sockets.dial_with(self.upstreams.address(upstream), own, options) {
+                Ok(id) => {
+                    let started = sockets.elapsed();
+                    self.outbound.insert(id, Outbound { upstream, started, check: true });
+                }
+                Err(error) => debug!("cannot check an upstream: {error}"),
+            }
+        }
+    }
+
+    /// A check has come as far as a client's connection must.
+    pub(super) fn check_succeeded(&mut self, socket: &mut Socket<'_>) {
+        if let Some(link) = self.outbound.get(&socket.id()) {
+            self.upstreams.mark_up(link.upstream);
+        }
+        socket.close();
+    }
+}
+
+impl OutboundOptions {
+    /// How to dial any upstream. TLS behind a header is started later, by [`OutboundOptions::greet`].
+    pub(super) fn dial(&self, timeout: Duration) -> DialOptions {
+        let filter = self.filter.clone().filter(|_| self.header.is_none());
+        DialOptions { timeout: Some(timeout), filter, keep_alive: self.keep_alive, ..DialOptions::default() }
+    }
+
+    /// Sends what comes before the payload; says whether a handshake must be waited for.
+    pub(super) fn greet(&self, header: ProxyHeader, to: &Address, socket: &mut Socket<'_>) -> bool {
+        let Some(version) = self.header else { return false };
+        let mut bytes = Vec::new();
+        header.encode(version, &mut bytes);
+        socket.send(&bytes);
+        match &self.filter {
+            Some(how) => {
+                socket.start_filter(how.for_peer(to.clone()));
+                true
+            }
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The upstreams of a proxy: which is up, which comes next, and what a failed attempt says about one.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use crate::base::address::Address;
+use crate::base::reason::{Attempt, CloseReason, ClosedInfo, OsError};
+use ::log::{info, warn};
+
+/// How long an upstream that failed is passed over.
+const DOWN: Duration = Duration::from_secs(10);
+
+/// How the next upstream is chosen among those that are up and have room.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Balance {
+    /// In turn, each as often as its weight says (smooth weighted round robin, as in nginx).
+    #[default]
+    RoundRobin,
+    /// The one with the fewest connections in proportion to its weight.
+    LeastConnections,
+}
+
+/// Where a proxy connects its clients to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Upstream {
+    /// Its address. A name is looked up for each connection.
+    pub to: Address,
+    /// Its share of the connections, at least 1. Default 1.
+    pub weight: u32,
+    /// Used only while no other upstream is up and has room. Off by default.
+    pub backup: bool,
+    /// Connections to it at once, attempts included. No limit by default.
+    pub max_connections: Option<usize>,
+}
+
+impl From<Address> for Upstream {
+    fn from(to: Address) -> Upstream {
+        Upstream { to, weight: 1, backup: false, max_connections: None }
+    }
+}
+
+/// An upstream and its state.
+#[derive(Debug)]
+struct Entry {
+    upstream: Upstream,
+    down_until: Option<Duration>,
+    /// Connections and attempts of clients.
+    active: usize,
+    /// Of smooth weighted round robin: rises by the weight in each choice, falls by the sum of weights when chosen.
+    credit: i64,
+}
+
+/// All upstreams of a proxy.
+#[derive(Debug)]
+pub(super) struct Upstreams {
+    entries: Vec<Entry>,
+    pub(super) balance: Balance,
+}
+
+/// What the failure of an attempt says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The upstream is at fault: it is passed over for a while.
+    Upstream(String),
+    /// This process or machine was: out of descriptors, ports or memory, or the peer said "try again". The upstream may
+    /// be well.
+    Local(String),
+}
+
+impl Upstreams {
+    pub(super) fn new(upstreams: Vec<Upstream>) -> Upstreams {
+        let entry = |upstream| Entry { upstream, down_until: None, active: 0, credit: 0 };
+        Upstreams { entries: upstreams.into_iter().map(entry).collect(), balance: Balance::default() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn address(&self, index: usize) -> &Address {
+        &self.entries[index].upstream.to
+    }
+
+    /// The upstreams in the order in which to try them: those that are up, then the backups, then those that are down,
+    /// because a check may be late. Those that are full are left out.
+    pub(super) fn order(&mut self, now: Duration) -> Vec<usize> {
+        let mut order = Vec::with_capacity(self.entries.len());
+        for (down, backup) in [(false, false), (false, true), (true, false), (true, true)] {
+            let belongs = |entry: &Entry| {
+                entry.is_down(now) == down && entry.upstream.backup == backup && !entry.is_full()
+            };
+            let tier: Vec<usize> = (0..self.entries.len()).filter(|&n| belongs(&self.entries[n])).collect();
+            order.extend(self.order_of_tier(tier, order.is_empty()));
+        }
+        order
+    }
+
+    /// Only the first choice of all counts as a turn; the others are tried when it fails.
+    fn order_of_tier(&mut self, mut tier: Vec<usize>, counts: bool) -> Vec<usize> {
+        let total: i64 = tier.iter().map(|&n| i64::from(self.entries[n].upstream.weight)).sum();
+        for &n in &tier {
+            self.entries[n].credit += i64::from(self.entries[n].upstream.weight) * i64::from(counts);
+        }
+        // A stable sort: equal ones stay in the order in which they were given.
+        tier.sort_by(|&a, &b| self.entries[b].credit.cmp(&self.entries[a].credit));
+        if self.balance == Balance::LeastConnections {
+            let load = |n: usize| (self.entries[n].active as u64, u64::from(self.entries[n].upstream.weight));
+            tier.sort_by(|&a, &b| {
+                let ((a, a_weight), (b, b_weight)) = (load(a), load(b));
+                (a * b_weight).cmp(&(b * a_weight))
+            });
+        }
+        if let Some(&first) = tier.first().filter(|_| counts) {
+            self.entries[first].credit -= total;
+        }
+        tier
+    }
+
+    pub(super) fn is_full(&self, index: usize) -> bool {
+        self.entries[index].is_full()
+    }
+
+    /// An attempt or a connection of a client begins.
+    pub(super) fn begin(&mut self, index: usize) {
+        self.entries[index].active += 1;
+    }
+
+    pub(super) fn end(&mut self, index: usize) {
+        self.entries[index].active -= 1;
+    }
+
+    pub(super) fn mark_up(&mut self, index: usize) {
+        let entry = &mut self.entries[index];
+        if entry.down_until.take().is_some() {
+            info!("upstream {} is up again", entry.upstream.to);
+        }
+    }
+
+    pub(super) fn mark_down(&mut self, index: usize, why: &dyn fmt::Display, now: Duration) {
+        let entry = &mut self.entries[index];
+        if entry.down_until.is_none() {
+            warn!("upstream {} is down: {why}", entry.upstream.to);
+        }
+        entry.down_until = Some(now + DOWN);
+    }
+}
+
+impl Entry {
+    fn is_down(&self, now: Duration) -> bool {
+        self.down_until.is_some_and(|until| until > now)
+    }
+
+    fn is_full(&self) -> bool {
+        self.upstream.max_connections.is_some_and(|max| self.active >= max)
+    }
+}
+
+impl Failure {
+    /// Why an attempt has ended, unless that was wanted.
+    pub(super) fn of(gone: &ClosedInfo) -> Option<Failure> {
+        let text = gone.error_text().unwrap_or_else(|| gone.reason.to_string());
+        let try_again = |attempts: &[(Address, Attempt)]| {
+            let is = |attempt: &Attempt| matches!(attempt, Attempt::Failed(error) if is_local(*error));
+            !attempts.is_empty() && attempts.iter().all(|(_, attempt)| is(attempt))
+        };
+        match gone.reason {
+            CloseReason::Local | CloseReason::Aborted | CloseReason::Shutdown => None,
+            CloseReason::Memory => Some(Failure::Local(text)),
+            CloseReason::Unreachable(error) if is_local(error) => Some(Failure::Local(text)),
+            CloseReason::ConnectTimeout
+                if gone.dial_error.as_ref().is_some_and(|error| try_again(error.attempts())) =>
+            {
+                Some(Failure::Local(text))
+            }
+            _ => Some(Failure::Upstream(text)),
+        }
+    }
+}
+
+/// Whether an error of connect(2) or socket(2) is about this process or machine: EAGAIN (the backlog of a Unix-domain
+/// socket is full, or too many names are looked up), no descriptors, no ports, no memory. See connect(2), socket(2).
+fn is_local(error: OsError) -> bool {
+    let error = io::Error::from(error);
+    let local = [io::ErrorKind::WouldBlock, io::ErrorKind::AddrNotAvailable, io::ErrorKind::OutOfMemory];
+    // ENFILE, EMFILE, and ENOBUFS of Linux and of the BSDs, which have no kind in the standard library.
+    local.contains(&error.kind()) || matches!(error.raw_os_error(), Some(23 | 24 | 55 | 105))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstreams(texts: &[(u32, bool)], balance: Balance) -> Upstreams {
+        let one = |(n, &(weight, backup)): (usize, &(u32, bool))| {
+            let to: Address = format!("10.0.0.{}:1", n + 1).parse().unwrap();
+            Upstream { weight, backup, ..Upstream::from(to) }
+        };
+        Upstreams { balance, ..Upstreams::new(texts.iter().enumerate().map(one).collect()) }
+    }
+
+    fn first(upstreams: &mut Upstreams, times: usize) -> Vec<usize> {
+        (0..times).map(|_| upstreams.order(Duration::ZERO)[0]).collect()
+    }
+
+    #[test]
+    fn round_robin_follows_the_weights_without_bursts() {
+        let mut all = upstreams(&[(1, false), (1, false)], Balance::RoundRobin);
+        assert_eq!(first(&mut all, 4), [0, 1, 0, 1]);
+        let mut all = upstreams(&[(5, false), (1, false), (1, false)], Balance::RoundRobin);
+        assert_eq!(first(&mut all, 7), [0, 0, 1, 0, 2, 0, 0], "as nginx has it");
+    }
+
+    #[test]
+    fn a_backup_is_used_only_when_no_other_is_up() {
+        let mut all = upstreams(&[(1, true), (1, false), (1, false)], Balance::RoundRobin);
+        assert_eq!(first(&mut all, 4), [1, 2, 1, 2]);
+        all.mark_down(1, &"gone", Duration::ZERO);
+        assert_eq!(first(&mut all, 2), [2, 2]);
+        all.mark_down(2, &"gone", Duration::ZERO);
+        assert_eq!(first(&mut all, 2), [0, 0]);
+        assert_eq!(all.order(Duration::ZERO).len(), 3, "those that are down come last");
+        all.mark_up(1);
+        assert_eq!(first(&mut all, 2), [1, 1]);
+        assert_eq!(all.order(DOWN).iter().filter(|&&n| n == 2).count(), 1);
+    }
+
+    #[test]
+    fn the_least_loaded_is_chosen_in_proportion_to_its_weight() {
+        let mut all = upstreams(&[(1, false), (3, false)], Balance::LeastConnections);
+        let mut counts = [0; 2];
+        for _ in 0..40 {
+            let chosen = all.order(Duration::ZERO)[0];
+            all.begin(chosen);
+            counts[chosen] += 1;
+        }
+        assert_eq!(counts, [10, 30]);
+        (0..5).for_each(|_| all.end(0));
+        assert_eq!(first(&mut all, 1), [0]);
+    }
+
+    #[test]
+    fn a_full_upstream_is_left_out_until_a_connection_ends() {
+        let mut all = upstreams(&[(1, false), (1, false)], Balance::RoundRobin);
+        all.entries[0].upstream.max_connections = Some(1);
+        all.begin(0);
+        assert_eq!((first(&mut all, 2), all.order(Duration::ZERO).len()), (vec![1, 1], 1));
+        all.end(0);
+        assert_eq!(all.order(Duration::ZERO).len(), 2);
+    }
+
+    #[test]
+    fn an_error_of_this_machine_is_told_from_one_of_the_upstream() {
+        for (number, local) in [
+            (libc::EAGAIN, true),
+            (libc::EADDRNOTAVAIL, true),
+            (libc::EMFILE, true),
+            (libc::ENFILE, true),
+            (libc::ENOMEM, true),
+            (libc::ENOBUFS, true),
+            (libc::ECONNREFUSED, false),
+            (libc::ENETUNREACH, false),
+            (libc::ENOENT, false),
+        ] {
+            assert_eq!(
+                is_local(OsError::from(io::Error::from_raw_os_error(number))),
+                local,
+                "errno {number}"
+            );
+        }
+    }
+}
