@@ -104,23 +104,36 @@ fn an_upstream_that_cannot_be_had_gives_the_client_a_clean_end_in_time() {
     }
 }
 
+/// What has arrived until the end, and whether that was a reset.
+fn receive_until_reset(peer: &mut Peer) -> (Vec<u8>, bool) {
+    let (mut received, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        match peer.0.read(&mut buffer) {
+            Ok(0) => return (received, false),
+            Ok(n) => received.extend(&buffer[..n]),
+            Err(error) => return (received, error.kind() == ErrorKind::ConnectionReset),
+        }
+    }
+}
+
 #[test]
-fn an_upstream_that_resets_gives_the_client_what_it_had_sent_and_a_clean_end() {
+fn a_reset_on_one_side_reaches_the_other_as_a_reset_behind_all_data() {
     let _others = shared();
     let (listener, address) = upstream();
     let proxy = Server::start(&format!("proxy --to {address}"));
-    let mut client = Peer::connect(proxy.address);
-    let mut server = accept(&listener);
-    client.send("hello");
-    server.receive(5);
-    server.send("half an ans");
-    let mut received = client.receive(11);
-    socket2::SockRef::from(&server.0).set_linger(Some(Duration::ZERO)).expect("an option");
-    drop(server);
-    received.extend(client.receive_all());
-    assert_eq!(received, b"half an ans");
-    drop(client);
-    assert!(log_line(&proxy, "upstream=reset").contains("client=pipe-peer-closed"));
+    for upstream_resets in [true, false] {
+        let client = Peer::connect(proxy.address);
+        let server = accept(&listener);
+        let (mut resets, mut other) = if upstream_resets { (server, client) } else { (client, server) };
+        resets.send("half an ans");
+        assert_eq!(other.receive(11), b"half an ans");
+        resets.send("wer");
+        socket2::SockRef::from(&resets.0).set_linger(Some(Duration::ZERO)).expect("an option");
+        drop(resets);
+        assert_eq!(receive_until_reset(&mut other), (b"wer".to_vec(), true));
+        let reset = if upstream_resets { "upstream=reset" } else { "client=reset" };
+        assert!(log_line(&proxy, reset).contains("=pipe-peer-closed"), "{}", proxy.log());
+    }
 }
 
 /// A listener whose backlog is full: who connects is never answered. Kept with those who fill it.
@@ -289,9 +302,9 @@ fn a_denied_peer_costs_no_upstream_byte_and_a_dry_run_only_counts_it() {
     until("the upstream is called", 10 * SECOND, || listener.accept().is_ok());
     let log = proxy.end();
     for sent in [
-        "rule deny 127.0.0.3 matched 1 times",
-        "rule allow 127.0.0.0/28 matched 1 times",
-        "rule deny 127.0.0.0/8 matched 1 times",
+        "rule deny 127.0.0.3 matched 1 time",
+        "rule allow 127.0.0.0/28 matched 1 time",
+        "rule deny 127.0.0.0/8 matched 1 time",
         "refused-denied=2",
     ] {
         assert!(log.contains(sent), "{sent} is not in {log}");
@@ -355,13 +368,13 @@ fn a_rate_of_one_mib_a_second_is_held_within_a_twentieth_over_ten_seconds() {
 fn a_proxied_connection_takes_two_slots_and_is_accepted_only_with_room_for_both() {
     let _others = shared();
     let echo = Server::start("echo --raw");
-    let proxy = Server::start(&format!("proxy --to {} --max-connections 11", echo.address));
+    let proxy = Server::start(&format!("proxy --to {} --max-connections 11 --busy-reply full", echo.address));
     let before = proxy.descriptors();
     let mut peers: Vec<Peer> = (0..8).map(|_| Peer::connect(proxy.address)).collect();
     for (n, peer) in peers.iter_mut().enumerate() {
         match n {
             0..5 => assert!(peer.echoes("in"), "client {n}"),
-            _ => assert_eq!(peer.receive_all(), b"server busy\n", "client {n}"),
+            _ => assert_eq!(peer.receive_all(), b"full\n", "client {n}"),
         }
     }
     assert!(proxy.descriptors() >= before + 10);

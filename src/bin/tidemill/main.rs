@@ -3,7 +3,9 @@
 mod args;
 mod client;
 mod load;
+mod log_filter;
 mod serve;
+mod signals;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -15,7 +17,7 @@ use tidemill::services::{Chat, Echo, Frames, Proxy};
 
 use args::{Cli, Command, CommandError};
 
-/// What the shell is told when options are wrong, as most commands do.
+/// The exit code for wrong options, as most commands have it.
 const USAGE: u8 = 2;
 
 /// What the members of a chat are sent at shutdown, before they are closed.
@@ -30,7 +32,12 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage_error(&error),
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    log_filter::init();
+    // The servers install handlers of their own.
+    let has_handlers = !matches!(cli.command, Command::Connect(_) | Command::Load(_));
+    if let Err(error) = signals::prepare(has_handlers) {
+        log::warn!("signals stay as they were when the process started: {error}");
+    }
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(CommandError::Usage(text)) => {
@@ -66,6 +73,12 @@ fn run(command: Command) -> Result<(), CommandError> {
                     let why = "--max-message is for framings whose messages differ in length, not for fixed:N and raw";
                     return Err(CommandError::Usage(why.to_string()));
                 }
+                (Some(bytes), framing) if header_max(&framing).is_some_and(|max| bytes > max) => {
+                    let max = header_max(&framing).unwrap_or(0);
+                    return Err(CommandError::Usage(format!(
+                        "--max-message of {bytes} bytes has no effect: the length of this framing is at most {max}"
+                    )));
+                }
                 (Some(bytes), framing) => framing.max(bytes),
             };
             let frames = Frames::new(framing);
@@ -78,20 +91,31 @@ fn run(command: Command) -> Result<(), CommandError> {
     }
 }
 
+/// The longest message that the length field of a framing can state, where it is less than memory allows.
+fn header_max(framing: &Framing) -> Option<usize> {
+    match framing.to_string().split(['+', ' ']).next() {
+        Some("u8") => Some(255),
+        Some("u16be" | "u16le") => Some(65_535),
+        _ => None,
+    }
+}
+
 fn proxy(options: &args::ProxyArgs, server: &args::ServerArgs) -> Result<(), CommandError> {
     let Some(within) = options.connect_timeout.0 else {
         return Err(CommandError::Usage(
             "--connect-timeout cannot be 0: a client would wait for ever".to_string(),
         ));
     };
-    let upstream_filter = options.tls.client().map_err(CommandError::Run)?;
+    let upstream_tls = options.tls.client().map_err(CommandError::Run)?;
     let tls = server.tls.server().map_err(CommandError::Run)?;
-    // A PROXY header comes before the handshake, so where one is expected the proxy itself has to see to both.
+    // A PROXY header comes before the handshake, so where one is expected the proxy itself handles both.
     let behind_header = !options.proxy_protocol_in.is_empty();
     let client_filter = tls.as_ref().filter(|_| behind_header).map(|tls| tls.filter_config());
-    let proxy = Proxy::to(options.to.clone())
+    let proxy = Proxy::to_upstreams(options.to.clone())
+        .balance(options.balance)
         .filter_clients(client_filter)
-        .filter_upstreams(upstream_filter)
+        .filter_upstreams(upstream_tls.as_ref().map(|tls| tls.filter_config()))
+        .keep_alive(server.keep_alive())
         .accept_header_from(options.proxy_protocol_in.clone())
         .send_header(options.proxy_protocol_out)
         .connect_timeout(within)
@@ -101,15 +125,18 @@ fn proxy(options: &args::ProxyArgs, server: &args::ServerArgs) -> Result<(), Com
     let limits = proxy.limits();
     let setup = serve::ServeSetup {
         access_policy: guard,
-        upstreams: options.to.clone(),
+        upstreams: options.to.iter().map(|upstream| upstream.to.clone()).collect(),
         tls,
         listeners_filter: !behind_header,
         shutdown_notice: None,
+        upstream_tls: upstream_tls.map(|tls| (tls, options.tls.clone())),
+        // Text in the middle of another protocol would be read as a part of it.
+        busy_reply: "",
     };
     serve::serve_as(proxy, limits, setup, server)
 }
 
-/// What clap has to say: help as it is, an error as one line.
+/// Prints what clap says: help as it is, an error as one line.
 fn usage_error(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         // A closed pipe is the reader's decision, not an error.
@@ -121,15 +148,19 @@ fn usage_error(error: &clap::Error) -> ExitCode {
         return ExitCode::from(USAGE);
     }
     let text = error.to_string();
-    let lines = text.trim_start_matches("error: ").lines().map(str::trim);
-    let sentence: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
-    let asked = std::env::args().nth(1).filter(|word| Cli::command().find_subcommand(word).is_some());
+    let lines: Vec<&str> = text.trim_start_matches("error: ").lines().map(str::trim).collect();
+    let sentence: Vec<&str> = lines.iter().copied().take_while(|line| !line.is_empty()).collect();
+    // The first tip is the similar name, if there is one.
+    let tip = lines.iter().find_map(|line| line.strip_prefix("tip: ")).filter(|tip| tip.contains("similar"));
+    let tip = tip.map_or(String::new(), |tip| format!("; {tip}"));
+    let asked = std::env::args_os().nth(1).and_then(|word| word.into_string().ok());
+    let asked = asked.filter(|word| Cli::command().find_subcommand(word).is_some());
     let help = asked.map_or("tidemill --help".to_string(), |command| format!("tidemill {command} --help"));
-    print_error(&format!("{}; see '{help}'", sentence.join(" ")));
+    print_error(&format!("{}{tip}; see '{help}'", sentence.join(" ")));
     ExitCode::from(USAGE)
 }
 
-/// One line on stderr. Nothing can be done about a stderr that is closed.
+/// One line on stderr, which may be closed.
 fn print_error(text: &str) {
     let _ = writeln!(std::io::stderr(), "tidemill: {text}");
 }

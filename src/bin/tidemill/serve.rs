@@ -1,45 +1,52 @@
-//! Runs a service: descriptors, listeners, signals, and the last word in the log.
+//! Runs a service: descriptors, listeners, and the last lines of the log.
 
-use std::io::Write;
-use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::io::{self, Write};
+use std::net::{IpAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use tidemill::tls::Server;
+use tidemill::tls::{Client, Server};
 use tidemill::{
     AccessPolicy, Action, Address, CloseReason, Handle, Limits, ListenOptions, Reactor, Refusal, Rules,
-    Service, SocketLimits, Sockets, Stats,
+    Service, SocketLimits, Stats,
 };
 
-use crate::args::tls::ServerTlsArgs;
+use crate::args::tls::UpstreamTlsArgs;
 use crate::args::{CommandError, ServerArgs as Options};
+use crate::signals;
 
 /// What a service needs from its reactor beside the limits of its connections.
 pub struct ServeSetup {
     pub access_policy: AccessPolicy,
-    /// Whom each connection will have dialed for it.
+    /// The addresses that connections may be dialed to. Empty for services that do not dial.
     pub upstreams: Vec<Address>,
-    /// What is shown of TLS, where it was read already, and whether the listeners show it: else the service does.
+    /// The server side of TLS if it was asked for, and whether the listeners use it; otherwise the service does.
     pub tls: Option<Server>,
     pub listeners_filter: bool,
     /// Sent to each connection at shutdown, before it is closed. None: it may go on for as long as --drain.
     pub shutdown_notice: Option<&'static str>,
+    /// The client side of TLS, and where it was read from.
+    pub upstream_tls: Option<(Client, UpstreamTlsArgs)>,
+    /// What a refused peer is sent unless --busy-reply says otherwise.
+    pub busy_reply: &'static str,
 }
 
 impl ServeSetup {
-    /// One whose listeners secure those who come, if that was asked for.
+    /// For a service whose listeners start TLS with each peer, if that was asked for.
     fn plain(options: &Options) -> Result<ServeSetup, CommandError> {
-        let shown = options.tls.server().map_err(CommandError::Run)?;
         Ok(ServeSetup {
             access_policy: AccessPolicy::default(),
             upstreams: Vec::new(),
-            tls: shown,
+            tls: options.tls.server().map_err(CommandError::Run)?,
             listeners_filter: true,
             shutdown_notice: None,
+            upstream_tls: None,
+            busy_reply: "server busy",
         })
     }
 }
@@ -67,58 +74,141 @@ pub fn serve_as<S: Service>(
     setup: ServeSetup,
     options: &Options,
 ) -> Result<(), CommandError> {
+    let dials = !setup.upstreams.is_empty();
+    options.check(dials).map_err(CommandError::Usage)?;
     let mut limits = options.socket_limits(usual).map_err(CommandError::Usage)?;
     let max = options.limits(descriptors());
+    if dials && max.connections < 2 {
+        let what = "a proxied connection takes two of --max-connections, and only 1 is allowed";
+        return Err(CommandError::Usage(format!("{what} by it or by the limit of descriptors (ulimit -n)")));
+    }
     log_limits(&max);
-    let failed = |error: std::io::Error| CommandError::Run(error.to_string());
+    let failed = |error: io::Error| CommandError::Run(error.to_string());
     let mut reactor = Reactor::new(max).map_err(failed)?;
     if let Some(rate) = options.total_rate() {
         limits.group = Some(reactor.sockets().add_group(rate).map_err(failed)?);
     }
     let service = reactor.add_with(service, limits);
     reactor.set_access_policy(service, options.access_policy(setup.access_policy));
+    log_default_action(reactor.rules(service));
     let filter = setup.tls.as_ref().filter(|_| setup.listeners_filter).map(Server::filter_config);
-    let listen =
-        ListenOptions { reserve_slot: !setup.upstreams.is_empty(), filter, ..options.listen_options() };
-    // Before anyone can wait for the start line and then send a signal.
-    handle_signals(reactor.handle(), options.drain(), setup.shutdown_notice).map_err(failed)?;
-    if let Some(shown) = setup.tls {
-        handle_reload(shown, options.tls.clone()).map_err(failed)?;
-    }
+    let listen = ListenOptions { reserve_slot: dials, filter, ..options.listen_options(setup.busy_reply) };
+    // Before the start line, because a script may send a signal as soon as it has read that.
+    signals::drain_on_signal(reactor.handle(), options.drain(), setup.shutdown_notice).map_err(failed)?;
+    signals::reload_on_hangup(setup.tls, options.tls.clone(), setup.upstream_tls).map_err(failed)?;
     let mut listening = Vec::new();
     for address in &options.listen {
-        let listener = reactor.listen_with(address, service, &listen).map_err(failed)?;
+        let listener = reactor.listen_with(address, service, &listen);
+        let listener =
+            listener.map_err(|error| CommandError::Run(cannot_listen(address, &listening, &error)))?;
         listening.extend(reactor.local_addr(listener));
     }
     for to in &setup.upstreams {
-        refuse_self(to, &listening)?;
+        refuse_self(to, &listening).map_err(CommandError::Run)?;
+    }
+    let self_loop = check_names(&setup.upstreams, &listening, reactor.handle()).map_err(failed)?;
+    if let Some(error) = self_loop.get() {
+        return Err(CommandError::Run(error.clone()));
     }
     listening.iter().for_each(announce);
     reactor.run().map_err(failed)?;
     log_rules(reactor.rules(service));
     log_stats(&reactor.stats());
-    Ok(())
+    self_loop.get().map_or(Ok(()), |error| Err(CommandError::Run(error.clone())))
 }
 
-/// A proxy to itself would call itself until the reactor is at capacity.
-fn refuse_self(to: &Address, listening: &[Address]) -> Result<(), CommandError> {
-    // One that is not found now may be found later, and cannot be us.
-    let targets: Vec<SocketAddr> = to.to_socket_addrs().map(Iterator::collect).unwrap_or_default();
-    let is_ours = |ip: IpAddr| TcpListener::bind((ip, 0)).is_ok();
-    let same = listening.iter().find(|own| match own.inet() {
-        None => *own == to,
-        Some(own) => targets.iter().any(|target| {
-            let everywhere = own.ip().is_unspecified() && is_ours(target.ip());
-            target.port() == own.port()
-                && (target.ip().to_canonical() == own.ip().to_canonical() || everywhere)
-        }),
-    });
-    match same {
-        None => Ok(()),
-        Some(own) => Err(CommandError::Run(format!(
-            "cannot proxy to {to}: that is {own}, where this proxy itself listens"
-        ))),
+/// An address that this process itself has taken is not taken by "another process".
+fn cannot_listen(at: &Address, listening: &[Address], error: &io::Error) -> String {
+    let taken = |own: &&Address| {
+        let (Some(at), Some(own)) = (at.inet(), own.inet()) else { return at == *own };
+        // A listener on [::] also takes the port of IPv4, unless net.ipv6.bindv6only is set.
+        at.port() == own.port()
+            && (at.ip() == own.ip() || own.ip().is_unspecified() || at.ip().is_unspecified())
+    };
+    match listening.iter().find(taken).filter(|_| error.kind() == io::ErrorKind::AddrInUse) {
+        Some(own) if own == at => format!("cannot listen on {at}: --listen names it twice"),
+        Some(own) => {
+            format!("cannot listen on {at}: this server listens on {own} already, which includes it")
+        }
+        None => error.to_string(),
     }
+}
+
+/// A proxy to itself would dial itself until the reactor is at capacity. Names are left to [`check_names`].
+fn refuse_self(to: &Address, listening: &[Address]) -> Result<(), String> {
+    match listening.iter().find(|own| is_same(to, own)) {
+        None => Ok(()),
+        Some(own) => Err(format!("cannot proxy to {to}: that is {own}, where this proxy itself listens")),
+    }
+}
+
+/// Whether connecting to the one leads to the listener on the other.
+fn is_same(to: &Address, own: &Address) -> bool {
+    match (to, own) {
+        (Address::Unix(to), Address::Unix(own)) => is_same_file(Path::new(to), Path::new(own)),
+        _ => match (to.inet(), own.inet()) {
+            (Some(to), Some(own)) => {
+                to.port() == own.port() && reaches(to.ip().to_canonical(), own.ip().to_canonical())
+            }
+            (None, None) => to == own,
+            _ => false,
+        },
+    }
+}
+
+/// Through symbolic links and `..`: both lead to the same socket file.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    one == other || (id(one).is_some() && id(one) == id(other))
+}
+
+/// The unspecified address as a destination means this machine (Linux, BSD); as a listener's it means all addresses.
+fn reaches(to: IpAddr, own: IpAddr) -> bool {
+    let is_ours = |ip: IpAddr| ip.is_loopback() || TcpListener::bind((ip, 0)).is_ok();
+    match (to.is_unspecified(), own.is_unspecified()) {
+        (false, false) => to == own,
+        (true, _) => own.is_unspecified() || own.is_loopback(),
+        (false, true) => is_ours(to),
+    }
+}
+
+/// A name that a hosts file or a cache has is resolved within this; one that takes longer must not delay the start.
+const NAMES_WITHIN: Duration = Duration::from_millis(100);
+
+/// Looks up the names of upstreams on a thread of its own, and stops the server if one turns out to be its own address.
+/// The error is in the cell, at once or when the server has stopped.
+fn check_names(
+    upstreams: &[Address],
+    listening: &[Address],
+    handle: Handle,
+) -> io::Result<Arc<OnceLock<String>>> {
+    let found = Arc::new(OnceLock::new());
+    let names: Vec<Address> =
+        upstreams.iter().filter(|to| matches!(to, Address::Name { .. })).cloned().collect();
+    if names.is_empty() {
+        return Ok(found);
+    }
+    let (cell, listening) = (found.clone(), listening.to_vec());
+    let (done, is_done) = mpsc::channel();
+    thread::Builder::new().name("names".into()).spawn(move || {
+        for name in &names {
+            let is_own = |at| listening.iter().find(|own| is_same(&Address::Inet(at), own));
+            let own = name.to_socket_addrs().ok().and_then(|mut all| all.find_map(is_own));
+            if let Some(own) = own {
+                let error = format!("cannot proxy to {name}: that is {own}, where this proxy itself listens");
+                // The first one found is the one that is told.
+                let _ = cell.set(error);
+                // It fails when the loop has ended already.
+                let _ = handle.post(|sockets| sockets.stop());
+                break;
+            }
+        }
+        // The receiver may have stopped waiting.
+        let _ = done.send(());
+    })?;
+    // What is not known by then is found out while the server runs.
+    let _ = is_done.recv_timeout(NAMES_WITHIN);
+    Ok(found)
 }
 
 /// How many descriptors the process may open, after asking for as many as it is ever allowed.
@@ -135,73 +225,29 @@ fn log_limits(limits: &Limits) {
     log::info!("at most {connections} connections and {memory} in buffers");
 }
 
-/// The one thing that is said on stdout, for people and scripts to wait for. Nobody may be listening to it.
+/// The only line on stdout, for scripts to wait for. stdout may be closed.
 fn announce(address: &Address) {
     let mut stdout = std::io::stdout().lock();
     let _ = writeln!(stdout, "listening on {address}").and_then(|()| stdout.flush());
 }
 
-/// The first signal drains, the second ends at once with the exit code that shells give a process killed by it.
-fn handle_signals(
-    handle: Handle,
-    drain: Duration,
-    shutdown_notice: Option<&'static str>,
-) -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let waits = thread::Builder::new().name("signals".into());
-    waits.spawn(move || {
-        let mut draining = false;
-        for signal in signals.forever() {
-            if draining {
-                log::info!("second signal: exiting at once");
-                std::process::exit(128 + signal);
-            }
-            draining = true;
-            log::info!("shutting down: listeners closed, connections have {drain:?} to end");
-            let stop = move |sockets: &mut Sockets<'_>| {
-                if let Some(notice) = shutdown_notice {
-                    send_shutdown_notice(sockets, notice);
-                }
-                sockets.shutdown(drain);
-            };
-            if handle.post(stop).is_err() {
-                return; // The loop has ended already.
-            }
-        }
-    })?;
-    Ok(())
-}
-
-fn send_shutdown_notice(sockets: &mut Sockets<'_>, notice: &str) {
-    for id in sockets.ids() {
-        if let Some(mut socket) = sockets.get(id) {
-            socket.send(notice.as_bytes());
-            socket.close();
-        }
+/// What happens to addresses that no rule covers is easily overlooked.
+fn log_default_action(rules: Option<&Rules>) {
+    if let Some(last) = rules.and_then(|rules| rules.iter().last()) {
+        let (what, option) = match last.action {
+            Action::Allow => ("refused", "--allow"),
+            Action::Deny(_) => ("allowed", "--deny"),
+        };
+        log::info!("addresses in no rule are {what}: the last rule is {option}");
     }
-}
-
-/// SIGHUP has the certificates read again. What is wrong with the new ones is no reason to lose the old ones.
-fn handle_reload(shown: Server, options: ServerTlsArgs) -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGHUP])?;
-    let waits = thread::Builder::new().name("reload".into());
-    waits.spawn(move || {
-        for _ in signals.forever() {
-            let read = options.read().and_then(|read| shown.replace(read).map_err(|error| error.to_string()));
-            match read {
-                Ok(()) => log::info!("certificates reloaded, in use for new connections"),
-                Err(why) => log::error!("{why}; keeping the previous certificates"),
-            }
-        }
-    })?;
-    Ok(())
 }
 
 /// How often each access rule has decided.
 fn log_rules(rules: Option<&Rules>) {
     for rule in rules.into_iter().flat_map(Rules::iter) {
         let what = if rule.action == Action::Allow { "allow" } else { "deny" };
-        log::info!("rule {what} {} matched {} times", rule.range, rule.hits);
+        let times = if rule.hits == 1 { "time" } else { "times" };
+        log::info!("rule {what} {} matched {} {times}", rule.range, rule.hits);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use tidemill::{IpRange, RangeError, RefuseMode, Rules};
+use tidemill::{Action, IpRange, RangeError, RefuseMode, Rule, Rules};
 
 /// The access rules, as they were given.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +18,7 @@ struct RuleArg {
 }
 
 /// The heading of these options.
-pub const ACCESS_HEADING: &str = "Who (unless the last rule is an --allow, those in no rule may come in)";
+pub const ACCESS_HEADING: &str = "Access (addresses in no rule are allowed, unless the last rule is --allow)";
 
 fn parse_rule(text: &str) -> Result<RuleArg, String> {
     let (range, how) = match text.split_once('=') {
@@ -30,7 +30,7 @@ fn parse_rule(text: &str) -> Result<RuleArg, String> {
 
 fn parse_allow(text: &str) -> Result<RuleArg, String> {
     if text.contains('=') {
-        return Err("only --deny says how somebody is refused".to_string());
+        return Err("only --deny has a way to refuse".to_string());
     }
     parse_rule(text)
 }
@@ -40,19 +40,39 @@ fn option(name: &'static str, value: &'static str, help: &'static str, parser: V
     option.action(ArgAction::Append).value_parser(parser)
 }
 
+impl AccessArgs {
+    /// A rule that can never decide is a mistake, and may open the server to everyone: so it is an error.
+    pub fn check(&self) -> Result<(), String> {
+        let rules: Vec<&Rule> = self.rules.iter().collect();
+        for (n, rule) in rules.iter().enumerate() {
+            if let Some(first) = rules[..n].iter().find(|first| first.range.covers(&rule.range)) {
+                let option = |rule: &Rule| if rule.action == Action::Allow { "--allow" } else { "--deny" };
+                return Err(format!(
+                    "{} {} has no effect: {} {} before it matches the same addresses, and the first match decides",
+                    option(rule),
+                    rule.range,
+                    option(first),
+                    first.range
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Args for AccessArgs {
     fn augment_args(command: Command) -> Command {
         command
             .arg(option(
                 "allow",
                 "RANGE",
-                "Let these come in: 10.0.0.0/8, 10.0.0.7 or 10.0.0.1-10.0.0.9; repeatable, the first that fits decides",
+                "Accept 10.0.0.0/8, 10.0.0.7 or 10.0.0.1-10.0.0.9; repeatable, the first rule that matches decides",
                 ValueParser::new(parse_allow),
             ))
             .arg(option(
                 "deny",
                 "RANGE[=HOW]",
-                "Turn these away: by an end, or =reply, =reset, =tarpit (silently, for 30s)",
+                "Refuse with a FIN, =reply (--busy-reply first), =reset or =tarpit (held silently for 30s)",
                 ValueParser::new(parse_rule),
             ))
     }

@@ -5,6 +5,7 @@ pub mod connect;
 pub mod load;
 pub mod tls;
 pub mod values;
+mod version;
 
 use std::time::Duration;
 
@@ -12,18 +13,23 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use tidemill::framing::Framing;
 use tidemill::framing::proxy_header::HeaderVersion;
+use tidemill::services::{Balance, Upstream};
 use tidemill::{AccessPolicy, Address, IpRange, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
 
 use access::{ACCESS_HEADING, AccessArgs};
 pub use connect::ConnectArgs;
 use load::LoadArgs;
 use tls::{ServerTlsArgs, UpstreamTlsArgs};
-use values::{DurationArg, MinRateArg, RateArg, SizeArg, address, overflow, range, version};
+use values::{
+    DurationArg, MinRateArg, RateArg, SizeArg, address, balance, keep_alive, overflow, range, upstream,
+    version,
+};
 
 #[derive(Parser)]
 #[command(
     name = "tidemill",
     version,
+    long_version = version::long(),
     about = "TCP services on one small event loop. All of them take the same limits.",
     after_help = "Example: tidemill chat, and in other terminals: tidemill connect 127.0.0.1:9001\n\
                   The log goes to stderr; RUST_LOG=debug shows more of it.",
@@ -69,8 +75,9 @@ pub enum Command {
     },
     /// Guard another service: pass connections on, within limits
     #[command(
-        after_help = "Each connection is two of --max-connections. One line in the log tells how it ended.\n\
-                      Example: tidemill proxy --listen 0.0.0.0:5432 --to db1:5432 --to db2:5432 --allow 10.0.0.0/8"
+        after_help = "A proxied connection counts twice for --max-connections; its end is a line in the log.\n\
+                      SIGHUP reads the TLS files of both sides again. -h lists the common options, --help all.\n\
+                      Example: tidemill proxy --listen [::]:5432 --to db1:5432 --to db2:5432,backup --allow 10.0.0.0/8"
     )]
     Proxy {
         #[command(flatten)]
@@ -101,26 +108,31 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct ProxyArgs {
-    /// Where to connect clients to; repeatable: they take turns, and one that is down is passed over
-    #[arg(long, value_name = "ADDR", required = true, value_parser = address, help_heading = PROXY)]
-    pub to: Vec<Address>,
-    /// How long connecting may take, all attempts together
+    /// Upstream, as ADDR[,weight=N][,max=N][,backup]; repeatable. One that cannot be connected is skipped for 10s.
+    /// max: connections at once; backup: used while no other is up
+    #[arg(long, value_name = "ADDR", required = true, value_parser = upstream, help_heading = PROXY)]
+    pub to: Vec<Upstream>,
+    /// Choice of the upstream: round-robin, or least-connections in proportion to the weights
+    #[arg(long, value_name = "HOW", default_value = "round-robin", hide_possible_values = true,
+          value_parser = balance(), help_heading = PROXY)]
+    pub balance: Balance,
+    /// Time to connect, all attempts together
     #[arg(long, value_name = "TIME", default_value = "10s", help_heading = PROXY)]
     pub connect_timeout: DurationArg,
-    /// Connect to each of several upstreams this often, to see whether it is up; 0: never
+    /// Interval of health checks, if there are several upstreams; 0: none
     #[arg(long, value_name = "TIME", default_value = "5s", help_heading = PROXY)]
     pub check_every: DurationArg,
-    /// Callers from here say in a PROXY header for whom they stand, and must; repeatable
+    /// Require a PROXY protocol header, version 1 or 2, from these addresses; repeatable
     #[arg(long, value_name = "RANGE", value_parser = range, help_heading = PROXY)]
     pub proxy_protocol_in: Vec<IpRange>,
-    /// Say in a PROXY header for whom a connection stands: v1 or v2
+    /// Send a PROXY protocol header to upstreams: v1 or v2
     #[arg(long, value_name = "VERSION", hide_possible_values = true, value_parser = version(), help_heading = PROXY)]
     pub proxy_protocol_out: Option<HeaderVersion>,
     #[command(flatten)]
     pub tls: UpstreamTlsArgs,
 }
 
-/// Why a command did not do what it was asked to.
+/// Why a command failed.
 pub enum CommandError {
     /// The options contradict each other: exit code 2.
     Usage(String),
@@ -130,98 +142,98 @@ pub enum CommandError {
     Interrupted(i32),
 }
 
-// Options stand under these headings.
+// Headings of options.
 const PROXY: &str = "Proxy";
 const WHERE: &str = "Where";
-const MANY: &str = "How many";
-const LONG: &str = "How long (0: no limit)";
-const END: &str = "At the end (0: at once)";
-const MUCH: &str = "How much";
+const MANY: &str = "Connections";
+const LONG: &str = "Timeouts (such as 500ms, 30s, 5min, 1h; 0: no limit)";
+const END: &str = "Shutdown (0: at once)";
+const MUCH: &str = "Bytes (such as 512, 64KiB, 1MiB)";
 const SPEED: &str = "Speed";
 
-/// What every server command takes.
+/// Options of every server command.
 #[derive(Args)]
 pub struct ServerArgs {
-    /// Where to listen, as HOST:PORT or unix:/path; repeatable. Port 0 picks a free one
+    /// Address to listen on, as HOST:PORT or unix:/path; repeatable. Port 0 picks a free port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001", value_parser = address,
           help_heading = WHERE)]
     pub listen: Vec<Address>,
-    /// Callers that the kernel queues for us
-    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = WHERE,
+    /// Connections that the kernel queues before they are accepted
+    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = WHERE, hide_short_help = true,
           value_parser = clap::value_parser!(u32).range(1..=65_535))]
     backlog: u32,
 
-    /// Connections at once [default: 10000, or what the descriptors allow]
+    /// Maximum connections; a proxied one counts twice [default: 10000, or what the descriptors allow]
     #[arg(long, value_name = "N", help_heading = MANY, value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
-    /// Connections at once from one address, IPv6 by /64; 0: no limit [default: 0, proxy: 100]
+    /// Maximum connections from one address, IPv6 by /64; 0: no limit [default: 0, proxy: 100]
     #[arg(long, value_name = "N", help_heading = MANY)]
     max_per_ip: Option<u32>,
-    /// Connects a second from one address; those beyond are reset
+    /// Maximum connections per second from one address; further ones are reset
     #[arg(long, value_name = "N", help_heading = MANY, value_parser = clap::value_parser!(u32).range(1..))]
     accept_rate: Option<u32>,
-    /// Those beyond: told so and let go (refuse), or left in the backlog (wait)
+    /// What to do at the connection limit: refuse, or wait in the backlog
     #[arg(long, value_name = "HOW", default_value = "refuse", hide_possible_values = true, help_heading = MANY,
-          value_parser = overflow())]
+          hide_short_help = true, value_parser = overflow())]
     overflow: Overflow,
-    /// What they are told, followed by a line end; may be empty
-    #[arg(long, value_name = "TEXT", default_value = "server busy", help_heading = MANY)]
-    busy_reply: String,
+    /// Text sent to a refused peer, followed by a line end; may be empty [default: "server busy", proxy: empty]
+    #[arg(long, value_name = "TEXT", help_heading = MANY, hide_short_help = true)]
+    busy_reply: Option<String>,
 
     #[command(flatten)]
     access: AccessArgs,
-    /// Refuse nobody for --allow, --deny, --max-per-ip, --accept-rate and --rate: count and log only
+    /// Only count and log what --allow, --deny, --max-per-ip, --accept-rate and --rate would refuse
     #[arg(long, help_heading = ACCESS_HEADING)]
     dry_run: bool,
 
-    /// Close when no byte has moved either way for so long [default: 60s, chat: 30min, proxy: 1h]
+    /// Close when no byte has moved either way for this time [default: 60s, chat: 30min, proxy: 1h]
     #[arg(long, value_name = "TIME", help_heading = LONG)]
     idle_timeout: Option<DurationArg>,
-    /// The first byte must come within this
-    #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
+    /// Close when the first byte has not arrived within this time
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG, hide_short_help = true)]
     first_byte_timeout: DurationArg,
-    /// So much must move while a message or a queue is pending; of typed lines only the queue counts
-    #[arg(long, value_name = "SIZE/TIME", default_value = "1KiB/10s", help_heading = LONG)]
+    /// Minimum transfer rate while a message is incomplete or output is queued (line protocols: output only)
+    #[arg(long, value_name = "SIZE/TIME", default_value = "1KiB/10s", help_heading = LONG, hide_short_help = true)]
     min_rate: MinRateArg,
-    /// Close when one side has ended and no byte has moved for so long
-    #[arg(long, value_name = "TIME", default_value = "60s", help_heading = LONG)]
+    /// Close when one side has ended and no byte has moved for this time
+    #[arg(long, value_name = "TIME", default_value = "60s", help_heading = LONG, hide_short_help = true)]
     half_closed_timeout: DurationArg,
-    /// The longest a connection may live
+    /// Close a connection of this age
     #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
     max_lifetime: DurationArg,
-    /// Let the kernel probe a silent peer after so long
-    #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
+    /// Let the kernel probe a silent peer after this time (TCP keep-alive), upstreams included; at most 32767s
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG, value_parser = keep_alive)]
     keep_alive: DurationArg,
-    /// After SIGTERM or SIGINT, let connections end by themselves for so long; a second signal ends at once
+    /// Time for connections to end after SIGTERM or SIGINT; a second signal ends at once
     #[arg(long, value_name = "TIME", default_value = "10s", help_heading = END)]
     drain: DurationArg,
 
     /// Read at most this many bytes a second from each connection; 0: no limit [default: 0, chat: 16KiB]
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
     rate: Option<RateArg>,
-    /// Bytes a second that are read from all connections together
+    /// Maximum bytes per second read from all connections together
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
     total_rate: Option<SizeArg>,
-    /// Queued bytes from which a peer is not read until it reads
-    #[arg(long, value_name = "SIZE", default_value = "64KiB", help_heading = MUCH)]
+    /// Stop reading from a peer while this many bytes of output are queued for it
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", help_heading = MUCH, hide_short_help = true)]
     high_water: SizeArg,
-    /// Queued bytes at which a peer that does not read is closed [default: 1MiB, chat: 256KiB]
-    #[arg(long, value_name = "SIZE", help_heading = MUCH)]
+    /// Close a peer that does not read when this many bytes are queued for it [default: 1MiB, chat: 256KiB]
+    #[arg(long, value_name = "SIZE", help_heading = MUCH, hide_short_help = true)]
     max_queued: Option<SizeArg>,
-    /// Bytes in all buffers together; beyond it, whoever holds most is closed
+    /// Maximum bytes in all buffers together; beyond it, the connection that holds most is closed
     #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = MUCH)]
     memory: SizeArg,
 
     #[command(flatten)]
     pub tls: ServerTlsArgs,
 
-    /// Look for events for so long before sleeping, while they come as soon as that: 50us halves a lone caller's
-    /// latency and keeps a processor busy meanwhile; 0: never
-    #[arg(long, value_name = "TIME", default_value = "0", help_heading = SPEED)]
+    /// Poll this long for the next event before sleeping, while events come that fast: 50us shortens a single client's
+    /// round trip and keeps a processor busy meanwhile; 0: never
+    #[arg(long, value_name = "TIME", default_value = "0", help_heading = SPEED, hide_short_help = true)]
     busy_poll: DurationArg,
-    /// Proxied connections at once whose bulk goes through the kernel without being copied, where it can; 0: none
+    /// Proxy only: connections at once whose bulk data the kernel moves without copying (splice); 0: none
     /// [default: 64, or as many as the descriptors allow]
-    #[arg(long, value_name = "N", help_heading = SPEED)]
+    #[arg(long, value_name = "N", help_heading = SPEED, hide_short_help = true)]
     splices: Option<u32>,
 }
 
@@ -243,6 +255,41 @@ impl ServerArgs {
     /// How long connections may go on after a first signal.
     pub fn drain(&self) -> Duration {
         self.drain.0.unwrap_or(Duration::ZERO)
+    }
+
+    /// Options that have no effect, or contradict each other, are errors: a limit that is believed to hold and does not
+    /// is worse than none. `dials` says whether the service connects to upstreams.
+    pub fn check(&self, dials: bool) -> Result<(), String> {
+        self.access.check()?;
+        if !dials && self.splices.is_some() {
+            return Err(
+                "--splices has no effect here: only proxy moves bytes between connections".to_string()
+            );
+        }
+        if let (Some(first), Some(Some(idle))) =
+            (self.first_byte_timeout.0, self.idle_timeout.map(|idle| idle.0))
+        {
+            if first > idle {
+                let (first, idle) = (humantime::format_duration(first), humantime::format_duration(idle));
+                return Err(format!(
+                    "--first-byte-timeout {first} has no effect: --idle-timeout {idle} ends the connection before"
+                ));
+            }
+        }
+        let limited = self.max_per_ip.is_some() || self.accept_rate.is_some() || self.rate.is_some();
+        // A proxy has a limit for each address by default.
+        if self.dry_run && !limited && !dials && self.access.rules.is_empty() {
+            return Err(
+                "--dry-run has no effect without --allow, --deny, --max-per-ip, --accept-rate or --rate"
+                    .to_string(),
+            );
+        }
+        Ok(())
+    }
+
+    /// How the kernel probes silent peers, on either side of a proxy.
+    pub fn keep_alive(&self) -> Option<KeepAlive> {
+        self.keep_alive.0.map(KeepAlive::after)
     }
 
     /// The limits of one connection: what the service brings along, changed by what was asked for.
@@ -311,8 +358,8 @@ impl ServerArgs {
         }
     }
 
-    pub fn listen_options(&self) -> ListenOptions {
-        let mut busy_reply = self.busy_reply.clone().into_bytes();
+    pub fn listen_options(&self, usual_reply: &str) -> ListenOptions {
+        let mut busy_reply = self.busy_reply.as_deref().unwrap_or(usual_reply).as_bytes().to_vec();
         if !busy_reply.is_empty() {
             busy_reply.push(b'\n');
         }
@@ -320,7 +367,7 @@ impl ServerArgs {
             backlog: self.backlog,
             overflow: self.overflow,
             busy_reply,
-            keep_alive: self.keep_alive.0.map(KeepAlive::after),
+            keep_alive: self.keep_alive(),
             ..ListenOptions::default()
         }
     }

@@ -15,34 +15,36 @@ use super::values::DurationArg;
 
 const TLS: &str = "TLS";
 
-/// Of those who listen.
+/// TLS of servers.
 #[derive(Args, Clone)]
 pub struct ServerTlsArgs {
-    /// Serve TLS with this certificate and those that lead from it to a root, in PEM; repeatable: a caller gets the
-    /// first that is for the name it asks for, else the first. SIGHUP reads all files again
+    /// Serve TLS with this certificate chain, in PEM; repeatable: a client gets the first chain that is valid for the
+    /// name it asks for (SNI), else the first. SIGHUP reads all files again
     #[arg(long, value_name = "FILE", help_heading = TLS, requires = "tls_key")]
     tls_cert: Vec<PathBuf>,
-    /// The key of the certificate, in PEM; as often as --tls-cert, in the same order
+    /// Private key of the certificate, in PEM; once for each --tls-cert, in the same order
     #[arg(long, value_name = "FILE", help_heading = TLS, requires = "tls_cert")]
     tls_key: Vec<PathBuf>,
-    /// Callers must show a certificate that one of these has signed
+    /// Require a client certificate signed by one of these authorities, in PEM
     #[arg(long, value_name = "FILE", help_heading = TLS, requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
-    /// Callers may also show none
+    /// Also accept clients without a certificate
     #[arg(long, help_heading = TLS, requires = "tls_client_ca")]
     tls_client_optional: bool,
-    /// A protocol that is spoken here (ALPN); repeatable, the best first
+    /// Protocol offered to clients (ALPN); repeatable, in order of preference
     #[arg(long, value_name = "NAME", help_heading = TLS, requires = "tls_cert")]
     tls_alpn: Vec<String>,
-    /// The oldest version that is spoken: 1.2 or 1.3
+    /// Oldest TLS version accepted: 1.2 or 1.3
     #[arg(long, value_name = "VERSION", default_value = "1.2", hide_possible_values = true, help_heading = TLS,
-          value_parser = version())]
+          requires = "tls_cert", value_parser = version())]
     tls_min: TlsVersion,
-    /// A handshake must be done within this; 0: whenever
-    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = TLS)]
+    /// Close when the handshake takes longer; 0: no limit
+    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = TLS, requires = "tls_cert",
+          hide_short_help = true)]
     handshake_timeout: DurationArg,
-    /// Handshakes under way at once; further callers wait, and the newest of them goes first
-    #[arg(long, value_name = "N", default_value_t = 64, help_heading = TLS,
+    /// Concurrent handshakes; further ones wait, and the newest of them is served first
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = TLS, requires = "tls_cert",
+          hide_short_help = true,
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_handshakes: u32,
 }
@@ -73,28 +75,28 @@ pub struct ClientTlsArgs {
     insecure: bool,
 }
 
-/// Of a proxy that calls.
+/// TLS from a proxy to its upstreams.
 #[derive(Args, Clone)]
 pub struct UpstreamTlsArgs {
-    /// Speak TLS to upstreams, and trust whom the system trusts
+    /// Use TLS to upstreams, trusting the system's authorities
     #[arg(long, help_heading = TLS)]
     to_tls: bool,
-    /// Trust only upstreams whom these certificates have signed, in PEM
+    /// Trust only these authorities for upstreams, in PEM. SIGHUP reads the file again
     #[arg(long, value_name = "FILE", help_heading = TLS, requires = "to_tls", conflicts_with = "insecure")]
     to_tls_ca: Option<PathBuf>,
-    /// The name that an upstream's certificate must be for, instead of the host's
+    /// Name that an upstream's certificate must be valid for, instead of the host in --to
     #[arg(long, value_name = "NAME", help_heading = TLS, requires = "to_tls")]
     to_tls_name: Option<String>,
-    /// Show this certificate to upstreams that ask for one, in PEM
+    /// Client certificate for upstreams that ask for one, in PEM. SIGHUP reads it again
     #[arg(long, value_name = "FILE", help_heading = TLS, requires_all = ["to_tls", "to_tls_key"])]
     to_tls_cert: Option<PathBuf>,
     /// The key of that certificate, in PEM
     #[arg(long, value_name = "FILE", help_heading = TLS, requires = "to_tls_cert")]
     to_tls_key: Option<PathBuf>,
-    /// Offer this protocol to upstreams (ALPN); repeatable, the best first
+    /// Protocol offered to upstreams (ALPN); repeatable, in order of preference
     #[arg(long, value_name = "NAME", help_heading = TLS, requires = "to_tls")]
     to_tls_alpn: Vec<String>,
-    /// Trust whatever upstream answers: anybody on the way can then read and change everything
+    /// Do not verify upstream certificates: an attacker on the path can read and change everything
     #[arg(long, help_heading = TLS, requires = "to_tls")]
     insecure: bool,
 }
@@ -153,19 +155,31 @@ impl ClientTlsArgs {
         if !self.tls {
             return Ok(None);
         }
-        let options = ClientOptions {
+        Ok(Some(Client::new(self.read()?).map_err(message)?.filter_config()))
+    }
+
+    fn read(&self) -> Result<ClientOptions, String> {
+        Ok(ClientOptions {
             trust: trust(self.tls_ca.as_ref(), self.insecure)?,
             certificate: identity(self.tls_cert.as_ref(), self.tls_key.as_ref())?,
             alpn: names(&self.tls_alpn),
             server_name: self.tls_name.clone(),
             ..ClientOptions::default()
-        };
-        Ok(Some(Client::new(options).map_err(message)?.filter_config()))
+        })
     }
 }
 
 impl UpstreamTlsArgs {
-    pub fn client(&self) -> Result<Option<FilterConfig>, String> {
+    /// The client side of TLS, if it was asked for.
+    pub fn client(&self) -> Result<Option<Client>, String> {
+        if !self.to_tls {
+            return Ok(None);
+        }
+        Client::new(self.read()?).map(Some).map_err(message)
+    }
+
+    /// Reads the files, which may have changed.
+    pub fn read(&self) -> Result<ClientOptions, String> {
         let client_args = ClientTlsArgs {
             tls: self.to_tls,
             tls_ca: self.to_tls_ca.clone(),
@@ -175,7 +189,7 @@ impl UpstreamTlsArgs {
             tls_alpn: self.to_tls_alpn.clone(),
             insecure: self.insecure,
         };
-        client_args.client()
+        client_args.read()
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use tidemill::framing::proxy_header::HeaderVersion;
+use tidemill::services::{Balance, Upstream};
 use tidemill::{Address, IpRange, MinRate, Overflow};
 
 /// What the connections of a load do.
@@ -35,6 +36,9 @@ impl FromStr for DurationArg {
         if text == "0" {
             return Ok(DurationArg(None));
         }
+        if text.contains('M') {
+            return Err("M could be minutes or months: write 5min, or 150d".to_string());
+        }
         let span = humantime::parse_duration(text);
         let span = span.map_err(|_| "a time is written as 500ms, 30s or 5min, or 0".to_string())?;
         // A wheel of ten-millisecond ticks outlives this by far; it is here to catch slips of the keyboard.
@@ -53,6 +57,14 @@ impl FromStr for SizeArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<SizeArg, String> {
+        let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').trim_start();
+        if let Some(letter) =
+            ["K", "M", "G", "T"].into_iter().find(|letter| unit.eq_ignore_ascii_case(letter))
+        {
+            return Err(format!(
+                "{unit} could be 1000 or 1024 to a step: write {letter}iB (1024) or {letter}B (1000)"
+            ));
+        }
         let bytes =
             text.parse::<ByteSize>().map_err(|_| "a size is written as 512, 64KiB or 1MiB".to_string())?;
         // Beyond this, sums of sizes could overflow, and no machine has so much.
@@ -118,6 +130,55 @@ pub fn overflow() -> impl TypedValueParser<Value = Overflow> {
         "wait" => Overflow::Wait,
         _ => Overflow::Refuse,
     })
+}
+
+/// An upstream with its options, as ADDR[,weight=N][,max=N][,backup].
+pub fn upstream(text: &str) -> Result<Upstream, String> {
+    // From the right, because the path of a socket may have a comma.
+    let (mut rest, mut weight, mut max, mut backup) = (text, None, None, false);
+    while let Some((before, option)) = rest.rsplit_once(',') {
+        let number = |value: &str| {
+            value
+                .parse::<u32>()
+                .ok()
+                .filter(|number| (1..=1_000_000).contains(number))
+                .ok_or_else(|| format!("{option:?}: a number from 1 to 1000000 is needed"))
+        };
+        match option.split_once('=') {
+            Some(("weight", value)) if weight.is_none() => weight = Some(number(value)?),
+            Some(("max", value)) if max.is_none() => max = Some(number(value)?),
+            None if option == "backup" && !backup => backup = true,
+            _ if before.starts_with("unix:") => break,
+            _ => {
+                return Err(format!("{option:?}: after a comma stands weight=N, max=N or backup, each once"));
+            }
+        }
+        rest = before;
+    }
+    Ok(Upstream {
+        weight: weight.unwrap_or(1),
+        max_connections: max.map(|max| max as usize),
+        backup,
+        ..Upstream::from(address(rest)?)
+    })
+}
+
+pub fn balance() -> impl TypedValueParser<Value = Balance> {
+    PossibleValuesParser::new(["round-robin", "least-connections"]).map(|how| match how.as_str() {
+        "least-connections" => Balance::LeastConnections,
+        _ => Balance::RoundRobin,
+    })
+}
+
+/// A time that the kernel counts in seconds: at most 32767 (tcp(7), TCP_KEEPIDLE).
+pub fn keep_alive(text: &str) -> Result<DurationArg, String> {
+    let span: DurationArg = text.parse()?;
+    match span.0 {
+        Some(span) if span > Duration::from_secs(32_767) => {
+            Err("the kernel allows at most 32767s, about 9h".to_string())
+        }
+        _ => Ok(span),
+    }
 }
 
 /// Checks the form only; whether a name can be resolved is seen when it is used.
