@@ -115,8 +115,8 @@ impl<S: System> EventLoop<S> {
     /// other, and its service gets what still arrives. Any other reason closes the other, behind what it is still to
     /// get: nothing more will come for it, and what it says would reach nothing.
     ///
-    /// If this one was cut off before its own end, a FIN (or a close_notify) would vouch for bytes that never came: half
-    /// an answer would look whole. Then the other is reset, behind what it is still to get.
+    /// If this one was cut off before its own end, a FIN (or a close_notify) would vouch for bytes that never came:
+    /// half an answer would look whole. Then the other is reset, behind what it is still to get.
     pub(super) fn on_pipe_peer_closed(&mut self, gone: &Connection, why: CloseReason) {
         let Some(other) = gone.pipe_peer().filter(|_| gone.flags.contains(Flag::Piped)) else { return };
         if why == CloseReason::Finished {

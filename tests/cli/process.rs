@@ -69,7 +69,7 @@ fn sigint_that_the_parent_had_ignored_stays_ignored() {
     let address =
         line.trim().strip_prefix("listening on ").and_then(|at| at.parse().ok()).expect("an address");
     kill_process(Pid::from_child(&process.0), Signal::INT).expect("it runs");
-    // Longer than a drain without connections takes, after which nobody would listen.
+    // Longer than a drain without connections takes, after which the port would be closed.
     std::thread::sleep(Duration::from_millis(200));
     drop(Peer::connect(address));
     kill_process(Pid::from_child(&process.0), Signal::TERM).expect("it runs");
