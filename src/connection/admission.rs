@@ -1,4 +1,6 @@
-//! Which addresses may connect, by the access policy of a service.
+//! Access checks: which addresses may connect to a service.
+//!
+//! Read before: `parts/admission.rs`, which counts connections and accepts by address.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,7 +20,8 @@ use crate::parts::admission::Admission;
 pub(crate) type Rejection = (Refusal, RefuseMode);
 
 impl Table {
-    /// Sets the access policy of a service's listeners. Counts of addresses survive a change of it.
+    /// Sets the access policy of a service. The counts of addresses are kept, so that a change of policy does not
+    /// forget the connections that are open.
     pub(crate) fn set_access_policy(&mut self, service: u16, policy: AccessPolicy) {
         let connections = self.cx.limits.connections;
         let Some(admission) = self.admissions.get_mut(usize::from(service)) else {
@@ -31,8 +34,8 @@ impl Table {
         }
     }
 
-    /// Whether the rules admit this address. Checked before the capacity: a peer that is denied does not learn whether
-    /// the reactor is full.
+    /// Checks an address against the rules. It is done before the capacity is looked at, so that a denied peer does not
+    /// learn whether the server is at capacity.
     pub(crate) fn check_rules(&mut self, service: u16, ip: Option<IpAddr>) -> Result<(), Rejection> {
         let (Some(admission), Some(ip)) = (&mut self.admissions[usize::from(service)], ip) else {
             return Ok(());
@@ -42,7 +45,8 @@ impl Table {
         self.unless_dry_run(dry, ip, decided)
     }
 
-    /// Whether its address may have one more connection now; if so, whether it was counted.
+    /// Counts one more connection for an address, if its limits allow that. Returns whether it was counted, so that it
+    /// can be subtracted when the connection ends.
     pub(crate) fn admit_address(&mut self, service: u16, ip: Option<IpAddr>) -> Result<bool, Rejection> {
         let now = self.cx.now;
         let (Some(admission), Some(ip)) = (&mut self.admissions[usize::from(service)], ip) else {
@@ -57,6 +61,7 @@ impl Table {
         self.unless_dry_run(dry, ip, entered).map(|()| counts)
     }
 
+    /// In a dry run, counts and logs a rejection and admits the connection.
     fn unless_dry_run(
         &mut self,
         dry: bool,

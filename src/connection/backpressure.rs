@@ -1,4 +1,4 @@
-//! A connection whose service sends more to others than they take is not read until they have drained.
+//! Backpressure between connections: a sender is not read while the receivers that it fills have not drained.
 
 use super::table::Table;
 use crate::base::id::ConnId;

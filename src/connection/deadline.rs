@@ -1,4 +1,8 @@
-//! When a connection is due: the earliest of all its clocks.
+//! All timeouts of a connection as one deadline: the earliest of them.
+//!
+//! Read before: `connection/mod.rs`; `event_loop/expire.rs` acts on what is computed here. A deadline is not stored: it
+//! is computed from the time of the last activity and the limits. So activity costs one store, and a changed limit
+//! applies at once.
 
 use std::time::Duration;
 
@@ -9,19 +13,21 @@ use crate::connection::context::Context;
 use crate::connection::optional::{Alarm, IdleKind, IdleTimer, Overrides};
 use crate::connection::state::{Flag, Half, Stage};
 
-/// What a deadline is about.
+/// What happens when a deadline passes. Two things that are due at the same tick are acted on one after the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Due {
+    /// The dial takes too long.
     Connect,
-    /// The next address of a name is to be tried.
+    /// The next address of a name is tried.
     Attempt,
     Handshake,
     Idle,
     ReadIdle,
     WriteIdle,
     Alarm,
+    /// The rate allows reading again.
     Refill,
-    /// It has failed, and what has arrived cannot be delivered.
+    /// The socket has failed, and the service does not take the input that arrived before.
     Broken,
     HalfClosed,
     FirstByte,
@@ -32,14 +38,16 @@ pub(crate) enum Due {
     Linger,
 }
 
-/// How long a refused peer is [held](crate::config::rules::RefuseMode::Tarpit) without an answer.
+/// How long a refused connection is kept open without an answer ([tarpit](crate::config::rules::RefuseMode::Tarpit)).
+/// Long enough to slow a scanner down, short enough for the few slots that tarpitted connections have.
 const TARPIT_TIME: Duration = Duration::from_secs(30);
 
-/// How long input of a connection that has failed waits for a service that does not take it.
+/// How long the input of a connection whose socket has failed waits for a service that has paused it or is full. A
+/// failed socket raises no further event, so without a deadline it would stay for as long as the service does not read.
 const BROKEN_AND_HELD: Duration = Duration::from_secs(1);
 
 impl Connection {
-    /// The earliest thing that will be due if nothing happens before, and when.
+    /// The earliest deadline, and what it is about. Which timeouts apply depends on the stage.
     pub(crate) fn deadline(&self, limits: &SocketLimits) -> Option<(Tick, Due)> {
         let mut earliest = Earliest(None);
         match self.stage {
@@ -48,13 +56,15 @@ impl Connection {
             Stage::Lingering => earliest.consider(self.last_activity, Some(limits.linger), Due::Linger),
             Stage::Closing => {
                 earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed);
-                // The longest a connection may live, with the queue that it still has.
+                // A closing connection has passed its lifetime at most by the time that lingering may take.
                 let lifetime = limits.lifetime.map(|lifetime| lifetime.saturating_add(limits.linger));
                 earliest.consider(self.created, lifetime, Due::Lifetime);
             }
             Stage::Open => self.consider_open(limits, &mut earliest),
             Stage::Dead => {}
         }
+        // The minimum write rate applies while something is queued that can be written. Bytes that wait for a connect
+        // or a handshake are not the peer's fault.
         let (Stage::Open | Stage::Closing, Some(outbox)) = (self.stage, &self.outbox) else {
             return earliest.0;
         };
@@ -81,6 +91,7 @@ impl Connection {
             }
             None => limits.idle,
         };
+        // During a handshake only its own deadline and the overrides apply: it is shorter than any other.
         if self.filter.is_handshaking() {
             return earliest.at(self.tls().and_then(|tls| tls.deadline), Due::Handshake);
         }
@@ -99,6 +110,7 @@ impl Connection {
             earliest.consider(since, limits.first_byte, Due::FirstByte);
         }
         let Some(inbox) = self.inbox.as_ref().filter(|_| self.incoming != Half::Ended) else { return };
+        // An incomplete message has a time limit only while it is read: otherwise the peer cannot complete it.
         if self.wants_input() {
             earliest.consider(inbox.message_start, limits.message_timeout, Due::MessageTimeout);
             let span = limits.min_read_rate.map(|rate| rate.per);
@@ -118,7 +130,7 @@ impl Connection {
         }
     }
 
-    /// Whether the minimum rate of a span that has passed was met; the next span begins in that case.
+    /// Whether enough bytes have moved in the span that has just passed. Starts the next span.
     pub(crate) fn met_min_rate(&mut self, due: Due, limits: &SocketLimits, now: Tick) -> bool {
         let (span, rate) = match due {
             Due::MinReadRate => (self.inbox.as_mut().map(|inbox| &mut inbox.progress), limits.min_read_rate),
@@ -131,7 +143,7 @@ impl Connection {
         met
     }
 
-    // -- clocks that a service sets ------------------------------------------------------------------------
+    // -- timeouts that a service sets; each starts now -----------------------------------------------------
 
     pub(crate) fn set_idle(&mut self, idle: Option<Duration>, cx: &mut Context) {
         self.optional().overrides().idle = Some(idle);
@@ -157,7 +169,7 @@ impl Connection {
         self.rearm(cx);
     }
 
-    /// An idle clock has run out: its next span begins now.
+    /// An idle timeout has passed: starts it again.
     pub(crate) fn restart_idle(&mut self, which: IdleKind, now: Tick) {
         if which == IdleKind::Both {
             self.last_activity = now;
@@ -170,7 +182,7 @@ impl Connection {
         }
     }
 
-    /// The alarm goes off; a repeating one is set again.
+    /// The alarm is due: a repeating one is set again, another one is removed.
     pub(crate) fn restart_alarm(&mut self, now: Tick) {
         let Some(overrides) = self.overrides_mut() else { return };
         let every = overrides.alarm.and_then(|alarm| alarm.every);
@@ -178,7 +190,7 @@ impl Connection {
     }
 }
 
-/// The least of several deadlines.
+/// The earliest of several deadlines. Of two at the same tick, the one that was considered first.
 struct Earliest(Option<(Tick, Due)>);
 
 impl Earliest {

@@ -1,4 +1,6 @@
-//! Dialing, timers, and dialing again.
+//! Dials as the table sees them: taking a slot, becoming connected, dialing again. And timers, which redials use.
+//!
+//! Read before: `connection/table.rs`. Next: `event_loop/dial.rs`, which makes the system calls.
 
 use std::io;
 use std::time::Duration;
@@ -16,11 +18,11 @@ use crate::connection::state::{Flag, Stage};
 use crate::parts::timers::{Redial, TimerAction, TimerId};
 use crate::sys::Stream;
 
-/// The filter of a dial, the name or address that it is for, and when its handshake must be complete.
+/// The filter of a dial, the name or address that its certificate is checked against, and its handshake's deadline.
 type FilterFirst = (FilterConfig, Address, Option<Tick>);
 
 impl Connection {
-    /// One of its attempts is connected. Returns the filter whose handshake comes first, if there is one.
+    /// One of its attempts is connected. Returns the filter whose handshake comes before `connected`, if there is one.
     pub(crate) fn on_connected(
         &mut self,
         address: &Address,
@@ -34,7 +36,7 @@ impl Connection {
         self.last_activity = now;
         self.peer = PeerAddress::from(address);
         if let Some(outbox) = &mut self.outbox {
-            outbox.progress.since = now; // What was queued could not be read before this.
+            outbox.progress.since = now; // The minimum write rate starts here: nothing could be written before.
         }
         let dial = self.dial_mut();
         (dial.next_attempt, dial.pending_options) = (None, Vec::new());
@@ -43,7 +45,7 @@ impl Connection {
         if filter.is_none() {
             dial.failed_attempts = 0;
         }
-        // A path is no address that the connection itself could hold.
+        // The rest of the dial is not needed any more. Of a Unix-domain socket it is: `peer` has no room for a path.
         if dial.options.reconnect.is_none() && address.inet().is_some() {
             self.optional().dial = None;
         }
@@ -58,7 +60,8 @@ impl Connection {
         Some((config, to, deadline.or_else(|| cx.handshake_deadline(self.service))))
     }
 
-    /// What a dialed connection that has ended is to be replaced by, if it is to be.
+    /// The redial that follows the end of this connection, if it has [`DialOptions::reconnect`]. None follows if this
+    /// side has ended it.
     pub(crate) fn wants_redial(&self, why: CloseReason) -> Option<Redial> {
         if matches!(why, CloseReason::Local | CloseReason::Aborted | CloseReason::Shutdown) {
             return None;
@@ -70,7 +73,8 @@ impl Connection {
 }
 
 impl Table {
-    /// Takes a slot for a dial; the loop connects at the end of the turn.
+    /// Takes a slot for a dial. The connect is made at the end of the turn: the table makes no system calls, and a
+    /// callback can still set options or cancel the dial.
     pub(crate) fn dial(
         &mut self,
         service: u16,
@@ -90,14 +94,14 @@ impl Table {
         connection.optional().dialed_by = dialed_by;
         let dial = connection.dial_mut();
         (dial.to, dial.options) = (Some(to), options);
-        // Its own timeout was not known before.
+        // `insert` has armed the deadline with the service's timeout; the dial's own may be earlier.
         connection.rearm(cx);
         cx.stats.dialed += 1;
         self.pending_dials.push(id);
         Ok(id)
     }
 
-    /// Uses the slot that is reserved for the connection that dials, or a free one.
+    /// Uses the slot that is reserved for the connection that dials, or else a free one.
     fn take_slot_for_dial(&mut self, to: &Address, dialed_by: Option<ConnId>) -> io::Result<()> {
         let holder = dialed_by.and_then(|id| self.get(id)).map(|(connection, _)| connection);
         if let Some(holder) = holder.filter(|holder| holder.flags.contains(Flag::HoldsReservedSlot)) {
@@ -113,7 +117,8 @@ impl Table {
         Ok(())
     }
 
-    /// Keeps a further slot for a connection: it will dial, or has dialed and may have to dial again.
+    /// Reserves a second slot for a connection that will dial. Without that, a proxy at capacity would be full of
+    /// clients that cannot dial their upstreams.
     pub(crate) fn reserve(&mut self, id: ConnId) {
         let Some((connection, _)) = self.get(id) else { return };
         if !connection.flags.contains(Flag::HoldsReservedSlot) {
@@ -123,7 +128,8 @@ impl Table {
         }
     }
 
-    /// Dials again after a while.
+    /// Sets a timer for a redial. The wait grows with each failure and is random, so that many clients of a server that
+    /// restarts do not all come at the same time.
     pub(crate) fn redial_later(&mut self, mut again: Redial) {
         let Some(backoff) = again.options.reconnect else { return };
         let wait = backoff.wait(again.failures, self.next_random());
@@ -132,7 +138,7 @@ impl Table {
         self.timers.set(TimerAction::Redial(Box::new(again)), due, None);
     }
 
-    /// The wait is over. When every slot is taken, another one begins.
+    /// The wait of a redial is over. If no slot is free, it waits again.
     pub(crate) fn redial(&mut self, again: Redial) {
         match self.dial(again.service, again.to.clone(), again.options.clone(), None) {
             Ok(id) => self.at(id.slot).0.dial_mut().failed_attempts = again.failures,
@@ -143,7 +149,7 @@ impl Table {
         }
     }
 
-    /// SplitMix64 (Steele, Lea, Flood 2014).
+    /// The next random number, by SplitMix64 (Steele, Lea, Flood 2014). Good enough to spread redials; not for secrets.
     fn next_random(&mut self) -> u64 {
         self.rng_state = self.rng_state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (self.rng_state ^ (self.rng_state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -3,9 +3,8 @@
 //! Read before: `connection/state.rs` and `connection/context.rs`. Next: `event_loop/read.rs`.
 //!
 //! A change to one connection is a method of [`Connection`] and gets the [`Context`] that all connections share. A
-//! change to two connections is a method of [`Table`](table::Table). So the borrow checker accepts both, and the
-//! signature shows which of the two a change is. The methods are in one file for each subject: `output` has sending,
-//! `input` has unread input, and `deadline`, `dial`, `rate` and `tls` have what their names say.
+//! change to two connections is a method of [`Table`](table::Table). The methods are in one file for each subject:
+//! `output` has sending, `input` has unread input, and `deadline`, `dial`, `rate` and `tls` have what their names say.
 
 pub(crate) mod admission;
 pub(crate) mod backpressure;
@@ -56,27 +55,24 @@ pub(crate) struct Connection {
     pub(crate) outgoing: Half,
     pub(crate) filter: FilterStage,
     pub(crate) flags: Flags,
-    /// The index of its entry in `Context::dirty`, or [`NOT_DIRTY`]. An index, because each send of this turn adds to
-    /// that entry.
+    /// The index of its entry in `Context::dirty`, or [`NOT_DIRTY`].
     pub(crate) dirty: u32,
     pub(crate) peer: PeerAddress,
-    /// The local address, as an index into the table's list, or [`NO_LOCAL`]. A machine has few addresses, and a byte
-    /// is smaller than an address of 18.
+    /// The local address, as an index into the table's list, or [`NO_LOCAL`]. One byte in place of 18.
     pub(crate) local: u8,
     pub(crate) close_reason: Option<CloseReason>,
     pub(crate) optional: Option<Box<Optional>>,
     pub(crate) inbox: Option<Box<Inbox>>,
     pub(crate) outbox: Option<Box<Outbox>>,
     pub(crate) created: Tick,
-    /// When a byte last moved. This store is all that refreshing a timeout costs: the entry in the wheel stays, and is
-    /// moved when it fires.
+    /// When a byte last moved. This store is all that refreshing a timeout costs: see the wheel.
     pub(crate) last_activity: Tick,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
 }
 
-/// This size is most of what an idle connection costs: docs/architecture.md has the sum. Checked in release builds
-/// only: the stream of the simulation is larger than a descriptor, and so is mio's in debug builds.
+/// Most of what an idle connection costs: docs/architecture.md has the sum. Checked in release builds
+/// only: others have larger streams.
 #[cfg(not(any(test, debug_assertions, target_family = "wasm")))]
 const _: () = assert!(size_of::<Connection>() <= 104);
 

@@ -1,4 +1,7 @@
-//! What only few connections have, so that the others need not pay for it.
+//! State that only few connections have.
+//!
+//! Read before: `connection/mod.rs`. It is behind one pointer, which is null in all other connections: so an idle
+//! accepted connection does not pay for dialing, pipes, rates, timeouts of its own, and TLS.
 
 use std::time::Duration;
 
@@ -9,99 +12,104 @@ use crate::base::tick::Tick;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::parts::token_bucket::TokenBucket;
 
-/// State that a connection has beside the usual: it was dialed, is piped, is limited in its rate, or has clocks of its
-/// own. The connection holds one by a pointer, which is null in all others; and what of it is rarer still is behind
-/// pointers again, so that a proxied pair need not pay for it.
+/// The optional state of a connection. Its larger parts are behind pointers of their own, so that a proxied pair, which
+/// needs only `dialed_by` and `pipe_peer`, does not pay for the others.
 #[derive(Default)]
 pub(crate) struct Optional {
-    /// Who asked for it, if it was dialed.
+    /// The connection in whose callback it was dialed.
     pub(crate) dialed_by: Option<ConnId>,
-    /// The other end of its pipe, and how many reads in a row were full.
+    /// The connection that it is piped with.
     pub(crate) pipe_peer: Option<ConnId>,
+    /// How many reads in a row were full: enough of them make the loop splice.
     pub(crate) full_reads: u8,
-    /// The other end of its pipe was cut off: a reset follows the queue, neither a close_notify nor a FIN.
+    /// Its pipe peer was cut off: a reset follows the queue and not a FIN, which would tell that the stream is
+    /// complete.
     pub(crate) incomplete: bool,
-    /// Whose rate it shares.
+    /// The group whose rate it shares.
     pub(crate) group: Option<u16>,
-    /// Its own address, where the table of the machine's addresses does not have it.
+    /// Its local address, if it is not in the table's list of local addresses.
     pub(crate) local: Option<PeerAddress>,
     pub(crate) dial: Option<Box<Dial>>,
     pub(crate) overrides: Option<Box<Overrides>>,
     pub(crate) tls: Option<Box<Tls>>,
 }
 
-/// Of one that was dialed: until it is connected, or as long as it would be dialed again.
+/// A dial. Kept until it is connected; longer if it is dialed again when it ends, or if it is a Unix-domain socket,
+/// whose path is kept here.
 #[derive(Debug, Default)]
 pub(crate) struct Dial {
-    /// What was asked for, and how.
+    /// The address that was dialed; may be a name.
     pub(crate) to: Option<Address>,
     pub(crate) options: DialOptions,
-    /// The lookup it waits for.
+    /// The number of the lookup that it waits for.
     pub(crate) lookup: Option<u64>,
-    /// When the next address is to be tried.
+    /// When the next address is tried although no attempt has failed (RFC 8305).
     pub(crate) next_attempt: Option<Tick>,
-    /// How often dialing has failed in a row before.
+    /// How many dials have failed in a row before this one; the wait before a redial grows with it.
     pub(crate) failed_attempts: u32,
-    /// Asked for before there was a stream to ask it of.
+    /// Options that were set before there was a stream.
     pub(crate) pending_options: Vec<SocketOption>,
 }
 
-/// Of a connection with a filter.
+/// The state of a connection with a filter.
 pub(crate) struct Tls {
-    /// How to make the filter; until the handshake starts.
+    /// How to create the filter. Taken when the handshake starts.
     pub(crate) config: Option<FilterConfig>,
-    /// From then on.
+    /// The filter, from the start of the handshake on. For TLS it takes 3.7 KB, so it is not created before it is
+    /// needed.
     pub(crate) filter: Option<Box<dyn Filter>>,
     /// When the handshake must be complete.
     pub(crate) deadline: Option<Tick>,
-    /// How many bytes of this turn's list were sent before the filter was asked for, and go as they are.
+    /// How many bytes at the front of this turn's segments were sent before `start_filter`, and are not encrypted.
     pub(crate) clear_prefix: usize,
     /// Whether `open` or `connected` is called when the handshake is complete; else `filter_started` is.
     pub(crate) open_pending: bool,
-    /// Whether the service has got no byte since the handshake.
+    /// Whether the service has got no byte since the handshake: then `first_byte` applies.
     pub(crate) no_plaintext_yet: bool,
-    /// Why it could not go on.
+    /// Why the filter failed; given to `closed`.
     pub(crate) error: Option<Box<str>>,
-    /// What follows the bytes that are still to be delivered: the peer's end, or why the filter failed.
+    /// What happens after the decrypted bytes that are not delivered yet: the peer's end, or the failure of the filter.
     pub(crate) pending_end: Option<Result<(), Box<str>>>,
 }
 
-/// Limits that differ from its service's, and what else few have.
+/// Limits of this connection that replace those of its service, and the state of rarely used features.
 #[derive(Debug, Default)]
 pub(crate) struct Overrides {
+    /// Outer `None`: the service's limit applies. Inner `None`: the timeout is switched off.
     pub(crate) idle: Option<Option<Duration>>,
     pub(crate) read_idle: Option<IdleTimer>,
     pub(crate) write_idle: Option<IdleTimer>,
     pub(crate) alarm: Option<Alarm>,
-    /// How fast it may be read, and when there will be tokens again.
+    /// Its own rate.
     pub(crate) bucket: Option<TokenBucket>,
+    /// When it is read again, while it is throttled.
     pub(crate) refill: Option<Tick>,
-    /// Input thrown away while closing.
+    /// Bytes of input discarded while closing and lingering.
     pub(crate) discarded: usize,
-    /// When it was resumed before its first byte: the clock of that byte begins here.
+    /// When it was resumed before its first byte: `first_byte` counts from here.
     pub(crate) resumed: Option<Tick>,
 }
 
-/// A clock for one direction: how long nothing may move, and when something last did.
+/// An idle timeout of one direction: its length, and when a byte last moved in that direction.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IdleTimer {
     pub(crate) span: Duration,
     pub(crate) since: Tick,
 }
 
-/// Which clock has run out when [`Service::idle`](crate::Service::idle) is called.
+/// Which idle timeout has passed when [`Service::idle`](crate::Service::idle) is called.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum IdleKind {
-    /// No byte has moved either way.
+    /// No byte has moved in either direction.
     #[default]
     Both,
     /// No byte has arrived.
     Reading,
-    /// The kernel has taken no byte.
+    /// The kernel has accepted no byte.
     Writing,
 }
 
-/// An alarm that a service has set for one connection.
+/// The alarm that a service has set for a connection; with `every`, it repeats.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Alarm {
     pub(crate) when: Tick,
@@ -129,6 +137,7 @@ impl Tls {
 }
 
 impl Optional {
+    /// Whether a rate applies, of its own or of a group.
     pub(crate) fn is_limited(&self) -> bool {
         self.group.is_some() || self.overrides.as_ref().is_some_and(|overrides| overrides.bucket.is_some())
     }

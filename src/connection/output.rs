@@ -1,4 +1,6 @@
-//! What a connection sends: what callbacks queue, the marks of its queue, and what a failed write means.
+//! Output of a connection: sends, the water marks, and failed writes.
+//!
+//! Read before: `connection/mod.rs` and `parts/arena.rs`. `event_loop/write.rs` makes the system calls.
 
 use std::io;
 
@@ -20,7 +22,7 @@ impl Connection {
         self.queue(shared.bytes().len(), cx, |arena, segments| arena.push_shared(segments, shared));
     }
 
-    /// Adds to what is sent in this turn, if that is still possible.
+    /// Adds to the segments of this turn. Bytes that are sent after `close` or `finish` are dropped and counted.
     ///
     /// A connection is closed as a slow reader when its queue is at its limit *before* a send, counting only bytes that
     /// a write has left behind, unless it reads and the connection whose input is answered [can be made to
@@ -44,8 +46,8 @@ impl Connection {
         let entry = self.push_dirty(cx);
         let segments = &mut cx.dirty[entry].segments;
         push(&mut cx.arena, segments);
-        // Full from here on, even if the kernel takes everything a moment later: a service that was told so waits for
-        // `drained`.
+        // Full from here on, even if the kernel accepts everything later in this turn: a service that has seen
+        // `is_full` waits for `drained`, so that must come.
         if left_behind + segments.len() >= high {
             self.hold(Flag::Full, cx.now);
             self.hold_sender(entry, left_behind > 0, cx);

@@ -1,4 +1,6 @@
-//! How fast connections may be read, alone and in groups.
+//! Read rates of connections and of groups of connections.
+//!
+//! Read before: `parts/token_bucket.rs`, which measures a rate.
 
 use super::table::Table;
 use crate::base::tick::Tick;
@@ -12,7 +14,7 @@ use crate::parts::token_bucket::{SHARE_MIN, TokenBucket, burst};
 pub(crate) struct Group {
     rate: usize,
     bucket: TokenBucket,
-    /// How many members wait for tokens.
+    /// How many members are throttled.
     throttled: usize,
 }
 
@@ -21,13 +23,14 @@ impl Group {
         Group { rate, bucket: TokenBucket::new(rate, burst(rate), now), throttled: 0 }
     }
 
-    /// How many members wait.
+    /// How many members are throttled.
     #[cfg(test)]
     pub(crate) fn throttled(&self) -> usize {
         self.throttled
     }
 
-    /// What one member may take now: no more than leaves the same for each who waits.
+    /// How many bytes one member may read now. The tokens are divided by the number of members that are throttled, so
+    /// that the one that is read first does not take all.
     fn share(&mut self, now: Tick) -> usize {
         let level = self.bucket.level(now);
         level.min((level / (self.throttled + 1)).max(SHARE_MIN))
@@ -35,11 +38,11 @@ impl Group {
 }
 
 impl Connection {
-    /// How much may be read from it now. When that is too little to be worth a call, it is throttled until there is
-    /// more.
+    /// How many bytes may be read from it now. If that is less than `SHARE_MIN`, which is not worth a system call, it
+    /// is throttled until there is more.
     ///
-    /// Reading is what is limited: where bytes pass through, a limit on what comes in is one on what goes out, and a
-    /// peer that is not read stops by itself when the kernel's buffers are full.
+    /// Only reading is limited. An echo or a proxy writes what it has read, so its writes are limited too; and TCP
+    /// stops a peer that is not read when the kernel's buffers are full.
     #[inline]
     pub(crate) fn allowance(&mut self, cx: &mut Context) -> usize {
         match &self.optional {
@@ -67,6 +70,7 @@ impl Connection {
             group.throttled += 1;
             group.bucket.time_until(SHARE_MIN * group.throttled, now)
         });
+        // At least one tick later: a deadline in this tick would be due again at once.
         optional.overrides().refill = Some(own.max(shared).max(Tick(now.0 + 1)));
         self.hold(Flag::Throttled, now);
         cx.stats.throttled += 1;
@@ -74,7 +78,7 @@ impl Connection {
         0
     }
 
-    /// So many bytes were read.
+    /// Charges bytes that were read to its own rate and to that of its group.
     pub(crate) fn spend_rate(&mut self, bytes: usize, cx: &mut Context) {
         let Some(optional) = &mut self.optional else { return };
         if let Some(bucket) = optional.overrides.as_mut().and_then(|overrides| overrides.bucket.as_mut()) {
@@ -85,13 +89,13 @@ impl Connection {
         }
     }
 
-    /// There are tokens again, or its limit has changed.
+    /// Ends the throttling: there are tokens again, or the limit has changed.
     pub(crate) fn unthrottle(&mut self, cx: &mut Context) {
         self.leave_group_line(cx);
         self.release(Flag::Throttled, cx);
     }
 
-    /// It waits no longer for tokens of its group.
+    /// If it is throttled, it no longer counts as a member that waits for its group's tokens.
     pub(crate) fn leave_group_line(&mut self, cx: &mut Context) {
         let group = self.optional.as_ref().and_then(|optional| optional.group);
         if let (true, Some(index)) = (self.flags.contains(Flag::Throttled), group) {
@@ -107,7 +111,7 @@ impl Connection {
 
     pub(crate) fn join_group(&mut self, group: Option<u16>, cx: &mut Context) {
         self.unthrottle(cx);
-        // A group of another reactor is none of this one.
+        // An id of another reactor may name no group here.
         self.optional().group = group.filter(|&index| usize::from(index) < cx.groups.len());
     }
 }
@@ -119,7 +123,7 @@ impl Table {
         let changed = |group: &&mut Group| group.rate != rate;
         let Some(group) = self.cx.groups.get_mut(usize::from(index)).filter(changed) else { return };
         (group.rate, group.bucket) = (rate, TokenBucket::new(rate, burst(rate), now));
-        // The throttled wait for a time that was computed from the old rate.
+        // Throttled members wait until a time that was computed from the old rate.
         for (_, connection) in &mut self.slots {
             let member = connection.optional.as_ref().is_some_and(|optional| optional.group == Some(index));
             if member && connection.flags.contains(Flag::Throttled) {

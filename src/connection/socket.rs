@@ -24,19 +24,17 @@ use crate::connection::table::Table;
 /// One connection, for the duration of one callback.
 ///
 /// Methods note what is to be done, and the turn does it: none of them makes a system call or calls the service. Errors
-/// of the connection are reported once, in [`Service::closed`](crate::Service::closed). Methods that return an error do
-/// so for a limit or a wrong argument.
+/// of the connection are reported once, in [`Service::closed`](crate::Service::closed).
 ///
 /// # After `close`
 ///
-/// Bytes sent to a socket that was closed, aborted or finished are dropped, and counted in
+/// Bytes sent to a closed, aborted or finished socket are dropped, and counted in
 /// [`Stats::sent_too_late`](crate::Stats::sent_too_late). [`other`](Socket::other) does not find a closed or aborted
 /// one.
 ///
 /// # Other connections
 ///
-/// [`other`](Socket::other) gives the socket of any connection of the reactor, so a broadcast needs no `Rc` and no
-/// lock:
+/// [`other`](Socket::other) gives the socket of any connection of the reactor, so a broadcast needs no `Rc`:
 ///
 /// ```
 /// use tidemill::{ConnId, Input, Service, Socket};
@@ -184,7 +182,7 @@ impl<'a> Socket<'a> {
     /// Stops reading: after this callback, `data` is not called until [`resume`](Socket::resume). It costs no system
     /// call. TCP stops the peer when the kernel's receive buffer is full.
     ///
-    /// The peer's FIN is not noticed meanwhile, because it is read too. The idle timeout still applies.
+    /// The peer's FIN is not noticed meanwhile, because it is read too. The idle timeout applies.
     pub fn pause(&mut self) {
         let (connection, cx) = self.parts();
         connection.pause(cx);
@@ -248,8 +246,8 @@ impl<'a> Socket<'a> {
     /// - A FIN is sent on after the bytes before it. The other direction continues.
     /// - The directions are independent, and timeouts apply: if neither peer reads, both are closed by
     ///   [`min_write_rate`](crate::SocketLimits::min_write_rate).
-    /// - If one is closed for a reason other than [`Finished`](CloseReason::Finished), the other is closed too, after the
-    ///   bytes queued for it are written, with the reason [`PipePeerClosed`](CloseReason::PipePeerClosed).
+    /// - If one is closed for a reason other than [`Finished`](CloseReason::Finished), the other is closed as
+    ///   [`PipePeerClosed`](CloseReason::PipePeerClosed), after the bytes queued for it.
     /// - If one was cut off before its own end (reset, or TLS without close_notify), the other is reset after
     ///   [`linger`](crate::SocketLimits::linger), so that half a message does not look whole.
     ///
@@ -316,7 +314,7 @@ impl<'a> Socket<'a> {
         self.connection().bytes_out
     }
 
-    /// Another connection of this reactor, of any service. `None` if it is closing or gone, or in its TLS handshake.
+    /// Another connection of this reactor, of any service. `None` if it is closing, gone or in its TLS handshake.
     pub fn other(&mut self, id: ConnId) -> Option<Socket<'_>> {
         let slot = self.table.live(id)?.slot;
         Some(Socket { table: self.table, slot })

@@ -1,4 +1,6 @@
-//! All connections: the slab, its cap, and what concerns more than one of them.
+//! All connections: look-ups by id, slots, and the limits that concern several connections.
+//!
+//! Read before: `connection/mod.rs` and `connection/context.rs`.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -19,7 +21,7 @@ use crate::parts::timers::Timers;
 use crate::parts::token_bucket::{TokenBucket, burst};
 use crate::sys::Epoch;
 
-/// Every connection, and what they share.
+/// All connections and what they share.
 ///
 /// ```text
 ///     slots     ┌────┬────┬────┬────┬────┬─ … ─┐   a slab: freed only by reap, reused with a new generation
@@ -28,41 +30,43 @@ use crate::sys::Epoch;
 ///     cx        the clock, the memory, the queues of the turn: what any connection may touch
 /// ```
 ///
-/// [`get`](Table::get) lends both sides, which is the one look-up of a phase. What concerns two connections or the
-/// count of all of them is a method of the table.
+/// [`get`](Table::get) and [`at`](Table::at) borrow a connection and the context at the same time, so a phase looks a
+/// connection up once and calls its methods with the context. A change to two connections is a method of the table.
 pub(crate) struct Table {
     pub(crate) slots: Slab<Connection>,
     pub(crate) cx: Context,
     generations: GenerationCounter,
-    /// Dialed by a service, not yet by the system.
+    /// Connections that a service has dialed in this turn; `accept` makes the system calls.
     pub(crate) pending_dials: Vec<ConnId>,
-    /// How many of the slots belong to refused peers, and how many of these are held without an answer.
+    /// How many slots belong to refused connections: they are not counted as connections of services.
     pub(crate) refusals: usize,
+    /// How many of these are kept open without an answer.
     pub(crate) tarpitted: usize,
-    /// Slots kept for connections that are there and will need a second one.
+    /// How many slots are reserved for connections that will dial.
     pub(crate) reserved: usize,
-    /// By service, as the counts of their connections.
+    /// By service: the access policy and the counts by address, if it has a policy.
     pub(crate) admissions: Vec<Option<Box<Admission>>>,
     pub(crate) connections_by_service: Vec<usize>,
-    /// Listeners that are to be closed.
+    /// Listeners that the next `expire` closes.
     pub(crate) listeners_to_close: Vec<ListenerId>,
-    /// The machine's own addresses to which connections have come. Most machines have a handful.
+    /// Local addresses of accepted connections. A machine has few, so a connection stores an index of one byte.
     local_addresses: Vec<SocketAddr>,
     pub(crate) timers: Timers,
-    /// The state of the random numbers that spread redials.
+    /// The state of the random numbers by which redials are spread.
     pub(crate) rng_state: u64,
     pub(crate) stop: Option<Stop>,
 }
 
-/// What was asked of the reactor as a whole.
+/// A shutdown that was asked for and that the next `expire` carries out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stop {
-    /// Close the listeners; end what remains after the grace.
+    /// Close the listeners now, and after this time the connections that are left.
     Shutdown(Duration),
+    /// Close everything.
     Now,
 }
 
-/// What the connections of refused peers have in place of a service.
+/// The service number of refused connections: no service has it.
 pub(crate) const REFUSED: u16 = 0;
 
 impl Table {
@@ -88,7 +92,7 @@ impl Table {
         table
     }
 
-    /// Adds the records of a service, and returns its number.
+    /// Adds the limits and counters of a service; returns its number.
     pub(crate) fn add_service(&mut self, limits: SocketLimits) -> u16 {
         self.cx.socket_limits.push(limits);
         self.cx.dry_run.push(false);
@@ -99,14 +103,16 @@ impl Table {
 
     // -- look-ups ------------------------------------------------------------------------------------------
 
-    /// A connection, closing or not, and what it may touch.
+    /// The connection with this id, closing or not, and the context. `None` if it was reaped: ids can be older than the
+    /// turn, and the generation tells that the slot has another connection now.
     #[inline]
     pub(crate) fn get(&mut self, id: ConnId) -> Option<(&mut Connection, &mut Context)> {
         let connection = self.slots.get_mut(id.slot as usize)?;
         (connection.id == id).then_some((connection, &mut self.cx))
     }
 
-    /// The connection in a slot that is known to be taken, and what it may touch.
+    /// The connection in a slot that is in use, and the context. For the current connection of a phase: only `reap`
+    /// frees slots, so it cannot have gone. Panics if it has.
     #[inline]
     pub(crate) fn at(&mut self, slot: u32) -> (&mut Connection, &mut Context) {
         (&mut self.slots[slot as usize], &mut self.cx)
@@ -116,7 +122,8 @@ impl Table {
         self.slots.get(id.slot as usize).filter(|connection| connection.id == id)
     }
 
-    /// An id that a service may reach: not one that is closing, refused, or accepted and still in its handshake.
+    /// The id, if services can use that connection: it is not closing, not refused, and not in the handshake before
+    /// `open`.
     pub(crate) fn live(&self, id: ConnId) -> Option<ConnId> {
         let connection = self.find(id)?;
         let reachable =
@@ -124,7 +131,7 @@ impl Table {
         reachable.then_some(id)
     }
 
-    /// The local end of a connection.
+    /// The local address of a connection.
     pub(crate) fn local(&self, connection: &Connection) -> Option<Address> {
         let listed = self.local_addresses.get(usize::from(connection.local));
         let own = || connection.optional.as_ref()?.local.map(Address::from);
@@ -133,17 +140,17 @@ impl Table {
 
     // -- slots ---------------------------------------------------------------------------------------------
 
-    /// Connections of services: those being refused are not counted.
+    /// The number of connections of services. Refused ones are not counted: they have a limit of their own.
     pub(crate) fn connections(&self) -> usize {
         self.slots.len() - self.refusals
     }
 
-    /// Whether so many more fit in, beside those that are there and the slots kept for them.
+    /// Whether this many slots are free, reserved ones not counted.
     pub(crate) fn has_room_for(&self, slots: usize) -> bool {
         self.connections() + self.reserved + slots <= self.cx.limits.connections
     }
 
-    /// Whether one more fits in for a service, by the reactor's limit and the service's own.
+    /// Whether a service may have one more connection, by the limits of the reactor and of its policy.
     pub(crate) fn has_room_for_service(&self, service: u16, slots: usize) -> bool {
         let service = usize::from(service);
         let max = self.admissions[service].as_ref().and_then(|admission| admission.policy.connections);
@@ -154,7 +161,7 @@ impl Table {
         self.refusals < self.cx.limits.refusals
     }
 
-    /// Takes a slot. The caller has asked whether there is room.
+    /// Takes a slot and creates a connection in it. The caller has checked that there is room.
     pub(crate) fn insert(&mut self, service: u16, stage: Stage, peer: PeerAddress) -> ConnId {
         let entry = self.slots.vacant_entry();
         let id = ConnId { slot: entry.key() as u32, generation: self.generations.next() };
@@ -180,7 +187,7 @@ impl Table {
         id
     }
 
-    /// Frees a slot; only `reap` calls this.
+    /// Frees a slot, and subtracts the connection from everything that counts it. Only `reap` calls this.
     pub(crate) fn remove(&mut self, id: ConnId) -> Connection {
         let mut connection = self.slots.remove(id.slot as usize);
         debug_assert_eq!((connection.id, connection.stage), (id, Stage::Dead));
@@ -197,7 +204,8 @@ impl Table {
         connection
     }
 
-    /// Notes the local end. That of an accepted connection is one of few, so a byte says which.
+    /// Stores the local address of a connection. Those of accepted connections are few and are stored once. Those of
+    /// dialed ones have a port each, so each is stored with its connection.
     pub(crate) fn set_local(&mut self, id: ConnId, local: SocketAddr) {
         let Some(connection) = self.slots.get_mut(id.slot as usize) else { return };
         let known = self.local_addresses.iter().position(|known| *known == local);
@@ -215,12 +223,12 @@ impl Table {
         }
     }
 
-    // -- limits that concern all ---------------------------------------------------------------------------
+    // -- limits of all connections together ----------------------------------------------------------------
 
-    /// Closes the connection that holds most until the memory limit holds again.
+    /// Closes the connection that holds the most buffered bytes, until the memory limit is met again.
     ///
-    /// Looking at every slot is the price of keeping no order while nothing is wrong; each look frees the most that can
-    /// be freed at once.
+    /// Each round goes through all slots. Connections are not kept in an order by size, because that would cost time on
+    /// every send, and eviction is rare.
     pub(crate) fn evict(&mut self) {
         while self.cx.is_over_memory() {
             let cx = &mut self.cx;
@@ -241,8 +249,8 @@ impl Table {
         }
     }
 
-    /// Ends the oldest lingering connections when there are too many: peers that do not leave get a twentieth of the
-    /// slots.
+    /// Closes the oldest lingering connections if there are too many: peers that do not close get at most a twentieth
+    /// of the slots, but at least 16, so that a small server can linger too.
     pub(crate) fn bound_lingering(&mut self) {
         let max = (self.cx.limits.connections / 20).max(16);
         let (slots, cx) = (&mut self.slots, &mut self.cx);
@@ -262,7 +270,7 @@ impl Table {
         }
     }
 
-    /// Ends every connection, or every tarpitted one.
+    /// Closes every connection at once, or every tarpitted one.
     pub(crate) fn close_all_now(&mut self, only_tarpitted: bool) {
         for (_, connection) in &mut self.slots {
             if !only_tarpitted || connection.stage == Stage::Tarpitted {
@@ -286,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_no_larger_than_what_it_holds() {
-        // slab marks a vacant slot in a niche of the connection, so holding one costs nothing besides.
+        // The slab marks a vacant slot in a niche of the connection, so a slot has no field of its own for that.
         let mut slots = Slab::<Connection>::with_capacity(1);
         let id = ConnId { slot: 0, generation: NonZeroU32::MIN };
         slots.insert(Connection::new(id, 0, Stage::Open, PeerAddress::UNIX, Tick(0)));
@@ -321,7 +329,7 @@ mod tests {
         vec(step, 1..200)
     }
 
-    /// What a plain map knows of a connection.
+    /// The state of a connection in the model.
     #[derive(Default)]
     struct Known {
         refused: bool,
@@ -331,7 +339,7 @@ mod tests {
         queued: usize,
     }
 
-    /// The table beside a map, and every id that there ever was.
+    /// The table, a map as its model, and every id that was ever used.
     struct Pair {
         table: Table,
         model: HashMap<ConnId, Known>,
@@ -340,14 +348,14 @@ mod tests {
 
     impl Pair {
         fn new() -> Pair {
-            // Near the wrap of the counter, where a generation must not be used twice either.
+            // Near the wrap of the generation counter, where no id may be used twice either.
             let first = NonZeroU32::new(u32::MAX - 20).unwrap();
             let mut table = Table::new(Limits::default(), first, Epoch::from_now());
             table.add_service(SocketLimits::default());
             Pair { table, model: HashMap::new(), ids: Vec::new() }
         }
 
-        /// One of those that are not dead.
+        /// One of the connections that are not dead.
         fn pick(&self, which: usize) -> Option<ConnId> {
             let living: Vec<ConnId> = self.ids.iter().copied().filter(|id| self.is_alive(id)).collect();
             (!living.is_empty()).then(|| living[which % living.len()])
@@ -421,7 +429,7 @@ mod tests {
             assert!(!self.model.values().any(|known| known.dead), "one that was doomed was forgotten");
         }
 
-        /// As if the kernel took nothing.
+        /// A write phase in which the kernel accepts nothing.
         fn flush(&mut self) {
             for dirty in mem::take(&mut self.table.cx.dirty) {
                 if let Some((connection, cx)) = self.table.get(dirty.id) {
@@ -448,7 +456,7 @@ mod tests {
                 assert_eq!(connection.unsent(&table.cx), known.queued);
             }
             let held: usize = table.slots.iter().map(|(_, connection)| connection.buffered()).sum();
-            // Capacities are powers of two, and each chunk of a queue costs something besides.
+            // Memory is charged by capacity, which is a power of two, plus a fixed cost for each chunk of a queue.
             let max = 2 * held + 128 * model.len();
             assert!(table.cx.memory >= held && table.cx.memory <= max, "{} for {held}", table.cx.memory);
         }

@@ -1,4 +1,6 @@
-//! What a connection does with its filter (TLS): the handshake's stages, encryption, failure.
+//! The filter (TLS) of a connection: starting it, encryption, failure.
+//!
+//! Read before: `base/filter.rs`, the trait. Next: `event_loop/tls.rs`, which runs handshakes and decrypts.
 
 use log::Level;
 
@@ -16,8 +18,8 @@ use crate::parts::outbox::WriteBatch;
 pub(crate) const RECORD_MAX: usize = 16 * 1024;
 
 impl Connection {
-    /// Starts a filter on an open connection (STARTTLS): what is sent from now on is encrypted, what was sent before
-    /// goes as it is. The event loop starts the handshake.
+    /// Starts a filter on an open connection (STARTTLS): bytes sent from now on are encrypted, bytes sent before are
+    /// not. The `read` phase starts the handshake.
     pub(crate) fn start_filter(&mut self, config: FilterConfig, cx: &mut Context) {
         if self.stage == Stage::Connecting {
             self.dial_mut().options.filter.get_or_insert(config);
@@ -26,21 +28,21 @@ impl Connection {
         if !self.is_open() || self.outgoing != Half::Open || self.is_filtered() {
             return;
         }
-        // What earlier turns have left is for the wire already; of this turn's list so much is.
+        // Bytes of earlier turns are in the outbox and stay unencrypted; of this turn's segments these many do.
         let clear_prefix = self.unsent(cx) - self.queued();
         let deadline = cx.handshake_deadline(self.service);
         self.set_filter(config, deadline, clear_prefix, false);
         self.on_released(cx);
     }
 
-    /// Sets up a filter whose handshake comes before `open` or `connected`.
+    /// Sets a filter whose handshake comes before `open` or `connected`.
     pub(crate) fn start_filter_first(
         &mut self,
         config: FilterConfig,
         deadline: Option<Tick>,
         cx: &mut Context,
     ) {
-        // What was sent to a connection while it was dialed is to be encrypted.
+        // Bytes sent while the connection was dialed wait as if for the wire; they must be encrypted.
         if let Some(outbox) = &mut self.outbox {
             debug_assert_eq!(outbox.plain.len(), 0);
             std::mem::swap(&mut outbox.wire, &mut outbox.plain);
@@ -54,12 +56,12 @@ impl Connection {
         self.optional().tls = Some(Box::new(Tls::new(config, deadline, clear_prefix, opens)));
     }
 
-    /// Whether its service has not met it, or not as connected, because the handshake comes first.
+    /// Whether `open` (accepted) or `connected` (dialed) waits for the handshake.
     pub(crate) fn is_open_pending(&self) -> bool {
         self.filter.is_handshaking() && self.tls().is_some_and(|tls| tls.open_pending)
     }
 
-    /// Whether it was accepted and its handshake is not complete: its service has not met it.
+    /// Whether it was accepted and is in the handshake before `open`: its service does not know it.
     pub(crate) fn is_handshaking_inbound(&self) -> bool {
         self.is_open_pending() && !self.flags.contains(Flag::Dialed)
     }
@@ -71,7 +73,7 @@ impl Connection {
         }
     }
 
-    /// What the two ends have agreed on, once the handshake is complete.
+    /// The result of the handshake, once it is complete.
     pub(crate) fn filter_info(&self) -> Option<FilterInfo> {
         if self.filter.is_handshaking() {
             return None;
@@ -79,8 +81,9 @@ impl Connection {
         self.tls()?.filter.as_ref().map(|filter| filter.info())
     }
 
-    /// Encrypts at most about `budget` bytes of what is queued and of this turn's list, and appends them to `wire`.
-    /// What is not encrypted waits in the queue. Encrypted bytes are never taken back: a filter encrypts nothing twice.
+    /// Encrypts queued bytes and then this turn's segments, until `wire` has at least `budget` bytes. The rest is
+    /// copied to the outbox as plaintext. A record must be sent once it is encrypted, because its number is part of the
+    /// encryption; so no more is encrypted than can soon be written.
     #[inline(never)]
     pub(crate) fn encrypt(
         &mut self,
@@ -103,8 +106,8 @@ impl Connection {
         }
     }
 
-    /// What was sent in the clear before the filter was asked for goes to the wire as it is. That is a line or two, so
-    /// it is copied. The handshake starts after that.
+    /// Moves the bytes that were sent before `start_filter` to the outbox, unencrypted. They are copied, because they
+    /// are a line or two. The handshake can start after that.
     fn settle_clear_prefix(&mut self, segments: &mut SegmentList, cx: &mut Context) {
         let clear = self.tls_mut().map_or(0, |tls| std::mem::take(&mut tls.clear_prefix));
         if clear > 0 {
@@ -116,7 +119,7 @@ impl Connection {
         }
     }
 
-    /// Encrypts one record of what is queued, or says that nothing is.
+    /// Encrypts one record: from the outbox first, then from this turn's segments. Returns whether there was anything.
     fn encrypt_record(
         &mut self,
         segments: &mut SegmentList,
@@ -157,7 +160,7 @@ impl Connection {
         outcome.map(|()| length > 0)
     }
 
-    /// Appends the filter's close_notify to what is for the wire.
+    /// Queues the filter's close_notify. Nothing is encrypted after it.
     pub(crate) fn push_close_notify(&mut self, cx: &mut Context) {
         self.filter = FilterStage::Ended;
         let mut out = Vec::new();
@@ -167,19 +170,20 @@ impl Connection {
         self.push_wire(&out, cx);
     }
 
-    /// Encrypts nothing more. What is queued for that is dropped; what is for the wire is still written.
+    /// Stops encrypting. Queued plaintext is dropped, since it may not be sent in the clear; bytes for the wire are
+    /// still written.
     pub(crate) fn stop_encrypting(&mut self, cx: &mut Context) {
         self.filter = FilterStage::Ended;
         if let Some(outbox) = &mut self.outbox {
             cx.memory -= outbox.plain.clear();
         }
-        // What was sent in the clear in this very turn is kept: it is taken off the list when that is written.
+        // Bytes that were sent in the clear in this turn are at the front of the segments, and must still be written.
         if self.tls().is_none_or(|tls| tls.clear_prefix == 0) {
             self.drop_segments(cx);
         }
     }
 
-    /// The filter cannot go on. What it says about that is still sent.
+    /// The filter has failed: closes the connection. Its alert is in the outbox and is still written.
     pub(crate) fn fail_tls(&mut self, why: &str, cx: &mut Context) {
         let reason = if self.filter.is_handshaking() { CloseReason::Handshake } else { CloseReason::Tls };
         if let Some(tls) = self.tls_mut() {
@@ -199,7 +203,7 @@ impl Connection {
         self.close(reason, cx);
     }
 
-    /// The stream has ended, and close_notify has not come before.
+    /// The peer's FIN came without close_notify: the stream may have been cut off.
     pub(crate) fn on_truncated(&mut self, cx: &mut Context) {
         self.on_end_read();
         if self.filter.is_handshaking() {

@@ -1,4 +1,7 @@
-//! Calling out: a name becomes addresses, addresses become attempts, and one of these a connection.
+//! Dialing: a name becomes addresses, addresses become attempts, and the first attempt that connects is used.
+//!
+//! Read before: `connection/dial.rs`. `parts/happy_eyeballs.rs` decides which address is tried when, `parts/lookups.rs`
+//! shares lookups of equal names.
 
 use std::io;
 use std::mem;
@@ -18,8 +21,9 @@ use crate::parts::lookups::LookupRequest;
 use crate::service::Event;
 use crate::sys::{Stream, System};
 
-/// The attempts to connect for one dial. All of them are registered under the connection's own token: an event says
-/// that something has happened to one of them, and which one is found by asking.
+/// The attempts to connect for one dial. All of them are registered under the token of their connection, so that the
+/// one that connects need not be registered again. An event therefore names the dial, and each attempt is asked for its
+/// state.
 pub(super) struct Attempts {
     plan: HappyEyeballs,
     in_flight: Vec<(Address, Stream)>,
@@ -37,12 +41,12 @@ impl Attempts {
         Attempts { plan, in_flight: Vec::new(), retry: None, error: DialError::new(to) }
     }
 
-    /// Attempts beyond the first: descriptors that no slot stands for.
+    /// The number of attempts beyond the first: descriptors that no slot accounts for.
     pub(super) fn extra(&self) -> usize {
         self.in_flight.len().saturating_sub(1)
     }
 
-    /// What is to be told when it is lost; what is still under way has not answered.
+    /// The error of a dial that has failed: one entry for each address. Attempts that are under way have no answer.
     pub(super) fn into_error(mut self) -> DialError {
         for (address, _) in &self.in_flight {
             self.error.add(address.clone(), Attempt::NoAnswer);
@@ -55,7 +59,8 @@ impl Attempts {
 }
 
 impl<S: System> EventLoop<S> {
-    /// Connects for a service that dialed. A dial that was cancelled before this never began: nothing is told.
+    /// Starts a dial: calls `open`, then looks the name up or connects. If the dial was cancelled in the turn in which
+    /// it was made, `open` is not called, and so `closed` is not either.
     pub(super) fn start_dial(&mut self, id: ConnId) {
         let Some((connection, _)) = self.table.get(id).filter(|(connection, _)| connection.is_live()) else {
             return;
@@ -99,7 +104,8 @@ impl<S: System> EventLoop<S> {
         self.attempts.insert(id, attempts);
     }
 
-    /// Dials that waited for a name go on. An answer that no dial waits for any more has a number that names none.
+    /// Takes the answers of the resolver, and continues the dials that waited for them. A lookup that no dial waits for
+    /// any more completes with an empty list.
     pub(super) fn poll_resolver(&mut self) {
         while let Some(answer) = self.system.next_answer() {
             for id in self.lookups.complete(answer.number) {
@@ -153,14 +159,16 @@ impl<S: System> EventLoop<S> {
         self.next_attempt(id);
     }
 
-    /// A Unix-domain socket: there is one, and it answers at once, or is tried again while its backlog is full.
+    /// Connects to a Unix-domain socket. There is one address. connect(2) succeeds or fails at once, except that it is
+    /// tried again while the listener's backlog is full.
     fn connect_unix(&mut self, id: ConnId, path: Address) {
         self.attempts.insert(id, Attempts::new(path.clone(), HappyEyeballs::none()));
         self.start_attempt(id, path);
         self.next_attempt(id);
     }
 
-    /// Starts the attempts that are due by now, and notes when to look again.
+    /// Starts the attempts that are due, and stores when the next one is. The loop ends: each step starts an attempt,
+    /// and the addresses are finite, or it returns.
     pub(super) fn next_attempt(&mut self, id: ConnId) {
         let now = self.table.cx.now;
         loop {
@@ -225,8 +233,8 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Something was reported about a dial: one of its attempts is connected, or never will be, or the report was
-    /// spurious.
+    /// An event came for a dial: one of its attempts has connected or failed, or the event is spurious. The event does
+    /// not say which, so all are checked.
     pub(super) fn check_attempts(&mut self, id: ConnId) {
         self.table.at(id.slot).0.flags.remove(Flag::Writable);
         let Some(attempts) = self.attempts.get_mut(&id) else { return };
@@ -234,7 +242,7 @@ impl<S: System> EventLoop<S> {
         let mut winner = None;
         for (address, stream) in mem::take(&mut attempts.in_flight) {
             match self.system.check_connected(&stream) {
-                // One that is too late is dropped, and with that closed.
+                // A second one that has connected is dropped, which closes it.
                 Ok(true) if winner.is_none() => winner = Some((address, stream)),
                 Ok(true) => {}
                 Ok(false) => attempts.in_flight.push((address, stream)),
@@ -261,7 +269,7 @@ impl<S: System> EventLoop<S> {
         log::debug!("{id} {address} connected");
         let service = connection.service;
         match connection.on_connected(address, stream, cx) {
-            // The handshake comes first, within the time that was given for the dial.
+            // The handshake comes first, within the timeout of the dial.
             Some((filter, to, deadline)) => {
                 connection.start_filter_first(filter, deadline, cx);
                 self.start_handshake(id, &to);
@@ -270,16 +278,16 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// The attempts that are left are dropped, which closes them. Returns what became of all of them.
+    /// Drops the attempts that are left, which closes them. Returns the results of all.
     pub(super) fn end_attempts(&mut self, id: ConnId) -> Option<DialError> {
         let attempts = self.attempts.remove(&id)?;
         self.extra_attempts -= attempts.extra();
         Some(attempts.into_error())
     }
 
-    /// A dial has ended while it waited for a name.
+    /// A dial has ended while it waited for a lookup.
     pub(super) fn cancel_lookup(&mut self, number: u64, id: ConnId) {
-        // One that has begun cannot be stopped. It may hang, so a later dial must not join it: it asks anew.
+        // A lookup that has begun cannot be stopped. It may hang, so a later dial of the same name must not join it.
         if self.lookups.cancel_waiter(number, id) {
             self.system.cancel_look_up(number);
             self.lookups.complete(number);

@@ -152,6 +152,7 @@ impl<S: System> EventLoop<S> {
         self.handle.clone()
     }
 
+    /// Whether a shutdown was asked for. Until the next `expire` that is noted in the table, and after that here.
     pub(crate) fn is_shutting_down(&self) -> bool {
         self.drain_deadline.is_some() || self.table.stop.is_some()
     }
@@ -222,7 +223,10 @@ impl<S: System> EventLoop<S> {
 
 impl<S: System> Drop for EventLoop<S> {
     fn drop(&mut self) {
+        // From here on `Handle::post` reports that the loop is gone, in place of accepting posts that would never run.
         self.handle.mailbox().close();
+        // A shared chunk counts the queues of each reactor that hold it, so the queues must be released and not only
+        // freed.
         for (_, connection) in &mut self.table.slots {
             connection.drop_outbox(&mut self.table.cx);
         }

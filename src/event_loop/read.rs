@@ -1,4 +1,6 @@
 //! Phase 4: read what has arrived and deliver it.
+//!
+//! Read before: `connection/mod.rs`. Next: `parts/arena.rs`, which has the block that reads go into.
 
 use std::mem;
 
@@ -14,21 +16,22 @@ use crate::parts::inbox::{Inbox, Input};
 use crate::service::Event;
 use crate::sys::System;
 
-/// The beginning of a message that is no longer than this is copied in front of the next read, so that the service sees
-/// both in one piece. A longer one stays where it is and the read is appended to it: copying 4 KiB a read is cheaper
-/// than losing the path without copies, copying a megabyte a read is not.
+/// Unread input of at most this length is copied in front of the next read, so that the service gets both as one slice
+/// of the block, and an echo of it needs no further copy. Longer unread input stays in the inbox, and the read is
+/// appended to it: copying 4 KiB for each read is cheap, copying a megabyte for each read is not.
 const PREFIX_MAX: usize = 4 * 1024;
 
-/// Budgets that all together may use up in one turn beyond the first of each: some hundred microseconds.
+/// Read budgets given in one turn beyond the first of each connection, for all together: half a megabyte at 64 KiB
+/// each.
 const EXTRA_BUDGETS: usize = 8;
 
 /// What became of one attempt to read.
 pub(super) enum ReadOutcome {
-    /// So many bytes, and perhaps more to come.
+    /// The number of bytes read; more may be left.
     More(usize),
-    /// So many, and no more for now.
+    /// The number of bytes read; nothing is left until the next event.
     Drained(usize),
-    /// None, and no further attempt makes sense.
+    /// No byte: the end, an error, `WouldBlock` or a signal. The connection has noted which.
     None,
 }
 
@@ -42,7 +45,8 @@ enum Step {
     Uncommon,
 }
 
-/// Where the input of a connection goes.
+/// Where the input of a connection goes. Determined before the callback, so that a pipe that the callback makes begins
+/// with the next bytes.
 #[derive(Clone, Copy)]
 pub(super) enum Target {
     Service(u16),
@@ -50,7 +54,8 @@ pub(super) enum Target {
 }
 
 impl Target {
-    /// Where the input goes, and the unread input that goes first: it leaves its place.
+    /// The target, and the unread input that goes before the new bytes. It is taken out of the connection: see
+    /// [`deliver`](EventLoop::deliver).
     pub(super) fn of(connection: &mut Connection) -> (Target, Option<Box<Inbox>>) {
         let target = match connection.flags.contains(Flag::Piped) {
             true => Target::Pipe,
@@ -60,42 +65,43 @@ impl Target {
     }
 }
 
-/// What a service has done with the bytes of one call.
+/// What a service did with the bytes of one call.
 struct Delivered {
     taken: usize,
-    /// How far the rest was searched without a match.
+    /// How many of the bytes left were searched without a match; the next search begins there.
     scanned: usize,
-    /// Whether the budget of the delivery hides a rest.
+    /// Whether the budget of the delivery was used up and hides the bytes left.
     is_cut: bool,
 }
 
 impl<S: System> EventLoop<S> {
-    /// Each connection gets one budget; one that has more is put in line again. Connections that became ready since the
-    /// last turn come first, all of them; then those that an earlier turn's budget had cut off, in their order and as
-    /// far as the budget for them reaches. So two hundred that send all they can make the others wait for a moment, and
-    /// not for a whole round of theirs.
+    /// Reads the connections of the ready list, each at most [`Limits::read_budget`](crate::Limits::read_budget) bytes.
+    /// One that has more is added to the list again.
     ///
-    /// When all have had theirs, a few get some budgets more, one connection after the other: to ask the kernel for
-    /// events after each 64 KiB of a bulk echo, and to read another connection then, would cost a tenth of its rate.
+    /// New ones come first, so that a small message does not wait for a round of two hundred bulk senders. All that are
+    /// carried over share `Limits::carried_over_budget`, and keep their order, so that each of them is reached.
+    ///
+    /// When all had a budget, up to `EXTRA_BUDGETS` more are given to those that have more. Asking the kernel for
+    /// events after each 64 KiB of a bulk echo would cost a tenth of its rate.
     pub(super) fn read(&mut self) {
         self.start_handshakes();
         let extra = EXTRA_BUDGETS.saturating_mul(self.table.cx.limits.read_budget) as u64;
         let max = self.table.cx.stats.bytes_in.saturating_add(extra);
         let all = self.read_ready();
         while all && self.table.cx.stats.bytes_in < max {
-            // The last in line is the one that was just read, if it has more.
+            // The last of the list is the one that was just read, if it has more.
             let Some(id) = self.table.cx.ready.pop() else { return };
             let before = self.table.cx.stats.bytes_in;
             let mut block = self.table.cx.arena.take_block();
             self.read_connection(id, &mut block);
             self.table.cx.arena.put_block(block);
             if self.table.cx.stats.bytes_in == before {
-                return;
+                return; // No progress: another read would bring nothing either.
             }
         }
     }
 
-    /// Returns whether all had their share.
+    /// Goes through the ready list once. Returns whether every connection in it was read.
     fn read_ready(&mut self) -> bool {
         let mut line = mem::replace(&mut self.table.cx.ready, mem::take(&mut self.spare_ready));
         let mut block = self.table.cx.arena.take_block();
@@ -108,7 +114,7 @@ impl<S: System> EventLoop<S> {
         self.redelivered = 0;
         let mut served = 0;
         for &id in &line {
-            // What was read from them, and what they have queued for others.
+            // A redelivery reads no byte, so what it has queued is counted in place of that.
             if self.table.cx.stats.bytes_in - before + self.redelivered >= budget {
                 break;
             }
@@ -116,7 +122,7 @@ impl<S: System> EventLoop<S> {
             served += 1;
         }
         self.table.cx.arena.put_block(block);
-        // What is left of the line goes before the connections that have just had their share.
+        // Those that were not read stay in front of those that were: first in, first out.
         let all = served == line.len();
         line.drain(..served);
         line.append(&mut self.table.cx.ready);
@@ -125,6 +131,9 @@ impl<S: System> EventLoop<S> {
         all
     }
 
+    /// Reads one connection until nothing is left, its budget is used up, or `CALLS_MAX` reads were made. The number of
+    /// calls is bounded too: a peer that sends single bytes would otherwise get 65,536 system calls.
+    /// A full arena is written first: between two connections no slice of the block is in use.
     fn read_connection(&mut self, id: ConnId, block: &mut Vec<u8>) {
         if self.table.cx.arena.is_full() {
             self.table.cx.arena.put_block(mem::take(block));
@@ -143,17 +152,17 @@ impl<S: System> EventLoop<S> {
             }
         }
         let (connection, cx) = self.table.at(id.slot);
-        connection.push_ready(cx); // It has used up its budget, and stands in line again.
+        connection.push_ready(cx); // Its budget is used up: no event will report the bytes that are left.
     }
 
-    /// One read into the arena's block, and one call of `data` if anything came: all that happens to most connections
-    /// in most turns, with one look-up before the callback and none after it.
+    /// One read into the arena's block, and one call of `data` if anything came. In most turns nothing else happens to
+    /// a connection, so this has one look-up before the callback and none after it; the rest is in `read_uncommon`.
     #[inline]
     fn read_once(&mut self, id: ConnId, block: &mut [u8], budget: usize) -> Step {
         let Some((connection, cx)) = self.table.get(id) else { return Step::Done };
         connection.flags.remove(Flag::Ready);
         if !connection.wants_turn() {
-            return Step::Done; // A callback has paused, throttled or closed it since it was put into the list.
+            return Step::Done; // A callback has paused, throttled or closed it since it was added to the list.
         }
         if !connection.is_open()
             || connection.is_filtered()
@@ -186,7 +195,7 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// What has to be done to a connection that is not simply open and readable.
+    /// Connections that `read_once` does not handle. Not inlined, to keep the common path short.
     #[inline(never)]
     fn read_uncommon(&mut self, id: ConnId, block: &mut [u8]) {
         let (connection, _) = self.table.at(id.slot);
@@ -200,7 +209,8 @@ impl<S: System> EventLoop<S> {
         connection.push_ready(cx);
     }
 
-    /// A handshake, or what an earlier delivery has left, comes before a read; and what is read may be ciphertext.
+    /// An open connection with a filter, with hidden input, or whose bytes are spliced. A handshake that was asked for
+    /// starts first; then hidden input is delivered, since it came before everything that a read would bring.
     fn read_open(&mut self, id: ConnId, block: &mut [u8]) {
         let (connection, _) = self.table.at(id.slot);
         if connection.filter == FilterStage::Asked {
@@ -224,7 +234,7 @@ impl<S: System> EventLoop<S> {
                 return self.splice_in(id);
             }
             if !connection.is_filtered() {
-                return; // It is read by the next turn, as any other.
+                return; // It is in the ready list again, and the next round reads it with `read_once`.
             }
             let allowed = budget.min(connection.allowance(cx));
             let prefix = prefix(connection);
@@ -235,7 +245,8 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Reads, and keeps the readiness true to what the kernel said. An end or an error is noted in the connection.
+    /// Makes one read, and keeps `Readable` true to what the kernel said: events are edge-triggered, so readiness that
+    /// is cleared too early is never reported again. An end or an error is noted in the connection.
     #[inline]
     pub(super) fn read_stream(
         system: &mut S,
@@ -256,7 +267,7 @@ impl<S: System> EventLoop<S> {
                 connection.on_received(n, cx.now);
                 let last = n < into.len() && connection.is_short_read_final();
                 connection.flags.remove_if(Flag::Readable, last);
-                // What is discarded while closing takes no rate from the others of a group.
+                // Discarded bytes are not charged to a rate: the other members of a group would pay for them.
                 if connection.optional.is_some() && connection.is_open() {
                     connection.spend_rate(n, cx);
                 }
@@ -269,14 +280,15 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// A read has brought nothing: if it has found the peer's end, the service hears of that.
+    /// After a read without bytes: if it found the peer's FIN, acts on that.
     #[inline(never)]
     pub(super) fn after_failed_read(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
         if connection.incoming != Half::Ended {
-            return connection.push_ready(cx); // A signal came first.
+            return connection.push_ready(cx); // Still readable if a signal interrupted the read.
         }
         match connection.stage {
+            // A FIN without close_notify may have been sent by an attacker, to cut a message off.
             Stage::Open if connection.is_filtered() => connection.on_truncated(cx),
             Stage::Open => self.on_peer_end(id),
             Stage::Lingering => connection.close_now(CloseReason::Local, cx),
@@ -284,12 +296,17 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// The one delivery: `n` bytes have arrived behind room for the unread input (`prefix`), or, where there is no such
-    /// room, are appended to the unread input where it is.
+    /// Delivers input; every byte that a service or a pipe peer gets passes here.
     ///
-    /// The inbox leaves its connection for the length of the callback: what it holds stands in front of these bytes,
-    /// and a pipe, a resume or a filter that the callback asks for must not find it a second time. Afterwards what is
-    /// left is kept, relayed, given to the filter, put in line to be delivered again, or dropped.
+    /// ```text
+    ///     block   │ prefix: room for unread input │ n bytes that have arrived │
+    ///             └──────────────── one slice for `data` ────────────────────┘
+    /// ```
+    ///
+    /// If the unread input is too long for that (`prefix` is 0), the new bytes are appended to the inbox. The inbox is
+    /// out of its connection during the callback. A pipe, a `resume` or a `start_filter` in the callback would
+    /// otherwise find these bytes, which are being delivered, a second time. After the callback, bytes that are left
+    /// are kept, sent to a new pipe peer, given to the filter, delivered again in the next turn, or dropped.
     #[inline]
     pub(super) fn deliver(
         &mut self,
@@ -311,7 +328,7 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// The same behind unread input.
+    /// Delivers unread input and the new bytes after it.
     fn deliver_behind(
         &mut self,
         id: ConnId,
@@ -337,7 +354,7 @@ impl<S: System> EventLoop<S> {
         self.keep(id, inbox, before, n, &delivered);
     }
 
-    /// Lends bytes to the service, or relays them.
+    /// Calls `data` with these bytes, or sends them to the pipe peer.
     #[inline]
     fn hand_over(&mut self, id: ConnId, target: Target, bytes: &[u8], scanned: usize) -> Delivered {
         let Target::Service(service) = target else {
@@ -356,8 +373,8 @@ impl<S: System> EventLoop<S> {
         Delivered { taken, scanned, is_cut }
     }
 
-    /// After a delivery, of which the last `arrived` bytes were new: `inbox` has what the service has left, and was
-    /// charged with `before`.
+    /// Decides about the bytes that a service has left. `arrived` of the delivered bytes were new, and `before` bytes
+    /// of memory are charged for the inbox. The callback may have closed or piped the connection.
     #[inline(never)]
     fn keep(&mut self, id: ConnId, inbox: Box<Inbox>, before: usize, arrived: usize, delivered: &Delivered) {
         let (connection, cx) = self.table.at(id.slot);
@@ -371,14 +388,15 @@ impl<S: System> EventLoop<S> {
             connection.put_inbox(inbox, before, arrived, begins, cx);
             connection.after_delivery(delivered.is_cut, cx);
             connection.push_ready(cx);
-            // Inboxes of a thousand connections may grow in one phase, and nothing is written in between.
+            // Checked here and not once per turn: inboxes of a thousand connections can grow in one phase.
             if cx.is_over_memory() {
                 self.table.evict();
             }
         }
     }
 
-    /// The peer's end has been read: everything it sent was delivered before.
+    /// The peer's FIN has been read, and all bytes before it were delivered: calls `end`, or sends a FIN to the pipe
+    /// peer.
     pub(super) fn on_peer_end(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
         connection.on_end_read();
@@ -399,8 +417,8 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Reads and throws away: the service has closed, but a reset in the face of unread input would destroy its last
-    /// reply on the way.
+    /// Reads and discards the input of a closing or lingering connection. A close(2) over unread input makes the kernel
+    /// send a reset, which can destroy the last reply before the peer has read it.
     fn discard_input(&mut self, id: ConnId, block: &mut [u8]) {
         let mut budget = self.table.cx.limits.read_budget.min(READ_MAX);
         for _ in 0..CALLS_MAX {

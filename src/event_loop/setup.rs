@@ -1,4 +1,4 @@
-//! What is set up between turns: services and listeners.
+//! Setting up: the loop itself, services and listeners. All of this happens between turns.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,7 +24,7 @@ impl<S: System> EventLoop<S> {
         EventLoop::with_first_generation(system, limits, NonZeroU32::MIN)
     }
 
-    /// With the counter of births set, so that a test can reach its wrap.
+    /// Creates a loop whose generation counter starts at `first`, so that a test can reach its wrap.
     pub(crate) fn with_first_generation(
         mut system: S,
         limits: Limits,
@@ -82,7 +82,8 @@ impl<S: System> EventLoop<S> {
         self.add_listener(service, options, |system, token| system.listen(at, options, token))
     }
 
-    /// Adds a listener that `make` makes.
+    /// Adds a listener that `make` creates. The index of a closed listener is used again; the generation in its id
+    /// keeps an old id from closing the new one.
     pub(crate) fn add_listener(
         &mut self,
         service: ServiceId,

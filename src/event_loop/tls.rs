@@ -1,4 +1,6 @@
-//! Filters (TLS): when handshakes start, and what arrives through a filter.
+//! Filters (TLS): when handshakes start, and decryption of what arrives.
+//!
+//! Read before: `connection/tls.rs`, which encrypts, and `event_loop/read.rs`.
 
 use std::mem;
 
@@ -13,18 +15,19 @@ use crate::parts::arena::READ_MAX;
 use crate::service::Event;
 use crate::sys::System;
 
-/// Handshakes that start in one turn. Each costs up to a millisecond, and others wait meanwhile.
+/// Handshakes that start in one turn. Each costs up to a millisecond, in which no other connection is served.
 const HANDSHAKES_PER_TURN: usize = 4;
-/// From so much on, what a filter keeps is decrypted in memory of its own and not in the arena's block: a handshake
-/// with many certificates, and nothing that happens often.
+/// Up to this many undecrypted bytes are decrypted in the arena's block, more in a buffer of their own. Only a
+/// handshake with many certificates is longer than that, so the allocation is rare.
 const UNDECRYPTED_MAX: usize = READ_MAX / 2;
-/// Memory for the next output of a filter that is kept.
+/// Memory for the output of a filter that is kept from one use to the next.
 const SPARE_MAX: usize = 256 * 1024;
 
 impl<S: System> EventLoop<S> {
     // -- handshakes ----------------------------------------------------------------------------------
 
-    /// Starts a handshake that was asked for. Ours start at once, those of accepted connections in their turn.
+    /// Starts or queues a handshake that was asked for. Those of dialed connections start at once, because this side
+    /// chose to make them. Those of accepted connections are queued, because peers choose their number.
     pub(super) fn start_or_queue_handshake(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
         if connection.flags.contains(Flag::Dialed) {
@@ -37,7 +40,9 @@ impl<S: System> EventLoop<S> {
         cx.stats.handshakes_delayed += u64::from(delayed);
     }
 
-    /// Starts some of the handshakes that wait.
+    /// Starts up to `HANDSHAKES_PER_TURN` of the queued handshakes, newest first: under overload the peers of the
+    /// oldest have often given up. If all places are taken, a handshake that has stalled for too long gives up its
+    /// place.
     pub(super) fn start_handshakes(&mut self) {
         let cx = &mut self.table.cx;
         let (max, now) = (cx.limits.handshakes, cx.now);
@@ -68,7 +73,8 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// The newest of the handshakes that wait, as its connection is still there.
+    /// The newest queued handshake whose connection still exists. Ids of closed connections stay in the queue until
+    /// they are popped.
     fn next_handshake(&mut self) -> Option<ConnId> {
         while let Some(id) = self.table.cx.handshakes.pop_newest() {
             let Some((connection, _)) = self.table.get(id) else { continue };
@@ -91,14 +97,15 @@ impl<S: System> EventLoop<S> {
             }
             Err(error) => return connection.fail_tls(&error.to_string(), cx),
         }
-        // What arrived behind the request for the filter is part of the handshake.
+        // Bytes that arrived after the STARTTLS request are handshake data. If they were delivered as plaintext, an
+        // attacker could insert commands before the encryption starts.
         let mut early = connection.unread().to_vec();
         let length = early.len();
         connection.drop_inbox(cx);
         self.decrypt(id, &mut early, 0, length);
     }
 
-    /// The handshake is complete: now the service hears of the connection.
+    /// The handshake is complete: calls `open`, `connected` or `filter_started`.
     fn on_handshake_done(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
         cx.handshakes.remove(id);
@@ -106,7 +113,7 @@ impl<S: System> EventLoop<S> {
         connection.filter = FilterStage::Open;
         connection.last_activity = cx.now;
         if let Some(outbox) = &mut connection.outbox {
-            outbox.progress.since = cx.now; // What was queued could not be read before this.
+            outbox.progress.since = cx.now; // The minimum write rate starts here: nothing could be written before.
         }
         let open_pending = connection.tls().is_some_and(|tls| tls.open_pending);
         let (service, dialed) = (connection.service, connection.flags.contains(Flag::Dialed));
@@ -127,7 +134,8 @@ impl<S: System> EventLoop<S> {
 
     // -- in ------------------------------------------------------------------------------------------
 
-    /// One read, and what can be decrypted of it.
+    /// Makes one read, and decrypts and delivers what is complete. Decryption is in place, so the bytes are read behind
+    /// those that the filter keeps, with room in front for unread input.
     pub(super) fn read_ciphertext(
         &mut self,
         id: ConnId,
@@ -157,7 +165,9 @@ impl<S: System> EventLoop<S> {
         outcome
     }
 
-    /// `wire` is room for a prefix, then what the filter keeps, then what has arrived.
+    /// Decrypts in place. `wire` is room for unread input (`prefix`), then the bytes that the filter keeps, then those
+    /// that have arrived. The order after that: bytes of the filter are queued, the handshake completes, plaintext is
+    /// delivered, and last the end or the failure that came behind it.
     fn decrypt(&mut self, id: ConnId, wire: &mut [u8], prefix: usize, length: usize) {
         let mut out = mem::take(&mut self.filter_out);
         let (connection, cx) = self.table.at(id.slot);
@@ -203,7 +213,7 @@ impl<S: System> EventLoop<S> {
         self.table.find(id).is_some_and(|connection| connection.is_open())
     }
 
-    /// Ends a connection whose filter has ended or failed, as soon as everything before that has been delivered.
+    /// Acts on the end or the failure of a filter, once all plaintext before it has been delivered.
     pub(super) fn end_after_delivery(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
         if !connection.is_open() || connection.flags.contains(Flag::Redeliver) {
@@ -222,7 +232,7 @@ impl<S: System> EventLoop<S> {
             tls.no_plaintext_yet = false;
         }
         if connection.flags.contains(Flag::Paused) {
-            // `open` has paused it, and these bytes came along with the end of the handshake.
+            // `open` has paused it, and these bytes came in the same read as the end of the handshake.
             let mut inbox = connection.inbox.take().unwrap_or_default();
             let before = inbox.charge();
             inbox.append(&wire[prefix..prefix + plain]);

@@ -1,4 +1,7 @@
 //! Phase 6: write what is queued.
+//!
+//! Read before: `parts/arena.rs`. Next: `event_loop/expire.rs`. What a send does is in `connection/output.rs`, the
+//! queue of bytes that the kernel did not accept in `parts/outbox.rs`.
 
 use std::io::{self, IoSlice};
 use std::mem;
@@ -16,8 +19,11 @@ use crate::service::Event;
 use crate::sys::System;
 
 impl<S: System> EventLoop<S> {
-    /// Writes what each connection was sent in this turn, behind what it still had queued, with one call if the kernel
-    /// takes it. No user code runs before the arena is empty; then those that were full hear that they are not.
+    /// Writes each connection that has something queued: its outbox first, then what was sent to it in this turn, with
+    /// one call if the kernel accepts it.
+    ///
+    /// No callback runs before the arena is cleared, because the segments that connections still refer to are in it.
+    /// `drained` is called after that: what it sends is written by the next `write`.
     pub(super) fn write(&mut self) {
         self.set_options();
         self.detach_unpiped();
@@ -32,8 +38,8 @@ impl<S: System> EventLoop<S> {
         self.notify_drained();
     }
 
-    /// Sets the socket options that services asked for. One that the system refuses is not worth a connection: it is
-    /// logged and counted.
+    /// Sets the socket options that services asked for. It is done before the writes, so that a buffer size or
+    /// TCP_NODELAY applies to them. An option that the system refuses is logged and counted; the connection goes on.
     fn set_options(&mut self) {
         if self.table.cx.pending_options.is_empty() {
             return;
@@ -48,7 +54,8 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Nearly always the first call leaves everything with the kernel, and nothing waits for that.
+    /// Writes one connection. Most often nothing was queued before, there is one segment, and the kernel accepts all of
+    /// it: that case is one call and returns early. Everything else is in `write_queue`.
     fn write_connection(&mut self, Dirty { id, mut segments, .. }: Dirty) {
         let Some((connection, cx)) = self.table.get(id) else { return };
         connection.dirty = NOT_DIRTY;
@@ -58,6 +65,7 @@ impl<S: System> EventLoop<S> {
         let mut budget = cx.limits.write_budget;
         if !connection.is_filtered() && connection.outbox.is_none() {
             budget -= Self::write_fresh(&mut self.system, connection, &mut segments, cx).min(budget);
+            // Then no FIN is owed and no `drained` either, so nothing is left to do.
             let open = connection.is_open() && connection.outgoing == Half::Open;
             if open && segments.len() == 0 && !connection.flags.contains(Flag::Full) {
                 return;
@@ -66,7 +74,8 @@ impl<S: System> EventLoop<S> {
         self.write_queue(id, segments, budget);
     }
 
-    /// Writes what was sent in this turn to a connection that has nothing queued.
+    /// Writes what was sent in this turn to a connection that had nothing queued. Returns how many bytes the kernel has
+    /// accepted.
     #[inline]
     fn write_fresh(
         system: &mut S,
@@ -77,7 +86,7 @@ impl<S: System> EventLoop<S> {
         let Some(stream) = &connection.stream else { return 0 };
         let Some(bytes) = cx.arena.as_single(segments) else { return 0 };
         if !connection.flags.contains(Flag::Writable) {
-            return 0;
+            return 0; // The kernel has no room, so a call would fail. An event says when there is some.
         }
         let result = system.write(stream, &[IoSlice::new(bytes)]);
         cx.stats.writes += 1;
@@ -93,8 +102,15 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Everything else: several pieces, encryption, a queue for what the kernel will not take, the water marks, our
-    /// end.
+    /// All cases but the one of `write_fresh`: several segments, an outbox, encryption, the water marks, the FIN.
+    ///
+    /// ```text
+    ///     outbox    │ wire │ in a kernel pipe │ plain │     this turn   │ segments │
+    ///     without a filter:  1       2                                     3
+    ///     with a filter:     1                   2 encrypted,              3 encrypted
+    /// ```
+    ///
+    /// Bytes that the kernel does not accept are copied to the outbox, because the arena is cleared after this phase.
     #[inline(never)]
     fn write_queue(&mut self, id: ConnId, segments: SegmentList, mut budget: usize) {
         let (connection, _) = self.table.at(id.slot);
@@ -102,6 +118,8 @@ impl<S: System> EventLoop<S> {
             true => (segments, SegmentList::EMPTY),
             false => (SegmentList::EMPTY, segments),
         };
+        // Encryption is one write budget ahead of the kernel at most: what waits longer stays plaintext, and a line
+        // that is shared by many connections stays shared.
         for _ in 0..CALLS_MAX {
             let (connection, cx) = self.table.at(id.slot);
             if connection.is_filtered() {
@@ -114,6 +132,7 @@ impl<S: System> EventLoop<S> {
             }
         }
         if wire.len() > 0 {
+            // These bytes go behind those in a kernel pipe, so the pipe's bytes must be in the outbox before them.
             self.read_out(id);
         }
         let (connection, cx) = self.table.at(id.slot);
@@ -123,7 +142,7 @@ impl<S: System> EventLoop<S> {
         connection.spill_wire(wire, cx);
         cx.arena.clear_ciphertext();
         if connection.can_write() && connection.flags.contains(Flag::Writable) {
-            connection.push_dirty(cx); // The budget ended it, not the kernel: no event will come.
+            connection.push_dirty(cx); // The budget ended, and the kernel has room: no event will come.
         }
         connection.check_water_marks(cx);
         if connection.queued() == 0 {
@@ -132,7 +151,7 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// One call, if it can do anything; returns how many bytes it has written.
+    /// One system call, if there is anything to write and room for it; returns how many bytes the kernel has accepted.
     fn write_once(&mut self, id: ConnId, segments: &mut SegmentList, budget: usize) -> usize {
         let (connection, cx) = self.table.at(id.slot);
         let Some(stream) = &connection.stream else { return 0 };
@@ -142,6 +161,7 @@ impl<S: System> EventLoop<S> {
         if nothing || !connection.flags.contains(Flag::Writable) || !connection.has_stream() {
             return 0;
         }
+        // What is in `wire` is older than what is in the kernel pipe, so that is spliced only when `wire` is empty.
         let from_pipe = if wire == 0 && in_pipe > 0 { self.kernel_pipes.to_sink(id) } else { None };
         let result = match (from_pipe, cx.arena.as_single(segments).filter(|_| wire + in_pipe == 0)) {
             (Some(pipe), _) => self.system.splice_out(pipe, stream, in_pipe),
@@ -167,17 +187,17 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Everything is written; if our end is to follow, it does. A filter says so before that (close_notify), with bytes
-    /// of its own that have to be written first.
+    /// The queue is empty: sends the FIN if one is owed. With TLS a close_notify is written before it, so that the peer
+    /// can tell a complete stream from a truncated one.
     fn write_end(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
-        // A connection that is closed after it had finished owes no end, and has only `closed` before it.
+        // A connection that had finished before it was closed has sent its FIN; it only has to linger, or to end.
         let leaves = connection.outgoing == Half::Ended && connection.stage == Stage::Closing;
         if connection.stage == Stage::Connecting || !(connection.owes_end() || leaves) {
             return;
         }
         if connection.filter.is_handshaking() && connection.is_open() {
-            return;
+            return; // Bytes may still be sent after the handshake, and the FIN goes behind them.
         }
         if connection.is_incomplete() && connection.stage == Stage::Closing && !leaves {
             // A reset makes the kernel drop what it has not sent yet, so it comes after the linger time.
@@ -192,7 +212,7 @@ impl<S: System> EventLoop<S> {
             self.write_once(id, &mut nothing, usize::MAX);
             let (connection, cx) = self.table.at(id.slot);
             if connection.queued() > 0 || connection.stage == Stage::Dead {
-                return; // The event that says there is room brings it here again.
+                return; // The kernel has no room; the event that reports some leads here again.
             }
             connection.drop_outbox(cx);
         }
@@ -212,7 +232,8 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Tells those that were full that they are not, and reads them again.
+    /// Calls `drained` for connections that were full and are not, and lets them be read again. It runs after all
+    /// writes, so that a callback sees the queues of all connections as they are.
     fn notify_drained(&mut self) {
         if self.table.cx.drained.is_empty() {
             return;
@@ -234,7 +255,8 @@ impl<S: System> EventLoop<S> {
     }
 }
 
-/// Writes more than one run of bytes with one call. Apart from the rest, because the slices take a kilobyte of stack.
+/// Writes several slices with one call (`writev`). A function of its own, because the slices take a kilobyte of stack,
+/// which the common path need not reserve.
 #[inline(never)]
 fn gather(
     outbox: Option<&Outbox>,
@@ -247,7 +269,7 @@ fn gather(
     if let Some(outbox) = outbox {
         outbox.wire.gather(&mut slices);
     }
-    // What was sent in this turn comes behind what is in a kernel pipe.
+    // Bytes in a kernel pipe go between the outbox and this turn's segments, and cannot be part of a `writev`.
     if slices.has_room() && outbox.is_none_or(|outbox| outbox.in_pipe == 0) {
         arena.gather(segments, &mut slices);
     }

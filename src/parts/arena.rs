@@ -60,12 +60,16 @@ const SEGMENTS_FULL: usize = 16 * 1024;
 /// makes very many tiny sends is bounded too.
 const SEGMENT_COST: usize = size_of::<Segment>();
 
+/// A range of bytes to be sent to one connection, and the index of the next one for the same connection, or `END`. All
+/// lists share one vector, so that a turn with ten thousand lists needs no allocation for each.
 struct Segment {
     source: SegmentSource,
     range: Range<usize>,
     next: usize,
 }
 
+/// Which buffer of the arena the range of a segment is in. Ranges and not slices, because a slice would borrow the
+/// arena until the end of the turn.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SegmentSource {
     Block,
@@ -82,6 +86,7 @@ pub(crate) struct SegmentList {
     bytes: usize,
 }
 
+/// The end of a list; no vector of segments is that long.
 const END: usize = usize::MAX;
 
 impl SegmentList {
@@ -171,6 +176,8 @@ impl Arena {
         self.link(list, SegmentSource::Shared(self.shared.len() - 1), 0..length);
     }
 
+    /// Appends a segment to a list. If it follows the last one without a gap, that one is extended: an echo of thirty
+    /// lines in one read becomes one segment, and is written with one plain write.
     fn link(&mut self, list: &mut SegmentList, source: SegmentSource, range: Range<usize>) {
         list.bytes += range.len();
         self.budget.spend(range.len() + SEGMENT_COST);
@@ -297,7 +304,9 @@ impl Arena {
         self.composed.len()
     }
 
-    /// Whether the arena must be written and cleared before the next read.
+    /// Whether the arena must be written and cleared before the next read. Otherwise a turn of many connections would
+    /// need memory for all that they receive and send, and the bytes would have left the processor's cache when they
+    /// are written.
     pub(crate) fn is_full(&self) -> bool {
         self.filled >= READ_MAX || self.composed.len() > COMPOSED_FULL || self.segments.len() > SEGMENTS_FULL
     }

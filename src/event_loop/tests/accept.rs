@@ -1,4 +1,4 @@
-//! Who comes in, who is told to go, and what happens when descriptors run out.
+//! Accepting: which connections are accepted, what refused ones get, and running out of descriptors.
 
 use super::*;
 use crate::config::dial::DialOptions;
@@ -108,7 +108,7 @@ fn a_stream_that_cannot_be_registered_is_closed_alone() {
     assert_eq!(test.events().iter().filter(|events| matches!(events, Event::Open(_))).count(), 1);
 }
 
-/// A loop whose process can open `n` descriptors in all; the listener and the reserve are two of them.
+/// A loop whose process can open `n` descriptors. The listener and the spare descriptor take two of them.
 fn with_descriptors(n: usize, overflow: Overflow) -> TestLoop {
     let test = at_capacity(1_000, overflow);
     test.script.descriptors(n);

@@ -1,4 +1,4 @@
-//! Who may come in.
+//! Access policies: rules, limits by address, and the ways to refuse.
 
 use super::*;
 use crate::base::id::ServiceId;
@@ -67,7 +67,7 @@ fn tarpitted_connections_are_limited_and_further_ones_are_reset() {
     assert_eq!(gone, [false, false, true, true]);
     test.advance(29 * SECOND);
     assert!(!test.script.received_end(peers[0]));
-    // Nobody waits for them at shutdown.
+    // A shutdown does not wait for tarpitted connections.
     let mut closing = Setup::default().build(echo);
     closing.sockets().set_access_policy(SERVICE, denying("0.0.0.0/0", RefuseMode::Tarpit));
     connect_from(&mut closing, "192.0.2.1");
@@ -212,7 +212,7 @@ fn a_connection_that_reserves_a_slot_is_accepted_only_with_room_for_both() {
     dial(&mut test, Some(second)).expect("the slot that was kept for it");
     assert!(dial(&mut test, Some(first)).is_err());
     test.turn_until_quiet();
-    // An upstream that fails gives its slot back to the one it was for, and not to a newcomer.
+    // The slot of an upstream that failed is reserved again for its client, and not given to a new connection.
     test.sockets().get(pipe_peer).unwrap().abort();
     test.turn_until_quiet();
     assert!(dial(&mut test, None).is_err());

@@ -1,8 +1,8 @@
-//! Every clock, on a clock that moves when a test moves it.
+//! Each timeout of a connection, on a simulated clock that a test moves.
 
 use super::*;
 
-/// Turns while the clock moves until the connection has ended or begun to close; says after how long.
+/// Moves the clock and turns until the connection is closing or gone; returns how long that took.
 fn ends_after(test: &mut TestLoop, peer: PeerId, id: ConnId) -> Duration {
     let mut passed = Duration::ZERO;
     while test.close_reason(id).is_none() && !test.script.received_end(peer) {

@@ -1,4 +1,4 @@
-//! Connections that a service asked for.
+//! Dialed connections: connecting, failing, and dialing again.
 
 use super::*;
 use crate::config::dial::DialOptions;

@@ -1,9 +1,9 @@
-//! A kernel that comes short, early, late and interrupted.
+//! A kernel with short reads and writes, spurious and late events, and interrupted calls.
 
 use super::*;
 
-/// Fifty peers echo random bytes through a kernel that comes short, early, late and interrupted. Nothing may be lost,
-/// doubled, reordered or forgotten.
+/// Fifty peers echo random bytes through a kernel that injects these faults. No byte may be lost, doubled or reordered,
+/// and no connection may be forgotten.
 fn run_with_faults(seed: u64) {
     let mut rng = Rng(seed);
     let limits = Limits {

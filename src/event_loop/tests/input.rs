@@ -1,4 +1,4 @@
-//! What has arrived and is not taken yet.
+//! Unread input: what is kept, delivered again, and charged.
 
 use super::*;
 
@@ -44,7 +44,8 @@ fn a_long_message_in_many_reads_arrives_whole() {
 
 #[test]
 fn a_line_that_comes_byte_by_byte_is_searched_once() {
-    // Twelve bytes are put in front of the next read, five thousand are not: the memory must survive both.
+    // Twelve bytes are copied in front of the next read, five thousand stay in the inbox: both must be charged
+    // correctly.
     for length in [12, 5_000] {
         let mut seen = 0;
         let mut test = Setup::default().build(move |_, input| {

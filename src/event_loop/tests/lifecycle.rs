@@ -1,4 +1,4 @@
-//! What concerns all connections together.
+//! The loop as a whole: shutdown, livelock, timers, and ids that are used again.
 
 use super::*;
 use crate::base::id::ServiceId;
@@ -50,7 +50,7 @@ fn a_loop_without_progress_is_made_to_sleep() {
     let mut test = Setup::default().build(echo);
     let (_, id) = test.accept();
     for _ in 0..1_100 {
-        // As if something had put it in line for nothing, turn after turn.
+        // Simulates a bug that adds the connection to the ready list in each turn without a reason.
         test.event_loop.table.at(id.slot).0.flags.insert(Flag::Ready);
         test.event_loop.table.cx.ready.push(id);
         test.event_loop.turn(None).unwrap();
@@ -65,7 +65,7 @@ fn a_loop_without_progress_is_made_to_sleep() {
 fn a_deadline_that_is_due_for_ever_does_not_keep_the_loop_from_sleeping() {
     let mut test = Setup::default().build(discard);
     for _ in 0..1_100 {
-        // As if something had a deadline that no phase handles: here one of a shutdown, with a timer left each time.
+        // Simulates a deadline that no phase handles: that of a shutdown, with a timer left each time.
         test.sockets().set_timer(ServiceId(1), SECOND, None).unwrap();
         test.event_loop.drain_deadline = Some(Tick(0));
         test.event_loop.turn(None).unwrap();
@@ -96,7 +96,7 @@ fn limits_of_zero_that_would_stop_the_loop_are_read_as_one() {
     assert_eq!((test.script.received(peer), receiver.try_iter().count()), (b"hello".to_vec(), 1));
 }
 
-/// Sets a timer in each `closed`, to look again later.
+/// A service that sets a timer in each `closed`.
 struct SetsTimers(Option<ServiceId>);
 
 impl Service for SetsTimers {

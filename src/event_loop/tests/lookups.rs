@@ -1,4 +1,4 @@
-//! Dialing by name: lookups, attempts that overlap, and giving up.
+//! Dialing by name: lookups, overlapping attempts, failure, and redials.
 
 use super::*;
 use crate::base::reason::OsError;
@@ -20,7 +20,7 @@ fn test_loop() -> TestLoop {
     socket_limits(no_idle()).build_with(|socket| socket.send(b"hello"), discard)
 }
 
-/// The only question that the resolver has.
+/// The only lookup that waits at the resolver.
 fn pending_lookup(test: &TestLoop) -> u64 {
     let questions = test.script.lookups();
     assert_eq!(questions.len(), 1, "{questions:?}");
@@ -367,14 +367,14 @@ fn a_closed_connection_is_redialed_with_backoff_until_cancelled() {
         let whole = (100 * MS * (1 << n)).min(SECOND);
         assert!(*waited >= whole / 2 && *waited <= whole + 30 * MS, "wait {n} was {waited:?}");
     }
-    // Connected once, it begins from the shortest wait again.
+    // After a success the wait is the shortest again.
     test.script.finish_dial(*test.script.dialed().last().unwrap(), Ok(()));
     test.turn_until_quiet();
     test.script.reset(*test.script.dialed().last().unwrap());
     test.turn_until_quiet();
     test.advance(130 * MS);
     assert_eq!(test.script.dialed().len(), 8);
-    // Called off while it waits, and while it is connected.
+    // Cancelled while it waits, and while it is connected.
     test.script.finish_dial(*test.script.dialed().last().unwrap(), Err(libc::ECONNREFUSED));
     test.turn_until_quiet();
     let last = test.events().iter().rev().find_map(|events| match events {

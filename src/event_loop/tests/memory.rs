@@ -1,4 +1,4 @@
-//! One budget over all buffers.
+//! The memory limit, which all inboxes and outboxes share.
 
 use super::*;
 
@@ -119,7 +119,7 @@ fn inboxes_that_grow_in_one_turn_keep_to_the_memory_limit() {
     assert!(max <= (1 << 20) + (64 << 10), "{} KiB in inboxes, at a limit of 1,024 KiB", max >> 10);
 }
 
-/// A room of a hundred, in which every line goes to every member.
+/// A chat room of a hundred members: each line is sent to all of them.
 fn room_of_a_hundred() -> (TestLoop, Vec<PeerId>) {
     let members: Rc<RefCell<Vec<ConnId>>> = Rc::default();
     let (joining, room) = (members.clone(), members.clone());
@@ -150,7 +150,7 @@ fn a_burst_of_short_lines_to_a_room_is_spread_over_turns_and_arrives_whole() {
     let mut received = test.script.received(peers[3]);
     let first = received.len();
     assert!((1..=64 * 1024).contains(&first), "{first} bytes for one member in one turn");
-    // Another member is served although the burst is not over.
+    // Another member is read although the burst is not over.
     test.script.feed(peers[2], b"hello\n");
     for _ in 0..3 {
         test.turn();

@@ -1,4 +1,4 @@
-//! The loop against a simulated kernel. Nothing here sleeps; the clock moves when a test moves it.
+//! Tests of the loop on a simulated kernel. No test sleeps; the clock moves when a test moves it.
 
 mod accept;
 mod admission;
@@ -41,7 +41,7 @@ use crate::parts::timers::TimerId;
 use crate::service::Service;
 use crate::sys::sim::{PeerId, Released, Rng, Script, Sim, address};
 
-/// What a service was told, in order.
+/// The callbacks that a service got, in order.
 #[derive(Clone, Debug, PartialEq)]
 enum Event {
     Open(ConnId),
@@ -63,7 +63,7 @@ type ClosedLog = Rc<RefCell<Vec<ClosedInfo>>>;
 type OnData = Box<dyn FnMut(&mut Socket<'_>, &mut Input<'_>)>;
 type OnOpen = Box<dyn FnMut(&mut Socket<'_>)>;
 
-/// A service that writes down what happens to it and does with data what a test says.
+/// A service that records its callbacks, and does with data what the test says.
 struct Probe {
     log: Log,
     closed_log: ClosedLog,
@@ -136,7 +136,7 @@ impl Service for Probe {
     }
 }
 
-/// A loop with one listener and one probe behind it.
+/// A loop with one listener, whose service is a probe.
 struct TestLoop {
     event_loop: EventLoop<Sim>,
     script: Script,
@@ -144,7 +144,7 @@ struct TestLoop {
     closed_log: ClosedLog,
 }
 
-/// How a test sets up its loop.
+/// The settings of a test's loop.
 struct Setup {
     limits: Limits,
     listen: ListenOptions,
@@ -221,7 +221,7 @@ impl TestLoop {
         self.event_loop.turn_until_quiet(&self.script);
     }
 
-    /// Lets time pass, turning whenever the loop asks to.
+    /// Moves the clock by a time, with a turn at each deadline of the loop.
     fn advance(&mut self, span: Duration) {
         let step = Duration::from_millis(5);
         let mut left = span;
@@ -251,7 +251,7 @@ impl TestLoop {
         self.log.borrow().clone()
     }
 
-    /// Bytes sent to a connection that the kernel has not taken.
+    /// Bytes sent to a connection that the kernel has not accepted.
     fn queued(&self, id: ConnId) -> usize {
         let table = &self.event_loop.table;
         table.find(id).map_or(0, |connection| connection.unsent(&table.cx))
@@ -275,15 +275,15 @@ fn at_capacity(max: usize, overflow: Overflow) -> TestLoop {
     Setup { limits, listen, ..Setup::default() }.build(echo)
 }
 
-/// What every test of a simulated loop needs, those of the services too.
+/// Helpers for all tests on a simulated loop, those of the services too.
 impl EventLoop<Sim> {
-    /// Turns once without letting the clock move.
+    /// Turns once without moving the clock.
     fn turn_and_check(&mut self) {
         self.turn(Some(Duration::ZERO)).expect("a simulated poll does not fail");
         self.check();
     }
 
-    /// Turns until nobody has anything more to do.
+    /// Turns until neither the loop nor a peer has anything to do.
     pub(crate) fn turn_until_quiet(&mut self, script: &Script) {
         for _ in 0..10_000 {
             self.turn_and_check();
@@ -294,7 +294,7 @@ impl EventLoop<Sim> {
         panic!("after 10,000 turns there is still something to do");
     }
 
-    /// What must be true between any two turns.
+    /// Asserts the invariants that hold between any two turns.
     fn check(&self) {
         let table = &self.table;
         let inboxes: usize =

@@ -1,4 +1,4 @@
-//! What is sent, however slowly it is read, and how connections end.
+//! Output: queues, water marks, slow readers, FIN, and lingering close.
 
 use super::*;
 

@@ -1,11 +1,11 @@
-//! Two connections joined.
+//! Pipes: two connections whose bytes go to each other.
 
 use super::*;
 
-/// The first connection is piped with the second as soon as that has come.
+/// Pipes the first connection with the second as soon as that is open.
 fn pair_with(limits: SocketLimits) -> (TestLoop, [PeerId; 2], [ConnId; 2]) {
     let mut test = socket_limits(limits).build(|_, input| {
-        input.take(1); // What is left is there when they are joined.
+        input.take(1); // The bytes left untaken must go through the pipe first.
     });
     let (a, id_a) = test.accept();
     let (b, id_b) = test.accept();
@@ -226,7 +226,7 @@ fn a_connection_piped_to_itself_is_an_echo() {
     assert_eq!((test.received(peer).as_str(), test.close_reason(id)), ("echo", Some(CloseReason::Finished)));
 }
 
-/// The world behaves again, both peers end, and each has heard all that the other's end of the pipe was sent.
+/// Stops the faults and ends both peers. Each must have received all that the other has sent.
 pub(super) fn assert_nothing_is_lost(
     test: &mut TestLoop,
     peers: [PeerId; 2],
@@ -270,8 +270,8 @@ fn a_pipe_loses_no_byte_under_injected_faults() {
     }
 }
 
-/// A server that reads a header of three bytes in `data` and then pipes its peer to another connection, as SOCKS and
-/// CONNECT servers do.
+/// A server that reads a header of three bytes in `data` and then pipes its peer with another connection, as servers of
+/// SOCKS and CONNECT do.
 fn pipes_in_data() -> (TestLoop, [PeerId; 2], [ConnId; 2]) {
     let target: Rc<RefCell<Option<ConnId>>> = Rc::default();
     let to = target.clone();

@@ -1,10 +1,10 @@
-//! How fast connections are read.
+//! Read rates of connections and groups.
 
 use super::*;
 
 const RATE: usize = 1_000_000;
 
-/// Feeds a peer as fast as it is read for so long; says how much was read.
+/// Sends as fast as the loop reads, for a time; returns how many bytes were read.
 fn read_in(test: &mut TestLoop, peers: &[PeerId], span: Duration) -> Vec<usize> {
     let before: Vec<usize> = peers.iter().map(|&peer| test.script.unread(peer)).collect();
     assert!(before.iter().all(|&unread| unread > 20 * RATE), "there is enough to read");
@@ -33,7 +33,7 @@ fn a_rate_is_held_within_a_twentieth_over_ten_seconds() {
 
 #[test]
 fn a_throttled_peer_is_not_closed_as_too_slow() {
-    // Far slower than the pace that is asked of messages, because of us.
+    // Far below the minimum rate of a message, because the loop does not read it.
     let limits = SocketLimits {
         rate: Some(200),
         min_read_rate: Some(MinRate { bytes: 5_000, per: SECOND }),
@@ -73,7 +73,7 @@ fn a_group_shares_its_rate_evenly() {
     let sum: usize = read.iter().sum();
     assert!((95 * RATE / 10..=105 * RATE / 10).contains(&sum), "{read:?}");
     assert!(read.iter().all(|&one| one * 10 > sum), "nobody gets less than half his share: {read:?}");
-    // A member that leaves while it waits makes room for the others.
+    // A member that is closed while it is throttled no longer takes a share.
     test.sockets().get(members[0].1).unwrap().abort();
     test.turn_until_quiet();
     let read = read_in(&mut test, &peers[1..], 5 * SECOND);
@@ -102,7 +102,7 @@ fn input_discarded_while_closing_spends_no_rate_of_its_group() {
     for id in [id, id_other] {
         test.sockets().get(id).unwrap().join_group(Some(group));
     }
-    // A queue that is not read keeps it closing.
+    // It stays in `Closing`, because the peer does not read its queue.
     test.script.window(closing, 0);
     test.sockets().get(id).unwrap().send(&[b'q'; 100]);
     test.turn_until_quiet();
@@ -130,7 +130,7 @@ fn discarding_input_keeps_to_the_read_budget_of_a_turn() {
         test.script.feed(peer, &vec![b'x'; 2_000_000]);
         let before = test.event_loop.table.cx.stats.bytes_in;
         test.turn();
-        // One budget in its turn, and those that are granted while no connection waits.
+        // One budget, and the extra budgets that are given when no other connection waits.
         let read = test.event_loop.table.cx.stats.bytes_in - before;
         assert!(read <= 9 * 64 * 1024, "{read} bytes of one closing connection in one turn");
     }
@@ -167,7 +167,7 @@ fn a_throttled_member_of_a_group_is_counted_once() {
     test.script.feed(peer, &[b'x'; 100_000]);
     test.turn_until_quiet();
     test.sockets().get(id).unwrap().resume();
-    test.turn_until_quiet(); // The check between turns compares the count with the members that wait.
+    test.turn_until_quiet(); // The check between turns compares the count with the throttled members.
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Who is served, and in which order; what an event may say and what it may not.
+//! Readiness: which connections are read, in which order, and what an event can mean.
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn it_busy_polls_before_sleeping_only_while_events_come_soon() {
             test.script.feed(peer, b"x");
             test.event_loop.turn(None).unwrap();
         }
-        // Nobody says anything now. The deadline ends the sleep.
+        // No event comes now. The deadline ends the sleep.
         let before = test.script.calls().polls;
         test.event_loop.turn(Some(SECOND)).unwrap();
         test.script.calls().polls - before
@@ -102,11 +102,11 @@ fn a_newly_readable_connection_is_read_before_those_carried_over() {
     for &blaster in &blasters {
         test.script.feed(blaster, &vec![b'x'; all]);
     }
-    // All of them are new to the line once.
+    // In the first turn all of them are new in the ready list.
     test.turn();
     let left = |test: &TestLoop| blasters.iter().map(|&peer| test.script.unread(peer)).collect::<Vec<_>>();
     assert!(left(&test).iter().all(|&left| left == all - 1_000));
-    // After that, five of them have their turn at a time, and nobody has a second one before everybody had the first.
+    // After that, five are read in each turn, and none is read twice before all were read once.
     for round in 1..=3 {
         for group in 1..=8 {
             test.script.feed(pinger, b"ping");

@@ -1,8 +1,8 @@
-//! Pipes that carry much, through kernel pipes.
+//! Pipes of bulk data, which are spliced through kernel pipes.
 
 use super::*;
 
-/// Two connections piped, in a loop where a read of a thousand bytes is a full one.
+/// Two piped connections, in a loop where a read of a thousand bytes is a full one.
 fn pair_with(limits: Limits) -> (TestLoop, [PeerId; 2], [ConnId; 2]) {
     let mut test = Setup { limits, ..Setup::default() }.build(discard);
     let (a, id_a) = test.accept();
@@ -24,7 +24,7 @@ fn pattern(n: usize) -> Vec<u8> {
     (0..n).map(|n| (n % 251) as u8).collect()
 }
 
-/// As `pair`, with so many bytes in the kernel pipe towards the second, whose kernel takes no more.
+/// As `pair`, with this many bytes in the kernel pipe to the second one, whose socket accepts no more.
 fn pair_with_bytes_on_their_way() -> (TestLoop, [PeerId; 2], [ConnId; 2]) {
     let (mut test, [a, b], ids) = pair();
     test.script.window(b, 2_000);
@@ -226,7 +226,7 @@ fn a_splice_loses_no_byte_under_injected_faults() {
                     let unread = test.script.unread(peers[1 - from]);
                     let mut sockets = test.sockets();
                     let mut socket = sockets.get(ids[from]).unwrap();
-                    // Only between two flows is it known where it belongs.
+                    // Its place in the stream is known only between two flows.
                     if socket.queued() == 0 && unread == 0 {
                         socket.send(&own);
                         sent[1 - from].extend(own);
@@ -239,7 +239,7 @@ fn a_splice_loses_no_byte_under_injected_faults() {
     }
 }
 
-/// A pair that was parted while its kernel pipe held bytes, and whose sink is then closed at the memory limit.
+/// A pair whose pipe was undone while the kernel pipe held bytes, and whose sink is then closed at the memory limit.
 fn closed_with_a_full_kernel_pipe() -> TestLoop {
     let socket = SocketLimits { read_when_full: true, ..no_idle() };
     let limits = Limits { read_budget: 1_000, memory: 10_000, socket, ..Limits::default() };

@@ -1,7 +1,7 @@
-//! A filter that a test can read: its handshake is three words, its cipher turns each byte around.
+//! A filter that can be read by eye: its handshake is three words, its cipher inverts each byte.
 //!
 //! ```text
-//!     caller  HELLO\n ─▶ ◀─ WELCOME\n  THANKS\n ─▶     then records both ways: a letter, a length (u16), bytes
+//!     client  HELLO\n ─▶ ◀─ WELCOME\n  THANKS\n ─▶     then records both ways: a letter, a length (u16), bytes
 //!                                                      D bytes, E the end, X an alert
 //! ```
 
@@ -14,10 +14,10 @@ const HELLO: &[u8] = b"HELLO\n";
 const WELCOME: &[u8] = b"WELCOME\n";
 const THANKS: &[u8] = b"THANKS\n";
 
-/// Either side's.
+/// The filter of the client or of the server.
 pub(super) struct TestFilter {
     is_client: bool,
-    /// The words still to be heard, last first.
+    /// The words of the handshake that are still to be received, last first.
     expected: Vec<&'static [u8]>,
     sent_hello: bool,
     buffered: Vec<u8>,
@@ -59,7 +59,7 @@ impl TestFilter {
         }
     }
 
-    /// Hears the words of a handshake; how many bytes they were.
+    /// Receives words of a handshake; returns how many bytes they were.
     fn handshake(&mut self, wire: &[u8], out: &mut Vec<u8>, opened: &mut Opened) -> usize {
         let mut at = 0;
         if self.is_client && !self.sent_hello {
@@ -140,7 +140,7 @@ impl Filter for TestFilter {
     }
 }
 
-/// What stands on the wire for these bytes.
+/// The record for these bytes.
 pub(super) fn record(plain: &[u8]) -> Vec<u8> {
     let mut wire = vec![b'D'];
     wire.extend((plain.len() as u16).to_be_bytes());
@@ -148,7 +148,7 @@ pub(super) fn record(plain: &[u8]) -> Vec<u8> {
     wire
 }
 
-/// The bytes that stand on the wire, and how many records they are.
+/// The plaintext of the records on the wire, and the number of records.
 pub(super) fn parse_records(mut wire: &[u8]) -> (Vec<u8>, usize) {
     let (mut plain, mut records) = (Vec::new(), 0);
     while let [b'D', high, low, rest @ ..] = wire {

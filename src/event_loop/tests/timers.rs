@@ -1,4 +1,4 @@
-//! Alarms of connections, timers of services, and clocks that one connection has for itself.
+//! Alarms of connections, timers of services, and timeouts that one connection sets for itself.
 
 use super::*;
 

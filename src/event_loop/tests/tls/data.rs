@@ -1,4 +1,4 @@
-//! What is read and written through a filter.
+//! Data through a filter: reading, writing, limits.
 
 use super::*;
 
@@ -94,7 +94,7 @@ fn plaintext_queued_when_the_filter_fails_is_dropped_and_uncharged() {
     test.script.window(peer, 10);
     test.script.feed(peer, &record(b"go"));
     test.turn_until_quiet();
-    // A full one is not read; so the other end must take something first.
+    // A full connection is not read, so its peer must read something first.
     test.script.window(peer, 190_000);
     test.turn_until_quiet();
     test.script.feed(peer, b"???");
@@ -210,7 +210,7 @@ fn data_is_never_called_without_bytes() {
 
 #[test]
 fn a_close_notify_waits_for_input_that_the_delivery_budget_left() {
-    // Each byte is answered by 64 KiB: sixteen of them are a budget.
+    // Each byte is answered by 64 KiB, so sixteen bytes use up the budget of a delivery.
     let answer = vec![b'a'; 64 * 1024];
     let mut limits = no_idle();
     limits.queue = 1 << 30;

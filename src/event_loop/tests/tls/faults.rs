@@ -1,8 +1,8 @@
-//! Filters on a kernel that misbehaves.
+//! Filters on a kernel that injects faults.
 
 use super::*;
 
-/// Sealed echoes, one half through a pipe, in a kernel that comes short, early, late and interrupted.
+/// Encrypted echoes, half of them through a pipe, on a kernel with short, early, late and interrupted calls.
 fn run_with_faults(seed: u64) {
     let mut rng = Rng(seed);
     let limits = Limits {

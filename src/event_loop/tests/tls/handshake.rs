@@ -1,4 +1,4 @@
-//! Handshakes of accepted connections: their order, their number, their time.
+//! Handshakes of accepted connections: order, number, timeout.
 
 use super::*;
 

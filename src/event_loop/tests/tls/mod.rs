@@ -1,4 +1,4 @@
-//! Connections with a filter, as TLS is one.
+//! Connections with a filter, of which TLS is one.
 
 mod data;
 mod dial;
@@ -19,7 +19,7 @@ fn tls_setup(limits: SocketLimits) -> Setup {
     Setup { limits: Limits { socket: limits, ..Limits::default() }, listen, ..Setup::default() }
 }
 
-/// A caller who has done what a caller has to do.
+/// Connects a client that completes its handshake.
 fn handshaken(test: &mut TestLoop) -> (PeerId, ConnId) {
     let peer = test.script.connect();
     test.script.feed(peer, b"HELLO\nTHANKS\n");
