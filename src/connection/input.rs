@@ -1,4 +1,6 @@
-//! What a connection keeps of its input between two deliveries.
+//! Input that a connection keeps between two deliveries.
+//!
+//! Read before: `parts/inbox.rs` and `event_loop/read.rs`.
 
 use std::io;
 
@@ -9,13 +11,14 @@ use crate::connection::state::Flag;
 use crate::parts::inbox::Inbox;
 
 impl Connection {
-    /// Bytes of the message at the front that have not been taken.
+    /// The received bytes that the service has not taken.
     pub(crate) fn unread(&self) -> &[u8] {
         self.inbox.as_ref().map_or(&[], |inbox| inbox.unread())
     }
 
-    /// Puts an inbox back in its place, charges what it has grown by since it was charged with `before`, and starts the
-    /// message's clocks, or counts what `arrived` as its progress. The caller looks at the memory limit.
+    /// Puts an inbox back after a delivery, and charges its growth since it was charged with `before`. If a message
+    /// `begins`, its clocks start; otherwise the bytes that `arrived` count as its progress. The caller checks the
+    /// memory limit.
     pub(crate) fn put_inbox(
         &mut self,
         mut inbox: Box<Inbox>,
@@ -42,9 +45,9 @@ impl Connection {
         discharge(inbox, cx);
     }
 
-    /// What is left after a delivery. What the budget has hidden is delivered again, from the back of the line, before
-    /// anything else happens to the connection. Else it is the beginning of a message, which may not grow beyond its
-    /// limit; a paused service has not been asked yet whether the message is complete.
+    /// Decides about the bytes left after a delivery. Bytes that the budget has hidden are delivered again in the next
+    /// turn. Otherwise they are an incomplete message, which is limited to `SocketLimits::message`. A service that has
+    /// paused may have left complete messages, so the limit does not apply then.
     pub(crate) fn after_delivery(&mut self, is_cut: bool, cx: &mut Context) {
         if is_cut {
             self.flags.insert(Flag::Redeliver);
@@ -55,13 +58,13 @@ impl Connection {
         }
     }
 
-    /// Delivers nothing from the next call on.
+    /// Stops delivery after the current call of `data`.
     pub(crate) fn pause(&mut self, cx: &mut Context) {
         self.hold(Flag::Paused, cx.now);
     }
 
-    /// Delivers again, beginning with what was left. While `data` runs, the inbox is out of its place, and what the
-    /// callback leaves is known after it.
+    /// Continues delivery, with the bytes that were left first. The flag is set even if there seem to be none: during
+    /// `data` the inbox is out of the connection, and the callback may still leave bytes.
     pub(crate) fn resume(&mut self, cx: &mut Context) {
         if self.flags.contains(Flag::Paused) {
             self.flags.insert(Flag::Redeliver);
@@ -72,8 +75,8 @@ impl Connection {
         }
     }
 
-    /// A filter keeps so many bytes of the wire. They are the beginning of a message: they are charged and have its
-    /// clocks, as any other.
+    /// A filter keeps this many bytes of an incomplete record. They are charged, and have the clocks of an incomplete
+    /// message: otherwise a peer could hold memory for free by never completing a record.
     pub(crate) fn set_undecrypted(&mut self, undecrypted: usize, arrived: usize, cx: &mut Context) {
         if undecrypted == 0 && self.inbox.is_none() {
             return;
@@ -88,7 +91,7 @@ impl Connection {
         }
     }
 
-    /// Nothing is there for now, a signal came first, or the connection has failed.
+    /// A read has failed: nothing is left, a signal interrupted it, or the connection has failed.
     pub(crate) fn on_read_error(&mut self, error: &io::Error, cx: &mut Context) {
         match error.kind() {
             io::ErrorKind::WouldBlock => self.on_read_would_block(),
@@ -97,14 +100,14 @@ impl Connection {
         }
     }
 
-    /// Bytes kept for it, in and out: what eviction looks at.
+    /// The memory of its inbox and outbox, by which eviction chooses.
     pub(crate) fn buffered(&self) -> usize {
         self.inbox.as_ref().map_or(0, |inbox| inbox.charge())
             + self.outbox.as_ref().map_or(0, |outbox| outbox.buffered())
     }
 }
 
-/// Drops an inbox that was taken out of its place.
+/// Drops an inbox that was taken out of its connection.
 pub(crate) fn discharge(inbox: Option<Box<Inbox>>, cx: &mut Context) {
     if let Some(inbox) = inbox {
         cx.memory -= inbox.charge();

@@ -1,4 +1,6 @@
-//! Two connections joined: what arrives at the one is sent to the other.
+//! Pipes: bytes that arrive at one connection are sent to another.
+//!
+//! Read before: `connection/table.rs`. Next: `event_loop/pipe.rs`, which moves the bytes.
 
 use super::table::Table;
 use crate::base::id::ConnId;
@@ -6,7 +8,7 @@ use crate::connection::input::discharge;
 use crate::connection::state::{Flag, Half};
 
 impl Table {
-    /// Joins two connections. What waits in their inboxes goes first.
+    /// Pipes two connections. Their unread input is sent first, so that no byte is lost or overtaken.
     pub(crate) fn pipe(&mut self, a: ConnId, b: ConnId) {
         self.unpipe(a);
         self.unpipe(b);
@@ -42,7 +44,7 @@ impl Table {
         }
     }
 
-    /// Undoes a pipe: each one's service gets what arrives from now on. Returns the other end.
+    /// Undoes a pipe: bytes that arrive from now on go to the services. Returns the pipe peer.
     pub(crate) fn unpipe(&mut self, id: ConnId) -> Option<ConnId> {
         let pipe_peer = self.unlink(id)?;
         if pipe_peer != id {
@@ -62,13 +64,13 @@ impl Table {
         pipe_peer
     }
 
-    /// The other end of a pipe, if bytes can still be sent there.
+    /// The pipe peer, if bytes can still be sent to it.
     pub(crate) fn live_pipe_peer(&self, id: ConnId) -> Option<ConnId> {
         let pipe_peer = self.find(id)?.pipe_peer()?;
         self.live(pipe_peer)
     }
 
-    /// While one end of a pipe is full, the other is not read.
+    /// Holds or releases one end of a pipe: it is not read while the other end is full.
     pub(crate) fn update_receiver_full(&mut self, from: ConnId, to: ConnId) {
         let full = self.find(to).is_some_and(|sink| sink.flags.contains(Flag::Full));
         let Some((connection, cx)) = self.get(from) else { return };

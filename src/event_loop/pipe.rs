@@ -1,4 +1,6 @@
-//! Pipes that carry much: bytes go from one socket to the other inside the kernel, and are not copied.
+//! Pipes between connections: small amounts are copied, bulk data is moved inside the kernel (splice(2)).
+//!
+//! Read before: `connection/pipe.rs`.
 
 use std::collections::HashMap;
 use std::io;
@@ -37,13 +39,13 @@ struct InUse<C> {
     held: usize,
 }
 
-/// Empty ones kept. Each holds two descriptors and no memory.
+/// Empty kernel pipes that are kept. Each has two descriptors and no memory.
 const SPARE_MAX: usize = 8;
-/// So many full reads in a row make a flow.
+/// Full reads in a row after which a source is spliced.
 const FULL_READS: u8 = 2;
-/// As much as a kernel pipe holds.
+/// Bytes that one splice moves at most: the capacity of a kernel pipe.
 const SPLICE_MAX: usize = 1024 * 1024;
-/// A flow that brings less at once has become a trickle.
+/// If one splice moves less than this, copying is cheaper again.
 const TRICKLE: usize = 16 * 1024;
 
 impl<C> KernelPipes<C> {
@@ -51,12 +53,12 @@ impl<C> KernelPipes<C> {
         KernelPipes { in_use: HashMap::new(), spare: Vec::new(), max }
     }
 
-    /// The one that leads into this connection.
+    /// The kernel pipe that leads into this connection.
     pub(super) fn to_sink(&self, sink: ConnId) -> Option<&C> {
         self.in_use.get(&sink).map(|used| &used.pipe)
     }
 
-    /// So many bytes have left it.
+    /// Subtracts bytes that have left a kernel pipe.
     fn taken(&mut self, sink: ConnId, n: usize) {
         if let Some(used) = self.in_use.get_mut(&sink) {
             used.held -= n;
@@ -102,7 +104,7 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// One end of a pipe has drained: the other is read again.
+    /// One end of a pipe is no longer full: the other is read again.
     pub(super) fn resume_pipe_peer(&mut self, sink: ConnId) {
         if let Some(source) = self.table.live_pipe_peer(sink) {
             let (connection, cx) = self.table.at(source.slot);
@@ -139,7 +141,7 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Bytes that a filter changes or a rate counts are not for the kernel to pass on.
+    /// Whether the bytes can be spliced: not if a filter transforms them, or a rate counts them.
     fn may_splice(&self, source: ConnId, sink: ConnId) -> bool {
         let clear = |id| self.table.find(id).is_some_and(|connection| !connection.is_filtered());
         let optional = self.table.find(source).and_then(|connection| connection.optional.as_ref());
@@ -219,7 +221,7 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// So many bytes are on their way from one connection to another through a kernel pipe.
+    /// Counts bytes that were moved into a kernel pipe, as received by one connection and queued for the other.
     fn on_spliced_in(&mut self, source: ConnId, sink: ConnId, n: usize) {
         let (connection, cx) = self.table.at(source.slot);
         cx.stats.bytes_in += n as u64;
@@ -283,7 +285,7 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Takes the kernel pipe away when nothing is in it.
+    /// Releases a kernel pipe, if it is empty.
     fn detach_kernel_pipe(&mut self, sink: ConnId) {
         if self.kernel_pipes.in_use.get(&sink).is_some_and(|used| used.held == 0) {
             self.kernel_pipes.release(sink);
