@@ -40,9 +40,10 @@ struct Wait {
     checked: Tick,
 }
 
-/// How long a receiver may take nothing before its senders go on: 1 s, in ticks. A reader on any link takes a segment
-/// in that time.
-const STALL_LIMIT: u64 = 100;
+/// How long a receiver may take nothing before its senders go on: 5 s, in ticks. The kernel reports room in its send
+/// buffer only when a third of it is free, and Linux lets that buffer grow to some megabytes (tcp_wmem): of a peer that
+/// reads 300 KB/s nothing is seen for three seconds.
+const STALL_LIMIT: u64 = 500;
 
 impl SenderWaits {
     /// `data` of this connection begins.

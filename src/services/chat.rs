@@ -31,7 +31,7 @@ use crate::service::Service;
 /// # Slow members
 ///
 /// A member whose line fills the queue of another member is not read until that one has drained, so one that sends much
-/// cannot have the others closed as slow readers. A member that takes nothing for a second is waited for no longer; it
+/// cannot have the others closed as slow readers. A member that takes nothing for 5 s is waited for no longer; it
 /// is closed when its queue reaches [`SocketLimits::queue`]. Each member is read at 16 KiB/s by default, see
 /// [`Chat::limits`].
 ///
@@ -389,13 +389,13 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_does_not_read_holds_up_a_sender_for_a_second_and_is_then_closed() {
+    fn a_member_that_does_not_read_holds_up_a_sender_for_five_seconds_and_is_then_closed() {
         let (mut room, [ada, bob, eve]) = room_of_three();
         room.script.window(eve, 0);
         let line = [&[b'x'; 1_000], &b"\n"[..]].concat();
         room.send(ada, line.repeat(400));
         let before = room.received(bob).len();
-        room.script.advance(Duration::from_millis(900));
+        room.script.advance(Duration::from_millis(4_900));
         room.turn_until_quiet();
         assert_eq!(room.received(bob), "", "the sender waits");
         room.script.advance(Duration::from_millis(200));

@@ -279,7 +279,8 @@ fn listen_accepts_one_connection() {
     std::io::BufRead::read_line(&mut stderr, &mut line).expect("a line");
     let address = line.trim_end().strip_prefix("tidemill: listening on ").expect("its address").to_string();
     child.stdin.take().expect("stdin").write_all(b"from the listener\n").expect("it takes it");
-    let outcome = run(&["connect", &address], b"to the listener\n");
+    // With a FIN behind its line, the listener would answer it by its own, before it has read its stdin.
+    let outcome = run(&["connect", "--no-shutdown", &address], b"to the listener\n");
     assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"from the listener\n"[..], Some(0)));
     let output = child.wait_with_output().expect("its end");
     assert_eq!((output.stdout.as_slice(), output.status.code()), (&b"to the listener\n"[..], Some(0)));

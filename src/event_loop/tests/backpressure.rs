@@ -62,7 +62,7 @@ fn a_sender_waits_for_members_on_slow_links_and_none_of_them_is_closed() {
 }
 
 #[test]
-fn a_member_that_does_not_read_stops_a_sender_for_a_second_and_is_closed_at_its_limit() {
+fn a_member_that_does_not_read_stops_a_sender_for_a_moment_and_is_closed_at_its_limit() {
     let (mut test, members) = room(limits(256 * 1024));
     let peers: Vec<PeerId> = (0..3).map(|_| test.script.connect()).collect();
     test.turn_until_quiet();
@@ -71,7 +71,7 @@ fn a_member_that_does_not_read_stops_a_sender_for_a_second_and_is_closed_at_its_
     test.turn_until_quiet();
     let before = test.received(peers[2]).len();
     assert!(before < 64 * 1024 * 32, "it waits for the member that does not read");
-    test.advance(4 * SECOND);
+    test.advance(12 * SECOND);
     let stalled = members.borrow()[1];
     assert_eq!(test.close_reason(stalled), Some(CloseReason::SlowReader));
     assert_eq!(test.script.released(peers[1]), Some(Released::Reset));
