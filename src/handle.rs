@@ -1,11 +1,18 @@
 //! `Handle`: how other threads run work on the loop.
 
+use std::any::Any;
 use std::fmt;
+#[cfg(doc)]
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
+use crate::base::id::{Key, ReactorId};
+use crate::base::post_error::{PostError, PostRefusal};
 use crate::connection::sockets::Sockets;
+use crate::connection::table::Table;
+use crate::service::{Service, ServiceSockets, run_with};
 use crate::sys::Waker;
 
 /// Lets other threads run work on the loop's thread. Cheap to clone; [`Reactor::handle`](crate::Reactor::handle) makes
@@ -28,17 +35,30 @@ use crate::sys::Waker;
 #[derive(Clone)]
 pub struct Handle(Arc<Mailbox>);
 
-pub(crate) type Post = Box<dyn FnOnce(&mut Sockets<'_>) + Send>;
+/// As [`Work`](crate::connection::deferred::Work), from another thread.
+type ServiceWork = Box<dyn FnOnce(&mut dyn Any, &mut Table) + Send>;
+
+/// Posted work: for all connections, or for the service with this number.
+pub(crate) enum Post {
+    All(Box<dyn FnOnce(&mut Sockets<'_>) + Send>),
+    Service(u16, ServiceWork),
+}
 
 /// The queue of posted work, shared by all handles and the loop.
 pub(crate) struct Mailbox {
     posts: Mutex<Vec<Post>>,
+    /// Notified when the loop has taken the posts, and when it is dropped.
+    room: Condvar,
     max: usize,
     /// Whether the loop has been woken for the queued posts. A burst of posts then costs one wake-up.
     woken: AtomicBool,
     /// Whether the loop has been dropped.
     closed: AtomicBool,
+    /// The thread that made the reactor, which is the one that turns it.
+    loop_thread: ThreadId,
     wake: Waker,
+    /// Of which reactor keys must be.
+    reactor: ReactorId,
 }
 
 impl Handle {
@@ -49,30 +69,145 @@ impl Handle {
     /// # Errors
     ///
     /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) when the reactor has been dropped, and
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) when [`Limits::posts`](crate::Limits::posts) are queued already.
-    /// `work` is dropped then.
-    pub fn post(&self, work: impl FnOnce(&mut Sockets<'_>) + Send + 'static) -> io::Result<()> {
-        let mailbox = &self.0;
-        let mut posts = mailbox.lock();
-        if mailbox.closed.load(Ordering::Acquire) {
-            return Err(io::Error::new(
-                io::ErrorKind::BrokenPipe,
-                "cannot post: the reactor has been dropped",
-            ));
-        }
-        if posts.len() >= mailbox.max {
-            let max = mailbox.max;
-            let text = format!("cannot post: {max} posts are queued for the loop already (Limits::posts)");
-            return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
-        }
-        posts.push(Box::new(work));
-        drop(posts);
-        if mailbox.woken.swap(true, Ordering::AcqRel) { Ok(()) } else { (mailbox.wake)() }
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) when [`Limits::posts`](crate::Limits::posts) are queued already. The
+    /// error gives `work` back.
+    pub fn post<F>(&self, work: F) -> Result<(), PostError<F>>
+    where
+        F: FnOnce(&mut Sockets<'_>) + Send + 'static,
+    {
+        self.0.push(work, |work| Post::All(Box::new(work)), false)
     }
 
-    pub(crate) fn new(max: usize, wake: Waker) -> Handle {
-        let (woken, gone) = (AtomicBool::new(false), AtomicBool::new(false));
-        Handle(Arc::new(Mailbox { posts: Mutex::new(Vec::new()), max, woken, closed: gone, wake }))
+    /// As [`post`](Handle::post), but when [`Limits::posts`](crate::Limits::posts) are queued already, blocks the
+    /// thread until the loop has taken them, or the reactor is dropped.
+    ///
+    /// ```
+    /// use std::sync::mpsc::channel;
+    /// use tidemill::{Limits, Reactor};
+    ///
+    /// let mut reactor = Reactor::new(Limits { posts: 1, ..Limits::default() })?;
+    /// let (handle, (sender, receiver)) = (reactor.handle(), channel());
+    /// let worker = std::thread::spawn(move || {
+    ///     for number in 0..100 {
+    ///         let sender = sender.clone();
+    ///         handle.post_wait(move |_| sender.send(number).expect("a receiver")).expect("a loop");
+    ///     }
+    /// });
+    /// let mut all = Vec::new();
+    /// while all.len() < 100 {
+    ///     reactor.turn(None)?;
+    ///     all.extend(receiver.try_iter());
+    /// }
+    /// assert!(all.into_iter().eq(0..100));
+    /// # worker.join().expect("a thread");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) when the reactor has been dropped. On the thread that made the
+    /// reactor, it does not wait but fails as `post` does: that thread is the one that would take the posts.
+    pub fn post_wait<F>(&self, work: F) -> Result<(), PostError<F>>
+    where
+        F: FnOnce(&mut Sockets<'_>) + Send + 'static,
+    {
+        self.0.push(work, |work| Post::All(Box::new(work)), true)
+    }
+
+    /// As [`post`](Handle::post), for one service: `work` gets the service and its sessions. So a worker thread can
+    /// give a result to the session that asked for it, and no map beside the sessions is needed.
+    ///
+    /// ```
+    /// use std::collections::VecDeque;
+    /// use std::thread;
+    /// use tidemill::{Handle, Input, Key, Service, ServiceId, Socket, Sockets};
+    ///
+    /// /// Answers each line with its checksum, from a thread of its own, in the order of the lines.
+    /// struct Sums { handle: Handle, own: Option<Key<Sums>> }
+    ///
+    /// /// The requests of one connection that have no answer yet, and the answers that wait for an earlier one.
+    /// #[derive(Default)]
+    /// struct InFlight { answered: usize, asked: usize, waiting: VecDeque<Option<u32>> }
+    ///
+    /// impl Service for Sums {
+    ///     type Session = InFlight;
+    ///     fn start(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) { self.own = sockets.key(own) }
+    ///     fn open(&mut self, _: &mut Socket<'_>) -> InFlight { InFlight::default() }
+    ///     fn data(&mut self, in_flight: &mut InFlight, socket: &mut Socket<'_>, input: &mut Input<'_>) {
+    ///         let Some(own) = self.own else { return };
+    ///         while let Some(line) = input.take_line() {
+    ///             let (handle, id, line, number) = (self.handle.clone(), socket.id(), line.to_vec(), in_flight.asked);
+    ///             in_flight.asked += 1;
+    ///             in_flight.waiting.push_back(None);
+    ///             thread::spawn(move || {
+    ///                 let sum = line.iter().map(|&byte| u32::from(byte)).sum();
+    ///                 let _ = handle.post_to_wait(own, move |_, sockets| {
+    ///                     let Some((in_flight, mut socket)) = sockets.session(id) else { return };
+    ///                     in_flight.waiting[number - in_flight.answered] = Some(sum);
+    ///                     while let Some(Some(sum)) = in_flight.waiting.front() {
+    ///                         socket.send(format!("{sum}\n").as_bytes());
+    ///                         in_flight.waiting.pop_front();
+    ///                         in_flight.answered += 1;
+    ///                     }
+    ///                 });
+    ///             });
+    ///         }
+    ///     }
+    /// }
+    /// # let mut reactor = tidemill::Reactor::new(tidemill::Limits::default()).unwrap();
+    /// # let handle = reactor.handle();
+    /// # reactor.add(Sums { handle, own: None });
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`post`](Handle::post), and [`InvalidInput`](io::ErrorKind::InvalidInput) when the key is of another reactor.
+    pub fn post_to<S, F>(&self, key: Key<S>, work: F) -> Result<(), PostError<F>>
+    where
+        S: Service,
+        F: FnOnce(&mut S, &mut ServiceSockets<'_, S>) + Send + 'static,
+    {
+        self.push_to(key, work, false)
+    }
+
+    /// As [`post_to`](Handle::post_to), and waits for a place as [`post_wait`](Handle::post_wait).
+    ///
+    /// # Errors
+    ///
+    /// As [`post_wait`](Handle::post_wait), and [`InvalidInput`](io::ErrorKind::InvalidInput) when the key is of
+    /// another reactor.
+    pub fn post_to_wait<S, F>(&self, key: Key<S>, work: F) -> Result<(), PostError<F>>
+    where
+        S: Service,
+        F: FnOnce(&mut S, &mut ServiceSockets<'_, S>) + Send + 'static,
+    {
+        self.push_to(key, work, true)
+    }
+
+    fn push_to<S, F>(&self, key: Key<S>, work: F, may_wait: bool) -> Result<(), PostError<F>>
+    where
+        S: Service,
+        F: FnOnce(&mut S, &mut ServiceSockets<'_, S>) + Send + 'static,
+    {
+        if key.reactor != self.0.reactor {
+            return Err(PostError::new(work, PostRefusal::OtherReactor));
+        }
+        let make =
+            |work: F| Post::Service(key.id.0, Box::new(|service, table| run_with(service, table, work)));
+        self.0.push(work, make, may_wait)
+    }
+
+    pub(crate) fn new(max: usize, wake: Waker, reactor: ReactorId) -> Handle {
+        Handle(Arc::new(Mailbox {
+            posts: Mutex::new(Vec::new()),
+            room: Condvar::new(),
+            max,
+            woken: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            loop_thread: thread::current().id(),
+            wake,
+            reactor,
+        }))
     }
 
     pub(crate) fn mailbox(&self) -> &Mailbox {
@@ -87,12 +222,41 @@ impl Mailbox {
         self.posts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Queues work, as the post that `make` makes of it; waits for a place if it `may_wait`.
+    ///
+    /// The loop is woken before the post is in the queue, so that work of which the loop would not learn can be given
+    /// back. The loop finds it all the same: the queue is locked until the post is in it.
+    fn push<F>(&self, work: F, make: impl FnOnce(F) -> Post, may_wait: bool) -> Result<(), PostError<F>> {
+        let mut posts = self.lock();
+        loop {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(PostError::new(work, PostRefusal::Dropped));
+            }
+            if posts.len() < self.max {
+                break;
+            }
+            if !may_wait || self.max == 0 || thread::current().id() == self.loop_thread {
+                return Err(PostError::new(work, PostRefusal::Full(self.max)));
+            }
+            posts = self.room.wait(posts).unwrap_or_else(PoisonError::into_inner);
+        }
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            if let Err(error) = (self.wake)() {
+                self.woken.store(false, Ordering::Release);
+                return Err(PostError::new(work, PostRefusal::Wake(error)));
+            }
+        }
+        posts.push(make(work));
+        Ok(())
+    }
+
     /// Moves all posts into `into`.
     pub(crate) fn take(&self, into: &mut Vec<Post>) {
         // Clear the flag first, then take the posts. In the other order, a post that is queued in between would find
         // the flag set, and so neither be taken nor wake the loop.
         if self.has_posts() && self.woken.swap(false, Ordering::AcqRel) {
             into.append(&mut self.lock());
+            self.room.notify_all();
         }
     }
 
@@ -107,6 +271,7 @@ impl Mailbox {
         let unrun = std::mem::take(&mut *posts);
         // Dropped without the lock: a destructor may call `post`.
         drop(posts);
+        self.room.notify_all();
         drop(unrun);
     }
 }

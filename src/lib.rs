@@ -80,7 +80,8 @@ mod service;
 
 pub use base::address::{Address, AddressError};
 pub use base::filter::{Filter, FilterConfig, FilterFactory, FilterInfo, Opened};
-pub use base::id::{ConnId, GroupId, ListenerId, ServiceId};
+pub use base::id::{ConnId, GroupId, Key, ListenerId, ServiceId};
+pub use base::post_error::PostError;
 pub use base::reason::{Attempt, CloseReason, ClosedInfo, DialError, OsError, Refusal, Refused};
 pub use base::shared::Shared;
 pub use base::stats::Stats;
@@ -100,7 +101,7 @@ pub use parts::inbox::Input;
 pub use parts::timers::TimerId;
 #[cfg(not(target_family = "wasm"))]
 pub use reactor::Reactor;
-pub use service::Service;
+pub use service::{Service, ServiceSockets};
 #[cfg(not(target_family = "wasm"))]
 pub use sys::mio::Adopted;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::address::{Address, parse_address};
-use crate::base::id::{ConnId, ListenerId, ServiceId};
+use crate::base::id::{ConnId, Key, ListenerId, ServiceId};
 use crate::base::reason::os_message;
 use crate::base::stats::Stats;
 use crate::config::access::AccessPolicy;
@@ -19,7 +19,7 @@ use crate::config::rules::Rules;
 use crate::connection::sockets::Sockets;
 use crate::event_loop::{EventLoop, Turn};
 use crate::handle::Handle;
-use crate::service::Service;
+use crate::service::{Service, ServiceSockets};
 use crate::sys::mio::{Adopted, Kernel};
 
 /// A single-threaded TCP reactor.
@@ -92,13 +92,15 @@ impl Reactor {
     }
 
     /// Adds a service whose connections have the limits [`Limits::socket`], and calls its
-    /// [`start`](Service::start). Listeners and dials refer to it by the returned id.
+    /// [`start`](Service::start). Listeners and dials refer to it by the returned key, and
+    /// [`with`](Reactor::with) reaches it again.
     ///
     /// # Panics
     ///
     /// When the reactor has 65,534 services already.
-    pub fn add<S: Service>(&mut self, service: S) -> ServiceId {
-        self.event_loop.add(service, None)
+    pub fn add<S: Service>(&mut self, service: S) -> Key<S> {
+        let id = self.event_loop.add(service, None);
+        Key::new(id, self.event_loop.table.reactor)
     }
 
     /// Adds a service whose connections have the given limits instead of [`Limits::socket`].
@@ -106,8 +108,49 @@ impl Reactor {
     /// # Panics
     ///
     /// As [`add`](Reactor::add).
-    pub fn add_with<S: Service>(&mut self, service: S, limits: SocketLimits) -> ServiceId {
-        self.event_loop.add(service, Some(limits))
+    pub fn add_with<S: Service>(&mut self, service: S, limits: SocketLimits) -> Key<S> {
+        let id = self.event_loop.add(service, Some(limits));
+        Key::new(id, self.event_loop.table.reactor)
+    }
+
+    /// Runs `work` with a service, its sessions and all connections, between turns, and returns its result.
+    ///
+    /// ```
+    /// use tidemill::{ConnId, Input, Limits, Reactor, Service, Socket};
+    ///
+    /// #[derive(Default)]
+    /// struct Counter { members: Vec<ConnId> }
+    ///
+    /// impl Service for Counter {
+    ///     type Session = usize;
+    ///     fn open(&mut self, socket: &mut Socket<'_>) -> usize {
+    ///         self.members.push(socket.id());
+    ///         0
+    ///     }
+    ///     fn data(&mut self, bytes: &mut usize, _: &mut Socket<'_>, input: &mut Input<'_>) {
+    ///         *bytes += input.take_all().len();
+    ///     }
+    /// }
+    ///
+    /// let mut reactor = Reactor::new(Limits::default())?;
+    /// let counter = reactor.add(Counter::default());
+    /// let total: usize = reactor.with(counter, |service, sockets| {
+    ///     let sessions = service.members.iter().filter_map(|&id| sockets.session(id).map(|(bytes, _)| *bytes));
+    ///     sessions.sum()
+    /// });
+    /// assert_eq!(total, 0);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// When the key is of another reactor.
+    pub fn with<S: Service, R>(
+        &mut self,
+        key: Key<S>,
+        work: impl FnOnce(&mut S, &mut ServiceSockets<'_, S>) -> R,
+    ) -> R {
+        self.event_loop.with(key, work)
     }
 
     /// Listens on an address for a service, with [`ListenOptions::default`]. Connections are accepted from the next
@@ -117,7 +160,7 @@ impl Reactor {
     ///
     /// When `at` is not an [`Address`], cannot be resolved, or cannot be listened on. The message names the address and
     /// the reason.
-    pub fn listen<A>(&mut self, at: A, service: ServiceId) -> io::Result<ListenerId>
+    pub fn listen<A>(&mut self, at: A, service: impl Into<ServiceId>) -> io::Result<ListenerId>
     where
         A: TryInto<Address, Error: fmt::Display>,
     {
@@ -138,12 +181,13 @@ impl Reactor {
     pub fn listen_with<A>(
         &mut self,
         at: A,
-        service: ServiceId,
+        service: impl Into<ServiceId>,
         options: &ListenOptions,
     ) -> io::Result<ListenerId>
     where
         A: TryInto<Address, Error: fmt::Display>,
     {
+        let service = service.into();
         let at = parse_address("listen", at)?;
         let candidates = match &at {
             Address::Name { .. } => {
@@ -186,11 +230,12 @@ impl Reactor {
     pub fn adopt(
         &mut self,
         listener: impl Into<Adopted>,
-        service: ServiceId,
+        service: impl Into<ServiceId>,
         options: &ListenOptions,
     ) -> io::Result<ListenerId> {
         let adopted = listener.into();
-        self.event_loop.add_listener(service, options, |kernel, token| kernel.adopt(adopted, options, token))
+        self.event_loop
+            .add_listener(service.into(), options, |kernel, token| kernel.adopt(adopted, options, token))
     }
 
     /// The address that a listener is bound to: with the real port, where port 0 was asked for. `None` once the
@@ -201,13 +246,13 @@ impl Reactor {
 
     /// Sets or replaces the access policy of a service: which addresses are accepted at all of its listeners, how many
     /// connections from each, and how fast. Connections that exist stay.
-    pub fn set_access_policy(&mut self, service: ServiceId, policy: AccessPolicy) {
+    pub fn set_access_policy(&mut self, service: impl Into<ServiceId>, policy: AccessPolicy) {
         self.sockets().set_access_policy(service, policy);
     }
 
     /// The rules of a service's access policy, with how often each has decided. `None` without a policy.
-    pub fn rules(&self, service: ServiceId) -> Option<&Rules> {
-        self.event_loop.rules(service)
+    pub fn rules(&self, service: impl Into<ServiceId>) -> Option<&Rules> {
+        self.event_loop.rules(service.into())
     }
 
     /// Looks up the names of dials with `look_up` instead of the system's resolver. It gets a host and a port, and
@@ -231,7 +276,7 @@ impl Reactor {
     /// # Errors
     ///
     /// When the reactor has [`Limits::connections`] already, and when `to` is not an [`Address`].
-    pub fn dial<A>(&mut self, to: A, service: ServiceId) -> io::Result<ConnId>
+    pub fn dial<A>(&mut self, to: A, service: impl Into<ServiceId>) -> io::Result<ConnId>
     where
         A: TryInto<Address, Error: fmt::Display>,
     {
@@ -243,7 +288,12 @@ impl Reactor {
     /// # Errors
     ///
     /// As [`dial`](Reactor::dial).
-    pub fn dial_with<A>(&mut self, to: A, service: ServiceId, options: DialOptions) -> io::Result<ConnId>
+    pub fn dial_with<A>(
+        &mut self,
+        to: A,
+        service: impl Into<ServiceId>,
+        options: DialOptions,
+    ) -> io::Result<ConnId>
     where
         A: TryInto<Address, Error: fmt::Display>,
     {

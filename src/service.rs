@@ -2,7 +2,12 @@
 //!
 //! Read before: `docs/one-turn.md`. Next: `connection/socket.rs`, which callbacks use.
 
-use crate::base::id::ServiceId;
+use std::any::Any;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use crate::base::id::{ConnId, Key, ServiceId};
+use crate::base::post_error::{PostError, PostRefusal};
 use crate::base::reason::{ClosedInfo, Refused};
 use crate::connection::optional::IdleKind;
 use crate::connection::socket::Socket;
@@ -110,6 +115,42 @@ pub trait Service: 'static {
         let _ = (session, socket);
     }
 
+    /// Called when the connection was [poked](Socket::poke): by a callback of another connection, by a timer, by a
+    /// post, or by a callback of its own. Called once, however often it was poked before the call. Does nothing by
+    /// default.
+    ///
+    /// At most 1,024 connections are called in one turn; the others are called in the next.
+    ///
+    /// ```
+    /// use tidemill::{ConnId, Input, Service, Socket};
+    ///
+    /// /// The first connection waits for the second one, whose line is its answer.
+    /// #[derive(Default)]
+    /// struct Rendezvous { waiting: Option<ConnId>, answer: Vec<u8> }
+    ///
+    /// impl Service for Rendezvous {
+    ///     type Session = u64;
+    ///     fn open(&mut self, _: &mut Socket<'_>) -> u64 { 0 }
+    ///     fn data(&mut self, _: &mut u64, socket: &mut Socket<'_>, input: &mut Input<'_>) {
+    ///         let Some(line) = input.take_line() else { return };
+    ///         match self.waiting.take().filter(|&id| id != socket.id()) {
+    ///             None => self.waiting = Some(socket.id()),
+    ///             Some(id) => {
+    ///                 self.answer = line.to_vec();
+    ///                 if let Some(mut first) = socket.other(id) { first.poke() }
+    ///             }
+    ///         }
+    ///     }
+    ///     fn poked(&mut self, answers: &mut u64, socket: &mut Socket<'_>) {
+    ///         *answers += 1; // Its own session, which the callback of the second connection could not reach.
+    ///         socket.send(&self.answer);
+    ///     }
+    /// }
+    /// ```
+    fn poked(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
+        let _ = (session, socket);
+    }
+
     /// Called when a timer of this service is due: see [`Sockets::set_timer`]. Does nothing by default.
     fn timer(&mut self, timer: TimerId, sockets: &mut Sockets<'_>) {
         let _ = (timer, sockets);
@@ -129,6 +170,116 @@ pub trait Service: 'static {
     }
 }
 
+/// All connections, and the sessions of one service: what [`Reactor::with`](crate::Reactor::with),
+/// [`Handle::post_to`](crate::Handle::post_to) and [`Sockets::later`] give to their work, beside the service. It is
+/// used as [`Sockets`]; [`session`](ServiceSockets::session) is what it has besides.
+pub struct ServiceSockets<'a, S: Service> {
+    sockets: Sockets<'a>,
+    sessions: &'a mut [Option<S::Session>],
+}
+
+impl<S: Service> ServiceSockets<'_, S> {
+    /// The session of a connection of this service, and its socket. `None` if the connection is closing or gone,
+    /// belongs to another service, or was dialed and has not been opened.
+    pub fn session(&mut self, id: ConnId) -> Option<(&mut S::Session, Socket<'_>)> {
+        let table = self.sockets.table();
+        let slot = table.live(id)?.slot;
+        let session = self.sessions.get_mut(slot as usize)?.as_mut()?;
+        Some((session, Socket::new(table, slot)))
+    }
+}
+
+impl<'a, S: Service> Deref for ServiceSockets<'a, S> {
+    type Target = Sockets<'a>;
+
+    fn deref(&self) -> &Sockets<'a> {
+        &self.sockets
+    }
+}
+
+impl<'a, S: Service> DerefMut for ServiceSockets<'a, S> {
+    fn deref_mut(&mut self) -> &mut Sockets<'a> {
+        &mut self.sockets
+    }
+}
+
+impl<S: Service> fmt::Debug for ServiceSockets<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.sockets, f)
+    }
+}
+
+/// Runs work with a service whose type was erased. The caller has compared the reactor of the key, so the type is
+/// right.
+pub(crate) fn run_with<S: Service, R>(
+    service: &mut dyn Any,
+    table: &mut Table,
+    work: impl FnOnce(&mut S, &mut ServiceSockets<'_, S>) -> R,
+) -> R {
+    let state = service.downcast_mut::<ServiceState<S>>().expect("a key has the type of its service");
+    let sockets = Sockets::new(table);
+    work(&mut state.service, &mut ServiceSockets { sockets, sessions: &mut state.sessions })
+}
+
+impl Sockets<'_> {
+    /// Runs `work` with another service, or with the own one, when no callback runs: at the end of phase 5 of this
+    /// turn, before pokes. Work that is put off by such work, or after phase 5, runs in the next turn, which does not
+    /// sleep. At most [`Limits::posts_per_turn`](crate::Limits::posts_per_turn) run in one turn.
+    ///
+    /// ```
+    /// use tidemill::{ClosedInfo, Input, Key, Service, Socket, Sockets};
+    ///
+    /// /// Counts what others report.
+    /// struct Audit { bytes: u64 }
+    /// # impl Service for Audit {
+    /// #     type Session = ();
+    /// #     fn open(&mut self, _: &mut Socket<'_>) {}
+    /// #     fn data(&mut self, _: &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
+    /// # }
+    ///
+    /// struct Echo { audit: Key<Audit> }
+    ///
+    /// impl Service for Echo {
+    ///     type Session = ();
+    ///     fn open(&mut self, _: &mut Socket<'_>) {}
+    ///     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+    ///         socket.send(input.take_all());
+    ///     }
+    ///     fn closed(&mut self, _: (), gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
+    ///         let bytes = gone.bytes_in;
+    ///         if let Err(refused) = sockets.later(self.audit, move |audit, _| audit.bytes += bytes) {
+    ///             eprintln!("{refused}");
+    ///         }
+    ///     }
+    /// }
+    /// # let mut reactor = tidemill::Reactor::new(tidemill::Limits::default()).unwrap();
+    /// # let audit = reactor.add(Audit { bytes: 0 });
+    /// # reactor.add(Echo { audit });
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](std::io::ErrorKind::WouldBlock) when [`Limits::posts`](crate::Limits::posts) are put off already,
+    /// and [`InvalidInput`](std::io::ErrorKind::InvalidInput) when the key is of another reactor. The error gives
+    /// `work` back.
+    pub fn later<S, F>(&mut self, key: Key<S>, work: F) -> Result<(), PostError<F>>
+    where
+        S: Service,
+        F: FnOnce(&mut S, &mut ServiceSockets<'_, S>) + 'static,
+    {
+        let table = self.table();
+        let max = table.cx.limits.posts;
+        if key.reactor != table.reactor {
+            return Err(PostError::new(work, PostRefusal::OtherReactor));
+        }
+        if table.later.len() >= max {
+            return Err(PostError::new(work, PostRefusal::Full(max)));
+        }
+        table.later.push_back((key.id.0, Box::new(|service, table| run_with(service, table, work))));
+        Ok(())
+    }
+}
+
 /// A call of a service: one variant for each callback, so that the type of the service is erased in one place.
 pub(crate) enum Event<'a, 'b> {
     Start(ServiceId),
@@ -145,10 +296,12 @@ pub(crate) enum Event<'a, 'b> {
     Drained(u32),
     Idle(u32, IdleKind),
     Alarm(u32),
+    Poked(u32),
 }
 
 /// A service with its type erased. There is one per service and none per connection, so a connection needs no box.
 pub(crate) trait AnyService {
+    fn as_any(&mut self) -> &mut dyn Any;
     fn call(&mut self, table: &mut Table, event: Event<'_, '_>);
 }
 
@@ -194,6 +347,10 @@ impl<S: Service> ServiceState<S> {
 }
 
 impl<S: Service> AnyService for ServiceState<S> {
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+
     fn call(&mut self, table: &mut Table, event: Event<'_, '_>) {
         match event {
             Event::Data(slot, input) => {
@@ -211,6 +368,7 @@ impl<S: Service> AnyService for ServiceState<S> {
             Event::End(slot) => self.with_session(table, slot, S::end),
             Event::Drained(slot) => self.with_session(table, slot, S::drained),
             Event::Alarm(slot) => self.with_session(table, slot, S::alarm),
+            Event::Poked(slot) => self.with_session(table, slot, S::poked),
             Event::Idle(slot, which) => {
                 self.with_session(table, slot, |service, session, socket| {
                     service.idle(session, socket, which)

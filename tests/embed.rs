@@ -48,7 +48,7 @@ fn reactor() -> Reactor {
     Reactor::new(Limits::default()).expect("a reactor")
 }
 
-fn listen(reactor: &mut Reactor, service: ServiceId) -> SocketAddr {
+fn listen(reactor: &mut Reactor, service: impl Into<ServiceId>) -> SocketAddr {
     let listener = reactor.listen("127.0.0.1:0", service).expect("a listener");
     reactor.local_addr(listener).and_then(|address| address.inet()).expect("its address")
 }
@@ -139,6 +139,33 @@ fn the_posts_of_each_thread_run_once_and_in_order() {
         });
     });
     assert_eq!(reactor.stats().posts, 20_000);
+}
+
+#[test]
+fn threads_that_may_block_wait_for_a_place_among_the_posts() {
+    let mut reactor = Reactor::new(Limits { posts: 3, ..Limits::default() }).expect("a reactor");
+    let (output, all) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        for poster in 0..4 {
+            let (handle, output) = (reactor.handle(), output.clone());
+            scope.spawn(move || {
+                for number in 0..500 {
+                    let output = output.clone();
+                    handle
+                        .post_wait(move |_| output.send((poster, number)).expect("a reader"))
+                        .expect("it waits until there is a place");
+                }
+            });
+        }
+        let mut next = [0; 4];
+        turn_until(&mut reactor, "all have run", |_| {
+            for (poster, number) in all.try_iter() {
+                assert_eq!(number, next[poster], "out of order");
+                next[poster] += 1;
+            }
+            next == [500; 4]
+        });
+    });
 }
 
 #[test]
@@ -278,6 +305,60 @@ fn urgent_bytes_neither_spin_the_loop_nor_disturb_the_stream() {
     assert!(turns < 20, "{turns} turns for one urgent byte");
     let answer = while_turning(&mut reactor, move || exchange(&mut stream, b"hello", 5));
     assert_eq!(answer, b"hello");
+}
+
+/// Adds up the lines of all connections; `total` is asked for by one of them and told to all.
+struct Sum {
+    members: Vec<ConnId>,
+    total: u64,
+}
+
+impl Service for Sum {
+    type Session = u64;
+
+    fn open(&mut self, socket: &mut Socket<'_>) -> u64 {
+        self.members.push(socket.id());
+        0
+    }
+
+    fn data(&mut self, own: &mut u64, socket: &mut Socket<'_>, input: &mut Input<'_>) {
+        while let Some(line) = input.take_line() {
+            if let Ok(number) = String::from_utf8_lossy(line).trim().parse::<u64>() {
+                (*own, self.total) = (*own + number, self.total + number);
+                continue;
+            }
+            for &id in &self.members {
+                if let Some(mut member) = socket.other(id) {
+                    member.poke();
+                }
+            }
+        }
+    }
+
+    fn poked(&mut self, own: &mut u64, socket: &mut Socket<'_>) {
+        socket.send(format!("{own} of {}\n", self.total).as_bytes());
+    }
+}
+
+#[test]
+fn a_poked_connection_answers_with_its_own_session() {
+    let mut reactor = reactor();
+    let sum = reactor.add(Sum { members: Vec::new(), total: 0 });
+    let to = listen(&mut reactor, sum);
+    while_turning(&mut reactor, || {
+        let (mut first, mut second) = (connect(to), connect(to));
+        assert_eq!(exchange(&mut first, b"1\n2\ntotal\n", 7), b"3 of 3\n");
+        // Whether the second one was accepted before is not known; the answer to its own words is.
+        second.write_all(b"4\ntotal\n").expect("it takes what we say");
+        assert_eq!(exchange(&mut first, b"", 7), b"3 of 7\n");
+        let mut answers = String::new();
+        while !answers.ends_with("4 of 7\n") {
+            let mut received = [0; 7];
+            second.read_exact(&mut received).expect("an answer");
+            answers += &String::from_utf8_lossy(&received);
+        }
+    });
+    assert!(reactor.stats().pokes >= 3);
 }
 
 /// Client and server of every connection in one loop.

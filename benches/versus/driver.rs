@@ -99,7 +99,7 @@ impl Driver {
             let state = self.state.clone();
             let own =
                 self.reactor.add(Connection { state, target, address, own: None, filter: filter.clone() });
-            self.targets.push((address, own, filter));
+            self.targets.push((address, own.id(), filter));
             self.state.borrow_mut().open.push(Vec::new());
         }
         let case = self.state.borrow().case;

@@ -1,7 +1,9 @@
 //! Ids of connections, services and listeners, and the tokens that the kernel returns with events.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The id of one connection. It may be kept for any time: once the connection has ended, a look-up finds nothing.
 ///
@@ -27,6 +29,69 @@ pub struct ConnId {
 /// The id of a service that was added to a reactor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ServiceId(pub(crate) u16);
+
+/// The id of a service, with the type of the service: [`Reactor::add`](crate::Reactor::add) returns it. With it the
+/// service can be reached again, together with its sessions. It converts into a [`ServiceId`], and methods that need
+/// only that take either.
+///
+/// A key is refused by every reactor but its own.
+pub struct Key<S> {
+    pub(crate) id: ServiceId,
+    pub(crate) reactor: ReactorId,
+    service: PhantomData<fn() -> S>,
+}
+
+/// The number of a reactor within the process.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct ReactorId(u64);
+
+impl ReactorId {
+    /// A number that no reactor of this process has had.
+    pub(crate) fn next() -> ReactorId {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        ReactorId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl<S> Key<S> {
+    pub(crate) fn new(id: ServiceId, reactor: ReactorId) -> Key<S> {
+        Key { id, reactor, service: PhantomData }
+    }
+
+    /// The id without the type.
+    pub fn id(self) -> ServiceId {
+        self.id
+    }
+}
+
+// Derived, these would ask the same of the service.
+impl<S> Clone for Key<S> {
+    fn clone(&self) -> Key<S> {
+        *self
+    }
+}
+
+impl<S> Copy for Key<S> {}
+
+impl<S> PartialEq for Key<S> {
+    fn eq(&self, other: &Key<S>) -> bool {
+        (self.id, self.reactor) == (other.id, other.reactor)
+    }
+}
+
+impl<S> Eq for Key<S> {}
+
+impl<S> fmt::Debug for Key<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({})", self.id.0)
+    }
+}
+
+impl<S> From<Key<S>> for ServiceId {
+    fn from(key: Key<S>) -> ServiceId {
+        key.id
+    }
+}
 
 /// The id of a listener of a reactor. It may be kept for any time: a later listener has another id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -75,6 +75,8 @@ pub struct Stats {
     pub sent_too_late: u64,
     /// Posts of other threads that were run.
     pub posts: u64,
+    /// Calls of [`Service::poked`](crate::Service::poked).
+    pub pokes: u64,
     /// Turns in which the loop was made to sleep 1 ms, because the last 1,000 turns neither slept nor made progress.
     pub livelocks_broken: u64,
 }

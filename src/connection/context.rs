@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::backpressure::SenderWaits;
+use super::deferred::Pokes;
 use super::rate::Group;
 use crate::base::id::ConnId;
 use crate::base::stats::Stats;
@@ -24,6 +25,7 @@ use crate::sys::Epoch;
 /// ```text
 ///     ready     has readable bytes and a service that wants them      ─▶ phase 4, read
 ///     dirty     has something to write, with what it sends this turn  ─▶ phase 6, write
+///     pokes     its service has asked for `poked`                     ─▶ end of phase 5, expire
 ///     drained   has come below its low-water mark                     ─▶ phase 6, after all writes
 ///     to_reap   has ended                                             ─▶ phase 7, reap
 /// ```
@@ -60,6 +62,7 @@ pub(crate) struct Context {
     pub(crate) ready: Vec<ConnId>,
     pub(crate) dirty: Vec<Dirty>,
     pub(crate) drained: Vec<ConnId>,
+    pub(crate) pokes: Pokes,
     pub(crate) to_reap: Vec<ConnId>,
     /// Socket options that services have set on connections that have a stream.
     pub(crate) pending_options: Vec<(ConnId, SocketOption)>,
@@ -119,6 +122,7 @@ impl Context {
             ready: Vec::new(),
             dirty: Vec::new(),
             drained: Vec::new(),
+            pokes: Pokes::default(),
             to_reap: Vec::new(),
             pending_options: Vec::new(),
             lingering: Lingering::default(),

@@ -10,6 +10,7 @@ pub(crate) mod admission;
 pub(crate) mod backpressure;
 pub(crate) mod context;
 pub(crate) mod deadline;
+pub(crate) mod deferred;
 pub(crate) mod dial;
 pub(crate) mod input;
 pub(crate) mod optional;

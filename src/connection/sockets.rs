@@ -2,6 +2,7 @@
 //!
 //! Read before: `connection/socket.rs`.
 
+use std::any::TypeId;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Instant;
 
 use super::socket::Socket;
 use crate::base::address::{Address, parse_address};
-use crate::base::id::{ConnId, GroupId, ListenerId, ServiceId};
+use crate::base::id::{ConnId, GroupId, Key, ListenerId, ServiceId};
 use crate::base::stats::Stats;
 use crate::config::access::AccessPolicy;
 use crate::config::dial::DialOptions;
@@ -58,8 +59,20 @@ impl<'a> Sockets<'a> {
     }
 
     /// The number of connections of one service, closing ones included.
-    pub fn count(&self, service: ServiceId) -> usize {
-        self.table.connections_by_service.get(usize::from(service.0)).copied().unwrap_or(0)
+    pub fn count(&self, service: impl Into<ServiceId>) -> usize {
+        self.table.connections_by_service.get(usize::from(service.into().0)).copied().unwrap_or(0)
+    }
+
+    /// The key of a service, for a service that knows its id from [`start`](crate::Service::start). None if the service
+    /// is not of the type `S`.
+    pub fn key<S: 'static>(&self, service: ServiceId) -> Option<Key<S>> {
+        let index = usize::from(service.0).checked_sub(1)?;
+        let of = self.table.service_types.get(index)?;
+        (*of == TypeId::of::<S>()).then(|| Key::new(service, self.table.reactor))
+    }
+
+    pub(crate) fn table(&mut self) -> &mut Table {
+        self.table
     }
 
     /// Whether there is no connection.
@@ -73,7 +86,7 @@ impl<'a> Sockets<'a> {
     ///
     /// If the reactor is at [`Limits::connections`](crate::Limits::connections), if `to` is not an [`Address`], or if
     /// the service belongs to another reactor.
-    pub fn dial<A>(&mut self, to: A, service: ServiceId) -> io::Result<ConnId>
+    pub fn dial<A>(&mut self, to: A, service: impl Into<ServiceId>) -> io::Result<ConnId>
     where
         A: TryInto<Address, Error: fmt::Display>,
     {
@@ -85,11 +98,16 @@ impl<'a> Sockets<'a> {
     /// # Errors
     ///
     /// As [`dial`](Sockets::dial).
-    pub fn dial_with<A>(&mut self, to: A, service: ServiceId, options: DialOptions) -> io::Result<ConnId>
+    pub fn dial_with<A>(
+        &mut self,
+        to: A,
+        service: impl Into<ServiceId>,
+        options: DialOptions,
+    ) -> io::Result<ConnId>
     where
         A: TryInto<Address, Error: fmt::Display>,
     {
-        self.table.dial(service.0, parse_address("dial", to)?, options, None)
+        self.table.dial(service.into().0, parse_address("dial", to)?, options, None)
     }
 
     /// Cancels a dial: closes the connection if it exists, or cancels the next attempt to
@@ -141,11 +159,11 @@ impl<'a> Sockets<'a> {
     /// reactor.
     pub fn set_timer(
         &mut self,
-        service: ServiceId,
+        service: impl Into<ServiceId>,
         after: Duration,
         every: Option<Duration>,
     ) -> io::Result<TimerId> {
-        self.table.set_timer(service.0, after, every)
+        self.table.set_timer(service.into().0, after, every)
     }
 
     /// Cancels a timer; returns whether it was still set.
@@ -179,8 +197,8 @@ impl<'a> Sockets<'a> {
 
     /// Sets which peers may connect to a service: see
     /// [`Reactor::set_access_policy`](crate::Reactor::set_access_policy).
-    pub fn set_access_policy(&mut self, service: ServiceId, guard: AccessPolicy) {
-        self.table.set_access_policy(service.0, guard);
+    pub fn set_access_policy(&mut self, service: impl Into<ServiceId>, guard: AccessPolicy) {
+        self.table.set_access_policy(service.into().0, guard);
     }
 
     /// Closes the listeners now, and after `grace` the connections that are left: see

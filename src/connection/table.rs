@@ -2,6 +2,8 @@
 //!
 //! Read before: `connection/mod.rs` and `connection/context.rs`.
 
+use std::any::TypeId;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -10,10 +12,11 @@ use log::Level;
 use slab::Slab;
 
 use crate::base::address::{Address, PeerAddress};
-use crate::base::id::{ConnId, GenerationCounter, GroupId, ListenerId};
+use crate::base::id::{ConnId, GenerationCounter, GroupId, ListenerId, ReactorId};
 use crate::base::reason::CloseReason;
 use crate::config::limits::{Limits, SocketLimits};
 use crate::connection::context::Context;
+use crate::connection::deferred::Work;
 use crate::connection::state::{Flag, Stage};
 use crate::connection::{Connection, NO_LOCAL};
 use crate::parts::admission::Admission;
@@ -55,6 +58,12 @@ pub(crate) struct Table {
     /// The state of the random numbers by which redials are spread.
     pub(crate) rng_state: u64,
     pub(crate) stop: Option<Stop>,
+    /// Of which reactor keys must be.
+    pub(crate) reactor: ReactorId,
+    /// The types of the services, in the order of their numbers, which begin at 1.
+    pub(crate) service_types: Vec<TypeId>,
+    /// What callbacks have put off for services.
+    pub(crate) later: VecDeque<(u16, Work)>,
 }
 
 /// A shutdown that was asked for and that the next `expire` carries out.
@@ -86,6 +95,9 @@ impl Table {
             timers: Timers::new(),
             rng_state: 0,
             stop: None,
+            reactor: ReactorId::next(),
+            service_types: Vec::new(),
+            later: VecDeque::new(),
         };
         let refused = table.add_service(SocketLimits { idle: None, ..SocketLimits::default() });
         debug_assert_eq!(refused, REFUSED);

@@ -24,6 +24,12 @@ impl<S: System> EventLoop<S> {
         self.handle_shutdown();
         self.fire_timers();
         self.table.check_receivers();
+        self.expire_connections();
+        self.run_later();
+        self.run_pokes();
+    }
+
+    fn expire_connections(&mut self) {
         for _ in 0..self.table.cx.limits.expirations_per_turn {
             let cx = &mut self.table.cx;
             let Some(slot) = cx.wheel.pop_due(cx.now) else { return };

@@ -4,6 +4,7 @@
 //! each phase is a method in a file of its own. Next: `event_loop/poll.rs`.
 
 mod accept;
+mod deferred;
 mod dial;
 mod expire;
 mod pipe;
@@ -122,10 +123,10 @@ impl<S: System> EventLoop<S> {
     /// must be asked for here: what is missing waits for the next event, which may never come.
     pub(crate) fn has_work(&self) -> bool {
         let (table, cx) = (&self.table, &self.table.cx);
-        let written = cx.dirty.is_empty() && cx.drained.is_empty();
+        let written = cx.dirty.is_empty() && cx.drained.is_empty() && cx.pokes.is_empty();
         let queued = !(written && cx.ready.is_empty() && cx.to_reap.is_empty());
         let stops = table.stop.is_some() || !table.listeners_to_close.is_empty();
-        let posted = !self.posts.is_empty() || self.handle.mailbox().has_posts();
+        let posted = !self.posts.is_empty() || !table.later.is_empty() || self.handle.mailbox().has_posts();
         let asked = posted || stops || !table.pending_dials.is_empty();
         let due = cx.wheel.is_due(cx.now)
             || table.timers.is_due(cx.now)

@@ -195,6 +195,7 @@ impl LivelockGuard {
             + stats.refused
             + stats.shed
             + stats.posts
+            + stats.pokes
             + stats.closed_total()
             + stats.accept_aborted;
         let stuck = progress == mem::replace(&mut self.progress, progress);

@@ -4,6 +4,7 @@
 
 use super::EventLoop;
 use crate::connection::sockets::Sockets;
+use crate::handle::Post;
 use crate::sys::System;
 
 impl<S: System> EventLoop<S> {
@@ -20,7 +21,12 @@ impl<S: System> EventLoop<S> {
         let count = self.posts.len().min(self.table.cx.limits.posts_per_turn);
         self.table.cx.stats.posts += count as u64;
         for post in self.posts.drain(..count) {
-            post(&mut Sockets::new(&mut self.table));
+            match post {
+                Post::All(work) => work(&mut Sockets::new(&mut self.table)),
+                Post::Service(number, work) => {
+                    work(self.services[usize::from(number) - 1].as_any(), &mut self.table)
+                }
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Setting up: the loop itself, services and listeners. All of this happens between turns.
 
+use std::any::TypeId;
 use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU32;
@@ -31,11 +32,12 @@ impl<S: System> EventLoop<S> {
         first: NonZeroU32,
     ) -> io::Result<EventLoop<S>> {
         let limits = limits.able_to_progress();
-        let handle = Handle::new(limits.posts, system.waker()?);
+        let (posts, waker) = (limits.posts, system.waker()?);
         system.reserve_descriptor();
         let (busy_poll, splices) = (limits.busy_poll, limits.splices);
         let mut table = Table::new(limits, first, system.epoch());
         table.rng_state = system.seed();
+        let handle = Handle::new(posts, waker, table.reactor);
         let budget = table.cx.arena.budget();
         Ok(EventLoop {
             system,
@@ -66,6 +68,7 @@ impl<S: System> EventLoop<S> {
     pub(crate) fn add<V: Service>(&mut self, service: V, limits: Option<SocketLimits>) -> ServiceId {
         assert!(self.services.len() + 1 < usize::from(u16::MAX), "a reactor has at most 65,534 services");
         self.services.push(Box::new(ServiceState::new(service)));
+        self.table.service_types.push(TypeId::of::<V>());
         let limits = limits.unwrap_or_else(|| self.table.cx.limits.socket.clone());
         let own = ServiceId(self.table.add_service(limits));
         self.read_clock();

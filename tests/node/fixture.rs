@@ -140,7 +140,7 @@ impl Fixture {
         let mut reactor = Reactor::new(limits).expect("a reactor");
         let recorder = Recorder::default();
         let service = reactor.add(recorder.clone());
-        Fixture { reactor, service, recorder }
+        Fixture { reactor, service: service.id(), recorder }
     }
 
     pub fn with_socket(socket: SocketLimits) -> Fixture {

@@ -46,6 +46,39 @@ fn posts_run_in_their_order_and_within_their_budget() {
 }
 
 #[test]
+fn refused_posts_are_given_back_and_the_thread_of_the_loop_does_not_wait_for_itself() {
+    let limits = Limits { posts: 1, ..Limits::default() };
+    let mut test = Setup { limits, ..Setup::default() }.build(echo);
+    let handle = test.event_loop.handle();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    handle.post(|_| {}).unwrap();
+    let owned = String::from("a result");
+    let refused = handle.post_wait(move |_| sender.send(owned).unwrap()).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+    assert_eq!(refused.to_string(), "cannot post: 1 posts are queued for the loop already (Limits::posts)");
+    test.turn();
+    handle.post(refused.into_inner()).unwrap();
+    test.turn();
+    assert_eq!(receiver.try_recv().as_deref(), Ok("a result"));
+}
+
+#[test]
+fn a_thread_that_waits_to_post_is_refused_when_the_loop_is_dropped() {
+    let limits = Limits { posts: 1, ..Limits::default() };
+    let test = Setup { limits, ..Setup::default() }.build(echo);
+    let handle = test.event_loop.handle();
+    handle.post(|_| {}).unwrap();
+    let (started, has_started) = std::sync::mpsc::channel();
+    let waits = std::thread::spawn(move || {
+        started.send(()).unwrap();
+        handle.post_wait(|_| {}).map_err(|refused| refused.kind())
+    });
+    has_started.recv().unwrap();
+    drop(test);
+    assert_eq!(waits.join().unwrap(), Err(std::io::ErrorKind::BrokenPipe));
+}
+
+#[test]
 fn a_loop_without_progress_is_made_to_sleep() {
     let mut test = Setup::default().build(echo);
     let (_, id) = test.accept();

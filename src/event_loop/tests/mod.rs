@@ -4,6 +4,7 @@ mod accept;
 mod admission;
 mod backpressure;
 mod deadlines;
+mod deferred;
 mod dial;
 mod faults;
 mod input;

@@ -209,11 +209,12 @@ impl Peer {
     /// Does something with the socket, if it is still there.
     fn post(&self, work: impl FnOnce(Socket<'_>) + Send + 'static) -> io::Result<()> {
         let id = self.id;
-        self.handle.post(move |sockets| {
+        let posted = self.handle.post(move |sockets| {
             if let Some(socket) = sockets.get(id) {
                 work(socket);
             }
-        })
+        });
+        posted.map_err(io::Error::from)
     }
 
     /// Ends the connection for a reason that is not its own.

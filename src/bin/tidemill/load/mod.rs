@@ -106,8 +106,8 @@ fn own_ceiling(plan: &Plan, interrupt: &Interrupt) -> Result<Option<f64>, String
         let mut reactor = Reactor::new(Limits::for_descriptors(descriptors()))?;
         let patient = SocketLimits { idle: None, queue: 16 << 20, ..SocketLimits::default() };
         let service = match fans_out {
-            true => reactor.add_with(Chat::new(), patient),
-            false => reactor.add_with(Echo::raw(), patient),
+            true => reactor.add_with(Chat::new(), patient).id(),
+            false => reactor.add_with(Echo::raw(), patient).id(),
         };
         let listener = reactor.listen("127.0.0.1:0", service)?;
         // The receiver has gone only if the process is ending.
@@ -181,10 +181,10 @@ fn run(plan: &Plan, view: &LiveView, interrupt: &Interrupt) -> Result<Results, S
     if plan.shape == Shape::FanOut {
         let shared = Rc::new(RefCell::new(Room::new(plan)));
         let own = reactor.add(FanOutService { shared: shared.clone() });
-        Run { plan, reactor: &mut reactor, own, driver: shared, interrupt, view }.run()
+        Run { plan, reactor: &mut reactor, own: own.id(), driver: shared, interrupt, view }.run()
     } else {
         let shared = Rc::new(RefCell::new(Clients::new(plan)));
         let own = reactor.add(ClientService { shared: shared.clone() });
-        Run { plan, reactor: &mut reactor, own, driver: shared, interrupt, view }.run()
+        Run { plan, reactor: &mut reactor, own: own.id(), driver: shared, interrupt, view }.run()
     }
 }
