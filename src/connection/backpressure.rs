@@ -103,7 +103,7 @@ impl Table {
             if connection.flags.contains(Flag::Full) {
                 cx.sender_waits.waits.push(Wait { sender, receiver, bytes_out, checked });
                 let (connection, cx) = self.at(sender.slot);
-                connection.hold(Flag::ReceiverFull, cx.now);
+                connection.hold(Flag::ReceiverFull, cx);
             }
         }
         self.cx.sender_waits.full = full;

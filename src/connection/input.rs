@@ -60,7 +60,7 @@ impl Connection {
 
     /// Stops delivery after the current call of `data`.
     pub(crate) fn pause(&mut self, cx: &mut Context) {
-        self.hold(Flag::Paused, cx.now);
+        self.hold(Flag::Paused, cx);
     }
 
     /// Continues delivery, with the bytes that were left first. The flag is set even if there seem to be none: during

@@ -204,9 +204,12 @@ impl Connection {
     }
 
     /// Adds a hold: it is not read until the hold is released, and the clocks of its message are suspended.
-    pub(crate) fn hold(&mut self, hold: Flag, now: Tick) {
+    pub(crate) fn hold(&mut self, hold: Flag, cx: &mut Context) {
         self.flags.insert(hold);
-        self.update_message_clocks(now);
+        self.update_message_clocks(cx.now);
+        if self.flags.contains(Flag::Broken) {
+            self.rearm(cx); // Its last input now waits for a service that does not take it.
+        }
     }
 
     /// Removes a hold, if it is there, and does what follows from that.
@@ -434,10 +437,7 @@ impl Connection {
             "{id}: closing without a reason"
         );
         debug_assert!(
-            !self.flags.contains(Flag::Broken)
-                || self.outbox.is_none()
-                || self.stage == Stage::Dead
-                || self.close_reason.is_none(),
+            !self.is_write_failed() || self.outbox.is_none() || self.stage == Stage::Dead,
             "{id}: a queue that cannot be written"
         );
         if let (Some((when, _)), true) =

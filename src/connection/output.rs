@@ -49,7 +49,7 @@ impl Connection {
         // Full from here on, even if the kernel accepts everything later in this turn: a service that has seen
         // `is_full` waits for `drained`, so that must come.
         if left_behind + segments.len() >= high {
-            self.hold(Flag::Full, cx.now);
+            self.hold(Flag::Full, cx);
             self.hold_sender(entry, left_behind > 0, cx);
         }
     }
@@ -210,7 +210,7 @@ impl Connection {
         let limits = cx.limits_of(self.service);
         let low = limits.low_water.min(limits.high_water);
         if queued >= cx.high_water(self.service) {
-            self.hold(Flag::Full, cx.now);
+            self.hold(Flag::Full, cx);
         } else if queued <= low && self.flags.take(Flag::Full) {
             cx.drained.push(self.id);
         }

@@ -75,7 +75,7 @@ impl Table {
         let full = self.find(to).is_some_and(|sink| sink.flags.contains(Flag::Full));
         let Some((connection, cx)) = self.get(from) else { return };
         if full {
-            connection.hold(Flag::ReceiverFull, cx.now);
+            connection.hold(Flag::ReceiverFull, cx);
         } else {
             connection.release(Flag::ReceiverFull, cx);
         }

@@ -72,7 +72,7 @@ impl Connection {
         });
         // At least one tick later: a deadline in this tick would be due again at once.
         optional.overrides().refill = Some(own.max(shared).max(Tick(now.0 + 1)));
-        self.hold(Flag::Throttled, now);
+        self.hold(Flag::Throttled, cx);
         cx.stats.throttled += 1;
         self.rearm(cx);
         0

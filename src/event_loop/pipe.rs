@@ -87,7 +87,7 @@ impl<S: System> EventLoop<S> {
         let Some(sink) = self.table.live_pipe_peer(source) else {
             // The other end is on its way out, and takes this one along when it has gone.
             let (connection, cx) = self.table.at(source.slot);
-            return connection.hold(Flag::ReceiverFull, cx.now);
+            return connection.hold(Flag::ReceiverFull, cx);
         };
         let (connection, cx) = self.table.at(sink.slot);
         connection.send(bytes, cx);
@@ -185,7 +185,7 @@ impl<S: System> EventLoop<S> {
         }
         if connection.outbox.is_some() {
             // It is to be empty first, and to be told of as drained.
-            connection.hold(Flag::Full, cx.now);
+            connection.hold(Flag::Full, cx);
             return self.table.update_receiver_full(source, sink);
         }
         if connection.dirty != NOT_DIRTY {

@@ -54,13 +54,10 @@ pub(super) enum Target {
 }
 
 impl Target {
-    /// The target, and the unread input that goes before the new bytes. It is taken out of the connection: see
-    /// [`deliver`](EventLoop::deliver).
+    /// The target, and the unread input that goes before the new bytes and leaves the connection.
     pub(super) fn of(connection: &mut Connection) -> (Target, Option<Box<Inbox>>) {
-        let target = match connection.flags.contains(Flag::Piped) {
-            true => Target::Pipe,
-            false => Target::Service(connection.service),
-        };
+        let is_piped = connection.flags.contains(Flag::Piped);
+        let target = if is_piped { Target::Pipe } else { Target::Service(connection.service) };
         (target, connection.inbox.take())
     }
 }
@@ -141,8 +138,8 @@ impl<S: System> EventLoop<S> {
             *block = self.table.cx.arena.take_block();
         }
         let mut budget = self.table.cx.limits.read_budget;
-        for _ in 0..CALLS_MAX {
-            match self.read_once(id, block, budget) {
+        for round in 0..CALLS_MAX {
+            match self.read_once(id, block, budget, round == 0) {
                 Step::Done => return,
                 Step::Uncommon => return self.read_uncommon(id, block),
                 Step::More(left) => budget = left,
@@ -158,9 +155,12 @@ impl<S: System> EventLoop<S> {
     /// One read into the arena's block, and one call of `data` if anything came. In most turns nothing else happens to
     /// a connection, so this has one look-up before the callback and none after it; the rest is in `read_uncommon`.
     #[inline]
-    fn read_once(&mut self, id: ConnId, block: &mut [u8], budget: usize) -> Step {
+    fn read_once(&mut self, id: ConnId, block: &mut [u8], budget: usize, leaves_line: bool) -> Step {
         let Some((connection, cx)) = self.table.get(id) else { return Step::Done };
-        connection.flags.remove(Flag::Ready);
+        if connection.flags.take(Flag::Ready) && !leaves_line {
+            connection.flags.insert(Flag::Ready);
+            return Step::Done; // What the callback did has put it in line again.
+        }
         if !connection.wants_turn() {
             return Step::Done; // A callback has paused, throttled or closed it since it was added to the list.
         }

@@ -175,19 +175,20 @@ impl<S: System> EventLoop<S> {
         let arrived = length - filter.buffered();
         let opened = filter.open(&mut wire[prefix..prefix + length], &mut out);
         let undecrypted = filter.buffered();
-        if !out.is_empty() && connection.filter != FilterStage::Ended {
+        if !out.is_empty() && connection.filter != FilterStage::Ended && !connection.is_write_failed() {
             connection.push_wire(&out, cx);
             connection.push_dirty(cx);
         }
         out.clear();
         out.shrink_to(SPARE_MAX);
         let handshake_done = opened.ready && connection.filter == FilterStage::Handshaking;
-        if opened.error.is_some() && connection.filter == FilterStage::Open {
-            connection.stop_encrypting(cx); // A filter that has failed encrypts nothing more.
-        }
         self.filter_out = out;
         if handshake_done {
             self.on_handshake_done(id);
+        }
+        let (connection, cx) = self.table.at(id.slot);
+        if opened.error.is_some() && connection.filter == FilterStage::Open {
+            connection.stop_encrypting(cx); // A filter that has failed encrypts nothing more.
         }
         if opened.plaintext > 0 && self.is_open(id) {
             self.deliver_plaintext(id, wire, prefix, opened.plaintext);

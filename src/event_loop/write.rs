@@ -211,8 +211,15 @@ impl<S: System> EventLoop<S> {
             let mut nothing = SegmentList::EMPTY;
             self.write_once(id, &mut nothing, usize::MAX);
             let (connection, cx) = self.table.at(id.slot);
-            if connection.queued() > 0 || connection.stage == Stage::Dead {
-                return; // The kernel has no room; the event that reports some leads here again.
+            if connection.stage == Stage::Dead {
+                return;
+            }
+            if connection.queued() > 0 {
+                // Only `WouldBlock` says that the kernel has no room and raises an event later; a short write does not.
+                if connection.flags.contains(Flag::Writable) {
+                    connection.push_dirty(cx);
+                }
+                return;
             }
             connection.drop_outbox(cx);
         }

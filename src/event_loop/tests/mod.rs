@@ -13,6 +13,7 @@ mod lookups;
 mod memory;
 mod output;
 mod pipe;
+mod random_scripts;
 mod rate;
 mod readiness;
 mod splice;
