@@ -191,7 +191,7 @@ fn a_service_has_its_own_connection_cap_and_can_close_its_listener() {
         test.sockets().close_listener(listener);
         test.turn_until_quiet();
         assert!(!test.script.is_listening() && test.sockets().count(SERVICE) >= 1);
-        assert!(!test.event_loop.close_listener(listener), "its name means nobody any more");
+        assert!(!test.event_loop.close_listener(listener), "its id names no listener any more");
     }
 }
 

@@ -23,7 +23,7 @@ fn a_dialed_connection_gets_the_same_callbacks() {
     );
     test.script.event(test.script.token(peer).unwrap());
     test.turn_until_quiet();
-    assert_eq!(test.received(peer), "", "a spurious event connects nobody");
+    assert_eq!(test.received(peer), "", "a spurious event connects nothing");
     test.script.finish_dial(peer, Ok(()));
     test.turn_until_quiet();
     assert_eq!(test.received(peer), "hello");

@@ -95,7 +95,7 @@ fn equal_names_share_one_lookup_and_each_dial_gets_the_answer() {
     assert_eq!(test.script.dialed().len(), 5);
     test.script.resolve(number, &["192.0.2.1:1"]);
     test.turn_until_quiet();
-    assert_eq!(test.script.dialed().len(), 5, "a second answer is nobody's");
+    assert_eq!(test.script.dialed().len(), 5, "no dial waits for a second answer");
     assert!(ids.iter().all(|&id| test.close_reason(id).is_none()));
 }
 
@@ -119,7 +119,7 @@ fn a_resolver_that_never_answers_costs_each_dial_its_own_deadline_and_the_loop_n
         (Some(CloseReason::ConnectTimeout), None)
     );
     assert!(test.script.calls().polls - before <= 500, "it was turned every 5 ms, and by nothing else");
-    assert_eq!(test.script.lookups().len(), 1, "nobody waits for the others, and they have not begun");
+    assert_eq!(test.script.lookups().len(), 1, "no dial waits for the others, and they have not begun");
     test.advance(8 * SECOND);
     assert_eq!(test.close_reason(third), Some(CloseReason::ConnectTimeout));
     assert_eq!(test.script.open_descriptors(), 2);

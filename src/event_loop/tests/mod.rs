@@ -246,7 +246,7 @@ impl TestLoop {
             Event::Open(id) => Some(*id),
             _ => None,
         });
-        (peer, opened.expect("a guest was let in"))
+        (peer, opened.expect("a connection was opened"))
     }
 
     fn events(&self) -> Vec<Event> {

@@ -52,10 +52,10 @@ pub struct ServerTlsArgs {
 /// Of those who call.
 #[derive(Args, Clone)]
 pub struct ClientTlsArgs {
-    /// Speak TLS, and trust whom the system trusts
+    /// Speak TLS, and trust the certificate authorities of the system
     #[arg(long, help_heading = TLS)]
     tls: bool,
-    /// Trust only whom these certificates have signed, in PEM
+    /// Trust only these certificate authorities, in PEM
     #[arg(long, value_name = "FILE", help_heading = TLS, requires = "tls", conflicts_with = "insecure")]
     tls_ca: Option<PathBuf>,
     /// The name that the server's certificate must be for, instead of the host's
@@ -70,7 +70,7 @@ pub struct ClientTlsArgs {
     /// Offer this protocol (ALPN); repeatable, the best first
     #[arg(long, value_name = "NAME", help_heading = TLS, requires = "tls")]
     tls_alpn: Vec<String>,
-    /// Trust whoever answers: anybody on the way can then read and change everything
+    /// Accept any certificate: the connection can then be read and changed on the way
     #[arg(long, help_heading = TLS, requires = "tls")]
     insecure: bool,
 }
