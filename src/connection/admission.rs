@@ -24,10 +24,9 @@ impl Table {
     /// forget the connections that are open.
     pub(crate) fn set_access_policy(&mut self, service: u16, policy: AccessPolicy) {
         let connections = self.cx.limits.connections;
-        let Some(admission) = self.admissions.get_mut(usize::from(service)) else {
+        let Some(admission) = self.cx.admissions.get_mut(usize::from(service)) else {
             return log::warn!("ignored an access policy for a service of another reactor");
         };
-        self.cx.dry_run[usize::from(service)] = policy.dry_run;
         match admission {
             Some(admission) => admission.policy = policy,
             None => *admission = Some(Box::new(Admission::new(policy, connections))),
@@ -37,7 +36,7 @@ impl Table {
     /// Checks an address against the rules. It is done before the capacity is looked at, so that a denied peer does not
     /// learn whether the server is at capacity.
     pub(crate) fn check_rules(&mut self, service: u16, ip: Option<IpAddr>) -> Result<(), Rejection> {
-        let (Some(admission), Some(ip)) = (&mut self.admissions[usize::from(service)], ip) else {
+        let (Some(admission), Some(ip)) = (&mut self.cx.admissions[usize::from(service)], ip) else {
             return Ok(());
         };
         let decided = admission.allows(ip).map_err(|how| (Refusal::Denied, how));
@@ -49,7 +48,7 @@ impl Table {
     /// can be subtracted when the connection ends.
     pub(crate) fn admit_address(&mut self, service: u16, ip: Option<IpAddr>) -> Result<bool, Rejection> {
         let now = self.cx.now;
-        let (Some(admission), Some(ip)) = (&mut self.admissions[usize::from(service)], ip) else {
+        let (Some(admission), Some(ip)) = (&mut self.cx.admissions[usize::from(service)], ip) else {
             return Ok(false);
         };
         let (counts, dry) = (admission.tracks(ip), admission.policy.dry_run);
@@ -84,7 +83,8 @@ impl Table {
         if !gone.flags.contains(Flag::Counted) {
             return;
         }
-        if let (Some(admission), Some(ip)) = (&mut self.admissions[usize::from(gone.service)], gone.peer.ip())
+        if let (Some(admission), Some(ip)) =
+            (&mut self.cx.admissions[usize::from(gone.service)], gone.peer.ip())
         {
             admission.release(ip);
         }
@@ -102,7 +102,8 @@ impl Table {
             self.cx.stats.refused_by_reason[why as usize] += 1;
             why
         })?;
-        if let (true, Some(admission), Some(was)) = (counted, &mut self.admissions[usize::from(service)], was)
+        if let (true, Some(admission), Some(was)) =
+            (counted, &mut self.cx.admissions[usize::from(service)], was)
         {
             admission.release(was);
         }

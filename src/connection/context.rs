@@ -13,6 +13,7 @@ use crate::base::stats::Stats;
 use crate::base::tick::Tick;
 use crate::config::dial::SocketOption;
 use crate::config::limits::{Limits, SocketLimits};
+use crate::parts::admission::Admission;
 use crate::parts::arena::{Arena, SegmentList};
 use crate::parts::handshake_queue::HandshakeQueue;
 use crate::parts::log_limit::LogLimit;
@@ -51,8 +52,8 @@ pub(crate) struct Context {
     memory_pressure: usize,
     /// Rates that several connections share.
     pub(crate) groups: Vec<Group>,
-    /// By service: whether its access policy only counts what it would refuse or throttle (`AccessPolicy::dry_run`).
-    pub(crate) dry_run: Vec<bool>,
+    /// By service: the addresses that it admits, and what they have open.
+    pub(crate) admissions: Vec<Option<Box<Admission>>>,
     pub(crate) handshakes: HandshakeQueue,
     pub(crate) sender_waits: SenderWaits,
     // -- queues of the turn ------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ impl Context {
             socket_limits: Vec::new(),
             memory: 0,
             groups: Vec::new(),
-            dry_run: Vec::new(),
+            admissions: Vec::new(),
             handshakes: HandshakeQueue::default(),
             sender_waits: SenderWaits::default(),
             arena: Arena::new(),

@@ -82,7 +82,7 @@ impl Table {
         options: DialOptions,
         dialed_by: Option<ConnId>,
     ) -> io::Result<ConnId> {
-        if usize::from(service) >= self.admissions.len() {
+        if usize::from(service) >= self.cx.admissions.len() {
             return Err(io::Error::other(format!("cannot dial {to}: the service is of another reactor")));
         }
         if to == Address::Unnamed {
@@ -163,7 +163,7 @@ impl Table {
         after: Duration,
         every: Option<Duration>,
     ) -> io::Result<TimerId> {
-        if usize::from(service) >= self.admissions.len() {
+        if usize::from(service) >= self.cx.admissions.len() {
             return Err(io::Error::other("cannot set a timer: the service is of another reactor"));
         }
         if self.timers.len() >= self.cx.limits.timers {

@@ -34,7 +34,7 @@ impl Connection {
             cx.stats.sent_too_late += length as u64;
             return;
         }
-        let left_behind = self.outbox.as_ref().map_or(0, |outbox| outbox.queued());
+        let left_behind = self.queued();
         let at_limit = left_behind > 0 && left_behind >= cx.limits_of(self.service).queue;
         if at_limit && length > 0 && !self.can_hold_sender(cx) {
             return self.close_now(CloseReason::SlowReader, cx);
@@ -98,34 +98,35 @@ impl Connection {
         self.spill(segments, cx, |outbox| &mut outbox.plain);
     }
 
-    /// The clock of the minimum rate starts with the queue.
     fn spill(
         &mut self,
         segments: SegmentList,
         cx: &mut Context,
         queue: impl FnOnce(&mut Outbox) -> &mut Queue,
     ) {
-        if segments.len() == 0 {
-            return;
-        }
-        let begins = self.outbox.is_none();
-        let outbox = self.outbox.get_or_insert_default();
-        cx.memory += cx.arena.spill(segments, queue(outbox));
-        if begins {
-            outbox.progress.since = cx.now;
-            self.rearm(cx);
+        if segments.len() > 0 {
+            self.fill_outbox(cx, |outbox, arena| arena.spill(segments, queue(outbox)));
         }
     }
 
     /// Queues bytes for the wire, behind what is there and in front of what is not encrypted: what a filter says by
     /// itself.
     pub(crate) fn push_wire(&mut self, bytes: &[u8], cx: &mut Context) {
-        if bytes.is_empty() {
-            return;
+        if !bytes.is_empty() {
+            self.fill_outbox(cx, |outbox, _| outbox.wire.push(bytes));
         }
+    }
+
+    /// Puts bytes into the outbox, which is made if there is none, and charges the memory that `fill` returns. The
+    /// clock of the minimum rate starts with the outbox.
+    pub(crate) fn fill_outbox(
+        &mut self,
+        cx: &mut Context,
+        fill: impl FnOnce(&mut Outbox, &mut Arena) -> usize,
+    ) {
         let begins = self.outbox.is_none();
         let outbox = self.outbox.get_or_insert_default();
-        cx.memory += outbox.wire.push(bytes);
+        cx.memory += fill(outbox, &mut cx.arena);
         if begins {
             outbox.progress.since = cx.now;
             self.rearm(cx);
@@ -140,7 +141,7 @@ impl Connection {
 
     /// The kernel has taken `n` bytes: first of what earlier turns have left, then of this turn's list.
     #[inline]
-    pub(crate) fn on_written(&mut self, n: usize, segments: &mut SegmentList, cx: &mut Context) {
+    fn on_written(&mut self, n: usize, segments: &mut SegmentList, cx: &mut Context) {
         cx.stats.bytes_out += n as u64;
         self.on_sent(n, cx.now);
         let mut fresh = n;
@@ -152,13 +153,29 @@ impl Connection {
         cx.arena.advance(segments, fresh);
     }
 
-    /// A signal came first, the kernel has no room, or the connection has failed.
-    pub(crate) fn on_write_error(&mut self, error: &io::Error, cx: &mut Context) {
+    /// What one write came to; returns how many bytes the kernel has accepted. On an error, a signal came first, the
+    /// kernel has no room, or the connection has failed.
+    #[inline]
+    pub(crate) fn on_write_result(
+        &mut self,
+        result: io::Result<usize>,
+        segments: &mut SegmentList,
+        cx: &mut Context,
+    ) -> usize {
+        cx.stats.writes += 1;
+        let error = match result {
+            Ok(n) => {
+                self.on_written(n, segments, cx);
+                return n;
+            }
+            Err(error) => error,
+        };
         match error.kind() {
             io::ErrorKind::Interrupted => {}
             io::ErrorKind::WouldBlock => self.flags.remove(Flag::Writable),
-            _ => self.on_write_failed(error, cx),
+            _ => self.on_write_failed(&error, cx),
         }
+        0
     }
 
     /// Nothing can be written any more, and what is queued is dropped. What the peer had sent before is still read and

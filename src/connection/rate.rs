@@ -61,7 +61,8 @@ impl Connection {
         if allowed >= SHARE_MIN {
             return allowed;
         }
-        if cx.dry_run[usize::from(self.service)] {
+        let admission = cx.admissions[usize::from(self.service)].as_ref();
+        if admission.is_some_and(|admission| admission.policy.dry_run) {
             cx.stats.would_throttle += 1;
             return usize::MAX;
         }

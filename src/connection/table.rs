@@ -19,7 +19,6 @@ use crate::connection::context::Context;
 use crate::connection::deferred::Work;
 use crate::connection::state::{Flag, Stage};
 use crate::connection::{Connection, NO_LOCAL};
-use crate::parts::admission::Admission;
 use crate::parts::timers::Timers;
 use crate::parts::token_bucket::{TokenBucket, burst};
 use crate::sys::Epoch;
@@ -47,8 +46,7 @@ pub(crate) struct Table {
     pub(crate) tarpitted: usize,
     /// How many slots are reserved for connections that will dial.
     pub(crate) reserved: usize,
-    /// By service: the access policy and the counts by address, if it has a policy.
-    pub(crate) admissions: Vec<Option<Box<Admission>>>,
+    /// By service: how many connections it has.
     pub(crate) connections_by_service: Vec<usize>,
     /// Listeners that the next `expire` closes.
     pub(crate) listeners_to_close: Vec<ListenerId>,
@@ -88,7 +86,6 @@ impl Table {
             refusals: 0,
             tarpitted: 0,
             reserved: 0,
-            admissions: Vec::new(),
             connections_by_service: Vec::new(),
             listeners_to_close: Vec::new(),
             local_addresses: Vec::new(),
@@ -107,10 +104,9 @@ impl Table {
     /// Adds the limits and counters of a service; returns its number.
     pub(crate) fn add_service(&mut self, limits: SocketLimits) -> u16 {
         self.cx.socket_limits.push(limits);
-        self.cx.dry_run.push(false);
-        self.admissions.push(None);
+        self.cx.admissions.push(None);
         self.connections_by_service.push(0);
-        (self.admissions.len() - 1) as u16
+        (self.cx.admissions.len() - 1) as u16
     }
 
     // -- look-ups ------------------------------------------------------------------------------------------
@@ -165,7 +161,7 @@ impl Table {
     /// Whether a service may have one more connection, by the limits of the reactor and of its policy.
     pub(crate) fn has_room_for_service(&self, service: u16, slots: usize) -> bool {
         let service = usize::from(service);
-        let max = self.admissions[service].as_ref().and_then(|admission| admission.policy.connections);
+        let max = self.cx.admissions[service].as_ref().and_then(|admission| admission.policy.connections);
         self.has_room_for(slots) && max.is_none_or(|max| self.connections_by_service[service] < max)
     }
 
@@ -199,8 +195,9 @@ impl Table {
         id
     }
 
-    /// Frees a slot, and subtracts the connection from everything that counts it. Only `reap` calls this.
-    pub(crate) fn remove(&mut self, id: ConnId) -> Connection {
+    /// Frees a slot, and subtracts the connection from everything that counts it. Only `reap` calls this. Returns how
+    /// many bytes of its input were not delivered, and the connection without its buffers.
+    pub(crate) fn remove(&mut self, id: ConnId) -> (usize, Connection) {
         let mut connection = self.slots.remove(id.slot as usize);
         debug_assert_eq!((connection.id, connection.stage), (id, Stage::Dead));
         self.cx.wheel.cancel(id.slot);
@@ -211,9 +208,10 @@ impl Table {
         self.reserved -= usize::from(connection.flags.contains(Flag::HoldsReservedSlot));
         connection.leave_group_line(&mut self.cx);
         self.release_address(&connection);
+        let unread = connection.unread().len();
         connection.drop_inbox(&mut self.cx);
         connection.drop_outbox(&mut self.cx);
-        connection
+        (unread, connection)
     }
 
     /// Stores the local address of a connection. Those of accepted connections are few and are stored once. Those of

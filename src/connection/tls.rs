@@ -111,10 +111,7 @@ impl Connection {
     fn settle_clear_prefix(&mut self, segments: &mut SegmentList, cx: &mut Context) {
         let clear = self.tls_mut().map_or(0, |tls| std::mem::take(&mut tls.clear_prefix));
         if clear > 0 {
-            let outbox = self.outbox.get_or_insert_default();
-            outbox.progress.since = cx.now;
-            cx.memory += cx.arena.spill_front(segments, clear, &mut outbox.wire);
-            self.rearm(cx);
+            self.fill_outbox(cx, |outbox, arena| arena.spill_front(segments, clear, &mut outbox.wire));
             self.push_ready(cx);
         }
     }

@@ -18,7 +18,7 @@ impl<S: System> EventLoop<S> {
     ) -> R {
         assert!(key.reactor == self.table.reactor, "the key is of another reactor");
         self.read_clock();
-        run_with(self.services[usize::from(key.id.0) - 1].as_any(), &mut self.table, work)
+        self.run_work(key.id.0, |service, table| run_with(service, table, work))
     }
 
     /// Runs what callbacks have put off for services; what is put off meanwhile waits for the next turn.
@@ -30,7 +30,7 @@ impl<S: System> EventLoop<S> {
             }
             let Some((number, work)) = self.table.later.pop_front() else { return };
             self.table.cx.stats.posts += 1;
-            work(self.services[usize::from(number) - 1].as_any(), &mut self.table);
+            self.run_work(number, work);
         }
     }
 

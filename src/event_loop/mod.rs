@@ -18,6 +18,7 @@ mod tests;
 mod tls;
 mod write;
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
@@ -200,6 +201,11 @@ impl<S: System> EventLoop<S> {
     /// [`REFUSED`](crate::connection::table::REFUSED).
     fn call(&mut self, service: u16, event: Event<'_, '_>) {
         self.services[usize::from(service) - 1].call(&mut self.table, event);
+    }
+
+    /// Runs work that was put off or posted for one service.
+    fn run_work<R>(&mut self, service: u16, work: impl FnOnce(&mut dyn Any, &mut Table) -> R) -> R {
+        work(self.services[usize::from(service) - 1].as_any(), &mut self.table)
     }
 
     /// Moves a new stream into its connection and registers it with the kernel, once, for reading and writing. The

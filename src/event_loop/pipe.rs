@@ -108,8 +108,7 @@ impl<S: System> EventLoop<S> {
     pub(super) fn resume_pipe_peer(&mut self, sink: ConnId) {
         if let Some(source) = self.table.live_pipe_peer(sink) {
             let (connection, cx) = self.table.at(source.slot);
-            connection.flags.remove(Flag::ReceiverFull);
-            connection.on_released(cx);
+            connection.release(Flag::ReceiverFull, cx);
         }
     }
 

@@ -157,10 +157,10 @@ impl<S: System> EventLoop<S> {
     #[inline]
     fn read_once(&mut self, id: ConnId, block: &mut [u8], budget: usize, leaves_line: bool) -> Step {
         let Some((connection, cx)) = self.table.get(id) else { return Step::Done };
-        if connection.flags.take(Flag::Ready) && !leaves_line {
-            connection.flags.insert(Flag::Ready);
+        if !leaves_line && connection.flags.contains(Flag::Ready) {
             return Step::Done; // What the callback did has put it in line again.
         }
+        connection.flags.remove(Flag::Ready);
         if !connection.wants_turn() {
             return Step::Done; // A callback has paused, throttled or closed it since it was added to the list.
         }
@@ -177,21 +177,16 @@ impl<S: System> EventLoop<S> {
         let prefix = prefix(connection);
         let at = cx.arena.write_offset();
         let into = &mut block[at + prefix..][..budget.min(READ_MAX - prefix)];
-        match Self::read_stream(&mut self.system, connection, into, cx) {
-            ReadOutcome::Drained(n) => {
-                let target = Target::of(connection);
-                self.deliver(id, target, &mut block[at..], prefix, n);
-                Step::Done
-            }
-            ReadOutcome::More(n) => {
-                let target = Target::of(connection);
-                self.deliver(id, target, &mut block[at..], prefix, n);
-                Step::More(budget.saturating_sub(n))
-            }
-            ReadOutcome::None => {
-                self.after_failed_read(id);
-                Step::Done
-            }
+        let outcome = Self::read_stream(&mut self.system, connection, into, cx);
+        let (ReadOutcome::Drained(n) | ReadOutcome::More(n)) = outcome else {
+            self.after_failed_read(id);
+            return Step::Done;
+        };
+        let target = Target::of(connection);
+        self.deliver(id, target, &mut block[at..], prefix, n);
+        match outcome {
+            ReadOutcome::More(_) => Step::More(budget - n),
+            ReadOutcome::Drained(_) | ReadOutcome::None => Step::Done,
         }
     }
 

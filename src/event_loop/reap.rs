@@ -54,15 +54,11 @@ impl<S: System> EventLoop<S> {
     fn reap_one(&mut self, id: ConnId) {
         let dial_error = self.end_attempts(id);
         self.close_kernel_pipe(id);
-        let (connection, cx) = self.table.at(id.slot);
-        cx.handshakes.remove(id);
-        let reason = connection.close_reason.unwrap_or(CloseReason::Local);
-        let peer = connection.peer_address();
+        self.table.cx.handshakes.remove(id);
         let leaving = self.drain_deadline.is_some() || self.table.stop.is_some();
-        let connection = self.table.find(id);
-        let local = connection.and_then(|connection| self.table.local(connection));
-        let undelivered = connection.map_or(0, |connection| connection.unread().len());
-        let mut connection = self.table.remove(id);
+        let (undelivered, mut connection) = self.table.remove(id);
+        let reason = connection.close_reason.unwrap_or(CloseReason::Local);
+        let (peer, local) = (connection.peer_address(), self.table.local(&connection));
         if let Some(stream) = connection.stream.take() {
             let incomplete = connection.is_incomplete() && connection.outgoing != Half::Ended;
             match reason.drops_queue() || incomplete {

@@ -118,7 +118,12 @@ impl<S: System> EventLoop<S> {
     }
 
     pub(crate) fn rules(&self, service: ServiceId) -> Option<&Rules> {
-        self.table.admissions.get(usize::from(service.0))?.as_ref().map(|admission| &admission.policy.rules)
+        self.table
+            .cx
+            .admissions
+            .get(usize::from(service.0))?
+            .as_ref()
+            .map(|admission| &admission.policy.rules)
     }
 
     pub(crate) fn close_listener(&mut self, id: ListenerId) -> bool {

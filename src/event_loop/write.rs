@@ -89,17 +89,7 @@ impl<S: System> EventLoop<S> {
             return 0; // The kernel has no room, so a call would fail. An event says when there is some.
         }
         let result = system.write(stream, &[IoSlice::new(bytes)]);
-        cx.stats.writes += 1;
-        match result {
-            Ok(n) => {
-                connection.on_written(n, segments, cx);
-                n
-            }
-            Err(error) => {
-                connection.on_write_error(&error, cx);
-                0
-            }
-        }
+        connection.on_write_result(result, segments, cx)
     }
 
     /// All cases but the one of `write_fresh`: several segments, an outbox, encryption, the water marks, the FIN.
@@ -170,21 +160,12 @@ impl<S: System> EventLoop<S> {
                 self.system.write(stream, slices)
             }),
         };
-        cx.stats.writes += 1;
-        match result {
-            Ok(n) => {
-                let spliced = from_pipe.is_some();
-                connection.on_written(n, segments, cx);
-                if spliced {
-                    self.on_spliced_out(id, n);
-                }
-                n
-            }
-            Err(error) => {
-                connection.on_write_error(&error, cx);
-                0
-            }
+        let is_spliced = from_pipe.is_some() && result.is_ok();
+        let written = connection.on_write_result(result, segments, cx);
+        if is_spliced {
+            self.on_spliced_out(id, written);
         }
+        written
     }
 
     /// The queue is empty: sends the FIN if one is owed. With TLS a close_notify is written before it, so that the peer
@@ -247,8 +228,7 @@ impl<S: System> EventLoop<S> {
         }
         self.table.check_receivers();
         for id in mem::take(&mut self.table.cx.drained) {
-            let Some((connection, cx)) = self.table.get(id) else { continue };
-            connection.update_message_clocks(cx.now);
+            let Some((connection, _)) = self.table.get(id) else { continue };
             let (service, piped) = (connection.service, connection.flags.contains(Flag::Piped));
             if piped {
                 self.resume_pipe_peer(id);
@@ -256,8 +236,7 @@ impl<S: System> EventLoop<S> {
                 self.call(service, Event::Drained(id.slot));
             }
             let (connection, cx) = self.table.at(id.slot);
-            connection.push_ready(cx);
-            connection.rearm(cx);
+            connection.on_released(cx);
         }
     }
 }

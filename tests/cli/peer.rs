@@ -1,7 +1,7 @@
 //! A client connection to the server under test.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 /// The longest time that an answer may take, also on a busy machine.
@@ -96,4 +96,23 @@ pub fn seed() -> u64 {
     });
     println!("TIDEMILL_SEED={seed}");
     seed
+}
+
+/// A listener on a free port of the loopback.
+pub fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    (listener, address)
+}
+
+/// A listener whose backlog is full: a connection attempt is not answered. Kept with what fills it.
+pub fn black_hole() -> (socket2::Socket, SocketAddr, Vec<TcpStream>) {
+    let listener =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+    listener.listen(0).expect("a listener");
+    let address = listener.local_addr().ok().and_then(|address| address.as_socket()).expect("its address");
+    let fill = std::iter::from_fn(|| TcpStream::connect_timeout(&address, Duration::from_millis(100)).ok());
+    let fill = fill.take(10).collect();
+    (listener, address, fill)
 }

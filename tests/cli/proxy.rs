@@ -1,21 +1,15 @@
 //! The guard in front of another service.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::peer::{Peer, Random, seed};
+use crate::peer::{Peer, Random, black_hole, listener, seed};
 use crate::server::{Server, exclusive, run, shared, until, within_one_of_three};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-fn upstream() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("its address");
-    (listener, address)
-}
 
 /// An address at which nobody listens.
 const CLOSED_PORT: &str = "127.77.0.1:1";
@@ -61,7 +55,7 @@ fn bytes_pass_unchanged_both_ways_at_once() {
 fn an_end_is_passed_on_in_either_direction_and_ten_megabytes_follow_it() {
     let _others = shared();
     const ANSWER: usize = 10 << 20;
-    let (listener, address) = upstream();
+    let (listener, address) = listener();
     let proxy = Server::start(&format!("proxy --to {address}"));
     for client_asks in [true, false] {
         let mut client = Peer::connect(proxy.address);
@@ -119,7 +113,7 @@ fn receive_until_reset(peer: &mut Peer) -> (Vec<u8>, bool) {
 #[test]
 fn a_reset_on_one_side_reaches_the_other_as_a_reset_behind_all_data() {
     let _others = shared();
-    let (listener, address) = upstream();
+    let (listener, address) = listener();
     let proxy = Server::start(&format!("proxy --to {address}"));
     for upstream_resets in [true, false] {
         let client = Peer::connect(proxy.address);
@@ -136,23 +130,11 @@ fn a_reset_on_one_side_reaches_the_other_as_a_reset_behind_all_data() {
     }
 }
 
-/// A listener whose backlog is full: who connects is never answered. Kept with those who fill it.
-fn black_hole() -> (socket2::Socket, SocketAddr, Vec<TcpStream>) {
-    let listener =
-        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
-    listener.listen(0).expect("a listener");
-    let address = listener.local_addr().ok().and_then(|address| address.as_socket()).expect("its address");
-    let fill = std::iter::from_fn(|| TcpStream::connect_timeout(&address, Duration::from_millis(100)).ok());
-    let fill = fill.take(10).collect();
-    (listener, address, fill)
-}
-
 #[test]
 fn a_slow_client_of_200_mib_costs_no_more_than_the_water_marks() {
     let _quiet = exclusive();
     const ALL: usize = 200 << 20;
-    let (listener, address) = upstream();
+    let (listener, address) = listener();
     let proxy = Server::start(&format!("proxy --to {address}"));
     let mut client = Peer::connect(proxy.address);
     let mut server = accept(&listener);
@@ -185,7 +167,7 @@ fn a_slow_client_of_200_mib_costs_no_more_than_the_water_marks() {
 #[test]
 fn upstreams_take_turns_and_a_down_one_is_skipped_until_it_is_back() {
     let _others = shared();
-    let (one, other) = (Server::start("echo --raw --busy-reply one"), upstream());
+    let (one, other) = (Server::start("echo --raw --busy-reply one"), listener());
     let words = format!("proxy --check-every 200ms --to {} --to {}", one.address, other.1);
     let mut proxy = Server::start(&words);
     other.0.set_nonblocking(true).expect("an option");
@@ -227,7 +209,7 @@ fn upstreams_take_turns_and_a_down_one_is_skipped_until_it_is_back() {
 #[test]
 fn a_header_is_read_from_trusted_senders_only_and_from_these_always() {
     let _others = shared();
-    let (listener, address) = upstream();
+    let (listener, address) = listener();
     let words = format!("proxy --to {address} --proxy-protocol-in 127.0.0.2 --proxy-protocol-out v1");
     let proxy = Server::start(&words);
     let own = proxy.address;
@@ -273,7 +255,7 @@ fn a_header_is_read_from_trusted_senders_only_and_from_these_always() {
 #[test]
 fn the_binary_header_is_sent_when_asked_for() {
     let _others = shared();
-    let (listener, address) = upstream();
+    let (listener, address) = listener();
     let proxy = Server::start(&format!("proxy --to {address} --proxy-protocol-out v2"));
     let client = Peer::connect(proxy.address);
     let received = accept(&listener).receive(28);
@@ -288,7 +270,7 @@ fn the_binary_header_is_sent_when_asked_for() {
 #[test]
 fn a_denied_peer_costs_no_upstream_byte_and_a_dry_run_only_counts_it() {
     let _others = shared();
-    let (listener, address) = upstream();
+    let (listener, address) = listener();
     listener.set_nonblocking(true).expect("an option");
     let rules = "--deny 127.0.0.3=reset --allow 127.0.0.0/28 --deny 127.0.0.0/8=reply --busy-reply no";
     let mut proxy = Server::start(&format!("proxy --to {address} {rules}"));
@@ -345,7 +327,7 @@ fn the_cap_for_one_address_is_exact_and_its_rate_of_connects_too() {
 #[test]
 fn a_rate_of_one_mib_a_second_is_held_within_a_twentieth_over_ten_seconds() {
     let _quiet = exclusive();
-    let (listener, address) = upstream();
+    let (listener, address) = listener();
     let proxy = Server::start(&format!("proxy --to {address} --rate 1MiB"));
     let mut client = Peer::connect(proxy.address);
     let mut server = accept(&listener);

@@ -1,35 +1,17 @@
 //! What a proxy does with its connections to upstreams: attempts, checks, clocks, and failures that are not theirs.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::peer::Peer;
+use crate::peer::{Peer, black_hole, listener};
 use crate::server::{Server, exclusive, run, shared, until};
 
 const SECOND: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(10);
-
-fn listener() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("its address");
-    (listener, address)
-}
-
-/// A listener whose backlog is full: a connection attempt is not answered. Kept with what fills it.
-fn black_hole() -> (socket2::Socket, SocketAddr, Vec<TcpStream>) {
-    let listener =
-        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
-    listener.listen(0).expect("a listener");
-    let address = listener.local_addr().ok().and_then(|address| address.as_socket()).expect("its address");
-    let fill = std::iter::from_fn(|| TcpStream::connect_timeout(&address, Duration::from_millis(100)).ok());
-    let fill = fill.take(10).collect();
-    (listener, address, fill)
-}
 
 /// Whether the kernel will probe the connections to this remote port: timer 2 of /proc/net/tcp.
 fn has_keep_alive(remote_port: u16) -> bool {

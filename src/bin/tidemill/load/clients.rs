@@ -11,7 +11,7 @@ use super::answer::{Answer, Received, show};
 use super::driver::{Driver, Progress};
 use super::places::Places;
 use super::plan::Plan;
-use super::results::{Kind, Results, Window};
+use super::results::{Budget, Kind, Results, Window};
 use super::schedule::Schedule;
 use crate::args::values::Shape;
 
@@ -30,7 +30,7 @@ pub struct Clients {
     /// Places of an open-loop churn that have no connection.
     free: Vec<usize>,
     /// Messages that may still be sent.
-    budget: Option<u64>,
+    budget: Budget,
     /// Messages that are due and not answered: in flight, or waiting for their connection.
     pending: u64,
 }
@@ -67,7 +67,7 @@ impl Clients {
             schedule: None,
             due: VecDeque::new(),
             free: Vec::new(),
-            budget: plan.requests,
+            budget: Budget(plan.requests),
             pending: 0,
             plan: plan.clone(),
         }
@@ -75,15 +75,7 @@ impl Clients {
 
     /// Whether one more message may be sent; takes it from the budget.
     fn may_send(&mut self) -> bool {
-        match &mut self.budget {
-            _ if self.window.over => false,
-            None => true,
-            Some(0) => false,
-            Some(left) => {
-                *left -= 1;
-                true
-            }
-        }
+        !self.window.over && self.budget.take()
     }
 
     /// Puts a message in flight.
@@ -331,7 +323,7 @@ impl Driver for Rc<RefCell<Clients>> {
             ever_up: clients.places.ever_up,
             settled: clients.places.all_settled(),
             quiet_since: None,
-            complete: clients.budget == Some(0) && clients.pending == 0,
+            complete: clients.budget.is_used_up() && clients.pending == 0,
             pending: clients.pending,
         }
     }

@@ -11,7 +11,7 @@ use super::answer::show;
 use super::driver::{Driver, Progress};
 use super::places::Places;
 use super::plan::Plan;
-use super::results::{Kind, Results, Window};
+use super::results::{Budget, Kind, Results, Window};
 use super::schedule::Schedule;
 
 /// A line begins here, whatever the server puts in front of it.
@@ -34,7 +34,7 @@ pub struct Room {
     waiting: VecDeque<Instant>,
     begun: bool,
     schedule: Option<Schedule>,
-    budget: Option<u64>,
+    budget: Budget,
     received_at: Option<Instant>,
 }
 
@@ -55,7 +55,7 @@ impl Room {
             waiting: VecDeque::new(),
             begun: false,
             schedule: None,
-            budget: plan.requests,
+            budget: Budget(plan.requests),
             received_at: None,
             plan: plan.clone(),
         }
@@ -69,15 +69,7 @@ impl Room {
     }
 
     fn may_send(&mut self) -> bool {
-        match &mut self.budget {
-            _ if self.window.over => false,
-            None => true,
-            Some(0) => false,
-            Some(left) => {
-                *left -= 1;
-                true
-            }
-        }
+        !self.window.over && self.budget.take()
     }
 
     fn send(&mut self, socket: &mut Socket<'_>, due: Instant) {
@@ -191,7 +183,7 @@ impl Driver for Rc<RefCell<Room>> {
             ever_up: room.places.ever_up,
             settled: room.places.all_settled(),
             quiet_since: room.received_at,
-            complete: room.budget == Some(0) && pending == 0,
+            complete: room.budget.is_used_up() && pending == 0,
             pending,
         }
     }

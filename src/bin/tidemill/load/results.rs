@@ -11,6 +11,27 @@ const LONGEST: u64 = 3_600_000_000_000;
 /// Different texts of failures that are kept; further ones are counted by kind only.
 const TEXTS_MAX: usize = 20;
 
+/// How many messages may still be sent (`--requests`); none: no limit.
+pub struct Budget(pub Option<u64>);
+
+impl Budget {
+    /// Takes one message from it; returns whether there was one.
+    pub fn take(&mut self) -> bool {
+        match &mut self.0 {
+            None => true,
+            Some(0) => false,
+            Some(left) => {
+                *left -= 1;
+                true
+            }
+        }
+    }
+
+    pub fn is_used_up(&self) -> bool {
+        self.0 == Some(0)
+    }
+}
+
 /// The span whose messages are counted.
 #[derive(Clone, Copy, Default)]
 pub struct Window {
@@ -77,7 +98,7 @@ impl Kind {
         self.key().replace('_', " ")
     }
 
-    /// The kind and the text of a connection's end that nobody asked for.
+    /// The kind and the text of a connection's end that was not asked for.
     pub fn of(gone: &ClosedInfo) -> (Kind, String) {
         let (why, text) = (gone.reason, gone.error_text());
         let attempt =
