@@ -153,9 +153,9 @@ impl Connection {
         cx.arena.advance(segments, fresh);
     }
 
-    /// What one write came to; returns how many bytes the kernel has accepted. On an error, a signal came first, the
-    /// kernel has no room, or the connection has failed.
-    #[inline]
+    /// What one write came to; returns how many bytes the kernel has accepted. In place at both calls: as a call of its
+    /// own it is a hundredth of the instructions of a small message.
+    #[inline(always)]
     pub(crate) fn on_write_result(
         &mut self,
         result: io::Result<usize>,
@@ -163,19 +163,26 @@ impl Connection {
         cx: &mut Context,
     ) -> usize {
         cx.stats.writes += 1;
-        let error = match result {
+        match result {
             Ok(n) => {
                 self.on_written(n, segments, cx);
-                return n;
+                n
             }
-            Err(error) => error,
-        };
+            Err(error) => {
+                self.on_write_error(&error, cx);
+                0
+            }
+        }
+    }
+
+    /// A signal came first, the kernel has no room, or the connection has failed.
+    #[cold]
+    fn on_write_error(&mut self, error: &io::Error, cx: &mut Context) {
         match error.kind() {
             io::ErrorKind::Interrupted => {}
             io::ErrorKind::WouldBlock => self.flags.remove(Flag::Writable),
-            _ => self.on_write_failed(&error, cx),
+            _ => self.on_write_failed(error, cx),
         }
-        0
     }
 
     /// Nothing can be written any more, and what is queued is dropped. What the peer had sent before is still read and
