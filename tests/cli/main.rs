@@ -20,6 +20,7 @@ mod peer;
 mod process;
 mod proxy;
 mod proxy_legs;
+mod room;
 mod server;
 mod signals;
 mod tls;

@@ -176,3 +176,31 @@ fn a_member_that_does_not_read_is_closed_and_the_room_continues() {
     let log = server.end();
     assert!(log.contains(" slow-reader=1"), "{log}");
 }
+
+#[test]
+fn a_thousand_unfinished_messages_stay_near_a_memory_limit_of_two_mebibytes() {
+    let _quiet = exclusive();
+    raise_descriptors();
+    let mut server =
+        Server::start("frames --memory 2MiB --max-message 64KiB --max-connections 2000 --drain 0");
+    let peers: Vec<Peer> = (0..1_000).map(|_| Peer::connect(server.address)).collect();
+    // An announced length of 64 KiB, and one byte less than that.
+    let mut unfinished = vec![0, 1, 0, 0];
+    unfinished.extend(vec![b'x'; (64 << 10) - 1]);
+    for peer in &peers {
+        peer.0.set_nonblocking(true).expect("an option");
+        // What the kernel does not take is not sent: the connection may have been closed.
+        let _ = (&peer.0).write(&unfinished);
+    }
+    until("most are closed", Duration::from_secs(20), || {
+        let open = peers.iter().filter(
+            |peer| matches!((&peer.0).read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock),
+        );
+        open.count() < 100
+    });
+    let peak = server.peak();
+    println!("{} MiB at most", peak / MIB);
+    assert!(peak < 16 * MIB, "{} MiB at most", peak / MIB);
+    let log = server.end();
+    assert!(log.contains(" memory="), "{log}");
+}
