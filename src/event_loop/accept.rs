@@ -29,6 +29,8 @@ impl<S: System> EventLoop<S> {
         for id in mem::take(&mut self.table.pending_dials) {
             self.start_dial(id);
         }
+        // Always in the same order, and fair in spite of that: each listener has a budget of its own, so a flood on one
+        // takes no turn from the next.
         for index in 0..self.listeners.len() {
             self.accept_from(index);
         }
@@ -43,6 +45,8 @@ impl<S: System> EventLoop<S> {
     /// listener is edge-triggered too, so `acceptable` stays set until accept(2) says that the backlog is empty.
     fn accept_from(&mut self, index: usize) {
         for _ in 0..self.table.cx.limits.accepts_per_turn {
+            // Looked up in each round: `judge` calls services, and a callback may close the listener or take the last
+            // slot.
             let Some(Some(listener)) = self.listeners.get(index) else { return };
             if !self.can_accept(listener) {
                 return;
@@ -50,6 +54,8 @@ impl<S: System> EventLoop<S> {
             match self.system.accept(&listener.socket) {
                 Ok((stream, peer)) => self.judge(index, stream, peer),
                 Err(error) => match error {
+                    // Only this peer is gone; the next in the backlog may be fine. It uses up one accept of the
+                    // budget, so a flood of such peers ends too.
                     AcceptError::PeerGone => self.table.cx.stats.accept_aborted += 1,
                     AcceptError::Empty => return self.on_backlog_empty(index),
                     AcceptError::NoDescriptor => return self.out_of_descriptors(index),
@@ -69,6 +75,7 @@ impl<S: System> EventLoop<S> {
     /// connection that is refused for another reason must not use up the rate of its address.
     fn judge(&mut self, index: usize, stream: Stream, peer: PeerAddress) {
         let Some(Some(listener)) = self.listeners.get_mut(index) else { return };
+        // An accept has succeeded, so the next failure pauses for the shortest time again.
         listener.resume_accepts();
         let (service, slots) = (listener.service, listener.slots());
         let ip = peer.ip();
@@ -87,6 +94,7 @@ impl<S: System> EventLoop<S> {
     fn add_accepted(&mut self, index: usize, stream: Stream, peer: PeerAddress, counted: bool) {
         let Some(Some(listener)) = self.listeners.get(index) else { return };
         let (service, dials, filter) = (listener.service, listener.reserve_slot, listener.filter.clone());
+        // Only a listener on the unspecified address asks the kernel: that is a system call for each connection.
         let local = listener.local.or_else(|| self.system.local_address(&stream));
         let id = self.table.insert(service, Stage::Open, peer);
         if let Some(local) = local {
@@ -123,6 +131,8 @@ impl<S: System> EventLoop<S> {
         self.notify_refused(index, peer, why);
         let Some(Some(listener)) = self.listeners.get(index) else { return };
         let busy = listener.busy_reply.clone();
+        // A tarpitted connection stays for 30 s, so it has a bound of its own, below the one of refusals: tarpits must
+        // not take the slots in which other peers get their reply.
         let can_tarpit = self.table.tarpitted < self.table.cx.limits.tarpitted;
         let stage = match how {
             RefuseMode::Reset => return self.system.reset(stream),
@@ -139,6 +149,7 @@ impl<S: System> EventLoop<S> {
         if let Err(error) = registered {
             return connection.close_now(CloseReason::Error(OsError::from(error)), cx);
         }
+        // It was refused before any handshake, so the reply is never encrypted; `Listener::new` leaves it out with TLS.
         match how {
             RefuseMode::Tarpit => return,
             RefuseMode::Reply => connection.send_shared(&busy, cx),
@@ -172,6 +183,7 @@ impl<S: System> EventLoop<S> {
         let Some(Some(listener)) = self.listeners.get(index) else { return };
         if listener.refuses_excess && self.system.release_descriptor() {
             let mut empty = false;
+            // Each round closes what it has accepted, so one free descriptor serves for all of them.
             for _ in 0..SHED_MAX {
                 let Some(Some(listener)) = self.listeners.get(index) else { break };
                 match self.system.accept(&listener.socket) {
@@ -187,6 +199,7 @@ impl<S: System> EventLoop<S> {
                 }
                 self.table.cx.stats.shed += 1;
             }
+            // Another thread may have taken the number meanwhile. Then `reap` tries again, when a connection has ended.
             self.system.reserve_descriptor();
             if empty {
                 return self.on_backlog_empty(index);
@@ -195,7 +208,9 @@ impl<S: System> EventLoop<S> {
         self.pause_accepts(index, "descriptors");
     }
 
-    /// Pauses a listener for 10 ms at first, and for up to 500 ms if it keeps failing.
+    /// Pauses a listener for 10 ms at first, and for up to 500 ms if it keeps failing. nginx always pauses for 500 ms
+    /// (`accept_mutex_delay`); a shorter first pause is enough when a connection that is about to end frees a
+    /// descriptor. At most one warning is logged in a second, because a flood causes a failure after each pause.
     fn pause_accepts(&mut self, index: usize, what: &str) {
         let now = self.table.cx.now;
         let Some(Some(listener)) = self.listeners.get_mut(index) else { return };

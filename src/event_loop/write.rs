@@ -62,6 +62,8 @@ impl<S: System> EventLoop<S> {
         if connection.stage == Stage::Dead {
             return;
         }
+        // Bounds the bytes that one connection writes in a turn. With a large send buffer, one fast reader could
+        // otherwise take the whole phase.
         let mut budget = cx.limits.write_budget;
         if !connection.is_filtered() && connection.outbox.is_none() {
             budget -= Self::write_fresh(&mut self.system, connection, &mut segments, cx).min(budget);
@@ -116,6 +118,7 @@ impl<S: System> EventLoop<S> {
                 connection.encrypt(&mut plain, &mut wire, budget, cx);
             }
             let written = self.write_once(id, &mut wire, budget);
+            // `min`: a splice writes a whole kernel pipe, which may hold more than what is left of the budget.
             budget -= written.min(budget);
             if written == 0 || budget == 0 {
                 break;
@@ -130,10 +133,12 @@ impl<S: System> EventLoop<S> {
             return;
         }
         connection.spill_wire(wire, cx);
+        // The ciphertext of the next connection begins at the front again: one buffer serves for all.
         cx.arena.clear_ciphertext();
         if connection.can_write() && connection.flags.contains(Flag::Writable) {
             connection.push_dirty(cx); // The budget ended, and the kernel has room: no event will come.
         }
+        // Only now, after the write: what the kernel has taken at once was never a queue, and must not call `drained`.
         connection.check_water_marks(cx);
         if connection.queued() == 0 {
             connection.drop_outbox(cx);
@@ -160,6 +165,7 @@ impl<S: System> EventLoop<S> {
                 self.system.write(stream, slices)
             }),
         };
+        // Before the result is used up: after an error the pipe still holds its bytes.
         let is_spliced = from_pipe.is_some() && result.is_ok();
         let written = connection.on_write_result(result, segments, cx);
         if is_spliced {
@@ -189,6 +195,7 @@ impl<S: System> EventLoop<S> {
         }
         if connection.filter == FilterStage::Open && !leaves {
             connection.push_close_notify(cx);
+            // At once, and without a budget: it is some thirty bytes, and the FIN cannot be sent before it.
             let mut nothing = SegmentList::EMPTY;
             self.write_once(id, &mut nothing, usize::MAX);
             let (connection, cx) = self.table.at(id.slot);
@@ -207,6 +214,7 @@ impl<S: System> EventLoop<S> {
         let (connection, cx) = self.table.at(id.slot);
         let Some(stream) = &connection.stream else { return };
         if !leaves {
+            // ENOTCONN is the usual error: the peer has reset the connection, and no read has found that yet.
             if let Err(error) = self.system.shutdown_write(stream) {
                 return connection.on_write_failed(&error, cx);
             }
@@ -228,6 +236,7 @@ impl<S: System> EventLoop<S> {
         }
         self.table.check_receivers();
         for id in mem::take(&mut self.table.cx.drained) {
+            // A callback of another connection may have closed this one.
             let Some((connection, _)) = self.table.get(id) else { continue };
             let (service, piped) = (connection.service, connection.flags.contains(Flag::Piped));
             if piped {

@@ -14,7 +14,7 @@ const MIB: usize = 1024 * 1024;
 /// `Limits::memory` by default.
 const MEMORY: usize = 64 * MIB;
 
-/// Members of a room that read at most `per_read` bytes each per 10 ms, and count how many of them the server has closed.
+/// Reads at most `per_read` bytes for each member every 10 ms; counts the members that the server has closed.
 fn read_all(members: &[Peer], per_read: usize, closed: &AtomicUsize, over: &AtomicBool) {
     let mut buffer = vec![0; per_read];
     let mut open = vec![true; members.len()];
