@@ -58,6 +58,9 @@ pub enum Family {
     V6,
 }
 
+/// The default of `unsent`: two write budgets, so that the kernel has the next one while it sends the last.
+pub(crate) const UNSENT: Option<u32> = Some(128 * 1024);
+
 /// Options of a dial.
 ///
 /// # Examples
@@ -89,6 +92,9 @@ pub struct DialOptions {
     pub attempt_delay: Duration,
     /// Send small segments at once (TCP_NODELAY). Default `true`.
     pub nodelay: bool,
+    /// Bytes that the kernel queues beyond what it has sent: see
+    /// [`ListenOptions::unsent`](crate::ListenOptions::unsent). Default 128 KiB.
+    pub unsent: Option<u32>,
     /// Let the kernel probe a silent peer (SO_KEEPALIVE). Off by default.
     pub keep_alive: Option<KeepAlive>,
     /// Addresses that may not be dialed. Every address that a host name resolves to is checked. The default allows all.
@@ -110,6 +116,7 @@ impl Default for DialOptions {
             family: Family::Any,
             attempt_delay: Duration::from_millis(250),
             nodelay: true,
+            unsent: UNSENT,
             keep_alive: None,
             rules: Rules::default(),
             filter: None,

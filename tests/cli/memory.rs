@@ -204,3 +204,29 @@ fn a_thousand_unfinished_messages_stay_near_a_memory_limit_of_two_mebibytes() {
     let log = server.end();
     assert!(log.contains(" memory="), "{log}");
 }
+
+/// The bytes that the kernel has taken from the server for a peer that never reads.
+fn taken_for_a_deaf_peer(option: &str) -> usize {
+    let mut server = Server::start(&format!("echo --raw --drain 0 --high-water 64KiB {option}"));
+    let peer = Peer::connect(server.address);
+    peer.0.set_nonblocking(true).expect("an option");
+    let (bytes, mut last) = (vec![b'x'; 64 << 10], Instant::now());
+    until("the server reads no more", Duration::from_secs(20), || {
+        while let Ok(1..) = (&peer.0).write(&bytes) {
+            last = Instant::now();
+        }
+        last.elapsed() > Duration::from_millis(300)
+    });
+    let log = server.end();
+    let out = log.split(" out=").nth(1).and_then(|rest| rest.split(' ').next()).expect("a summary");
+    out.parse().expect("a number of bytes")
+}
+
+#[test]
+fn the_kernel_holds_no_more_for_a_deaf_peer_than_the_option_allows() {
+    let _quiet = exclusive();
+    // In both cases the peer's own receive buffer is full, with the same number of bytes.
+    let (limited, unlimited) = (taken_for_a_deaf_peer("--unsent 64KiB"), taken_for_a_deaf_peer("--unsent 0"));
+    println!("{} KiB and {} KiB", limited / 1024, unlimited / 1024);
+    assert!(limited + MIB < unlimited, "{limited} and {unlimited} bytes");
+}

@@ -39,7 +39,8 @@ fn o1_options_of_a_listener_apply_to_all_accepted_connections() {
     let probes =
         KeepAlive { idle: Duration::from_secs(7), interval: Some(Duration::from_secs(3)), count: Some(4) };
     let quiet = ListenOptions { nodelay: false, ..ListenOptions::default() };
-    let probing = ListenOptions { keep_alive: Some(probes), ..ListenOptions::default() };
+    let probing =
+        ListenOptions { keep_alive: Some(probes), unsent: Some(77_000), ..ListenOptions::default() };
     for (options, nodelay, keeps_alive) in [(&quiet, false, false), (&probing, true, true)] {
         let (_, address) = fixture.listen_with(options);
         let (_peer, id) = fixture.connect(address);
@@ -47,6 +48,8 @@ fn o1_options_of_a_listener_apply_to_all_accepted_connections() {
         let socket = SockRef::from(&copy);
         assert_eq!(socket.tcp_nodelay().expect("an option"), nodelay);
         assert_eq!(socket.keepalive().expect("an option"), keeps_alive);
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_notsent_lowat().ok(), options.unsent);
         if keeps_alive {
             assert_eq!(socket.tcp_keepalive_time().expect("an option"), Duration::from_secs(7));
             assert_eq!(socket.tcp_keepalive_interval().expect("an option"), Duration::from_secs(3));

@@ -21,8 +21,8 @@ pub use connect::ConnectArgs;
 use load::LoadArgs;
 use tls::{ServerTlsArgs, UpstreamTlsArgs};
 use values::{
-    DurationArg, MinRateArg, RateArg, SizeArg, address, balance, keep_alive, overflow, range, upstream,
-    version,
+    DurationArg, MinRateArg, OptionalSizeArg, SizeArg, address, balance, keep_alive, overflow, range,
+    upstream, version,
 };
 
 #[derive(Parser)]
@@ -210,13 +210,16 @@ pub struct ServerArgs {
 
     /// Read at most this many bytes a second from each connection; 0: no limit [default: 0, chat: 16KiB]
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
-    rate: Option<RateArg>,
+    rate: Option<OptionalSizeArg>,
     /// Maximum bytes per second read from all connections together
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
     total_rate: Option<SizeArg>,
     /// Stop reading from a peer while this many bytes of output are queued for it
     #[arg(long, value_name = "SIZE", default_value = "64KiB", help_heading = MUCH, hide_short_help = true)]
     high_water: SizeArg,
+    /// Bytes that the kernel queues for a client beyond what it has sent (Linux); 0: as many as its send buffer holds
+    #[arg(long, value_name = "SIZE", default_value = "128KiB", help_heading = MUCH, hide_short_help = true)]
+    unsent: OptionalSizeArg,
     /// Close a peer that does not read when this many bytes are queued for it [default: 1MiB, chat: 256KiB]
     #[arg(long, value_name = "SIZE", help_heading = MUCH, hide_short_help = true)]
     max_queued: Option<SizeArg>,
@@ -327,7 +330,7 @@ impl ServerArgs {
             high_water: high,
             low_water: high / 4,
             queue,
-            rate: self.rate.map_or(base.rate, |RateArg(rate)| rate),
+            rate: self.rate.map_or(base.rate, |OptionalSizeArg(rate)| rate),
             ..base
         })
     }
@@ -368,6 +371,7 @@ impl ServerArgs {
             overflow: self.overflow,
             busy_reply,
             keep_alive: self.keep_alive(),
+            unsent: self.unsent.0.map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX)),
             ..ListenOptions::default()
         }
     }

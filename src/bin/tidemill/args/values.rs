@@ -77,17 +77,17 @@ impl FromStr for SizeArg {
     }
 }
 
-/// A rate in bytes a second; none stands for no limit.
+/// A number of bytes, or a rate in bytes a second; none stands for no limit.
 #[derive(Clone, Copy)]
-pub struct RateArg(pub Option<usize>);
+pub struct OptionalSizeArg(pub Option<usize>);
 
-impl FromStr for RateArg {
+impl FromStr for OptionalSizeArg {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<RateArg, String> {
+    fn from_str(text: &str) -> Result<OptionalSizeArg, String> {
         match text {
-            "0" => Ok(RateArg(None)),
-            size => size.parse().map(|SizeArg(bytes)| RateArg(Some(bytes))),
+            "0" => Ok(OptionalSizeArg(None)),
+            size => size.parse().map(|SizeArg(bytes)| OptionalSizeArg(Some(bytes))),
         }
     }
 }
