@@ -16,6 +16,15 @@ impl Connection {
         self.inbox.as_ref().map_or(&[], |inbox| inbox.unread())
     }
 
+    /// Sends back what the service has not taken. Bytes of an incomplete record that a filter holds stay.
+    pub(crate) fn send_unread(&mut self, cx: &mut Context) {
+        let Some(inbox) = self.inbox.take() else { return };
+        self.send(inbox.unread(), cx);
+        let undecrypted = inbox.undecrypted;
+        discharge(Some(inbox), cx);
+        self.set_undecrypted(undecrypted, 0, cx);
+    }
+
     /// Puts an inbox back after a delivery, and charges its growth since it was charged with `before`. If a message
     /// `begins`, its clocks start; otherwise the bytes that `arrived` count as its progress. The caller checks the
     /// memory limit.

@@ -1,6 +1,10 @@
 //! `Socket`: what a callback can do with its connection and, through it, with the others.
 //!
-//! Read before: `service.rs`. A method looks the connection up and calls the one that does the work.
+//! Read before: `service.rs`. A method looks the connection up and calls the one that does the work. What sends is in
+//! `socket/output.rs`; timeouts and socket options are in `socket/options.rs`.
+
+mod options;
+mod output;
 
 use std::fmt;
 use std::io;
@@ -13,8 +17,7 @@ use crate::base::address::{Address, parse_address};
 use crate::base::filter::{FilterConfig, FilterInfo};
 use crate::base::id::{ConnId, GroupId};
 use crate::base::reason::{CloseReason, Refusal};
-use crate::base::shared::Shared;
-use crate::config::dial::{DialOptions, KeepAlive, SocketOption};
+use crate::config::dial::DialOptions;
 use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::connection::sockets::Sockets;
@@ -124,36 +127,6 @@ impl<'a> Socket<'a> {
         self.table.cx.elapsed
     }
 
-    /// Queues bytes. They are written later in this turn, together with everything else sent to this socket.
-    ///
-    /// A service that can send faster than the peer reads must stop while [`is_full`](Socket::is_full). A connection
-    /// with more than [`SocketLimits::queue`](crate::SocketLimits::queue) bytes that the kernel did not accept is
-    /// closed with [`CloseReason::SlowReader`].
-    pub fn send(&mut self, bytes: &[u8]) {
-        let (connection, cx) = self.parts();
-        connection.send(bytes, cx);
-    }
-
-    /// Queues bytes without copying them, however many sockets they are sent to.
-    pub fn send_shared(&mut self, shared: &Shared) {
-        let (connection, cx) = self.parts();
-        connection.send_shared(shared, cx);
-    }
-
-    /// The number of bytes that were sent and that the kernel has not accepted yet.
-    pub fn queued(&self) -> usize {
-        self.connection().unsent(&self.table.cx)
-    }
-
-    /// Whether the queue has reached [`SocketLimits::high_water`](crate::SocketLimits::high_water) and has not come
-    /// down to [`SocketLimits::low_water`](crate::SocketLimits::low_water) since. While it is full, the peer is not
-    /// read, unless [`SocketLimits::read_when_full`](crate::SocketLimits::read_when_full) is set. When it is no longer
-    /// full, [`Service::drained`](crate::Service::drained) is called: in this turn, if the kernel accepts everything at
-    /// once.
-    pub fn is_full(&self) -> bool {
-        self.connection().flags.contains(Flag::Full)
-    }
-
     /// Whether it was dialed and is not connected yet. Bytes sent meanwhile wait.
     pub fn is_connecting(&self) -> bool {
         matches!(self.state(), State::Resolving | State::Connecting)
@@ -203,13 +176,6 @@ impl<'a> Socket<'a> {
     /// Whether the peer's FIN has been read.
     pub fn has_ended(&self) -> bool {
         self.connection().incoming == Half::Ended
-    }
-
-    /// Sends a FIN after everything that is queued (a half-close). The peer can go on sending, and its bytes are
-    /// delivered.
-    pub fn finish(&mut self) {
-        let (connection, cx) = self.parts();
-        connection.finish(cx);
     }
 
     /// Closes gracefully: sends everything that is queued, then a FIN. Nothing more is delivered. After the FIN, input
@@ -360,90 +326,5 @@ impl<'a> Socket<'a> {
 impl fmt::Debug for Socket<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Socket").field("id", &self.id()).field("peer", &self.peer_addr()).finish()
-    }
-}
-
-/// Timeouts and alarms of this connection. They are measured in ticks of 10 ms: late by up to one tick, never early.
-impl Socket<'_> {
-    /// Sets the idle timeout, in place of [`SocketLimits::idle`](crate::SocketLimits::idle); `None` switches it off. It
-    /// starts now.
-    pub fn set_idle(&mut self, limit: Option<Duration>) {
-        let (connection, cx) = self.parts();
-        connection.set_idle(limit, cx);
-    }
-
-    /// Sets a timeout after which [`idle`](crate::Service::idle) is called if no byte has arrived, whatever is sent
-    /// meanwhile. Off by default; `None` switches it off.
-    pub fn set_read_idle(&mut self, limit: Option<Duration>) {
-        let (connection, cx) = self.parts();
-        connection.set_read_idle(limit, cx);
-    }
-
-    /// Sets a timeout after which [`idle`](crate::Service::idle) is called if the kernel has accepted no byte, whatever
-    /// arrives meanwhile; for a keep-alive message, for example. Off by default; `None` switches it off.
-    pub fn set_write_idle(&mut self, limit: Option<Duration>) {
-        let (connection, cx) = self.parts();
-        connection.set_write_idle(limit, cx);
-    }
-
-    /// Sets the alarm: [`alarm`](crate::Service::alarm) is called once, after this time, whatever the connection does
-    /// meanwhile. A connection has one alarm; an earlier one is replaced, and `None` removes it.
-    pub fn set_alarm(&mut self, after: Option<Duration>) {
-        let (connection, cx) = self.parts();
-        connection.set_alarm(after, None, cx);
-    }
-
-    /// Sets a repeating alarm: [`alarm`](crate::Service::alarm) is called after each `span`, counted from the last
-    /// call.
-    pub fn set_alarm_every(&mut self, span: Duration) {
-        let (connection, cx) = self.parts();
-        connection.set_alarm(Some(span), Some(span), cx);
-    }
-}
-
-/// Socket options.
-///
-/// They are set later in this turn, before anything is written; on a connection that is being dialed, before it
-/// connects. An option that the system refuses is logged and counted in
-/// [`Stats::options_refused`](crate::Stats::options_refused), and the connection goes on. Unix-domain sockets have only
-/// the two buffer sizes.
-impl Socket<'_> {
-    /// Whether small segments are sent at once (TCP_NODELAY). On by default, unless the options of the listener or the
-    /// dial switch it off.
-    pub fn set_nodelay(&mut self, on: bool) {
-        let (connection, cx) = self.parts();
-        connection.set_option(SocketOption::NoDelay(on), cx);
-    }
-
-    /// Whether and how often the kernel probes a silent peer (SO_KEEPALIVE); `None`: not at all.
-    pub fn set_keep_alive(&mut self, probes: Option<KeepAlive>) {
-        let (connection, cx) = self.parts();
-        connection.set_option(SocketOption::KeepAlive(probes), cx);
-    }
-
-    /// How long sent bytes may stay unacknowledged before the kernel ends the connection (TCP_USER_TIMEOUT, Linux
-    /// only). `None` is the system's default: about 15 minutes of retries.
-    pub fn set_user_timeout(&mut self, limit: Option<Duration>) {
-        let (connection, cx) = self.parts();
-        connection.set_option(SocketOption::UserTimeout(limit), cx);
-    }
-
-    /// The type-of-service byte of its packets (IP_TOS, IPV6_TCLASS): the upper six bits are the DSCP of RFC 2474.
-    pub fn set_tos(&mut self, tos: u8) {
-        let (connection, cx) = self.parts();
-        connection.set_option(SocketOption::Tos(tos), cx);
-    }
-
-    /// The size of the kernel's send buffer, in bytes (SO_SNDBUF). Linux doubles the value for its own overhead, and no
-    /// longer adjusts the size automatically.
-    pub fn set_send_buffer(&mut self, bytes: usize) {
-        let (connection, cx) = self.parts();
-        connection.set_option(SocketOption::SendBuffer(bytes), cx);
-    }
-
-    /// The size of the kernel's receive buffer, in bytes (SO_RCVBUF). As [`set_send_buffer`](Socket::set_send_buffer).
-    pub fn set_recv_buffer(&mut self, bytes: usize) {
-        let (connection, cx) = self.parts();
-        connection.set_option(SocketOption::RecvBuffer(bytes), cx);
     }
 }

@@ -237,6 +237,20 @@ impl<'a> Input<'a> {
         taken
     }
 
+    /// Takes the next `n` bytes if they have all arrived. `None`, and nothing is taken, if there are fewer.
+    ///
+    /// ```
+    /// use tidemill::Input;
+    ///
+    /// let mut input = Input::new(b"\x05hel");
+    /// let length = input.bytes()[0].into();
+    /// assert_eq!(input.try_take(1 + length), None, "the next call of `data` has more");
+    /// assert_eq!(input.len(), 4);
+    /// ```
+    pub fn try_take(&mut self, n: usize) -> Option<&'a [u8]> {
+        (self.len() >= n).then(|| self.take(n))
+    }
+
     /// Takes all bytes.
     pub fn take_all(&mut self) -> &'a [u8] {
         self.take(self.len())

@@ -92,8 +92,7 @@ impl Service for Echo {
 
     fn end(&mut self, _: &mut bool, socket: &mut Socket<'_>) {
         // An undecided beginning such as `qui` is sent back too.
-        let undecided = socket.unread().to_vec();
-        socket.send(&undecided);
+        socket.send_unread();
         socket.finish();
     }
 }
