@@ -160,7 +160,7 @@ impl Service for BigAnswer {
 
     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
         input.take_all();
-        socket.send(&vec![7; self.bytes]);
+        socket.send(vec![7; self.bytes]);
         socket.close();
     }
 

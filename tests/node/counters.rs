@@ -10,7 +10,7 @@ fn b1_bytes_are_counted_exactly_on_both_sides() {
     let (dialed, accepted) = fixture.both_ends();
     let mut rounds = 0;
     for n in [1, 10, 1_000, 100_000] {
-        fixture.with_socket_of(dialed, |socket| socket.send(&vec![0; n]));
+        fixture.with_socket_of(dialed, |socket| socket.send(vec![0; n]));
         rounds += n as u64;
         fixture.until("it has arrived", |fixture| {
             fixture.with_socket_of(accepted, |socket| socket.bytes_in()) == rounds
@@ -46,7 +46,7 @@ fn b2_counters_are_zero_before_connecting_and_complete_after_the_end() {
 fn b3_of_a_partial_write_the_bytes_that_the_kernel_accepted_are_counted() {
     const ALL: usize = 8 << 20;
     let limits = SocketLimits { queue: 2 * ALL, min_write_rate: None, ..SocketLimits::default() };
-    let mut fixture = Fixture::with_socket(limits).on_open(|socket| socket.send(&vec![0; ALL]));
+    let mut fixture = Fixture::with_socket(limits).on_open(|socket| socket.send(vec![0; ALL]));
     let address = fixture.listen();
     let (mut peer, id) = fixture.connect(address);
     fixture.turn_for(30 * MS);
@@ -67,7 +67,7 @@ fn b4_the_queue_is_counted_to_the_byte_and_empty_when_fin_is_sent() {
     let mut fixture = Fixture::new().on_data(|socket, input| {
         for byte in input.take_all() {
             let before = socket.queued();
-            socket.send(&[*byte, *byte]);
+            socket.send([*byte, *byte]);
             assert_eq!(socket.queued(), before + 2);
         }
         socket.finish();

@@ -35,7 +35,7 @@ fn h3_queued_output_is_sent_after_the_peers_fin() {
     const MUCH: usize = 3 << 20;
     let limits = SocketLimits { queue: 2 * MUCH, ..SocketLimits::default() };
     let mut fixture = Fixture::with_socket(limits).on_end(|socket| {
-        socket.send(&vec![b'x'; MUCH]);
+        socket.send(vec![b'x'; MUCH]);
         socket.finish();
     });
     let address = fixture.listen();

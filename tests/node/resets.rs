@@ -107,7 +107,7 @@ fn r7_an_abrupt_end_with_64_mib_queued_neither_hangs_nor_loops() {
     const MUCH: usize = 64 << 20;
     let limits = SocketLimits { queue: 2 * MUCH, ..SocketLimits::default() };
     let limits = tidemill::Limits { memory: 4 * MUCH, socket: limits, ..tidemill::Limits::default() };
-    let mut fixture = Fixture::with(limits).on_open(|socket| socket.send(&vec![0; MUCH]));
+    let mut fixture = Fixture::with(limits).on_open(|socket| socket.send(vec![0; MUCH]));
     let address = fixture.listen();
     let (peer, id) = fixture.connect(address);
     fixture.turn_for(20 * MS);

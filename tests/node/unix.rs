@@ -42,7 +42,7 @@ fn u1_a_path_can_be_listened_on_and_dialed_and_its_file_is_removed_with_the_list
     let accepted = fixture.opened().into_iter().find(|&other| other != id).expect("the other end");
     assert_eq!(fixture.with_socket_of(accepted, |socket| socket.peer_addr()), Address::Unnamed);
     fixture.with_socket_of(id, |socket| {
-        socket.send(&vec![7; 300_000]);
+        socket.send(vec![7; 300_000]);
         socket.finish();
     });
     assert_eq!(fixture.until_closed(id), CloseReason::Finished);

@@ -24,9 +24,9 @@ fn w1_a_full_socket_reports_it_and_drained_is_called_when_it_is_not_full_any_mor
     let (mut peer, id) = slow_reader(&mut fixture);
     fixture.with_socket_of(id, |socket| {
         assert!(!socket.is_full());
-        socket.send(&[0; 60 * 1024]);
+        socket.send([0; 60 * 1024]);
         assert!(!socket.is_full());
-        socket.send(&[0; 8 << 20]);
+        socket.send([0; 8 << 20]);
         assert!(socket.is_full());
     });
     fixture.turn_for(30 * MS);
@@ -41,7 +41,7 @@ fn w2_data_sent_to_a_full_socket_is_not_lost() {
     let mut fixture = Fixture::with_socket(patient());
     let (mut peer, id) = slow_reader(&mut fixture);
     fixture.with_socket_of(id, |socket| {
-        socket.send(&vec![1; 4 << 20]);
+        socket.send(vec![1; 4 << 20]);
         assert!(socket.is_full());
         socket.send(b"and this");
     });
@@ -54,7 +54,7 @@ fn w3_two_megabytes_in_ten_pieces_reach_a_slow_reader_whole() {
     let mut fixture = Fixture::with_socket(patient());
     let (mut peer, id) = slow_reader(&mut fixture);
     for n in 0..10_u8 {
-        fixture.with_socket_of(id, |socket| socket.send(&vec![n; 200_000]));
+        fixture.with_socket_of(id, |socket| socket.send(vec![n; 200_000]));
         fixture.turn_for(MS);
     }
     fixture.with_socket_of(id, |socket| socket.finish());
@@ -70,7 +70,7 @@ fn w4_a_service_that_waits_for_drained_holds_no_more_than_the_water_marks() {
     let (sends, highest) = (sent.clone(), max.clone());
     let pump = move |socket: &mut tidemill::Socket<'_>| {
         while !socket.is_full() && sends.get() < ALL {
-            socket.send(&[7; 16 * 1024]);
+            socket.send([7; 16 * 1024]);
             sends.set(sends.get() + 16 * 1024);
         }
         highest.set(highest.get().max(socket.queued()));
@@ -97,7 +97,7 @@ fn w5_half_a_million_sends_arrive_in_order_and_each_once() {
     for batch in 0..50_u32 {
         fixture.with_socket_of(id, |socket| {
             for n in 0..10_000_u32 {
-                socket.send(&(batch * 10_000 + n).to_be_bytes());
+                socket.send((batch * 10_000 + n).to_be_bytes());
             }
         });
         fixture.reactor.turn(Some(std::time::Duration::ZERO)).expect("a turn");
@@ -144,7 +144,7 @@ fn w8_tiny_large_and_shared_pieces_keep_their_order_and_leave_in_one_call() {
     let before = fixture.reactor.stats().writes;
     fixture.with_socket_of(id, |socket| {
         socket.send(b"a");
-        socket.send(&[b'b'; 30_000]);
+        socket.send([b'b'; 30_000]);
         socket.send_shared(&shared);
         socket.send(b"");
         socket.send(b"c");
@@ -165,7 +165,7 @@ fn w9_a_write_to_a_closed_peer_ends_the_connection_with_a_reason() {
         if fixture.closed(id).is_some() {
             break;
         }
-        fixture.with_socket_of(id, |socket| socket.send(&[0; 1_000]));
+        fixture.with_socket_of(id, |socket| socket.send([0; 1_000]));
         fixture.turn_for(5 * MS);
     }
     assert_eq!(fixture.close_reasons(id), [CloseReason::Reset]);

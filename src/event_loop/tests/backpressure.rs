@@ -14,7 +14,7 @@ fn room(limits: Limits) -> (TestLoop, Rc<RefCell<Vec<ConnId>>>) {
                 for &id in telling.borrow().iter().filter(|&&id| id != own) {
                     if let Some(mut other) = socket.other(id) {
                         // A line of the protocol is longer than what was typed.
-                        other.send(&[line, &[b'.'; 30]].concat());
+                        other.send([line, &[b'.'; 30]].concat());
                     }
                 }
             }
@@ -101,7 +101,7 @@ fn what_one_callback_makes_is_bounded_by_the_memory_limit() {
     let mut test = Setup { limits, ..Setup::default() }.build(|socket, input| {
         input.take_all();
         for _ in 0..1_000 {
-            socket.send(&[b'x'; 10_000]);
+            socket.send([b'x'; 10_000]);
         }
     });
     let (peer, id) = test.accept();

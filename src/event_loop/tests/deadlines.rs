@@ -114,7 +114,7 @@ fn a_peer_that_reads_slower_than_the_minimum_rate_is_closed_whatever_it_sends() 
     let limits = SocketLimits { read_when_full: true, ..SocketLimits::default() };
     let mut test = socket_limits(limits).build(|socket, input| {
         if input.take_all() == b"start" {
-            socket.send(&[b'x'; 100_000]);
+            socket.send([b'x'; 100_000]);
         }
     });
     let (peer, id) = test.accept();
@@ -164,7 +164,7 @@ fn a_lifetime_ends_a_connection_that_is_closing_too() {
     let mut test = socket_limits(SocketLimits { lifetime: Some(5 * SECOND), ..no_idle() }).build(discard);
     let (peer, id) = test.accept();
     test.script.window(peer, 0);
-    test.sockets().get(id).unwrap().send(&vec![b'q'; 120_000]);
+    test.sockets().get(id).unwrap().send(vec![b'q'; 120_000]);
     test.turn_until_quiet();
     for _ in 0..10 {
         // Just above the minimum rate.

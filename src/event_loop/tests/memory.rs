@@ -62,7 +62,7 @@ fn past_the_memory_the_largest_queue_goes_first_and_only_until_it_fits() {
     let limits = Limits { memory: 300_000, socket: no_idle(), ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(|socket, input| {
         let n = input.take_all().len();
-        socket.send(&vec![b'x'; n * 1_000]);
+        socket.send(vec![b'x'; n * 1_000]);
     });
     let peers: Vec<_> = [50, 100, 60].map(|n| (n, test.accept())).to_vec();
     for &(n, (peer, _)) in &peers {

@@ -72,7 +72,7 @@ fn every_full_socket_gets_a_drained_callback() {
     let mut test = Setup::default().build(|socket, input| {
         input.take_all();
         assert!(!socket.is_full());
-        socket.send(&[b'x'; 100_000]);
+        socket.send([b'x'; 100_000]);
         assert!(socket.is_full(), "whether the kernel will take it is not known yet");
     });
     let (peer, id) = test.accept();
@@ -90,7 +90,7 @@ fn a_service_may_ask_to_read_on_when_full() {
     let limits = SocketLimits { read_when_full: true, ..no_idle() };
     let mut test = socket_limits(limits).build(|socket, input| {
         input.take_all();
-        socket.send(&[b'x'; 100_000]);
+        socket.send([b'x'; 100_000]);
     });
     let (peer, _) = test.accept();
     test.script.window(peer, 0);
@@ -106,7 +106,7 @@ fn a_queue_of_the_cap_is_kept_and_one_byte_more_closes() {
     let limits = SocketLimits { queue: 100_000, read_when_full: true, ..no_idle() };
     let mut test = socket_limits(limits).build(|socket, input| {
         let n = input.take_all().len();
-        socket.send(&vec![b'x'; n]);
+        socket.send(vec![b'x'; n]);
     });
     let (peer, id) = test.accept();
     test.script.window(peer, 0);
@@ -126,8 +126,8 @@ fn an_answer_larger_than_the_cap_reaches_a_peer_that_reads() {
     let limits = SocketLimits { queue: 100_000, ..no_idle() };
     let mut test = socket_limits(limits).build(|socket, input| {
         input.take_all();
-        socket.send(&[b'x'; 900_000]);
-        socket.send(&[b'y'; 100_000]);
+        socket.send([b'x'; 900_000]);
+        socket.send([b'y'; 100_000]);
     });
     let (peer, id) = test.accept();
     test.script.window(peer, 1_000);
@@ -147,7 +147,7 @@ fn a_further_send_to_a_queue_beyond_the_cap_closes_the_slow_reader_with_a_reset(
     let limits = SocketLimits { queue: 100_000, read_when_full: true, ..no_idle() };
     let mut test = socket_limits(limits).build(|socket, input| {
         input.take_all();
-        socket.send(&[b'x'; 150_000]);
+        socket.send([b'x'; 150_000]);
     });
     let (peer, id) = test.accept();
     test.script.window(peer, 10);

@@ -45,7 +45,7 @@ impl Random {
         let n = self.rng.below(6_000) as usize;
         let span = Duration::from_millis(self.rng.below(2_000));
         match self.rng.below(24) {
-            0..=3 => socket.send(&vec![b's'; n]),
+            0..=3 => socket.send(vec![b's'; n]),
             4 => socket.send_shared(&Shared::from(vec![b'h'; n])),
             5 => socket.pause(),
             6 => socket.resume(),
@@ -71,7 +71,7 @@ impl Random {
                         0 => other.resume(),
                         1 => other.close(),
                         2 => other.pause(),
-                        _ => other.send(&vec![b'o'; n]),
+                        _ => other.send(vec![b'o'; n]),
                     }
                 }
             }

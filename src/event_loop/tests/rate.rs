@@ -104,7 +104,7 @@ fn input_discarded_while_closing_spends_no_rate_of_its_group() {
     }
     // It stays in `Closing`, because the peer does not read its queue.
     test.script.window(closing, 0);
-    test.sockets().get(id).unwrap().send(&[b'q'; 100]);
+    test.sockets().get(id).unwrap().send([b'q'; 100]);
     test.turn_until_quiet();
     test.sockets().get(id).unwrap().close();
     test.turn_until_quiet();
@@ -123,7 +123,7 @@ fn discarding_input_keeps_to_the_read_budget_of_a_turn() {
     let mut test = socket_limits(no_idle()).build(discard);
     let (peer, id) = test.accept();
     test.script.window(peer, 0);
-    test.sockets().get(id).unwrap().send(&[b'q'; 100]);
+    test.sockets().get(id).unwrap().send([b'q'; 100]);
     test.turn_until_quiet();
     test.sockets().get(id).unwrap().close();
     for _ in 0..20 {

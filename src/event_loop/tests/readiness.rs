@@ -281,7 +281,7 @@ fn a_reset_is_noticed_within_a_second_while_the_connection_is_held() {
             "paused" => test.sockets().get(id).unwrap().pause(),
             "full" => {
                 test.script.window(peer, 0);
-                test.sockets().get(id).unwrap().send(&[b'q'; 200_000]);
+                test.sockets().get(id).unwrap().send([b'q'; 200_000]);
             }
             _ => test.script.end(peer),
         }

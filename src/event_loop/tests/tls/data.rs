@@ -6,7 +6,7 @@ use super::*;
 fn small_sends_of_a_turn_are_one_record() {
     let mut test = tls_setup(no_idle()).build(|socket, input| {
         for byte in input.take_all() {
-            socket.send(&[*byte]);
+            socket.send([*byte]);
             socket.send(b".");
         }
     });
@@ -88,7 +88,7 @@ fn data_before_a_bad_record_is_delivered() {
 fn plaintext_queued_when_the_filter_fails_is_dropped_and_uncharged() {
     let mut test = tls_setup(no_idle()).build(|socket, input| {
         input.take_all();
-        socket.send(&[b'x'; 200_000]);
+        socket.send([b'x'; 200_000]);
     });
     let (peer, id) = handshaken(&mut test);
     test.script.window(peer, 10);
@@ -158,7 +158,7 @@ fn a_peer_that_does_not_read_is_closed() {
     let limits = SocketLimits { read_when_full: true, ..no_idle() };
     let mut test = tls_setup(limits).build(|socket, input| {
         input.take_all();
-        socket.send(&[b'x'; 60_000]);
+        socket.send([b'x'; 60_000]);
     });
     let (peer, id) = handshaken(&mut test);
     test.script.window(peer, 0);

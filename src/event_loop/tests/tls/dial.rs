@@ -103,10 +103,10 @@ fn data_queued_during_a_handshake_is_bounded_and_does_not_count_as_a_slow_reader
     let id = dial_tls(&mut test, "10.0.0.9:443", DialOptions::default());
     test.script.finish_dial(test.script.dialed()[0], Ok(()));
     test.turn_until_quiet();
-    test.sockets().get(id).unwrap().send(&[b'x'; 500_000]);
+    test.sockets().get(id).unwrap().send([b'x'; 500_000]);
     test.advance(30 * SECOND);
     assert_eq!(test.close_reason(id), None, "it cannot read what cannot be sealed");
-    test.sockets().get(id).unwrap().send(&[b'x'; 600_000]);
+    test.sockets().get(id).unwrap().send([b'x'; 600_000]);
     test.turn_until_quiet();
     assert_eq!(test.close_reason(id), None, "one send is never cut");
     test.sockets().get(id).unwrap().send(b"x");
