@@ -383,3 +383,38 @@ fn a_reactor_can_dial_itself() {
         reactor.stats().closed_count(CloseReason::Finished) == 200
     });
 }
+
+/// Answers a line with the user of the process at the other end, as the system knows it.
+struct WhoAsks;
+
+impl Service for WhoAsks {
+    type Session = ();
+
+    fn open(&mut self, _: &mut Socket<'_>) {}
+
+    fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+        input.take_all();
+        let descriptor = socket.descriptor().expect("it is connected");
+        let peer = rustix::net::sockopt::socket_peercred(descriptor).expect("a Unix-domain socket");
+        let mss = socket2::SockRef::from(&descriptor).tcp_mss().map_err(|error| error.kind());
+        let _ = write!(socket, "{} {mss:?}", peer.uid.as_raw());
+        socket.close();
+    }
+}
+
+#[test]
+fn a_descriptor_is_lent_to_ask_the_system_who_the_peer_is() {
+    let path = std::env::temp_dir().join(format!("tidemill-embed-{}.sock", std::process::id()));
+    let mut reactor = reactor();
+    let service = reactor.add(WhoAsks);
+    reactor.listen(path.as_path(), service).expect("a listener");
+    let answer = while_turning(&mut reactor, || {
+        let mut stream = std::os::unix::net::UnixStream::connect(&path).expect("a connection");
+        stream.write_all(b"?").expect("it takes what we say");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    });
+    // The maximum segment size of TCP is an error there, so the descriptor is that of this very socket.
+    assert_eq!(answer, format!("{} Err(Unsupported)", rustix::process::getuid().as_raw()));
+}

@@ -26,6 +26,7 @@ use std::vec;
 /// let address: Address = "localhost:9001".parse().unwrap();
 /// assert_eq!(address, Address::Name { host: "localhost".into(), port: 9001 });
 /// assert_eq!(Address::from(([127, 0, 0, 1], 80)).to_string(), "127.0.0.1:80");
+/// assert_eq!(Address::try_from(("localhost", 9001)), Ok(address));
 ///
 /// let error = "::1:9001".parse::<Address>().unwrap_err();
 /// assert_eq!(error.to_string(), "\"::1:9001\" is not an address: write IPv6 in brackets, as in [::1]:9001");
@@ -193,9 +194,39 @@ impl From<SocketAddrV6> for Address {
     }
 }
 
-impl<I: Into<IpAddr>> From<(I, u16)> for Address {
-    fn from((ip, port): (I, u16)) -> Address {
-        Address::Inet(SocketAddr::new(ip.into(), port))
+impl From<&SocketAddr> for Address {
+    fn from(address: &SocketAddr) -> Address {
+        Address::Inet(*address)
+    }
+}
+
+/// One `impl` for each kind of IP address: one for all that convert into `IpAddr` would rule out the pair of a host and
+/// a port below.
+macro_rules! from_ip_and_port {
+    ($($ip:ty),*) => {$(
+        impl From<($ip, u16)> for Address {
+            fn from((ip, port): ($ip, u16)) -> Address {
+                Address::Inet(SocketAddr::new(ip.into(), port))
+            }
+        }
+    )*};
+}
+
+from_ip_and_port!(IpAddr, Ipv4Addr, Ipv6Addr, [u8; 4], [u8; 16]);
+
+/// A host and a port: `("localhost", 80)`. The host is a name or an IP address, IPv6 with or without
+/// brackets.
+impl TryFrom<(&str, u16)> for Address {
+    type Error = AddressError;
+
+    fn try_from((host, port): (&str, u16)) -> Result<Address, AddressError> {
+        match host.parse::<IpAddr>() {
+            Ok(ip) => Ok(Address::from((ip, port))),
+            Err(_) if host.starts_with("unix:") => {
+                Err(AddressError { text: host.to_string(), reason: "a path has no port" })
+            }
+            Err(_) => format!("{host}:{port}").parse(),
+        }
     }
 }
 
@@ -390,6 +421,23 @@ mod tests {
         }
         assert!(format!("unix:/{}", "x".repeat(PATH_MAX - 1)).parse::<Address>().is_ok());
         assert!(format!("{}:1", "x".repeat(HOST_MAX + 1)).parse::<Address>().is_err());
+    }
+
+    #[test]
+    fn a_host_and_a_port_are_an_address_as_their_text_is() {
+        for (host, text) in [
+            ("a.example", "a.example:80"),
+            ("127.0.0.1", "127.0.0.1:80"),
+            ("::1", "[::1]:80"),
+            ("[::1]", "[::1]:80"),
+        ] {
+            assert_eq!(Address::try_from((host, 80)), text.parse(), "{host}");
+        }
+        for wrong in ["", "a:1", "unix:/run/app.sock", "127.1", "ho st"] {
+            assert!(Address::try_from((wrong, 80)).is_err(), "{wrong:?} was accepted");
+        }
+        let inet: SocketAddr = "127.0.0.1:80".parse().unwrap();
+        assert_eq!(Address::from(&inet), Address::Inet(inet));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Immutable bytes that exist once in memory, however many connections they are queued for.
@@ -20,6 +21,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// let line = Shared::from("welcome\n");
 /// assert_eq!(line.bytes(), b"welcome\n");
+///
+/// // Neither of these copies; a `static` costs no memory.
+/// let page = Shared::from_static(b"HTTP/1.1 204 No Content\r\n\r\n");
+/// let from_another_thread: std::sync::Arc<[u8]> = vec![7; 1_000_000].into();
+/// let body = Shared::from(from_another_thread);
+/// # assert_eq!((page.bytes().len(), body.bytes().len()), (27, 1_000_000));
 /// ```
 #[derive(Clone)]
 pub struct Shared(Rc<Chunk>);
@@ -43,13 +50,43 @@ struct Chunk {
     /// The account that is charged, while there are holders. Outboxes of another reactor on the same thread copy the
     /// bytes: otherwise one reactor could be charged and the other one discharged.
     account: Cell<Account>,
-    bytes: Box<[u8]>,
+    bytes: Bytes,
+}
+
+enum Bytes {
+    Own(Box<[u8]>),
+    /// Also held elsewhere, maybe by another thread.
+    Counted(Arc<[u8]>),
+    /// Part of the program: no memory of its own, so none is charged.
+    Static(&'static [u8]),
 }
 
 impl Shared {
+    /// Bytes that are part of the program. They are not copied, and not charged to
+    /// [`Limits::memory`](crate::Limits::memory).
+    pub fn from_static(bytes: &'static [u8]) -> Shared {
+        Shared::new(Bytes::Static(bytes))
+    }
+
+    fn new(bytes: Bytes) -> Shared {
+        Shared(Rc::new(Chunk { holders: Cell::new(0), account: Cell::default(), bytes }))
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.0.bytes
+        match &self.0.bytes {
+            Bytes::Own(bytes) => bytes,
+            Bytes::Counted(bytes) => bytes,
+            Bytes::Static(bytes) => bytes,
+        }
+    }
+
+    /// What is charged while outboxes refer to it.
+    fn memory(&self) -> usize {
+        match self.0.bytes {
+            Bytes::Static(_) => 0,
+            Bytes::Own(_) | Bytes::Counted(_) => self.bytes().len(),
+        }
     }
 
     /// Counts one more outbox that refers to it; returns the bytes to charge. `None` if outboxes of another account
@@ -61,7 +98,7 @@ impl Shared {
         }
         self.0.account.set(account);
         self.0.holders.set(holders + 1);
-        Some(if holders == 0 { self.0.bytes.len() } else { 0 })
+        Some(if holders == 0 { self.memory() } else { 0 })
     }
 
     /// Counts one outbox less; returns the bytes to discharge.
@@ -69,7 +106,7 @@ impl Shared {
         let holders = self.0.holders.get();
         debug_assert!(holders > 0, "released more often than held");
         self.0.holders.set(holders - 1);
-        if holders == 1 { self.0.bytes.len() } else { 0 }
+        if holders == 1 { self.memory() } else { 0 }
     }
 
     pub(crate) fn is_same(&self, other: &Shared) -> bool {
@@ -79,8 +116,14 @@ impl Shared {
 
 impl From<Vec<u8>> for Shared {
     fn from(bytes: Vec<u8>) -> Shared {
-        let (holders, account) = (Cell::new(0), Cell::default());
-        Shared(Rc::new(Chunk { holders, account, bytes: bytes.into_boxed_slice() }))
+        Shared::new(Bytes::Own(bytes.into_boxed_slice()))
+    }
+}
+
+/// Copies nothing: for bytes that another thread has made, or that a cache holds too.
+impl From<Arc<[u8]>> for Shared {
+    fn from(bytes: Arc<[u8]>) -> Shared {
+        Shared::new(Bytes::Counted(bytes))
     }
 }
 
@@ -104,7 +147,7 @@ impl From<String> for Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Shared({} bytes, in {} queues)", self.0.bytes.len(), self.0.holders.get())
+        write!(f, "Shared({} bytes, in {} queues)", self.bytes().len(), self.0.holders.get())
     }
 }
 
@@ -120,5 +163,16 @@ mod tests {
         assert_eq!(charges.iter().sum::<usize>(), 12);
         let discharges: Vec<usize> = (0..1_000).map(|_| line.release()).collect();
         assert_eq!((discharges[998], discharges[999]), (0, 12));
+    }
+
+    #[test]
+    fn an_arc_is_not_copied_and_a_static_is_not_charged() {
+        let bytes: Arc<[u8]> = vec![1; 1_000].into();
+        let counted = Shared::from(bytes.clone());
+        assert_eq!(counted.bytes().as_ptr(), bytes.as_ptr());
+        assert_eq!(counted.hold(Account::new()), Some(1_000));
+        let fixed = Shared::from_static(b"twelve bytes");
+        assert_eq!((fixed.bytes(), fixed.hold(Account::new())), (&b"twelve bytes"[..], Some(0)));
+        assert_eq!((counted.release(), fixed.release()), (1_000, 0), "what was charged comes back");
     }
 }

@@ -9,6 +9,8 @@ mod output;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+#[cfg(not(target_family = "wasm"))]
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 #[cfg(not(target_family = "wasm"))]
 use std::time::Instant;
@@ -91,6 +93,33 @@ impl<'a> Socket<'a> {
     /// The local address. `None` until a dialed connection is connected, and for Unix-domain sockets.
     pub fn local_addr(&self) -> Option<Address> {
         self.table.local(self.connection())
+    }
+
+    /// The descriptor, to ask the system for what this crate does not: who the peer of a Unix-domain socket is
+    /// (SO_PEERCRED), round-trip times (TCP_INFO), a mark (SO_MARK). `None` until a dial is connected. Do not read,
+    /// write or register it: the reactor would not know.
+    ///
+    /// ```
+    /// use rustix::net::sockopt::socket_peercred;
+    /// use tidemill::{Input, Service, Socket};
+    ///
+    /// /// Serves only processes of one user.
+    /// struct Admin { user: u32 }
+    ///
+    /// impl Service for Admin {
+    ///     type Session = ();
+    ///     fn open(&mut self, socket: &mut Socket<'_>) {
+    ///         let peer = socket.descriptor().and_then(|descriptor| socket_peercred(descriptor).ok());
+    ///         if peer.is_none_or(|peer| peer.uid.as_raw() != self.user) {
+    ///             socket.close();
+    ///         }
+    ///     }
+    ///     fn data(&mut self, _: &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
+    /// }
+    /// ```
+    #[cfg(not(target_family = "wasm"))]
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.connection().stream.as_ref()?.descriptor()
     }
 
     /// Replaces the peer's address, for example by the one in a PROXY header of a trusted proxy. From now on the

@@ -19,6 +19,8 @@ mod timerfd;
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+#[cfg(not(target_family = "wasm"))]
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 #[cfg(not(target_family = "wasm"))]
 use std::time::Instant;
@@ -39,6 +41,15 @@ pub(crate) enum Stream {
 
 #[cfg(not(target_family = "wasm"))]
 impl Stream {
+    /// The descriptor. A simulated stream has none.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Stream::Kernel(stream) => Some(stream.as_fd()),
+            #[cfg(test)]
+            Stream::Simulated(_) => None,
+        }
+    }
+
     /// The descriptor, for the system that has made it.
     fn kernel(&self) -> &stream::Stream {
         match self {
