@@ -189,11 +189,11 @@ impl Handle {
         S: Service,
         F: FnOnce(&mut S, &mut ServiceSockets<'_, S>) + Send + 'static,
     {
-        if key.reactor != self.0.reactor {
+        if key.id.reactor != self.0.reactor {
             return Err(PostError::new(work, PostRefusal::OtherReactor));
         }
         let make =
-            |work: F| Post::Service(key.id.0, Box::new(|service, table| run_with(service, table, work)));
+            |work: F| Post::Service(key.id.number, Box::new(|service, table| run_with(service, table, work)));
         self.0.push(work, make, may_wait)
     }
 

@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::base::address::{Address, parse_address};
+use crate::base::address::{Address, AddressError};
 use crate::base::id::{ConnId, Key, ListenerId, ServiceId};
-use crate::base::reason::os_message;
+use crate::base::setup_error::{DialError, ListenError};
 use crate::base::stats::Stats;
 use crate::config::access::AccessPolicy;
 use crate::config::dial::DialOptions;
@@ -78,8 +78,9 @@ pub struct Reactor {
 }
 
 impl Reactor {
-    /// Makes a reactor. On Linux it opens four descriptors: epoll, an eventfd for wake-ups, a timer, and a spare one
-    /// with which excess connections can still be accepted and closed when the process has no descriptor left.
+    /// Makes a reactor. On Linux it opens five descriptors: epoll (twice), an eventfd for wake-ups, a timer, and a
+    /// spare one with which excess connections can still be accepted and closed when the process has no descriptor
+    /// left.
     ///
     /// A limit of 0 that would stop the loop counts as 1 (all budgets per turn, `lookups`, `handshakes`).
     ///
@@ -99,18 +100,16 @@ impl Reactor {
     ///
     /// When the reactor has 65,534 services already.
     pub fn add<S: Service>(&mut self, service: S) -> Key<S> {
-        let id = self.event_loop.add(service, None);
-        Key::new(id, self.event_loop.table.reactor)
+        Key::new(self.event_loop.add(service, None))
     }
 
     /// Adds a service whose connections have the given limits instead of [`Limits::socket`].
     ///
     /// # Panics
     ///
-    /// As [`add`](Reactor::add).
+    /// As [`add`](Reactor::add), and when [`SocketLimits::group`] is of another reactor.
     pub fn add_with<S: Service>(&mut self, service: S, limits: SocketLimits) -> Key<S> {
-        let id = self.event_loop.add(service, Some(limits));
-        Key::new(id, self.event_loop.table.reactor)
+        Key::new(self.event_loop.add(service, Some(limits)))
     }
 
     /// Runs `work` with a service, its sessions and all connections, between turns, and returns its result.
@@ -158,11 +157,11 @@ impl Reactor {
     ///
     /// # Errors
     ///
-    /// When `at` is not an [`Address`], cannot be resolved, or cannot be listened on. The message names the address and
-    /// the reason.
-    pub fn listen<A>(&mut self, at: A, service: impl Into<ServiceId>) -> io::Result<ListenerId>
+    /// When `at` is not an [`Address`], cannot be resolved, or cannot be listened on; when there are 255 listeners, the
+    /// service is of another reactor, or a shutdown has begun. The message names the address and the reason.
+    pub fn listen<A>(&mut self, at: A, service: impl Into<ServiceId>) -> Result<ListenerId, ListenError>
     where
-        A: TryInto<Address, Error: fmt::Display>,
+        A: TryInto<Address, Error: Into<AddressError>>,
     {
         self.listen_with(at, service, &ListenOptions::default())
     }
@@ -183,31 +182,27 @@ impl Reactor {
         at: A,
         service: impl Into<ServiceId>,
         options: &ListenOptions,
-    ) -> io::Result<ListenerId>
+    ) -> Result<ListenerId, ListenError>
     where
-        A: TryInto<Address, Error: fmt::Display>,
+        A: TryInto<Address, Error: Into<AddressError>>,
     {
         let service = service.into();
-        let at = parse_address("listen", at)?;
+        let at = at.try_into().map_err(Into::into)?;
         let candidates = match &at {
             Address::Name { .. } => {
-                let failed = |error| {
-                    io::Error::new(io::ErrorKind::NotFound, format!("cannot listen on {at}: {error}"))
-                };
-                at.to_socket_addrs().map_err(|error| failed(os_message(&error)))?.map(Address::Inet).collect()
+                let failed = |error| ListenError::Unresolved { name: at.clone(), source: Some(error) };
+                at.to_socket_addrs().map_err(failed)?.map(Address::Inet).collect()
             }
             one => vec![one.clone()],
         };
-        let mut last = None;
+        let mut last = ListenError::Unresolved { name: at, source: None };
         for address in candidates {
             match self.event_loop.listen(&address, service, options) {
                 Ok(listener) => return Ok(listener),
-                Err(error) => last = Some(cannot_listen(&address, &error)),
+                Err(error) => last = error,
             }
         }
-        let nothing =
-            || io::Error::new(io::ErrorKind::NotFound, format!("cannot listen on {at}: it has no address"));
-        Err(last.unwrap_or_else(nothing))
+        Err(last)
     }
 
     /// Accepts connections from a listener that exists already: one of the standard library, or one inherited from a
@@ -226,22 +221,22 @@ impl Reactor {
     ///
     /// # Errors
     ///
-    /// When the listener cannot be registered with the poll.
+    /// When the listener cannot be registered with the poll, and as [`listen`](Reactor::listen) for its service.
     pub fn adopt(
         &mut self,
         listener: impl Into<Adopted>,
         service: impl Into<ServiceId>,
         options: &ListenOptions,
-    ) -> io::Result<ListenerId> {
+    ) -> Result<ListenerId, ListenError> {
         let adopted = listener.into();
-        self.event_loop
-            .add_listener(service.into(), options, |kernel, token| kernel.adopt(adopted, options, token))
+        let at = adopted.address();
+        self.event_loop.table.add_listener(&at, service.into(), options, |_| adopted.prepare(options))
     }
 
     /// The address that a listener is bound to: with the real port, where port 0 was asked for. `None` once the
     /// listener is closed.
     pub fn local_addr(&self, listener: ListenerId) -> Option<Address> {
-        self.event_loop.local_addr(listener)
+        self.event_loop.table.listeners.get(listener).map(|listener| listener.address.clone())
     }
 
     /// Sets or replaces the access policy of a service: which addresses are accepted at all of its listeners, how many
@@ -266,7 +261,7 @@ impl Reactor {
 
     /// Closes a listener; connections accepted from it stay open. Returns whether the listener was open.
     pub fn close_listener(&mut self, listener: ListenerId) -> bool {
-        self.event_loop.close_listener(listener)
+        self.event_loop.table.listeners.close(listener)
     }
 
     /// Starts an outbound connection for a service. [`Service::open`] is called in the next turn, and
@@ -276,9 +271,9 @@ impl Reactor {
     /// # Errors
     ///
     /// When the reactor has [`Limits::connections`] already, and when `to` is not an [`Address`].
-    pub fn dial<A>(&mut self, to: A, service: impl Into<ServiceId>) -> io::Result<ConnId>
+    pub fn dial<A>(&mut self, to: A, service: impl Into<ServiceId>) -> Result<ConnId, DialError>
     where
-        A: TryInto<Address, Error: fmt::Display>,
+        A: TryInto<Address, Error: Into<AddressError>>,
     {
         self.sockets().dial(to, service)
     }
@@ -293,9 +288,9 @@ impl Reactor {
         to: A,
         service: impl Into<ServiceId>,
         options: DialOptions,
-    ) -> io::Result<ConnId>
+    ) -> Result<ConnId, DialError>
     where
-        A: TryInto<Address, Error: fmt::Display>,
+        A: TryInto<Address, Error: Into<AddressError>>,
     {
         self.sockets().dial_with(to, service, options)
     }
@@ -345,16 +340,17 @@ impl Reactor {
         Sockets::new(&mut self.event_loop.table)
     }
 
-    /// Shuts down. All listeners are closed in the next turn. Connections that are still open after `grace` are closed
-    /// with [`CloseReason::Shutdown`](crate::CloseReason::Shutdown). [`run`](Reactor::run) returns when the last one
-    /// has ended.
+    /// Shuts down. In the next turn all listeners are closed, and [`Service::stopping`] of each service is called,
+    /// which can close connections that are idle. Connections that are still open after `grace` are closed with
+    /// [`CloseReason::Shutdown`](crate::CloseReason::Shutdown). [`run`](Reactor::run) returns when the last one has
+    /// ended.
     pub fn shutdown(&mut self, grace: Duration) {
         self.sockets().shutdown(grace);
     }
 
     /// Whether [`shutdown`](Reactor::shutdown) has been called, on the reactor or on [`Sockets`].
     pub fn is_shutting_down(&self) -> bool {
-        self.event_loop.is_shutting_down()
+        self.event_loop.table.is_shutting_down()
     }
 
     /// A copy of the loop's counters.
@@ -376,23 +372,4 @@ impl fmt::Debug for Reactor {
             .field("connections", &self.event_loop.table.connections())
             .finish_non_exhaustive()
     }
-}
-
-/// The error message of `listen`: names the address, the reason, and where possible a remedy.
-fn cannot_listen(at: &Address, error: &io::Error) -> io::Error {
-    let low_port = at.port().is_some_and(|port| port < 1_024);
-    let wrong = match error.kind() {
-        io::ErrorKind::AddrInUse if at.is_unix() => "another process listens there".to_string(),
-        io::ErrorKind::AddrInUse => {
-            "the address is in use (another process listens there; port 0 picks a free one)".to_string()
-        }
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_string(),
-        io::ErrorKind::NotFound if at.is_unix() => "the directory does not exist".to_string(),
-        io::ErrorKind::PermissionDenied if low_port => {
-            "permission denied (ports below 1024 need root or the capability CAP_NET_BIND_SERVICE)"
-                .to_string()
-        }
-        _ => os_message(error),
-    };
-    io::Error::new(error.kind(), format!("cannot listen on {at}: {wrong}"))
 }

@@ -18,6 +18,9 @@ use tidemill::{
     Sockets, Stats,
 };
 
+#[path = "embed/setup.rs"]
+mod setup;
+
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A service that records its callbacks.

@@ -279,15 +279,6 @@ impl ToSocketAddrs for Address {
     }
 }
 
-/// Converts an address that a user passed. The error names it, and what was to be done with it (`listen`, `dial`).
-pub(crate) fn parse_address<A>(to_do: &str, address: A) -> io::Result<Address>
-where
-    A: TryInto<Address, Error: fmt::Display>,
-{
-    let failed = |error| io::Error::new(io::ErrorKind::InvalidInput, format!("cannot {to_do}: {error}"));
-    address.try_into().map_err(failed)
-}
-
 /// The address of a peer in 19 bytes; every connection holds one. An IPv4 address is stored as mapped into IPv6. Of a
 /// Unix-domain address only the family is stored. Only a link-local address needs a scope, and such an address has 54
 /// bits that are zero (RFC 4291, section 2.5.6): the scope is stored in them, as the kernels of the BSDs do.

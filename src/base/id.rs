@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The id of one connection. It may be kept for any time: once the connection has ended, a look-up finds nothing.
 ///
@@ -18,17 +18,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// by the kernel before its connection ended, cannot: slots are freed in one phase of the turn only, after all events
 /// are handled. A *stale id*, kept by a service or another thread, cannot: the newer connection has another generation.
 ///
-/// Generations are counted per reactor, over all slots, and wrap after 2³² − 1 connections (half a day at 100,000 per
-/// second). An id kept for longer than that finds another connection only if the same slot got the same generation.
+/// Generations are counted per reactor, over all slots, from a random number on, and wrap after 2³² − 1 connections
+/// (half a day at 100,000 per second). An id kept for longer than that finds another connection only if the same slot
+/// got the same generation. In another reactor an id finds nothing, unless both have by chance counted over the same
+/// numbers and used the same slot: one pair of reactors in 1,000 can have such an id when each has had two million
+/// connections.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId {
     pub(crate) slot: u32,
     pub(crate) generation: NonZeroU32,
 }
 
-/// The id of a service that was added to a reactor.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct ServiceId(pub(crate) u16);
+/// The id of a service that was added to a reactor. Every other reactor refuses it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ServiceId {
+    pub(crate) number: u16,
+    pub(crate) reactor: ReactorId,
+}
 
 /// The id of a service, with the type of the service: [`Reactor::add`](crate::Reactor::add) returns it. With it the
 /// service can be reached again, together with its sessions. It converts into a [`ServiceId`], and methods that need
@@ -37,25 +43,26 @@ pub struct ServiceId(pub(crate) u16);
 /// A key is refused by every reactor but its own.
 pub struct Key<S> {
     pub(crate) id: ServiceId,
-    pub(crate) reactor: ReactorId,
     service: PhantomData<fn() -> S>,
 }
 
-/// The number of a reactor within the process.
+/// The number of a reactor within the process. Ids of services, listeners, groups and watches contain it, because their
+/// other numbers are small in each reactor. Those of connections and timers have no room for it: their generations
+/// start at a random number in each reactor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct ReactorId(u64);
+pub(crate) struct ReactorId(u32);
 
 impl ReactorId {
     /// A number that no reactor of this process has had.
     pub(crate) fn next() -> ReactorId {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         ReactorId(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 
 impl<S> Key<S> {
-    pub(crate) fn new(id: ServiceId, reactor: ReactorId) -> Key<S> {
-        Key { id, reactor, service: PhantomData }
+    pub(crate) fn new(id: ServiceId) -> Key<S> {
+        Key { id, service: PhantomData }
     }
 
     /// The id without the type.
@@ -75,7 +82,7 @@ impl<S> Copy for Key<S> {}
 
 impl<S> PartialEq for Key<S> {
     fn eq(&self, other: &Key<S>) -> bool {
-        (self.id, self.reactor) == (other.id, other.reactor)
+        self.id == other.id
     }
 }
 
@@ -83,7 +90,7 @@ impl<S> Eq for Key<S> {}
 
 impl<S> fmt::Debug for Key<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({})", self.id.0)
+        write!(f, "Key({})", self.id.number)
     }
 }
 
@@ -93,16 +100,40 @@ impl<S> From<Key<S>> for ServiceId {
     }
 }
 
-/// The id of a listener of a reactor. It may be kept for any time: a later listener has another id.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+impl fmt::Debug for ServiceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ServiceId({})", self.number)
+    }
+}
+
+/// The id of a listener of a reactor. It may be kept for any time: a later listener has another id, and no other
+/// reactor finds it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ListenerId {
-    pub(crate) index: usize,
+    pub(crate) reactor: ReactorId,
+    pub(crate) index: u32,
     pub(crate) generation: u64,
 }
 
-/// The id of a rate limit that several connections share: see [`Sockets::add_group`](crate::Sockets::add_group).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct GroupId(pub(crate) u16);
+impl fmt::Debug for ListenerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ListenerId({}.{})", self.index, self.generation)
+    }
+}
+
+/// The id of a rate limit that several connections share: see [`Sockets::add_group`](crate::Sockets::add_group). Every
+/// other reactor refuses it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GroupId {
+    pub(crate) index: u16,
+    pub(crate) reactor: ReactorId,
+}
+
+impl fmt::Debug for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GroupId({})", self.index)
+    }
+}
 
 /// Slots of one reactor: so many links of the timer wheel fit into three bytes. `Limits` are clamped to it.
 pub(crate) const SLOTS_MAX: usize = (1 << 24) - 1_024;

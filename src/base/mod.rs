@@ -5,6 +5,7 @@ pub(crate) mod filter;
 pub(crate) mod id;
 pub(crate) mod post_error;
 pub(crate) mod reason;
+pub(crate) mod setup_error;
 pub(crate) mod shared;
 pub(crate) mod stats;
 pub mod text;

@@ -258,7 +258,7 @@ pub struct ClosedInfo {
     /// The time from accept or dial to the end; resolution 10 ms.
     pub duration: Duration,
     /// Why dialing failed, with the error of each attempt.
-    pub dial_error: Option<DialError>,
+    pub dial_error: Option<ConnectError>,
     /// The error message of TLS, with [`CloseReason::Handshake`] and [`CloseReason::Tls`].
     pub filter_error: Option<Box<str>>,
 }
@@ -338,7 +338,7 @@ pub struct Refused {
     pub reason: Refusal,
 }
 
-/// Why a dial failed: the error of each attempt.
+/// Why a connection could not be established: the error of each attempt.
 ///
 /// ```text
 /// cannot connect to db.example:5432: [2001:db8::7]:5432: connection refused; 192.0.2.7:5432: no answer in time
@@ -346,7 +346,7 @@ pub struct Refused {
 ///
 /// [`ClosedInfo::dial_error`] has it when a dial has failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DialError {
+pub struct ConnectError {
     to: Address,
     lookup: Option<String>,
     attempts: Vec<(Address, Attempt)>,
@@ -364,9 +364,9 @@ pub enum Attempt {
     Denied,
 }
 
-impl DialError {
-    pub(crate) fn new(to: Address) -> DialError {
-        DialError { to, lookup: None, attempts: Vec::new() }
+impl ConnectError {
+    pub(crate) fn new(to: Address) -> ConnectError {
+        ConnectError { to, lookup: None, attempts: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, address: Address, what: Attempt) {
@@ -402,7 +402,7 @@ impl DialError {
     }
 }
 
-impl fmt::Display for DialError {
+impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot connect to {}", self.to)?;
         if let Some(why) = &self.lookup {
@@ -420,7 +420,7 @@ impl fmt::Display for DialError {
     }
 }
 
-impl std::error::Error for DialError {}
+impl std::error::Error for ConnectError {}
 
 impl fmt::Display for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -462,18 +462,18 @@ mod tests {
     #[test]
     fn an_error_lists_every_attempt() {
         let to: Address = "db.example:80".parse().unwrap();
-        let mut error = DialError::new(to.clone());
+        let mut error = ConnectError::new(to.clone());
         error.add("[::1]:80".parse().unwrap(), Attempt::Failed(OsError::of(libc::ECONNREFUSED)));
         error.add("10.0.0.7:80".parse().unwrap(), Attempt::NoAnswer);
         let text =
             "cannot connect to db.example:80: [::1]:80: connection refused; 10.0.0.7:80: no answer in time";
         assert_eq!(error.to_string(), text);
         assert_eq!(error.last(), OsError::of(libc::ECONNREFUSED));
-        let mut error = DialError::new(to);
+        let mut error = ConnectError::new(to);
         error.not_found("no such name".into());
         assert_eq!(error.to_string(), "cannot connect to db.example:80: no such name");
         let to: Address = "127.0.0.1:1".parse().unwrap();
-        let mut error = DialError::new(to.clone());
+        let mut error = ConnectError::new(to.clone());
         error.add(to, Attempt::Failed(OsError::of(libc::ECONNREFUSED)));
         assert_eq!(error.to_string(), "cannot connect to 127.0.0.1:1: connection refused");
     }

@@ -24,9 +24,7 @@ impl Table {
     /// forget the connections that are open.
     pub(crate) fn set_access_policy(&mut self, service: u16, policy: AccessPolicy) {
         let connections = self.cx.limits.connections;
-        let Some(admission) = self.cx.admissions.get_mut(usize::from(service)) else {
-            return log::warn!("ignored an access policy for a service of another reactor");
-        };
+        let admission = &mut self.cx.admissions[usize::from(service)];
         match admission {
             Some(admission) => admission.policy = policy,
             None => *admission = Some(Box::new(Admission::new(policy, connections))),

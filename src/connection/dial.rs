@@ -5,11 +5,14 @@
 use std::io;
 use std::time::Duration;
 
+use super::socket::Socket;
+use super::sockets::Sockets;
 use super::table::Table;
-use crate::base::address::{Address, PeerAddress};
+use crate::base::address::{Address, AddressError, PeerAddress};
 use crate::base::filter::FilterConfig;
-use crate::base::id::ConnId;
+use crate::base::id::{ConnId, ServiceId};
 use crate::base::reason::CloseReason;
+use crate::base::setup_error::DialError;
 use crate::base::tick::Tick;
 use crate::config::dial::DialOptions;
 use crate::connection::Connection;
@@ -77,16 +80,14 @@ impl Table {
     /// callback can still set options or cancel the dial.
     pub(crate) fn dial(
         &mut self,
-        service: u16,
+        service: ServiceId,
         to: Address,
         options: DialOptions,
         dialed_by: Option<ConnId>,
-    ) -> io::Result<ConnId> {
-        if usize::from(service) >= self.cx.admissions.len() {
-            return Err(io::Error::other(format!("cannot dial {to}: the service is of another reactor")));
-        }
+    ) -> Result<ConnId, DialError> {
+        let Some(service) = self.number_of(service) else { return Err(DialError::OtherReactor { to }) };
         if to == Address::Unnamed {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "cannot dial a socket that has no name"));
+            return Err(DialError::Unnamed);
         }
         self.take_slot_for_dial(&to, dialed_by)?;
         let id = self.insert(service, Stage::Connecting, PeerAddress::from(&to));
@@ -102,17 +103,14 @@ impl Table {
     }
 
     /// Uses the slot that is reserved for the connection that dials, or else a free one.
-    fn take_slot_for_dial(&mut self, to: &Address, dialed_by: Option<ConnId>) -> io::Result<()> {
+    fn take_slot_for_dial(&mut self, to: &Address, dialed_by: Option<ConnId>) -> Result<(), DialError> {
         let holder = dialed_by.and_then(|id| self.get(id)).map(|(connection, _)| connection);
         if let Some(holder) = holder.filter(|holder| holder.flags.contains(Flag::HoldsReservedSlot)) {
             holder.flags.remove(Flag::HoldsReservedSlot);
             holder.flags.insert(Flag::UsedReservedSlot);
             self.reserved -= 1;
         } else if !self.has_room_for(1) {
-            let max = self.cx.limits.connections;
-            return Err(io::Error::other(format!(
-                "cannot dial {to}: all {max} connections are in use (raise Limits::connections)"
-            )));
+            return Err(DialError::Full { to: to.clone(), max: self.cx.limits.connections });
         }
         Ok(())
     }
@@ -140,7 +138,8 @@ impl Table {
 
     /// The wait of a redial is over. If no slot is free, it waits again.
     pub(crate) fn redial(&mut self, again: Redial) {
-        match self.dial(again.service, again.to.clone(), again.options.clone(), None) {
+        let service = ServiceId { number: again.service, reactor: self.reactor };
+        match self.dial(service, again.to.clone(), again.options.clone(), None) {
             Ok(id) => self.at(id.slot).0.dial_mut().failed_attempts = again.failures,
             Err(error) => {
                 log::debug!("{error}; trying again later");
@@ -159,13 +158,13 @@ impl Table {
 
     pub(crate) fn set_timer(
         &mut self,
-        service: u16,
+        service: ServiceId,
         after: Duration,
         every: Option<Duration>,
     ) -> io::Result<TimerId> {
-        if usize::from(service) >= self.cx.admissions.len() {
+        let Some(service) = self.number_of(service) else {
             return Err(io::Error::other("cannot set a timer: the service is of another reactor"));
-        }
+        };
         if self.timers.len() >= self.cx.limits.timers {
             let max = self.cx.limits.timers;
             return Err(io::Error::other(format!(
@@ -173,5 +172,84 @@ impl Table {
             )));
         }
         Ok(self.timers.set(TimerAction::Notify(service), self.cx.now.after(after), every))
+    }
+}
+
+/// Dialing.
+impl Socket<'_> {
+    /// Dials: opens a connection to an address, a `HOST:PORT` or a `unix:/path`. It belongs to the same service. Bytes
+    /// can be sent to it from now on; [`open`](crate::Service::open) is called at the end of this turn, and
+    /// [`connected`](crate::Service::connected) when it is connected. If that fails, [`closed`](crate::Service::closed)
+    /// is called with the reason.
+    ///
+    /// A name is looked up by the system's resolver on another thread. If it has several addresses, they are tried with
+    /// overlapping attempts as RFC 8305 describes, and the first that connects is used.
+    ///
+    /// # Errors
+    ///
+    /// If the reactor is at [`Limits::connections`](crate::Limits::connections), or `to` is not an [`Address`].
+    pub fn dial<A>(&mut self, to: A) -> Result<ConnId, DialError>
+    where
+        A: TryInto<Address, Error: Into<AddressError>>,
+    {
+        self.dial_with(to, DialOptions::default())
+    }
+
+    /// Dials with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`dial`](Socket::dial).
+    pub fn dial_with<A>(&mut self, to: A, options: DialOptions) -> Result<ConnId, DialError>
+    where
+        A: TryInto<Address, Error: Into<AddressError>>,
+    {
+        let (service, by) = (self.service(), self.id());
+        self.table_mut().dial(service, to.try_into().map_err(Into::into)?, options, Some(by))
+    }
+}
+
+/// Dialing.
+impl Sockets<'_> {
+    /// Dials for a service of this reactor: see [`Socket::dial`].
+    ///
+    /// # Errors
+    ///
+    /// If the reactor is at [`Limits::connections`](crate::Limits::connections), if `to` is not an [`Address`], or if
+    /// the service belongs to another reactor.
+    pub fn dial<A>(&mut self, to: A, service: impl Into<ServiceId>) -> Result<ConnId, DialError>
+    where
+        A: TryInto<Address, Error: Into<AddressError>>,
+    {
+        self.dial_with(to, service, DialOptions::default())
+    }
+
+    /// Dials with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`dial`](Sockets::dial).
+    pub fn dial_with<A>(
+        &mut self,
+        to: A,
+        service: impl Into<ServiceId>,
+        options: DialOptions,
+    ) -> Result<ConnId, DialError>
+    where
+        A: TryInto<Address, Error: Into<AddressError>>,
+    {
+        self.table().dial(service.into(), to.try_into().map_err(Into::into)?, options, None)
+    }
+
+    /// Cancels a dial: closes the connection if it exists, or cancels the next attempt to
+    /// [reconnect](DialOptions::reconnect). Returns whether there was either.
+    pub fn cancel_dial(&mut self, id: ConnId) -> bool {
+        match self.get(id) {
+            Some(mut socket) => {
+                socket.close();
+                true
+            }
+            None => self.table().timers.cancel_redial(id),
+        }
     }
 }

@@ -8,11 +8,13 @@
 
 pub(crate) mod admission;
 pub(crate) mod backpressure;
+mod check;
 pub(crate) mod context;
 pub(crate) mod deadline;
 pub(crate) mod deferred;
 pub(crate) mod dial;
 pub(crate) mod input;
+pub(crate) mod listen;
 pub(crate) mod optional;
 pub(crate) mod output;
 pub(crate) mod pipe;
@@ -59,8 +61,8 @@ pub(crate) struct Connection {
     /// The index of its entry in `Context::dirty`, or [`NOT_DIRTY`].
     pub(crate) dirty: u32,
     pub(crate) peer: PeerAddress,
-    /// The local address, as an index into the table's list, or [`NO_LOCAL`]. One byte in place of 18.
-    pub(crate) local: u8,
+    /// Where it was accepted (listener and local address), as an index into the table's list, or [`NO_PLACE`].
+    pub(crate) place: u8,
     pub(crate) close_reason: Option<CloseReason>,
     pub(crate) optional: Option<Box<Optional>>,
     pub(crate) inbox: Option<Box<Inbox>>,
@@ -78,7 +80,7 @@ pub(crate) struct Connection {
 const _: () = assert!(size_of::<Connection>() <= 104);
 
 pub(crate) const NOT_DIRTY: u32 = u32::MAX;
-pub(crate) const NO_LOCAL: u8 = u8::MAX;
+pub(crate) const NO_PLACE: u8 = u8::MAX;
 
 impl Connection {
     pub(crate) fn new(id: ConnId, service: u16, stage: Stage, peer: PeerAddress, now: Tick) -> Connection {
@@ -93,7 +95,7 @@ impl Connection {
             flags: Flags::default(),
             dirty: NOT_DIRTY,
             peer,
-            local: NO_LOCAL,
+            place: NO_PLACE,
             close_reason: None,
             optional: None,
             inbox: None,
@@ -412,39 +414,6 @@ impl Connection {
         if self.service != table::REFUSED {
             cx.lingering.line.push_back(self.id);
             cx.lingering.count += 1;
-        }
-    }
-
-    /// Asserts what must be true of a connection between two turns. Debug builds only.
-    pub(crate) fn check(&self, cx: &Context) {
-        let id = self.id;
-        let entry = cx.dirty.get(self.dirty as usize);
-        debug_assert!(
-            self.dirty == NOT_DIRTY || entry.is_some_and(|dirty| dirty.id == id),
-            "{id}: not dirty"
-        );
-        debug_assert!(
-            self.stage == Stage::Dead || self.flags.contains(Flag::Ready) || !self.wants_turn(),
-            "{id}: a wake-up was lost"
-        );
-        debug_assert!(self.is_filtered() == self.tls().is_some(), "{id}: a filter without its state");
-        debug_assert!(
-            self.flags.contains(Flag::Piped) == self.pipe_peer().is_some(),
-            "{id}: a pipe without its other end"
-        );
-        debug_assert!(
-            self.stage != Stage::Closing || self.close_reason.is_some(),
-            "{id}: closing without a reason"
-        );
-        debug_assert!(
-            !self.is_write_failed() || self.outbox.is_none() || self.stage == Stage::Dead,
-            "{id}: a queue that cannot be written"
-        );
-        if let (Some((when, _)), true) =
-            (self.deadline(cx.limits_of(self.service)), self.stage != Stage::Dead)
-        {
-            let armed = cx.wheel.when(id.slot);
-            debug_assert!(armed.is_some_and(|armed| armed <= when), "{id}: no alarm for its deadline");
         }
     }
 }

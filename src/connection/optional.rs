@@ -27,7 +27,7 @@ pub(crate) struct Optional {
     pub(crate) incomplete: bool,
     /// The group whose rate it shares.
     pub(crate) group: Option<u16>,
-    /// Its local address, if it is not in the table's list of local addresses.
+    /// Its local address, if it is not in the table's list of places.
     pub(crate) local: Option<PeerAddress>,
     pub(crate) dial: Option<Box<Dial>>,
     pub(crate) overrides: Option<Box<Overrides>>,

@@ -1,13 +1,12 @@
 //! `Socket`: what a callback can do with its connection and, through it, with the others.
 //!
-//! Read before: `service.rs`. A method looks the connection up and calls the one that does the work. What sends is in
-//! `socket/output.rs`; timeouts and socket options are in `socket/options.rs`.
+//! Read before: `service/mod.rs`. A method looks the connection up and calls the one that does the work. What sends is
+//! in `socket/output.rs`; timeouts and socket options are in `socket/options.rs`.
 
 mod options;
 mod output;
 
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 #[cfg(not(target_family = "wasm"))]
 use std::os::fd::BorrowedFd;
@@ -15,11 +14,10 @@ use std::time::Duration;
 #[cfg(not(target_family = "wasm"))]
 use std::time::Instant;
 
-use crate::base::address::{Address, parse_address};
+use crate::base::address::Address;
 use crate::base::filter::{FilterConfig, FilterInfo};
-use crate::base::id::{ConnId, GroupId};
+use crate::base::id::{ConnId, GroupId, ServiceId};
 use crate::base::reason::{CloseReason, Refusal};
-use crate::config::dial::DialOptions;
 use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::connection::sockets::Sockets;
@@ -74,7 +72,15 @@ impl<'a> Socket<'a> {
         self.table.at(self.slot)
     }
 
-    fn connection(&self) -> &Connection {
+    pub(super) fn table(&self) -> &Table {
+        self.table
+    }
+
+    pub(super) fn table_mut(&mut self) -> &mut Table {
+        self.table
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
         &self.table.slots[self.slot as usize]
     }
 
@@ -154,6 +160,11 @@ impl<'a> Socket<'a> {
     /// simulated.
     pub fn elapsed(&self) -> Duration {
         self.table.cx.elapsed
+    }
+
+    /// The service that the connection belongs to.
+    pub fn service(&self) -> ServiceId {
+        ServiceId { number: self.connection().service, reactor: self.table.reactor }
     }
 
     /// Whether it was dialed and is not connected yet. Bytes sent meanwhile wait.
@@ -293,10 +304,18 @@ impl<'a> Socket<'a> {
         connection.set_rate(bytes, cx);
     }
 
-    /// Adds it to a group, whose rate it shares in addition to its own; `None`: to none.
+    /// Adds it to a group, whose rate it shares in addition to its own; `None`: to none. A group of another reactor is
+    /// ignored, with a warning in the log.
     pub fn join_group(&mut self, group: Option<GroupId>) {
+        let index = match group {
+            Some(group) => match self.table.index_of(group) {
+                Some(index) => Some(index),
+                None => return,
+            },
+            None => None,
+        };
         let (connection, cx) = self.parts();
-        connection.join_group(group.map(|GroupId(index)| index), cx);
+        connection.join_group(index, cx);
     }
 
     /// The number of bytes received so far. With a filter (TLS) these are encrypted bytes.
@@ -313,37 +332,6 @@ impl<'a> Socket<'a> {
     pub fn other(&mut self, id: ConnId) -> Option<Socket<'_>> {
         let slot = self.table.live(id)?.slot;
         Some(Socket { table: self.table, slot })
-    }
-
-    /// Dials: opens a connection to an address, a `HOST:PORT` or a `unix:/path`. It belongs to the same service. Bytes
-    /// can be sent to it from now on; [`open`](crate::Service::open) is called at the end of this turn, and
-    /// [`connected`](crate::Service::connected) when it is connected. If that fails, [`closed`](crate::Service::closed)
-    /// is called with the reason.
-    ///
-    /// A name is looked up by the system's resolver on another thread. If it has several addresses, they are tried with
-    /// overlapping attempts as RFC 8305 describes, and the first that connects is used.
-    ///
-    /// # Errors
-    ///
-    /// If the reactor is at [`Limits::connections`](crate::Limits::connections), or `to` is not an [`Address`].
-    pub fn dial<A>(&mut self, to: A) -> io::Result<ConnId>
-    where
-        A: TryInto<Address, Error: fmt::Display>,
-    {
-        self.dial_with(to, DialOptions::default())
-    }
-
-    /// Dials with options.
-    ///
-    /// # Errors
-    ///
-    /// As [`dial`](Socket::dial).
-    pub fn dial_with<A>(&mut self, to: A, options: DialOptions) -> io::Result<ConnId>
-    where
-        A: TryInto<Address, Error: fmt::Display>,
-    {
-        let (service, by) = (self.connection().service, self.id());
-        self.table.dial(service, parse_address("dial", to)?, options, Some(by))
     }
 
     /// All connections, and what concerns the reactor as a whole.

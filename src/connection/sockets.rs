@@ -10,11 +10,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::socket::Socket;
-use crate::base::address::{Address, parse_address};
-use crate::base::id::{ConnId, GroupId, Key, ListenerId, ServiceId};
+use crate::base::id::{ConnId, GroupId, Key, ServiceId};
 use crate::base::stats::Stats;
 use crate::config::access::AccessPolicy;
-use crate::config::dial::DialOptions;
 use crate::connection::rate::Group;
 use crate::connection::table::{Stop, Table};
 use crate::parts::timers::TimerId;
@@ -60,66 +58,28 @@ impl<'a> Sockets<'a> {
 
     /// The number of connections of one service, closing ones included.
     pub fn count(&self, service: impl Into<ServiceId>) -> usize {
-        self.table.connections_by_service.get(usize::from(service.into().0)).copied().unwrap_or(0)
+        let number = self.table.number_of(service.into());
+        number.map_or(0, |number| self.table.connections_by_service[usize::from(number)])
     }
 
     /// The key of a service, for a service that knows its id from [`start`](crate::Service::start). None if the service
-    /// is not of the type `S`.
+    /// is not of the type `S`, or of another reactor.
     pub fn key<S: 'static>(&self, service: ServiceId) -> Option<Key<S>> {
-        let index = usize::from(service.0).checked_sub(1)?;
-        let of = self.table.service_types.get(index)?;
-        (*of == TypeId::of::<S>()).then(|| Key::new(service, self.table.reactor))
+        let index = usize::from(self.table.number_of(service)? - 1);
+        (self.table.service_types[index] == TypeId::of::<S>()).then(|| Key::new(service))
     }
 
     pub(crate) fn table(&mut self) -> &mut Table {
         self.table
     }
 
+    pub(super) fn table_ref(&self) -> &Table {
+        self.table
+    }
+
     /// Whether there is no connection.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// Dials for a service of this reactor: see [`Socket::dial`].
-    ///
-    /// # Errors
-    ///
-    /// If the reactor is at [`Limits::connections`](crate::Limits::connections), if `to` is not an [`Address`], or if
-    /// the service belongs to another reactor.
-    pub fn dial<A>(&mut self, to: A, service: impl Into<ServiceId>) -> io::Result<ConnId>
-    where
-        A: TryInto<Address, Error: fmt::Display>,
-    {
-        self.dial_with(to, service, DialOptions::default())
-    }
-
-    /// Dials with options.
-    ///
-    /// # Errors
-    ///
-    /// As [`dial`](Sockets::dial).
-    pub fn dial_with<A>(
-        &mut self,
-        to: A,
-        service: impl Into<ServiceId>,
-        options: DialOptions,
-    ) -> io::Result<ConnId>
-    where
-        A: TryInto<Address, Error: fmt::Display>,
-    {
-        self.table.dial(service.into().0, parse_address("dial", to)?, options, None)
-    }
-
-    /// Cancels a dial: closes the connection if it exists, or cancels the next attempt to
-    /// [reconnect](DialOptions::reconnect). Returns whether there was either.
-    pub fn cancel_dial(&mut self, id: ConnId) -> bool {
-        match self.get(id) {
-            Some(mut socket) => {
-                socket.close();
-                true
-            }
-            None => self.table.timers.cancel_redial(id),
-        }
     }
 
     /// Sets a timer: [`Service::timer`](crate::Service::timer) is called after this time and, with `every`, repeatedly
@@ -163,7 +123,7 @@ impl<'a> Sockets<'a> {
         after: Duration,
         every: Option<Duration>,
     ) -> io::Result<TimerId> {
-        self.table.set_timer(service.into().0, after, every)
+        self.table.set_timer(service.into(), after, every)
     }
 
     /// Cancels a timer; returns whether it was still set.
@@ -182,29 +142,36 @@ impl<'a> Sockets<'a> {
         let index = u16::try_from(self.table.cx.groups.len()).ok().filter(|&index| index < u16::MAX);
         let index = index.ok_or_else(|| io::Error::other("a reactor has 65,535 groups at most"))?;
         self.table.cx.groups.push(Group::new(rate, self.table.cx.now));
-        Ok(GroupId(index))
+        Ok(GroupId { index, reactor: self.table.reactor })
     }
 
-    /// Changes the rate of a group, in bytes per second. Members that wait are read again at the new rate.
+    /// Changes the rate of a group, in bytes per second. Members that wait are read again at the new rate. A group of
+    /// another reactor is ignored, with a warning in the log.
     pub fn set_group_rate(&mut self, group: GroupId, rate: usize) {
-        self.table.set_group_rate(group.0, rate);
-    }
-
-    /// Closes a listener in the next `expire` phase. Its connections stay open.
-    pub fn close_listener(&mut self, listener: ListenerId) {
-        self.table.listeners_to_close.push(listener);
+        if let Some(index) = self.table.index_of(group) {
+            self.table.set_group_rate(index, rate);
+        }
     }
 
     /// Sets which peers may connect to a service: see
     /// [`Reactor::set_access_policy`](crate::Reactor::set_access_policy).
-    pub fn set_access_policy(&mut self, service: impl Into<ServiceId>, guard: AccessPolicy) {
-        self.table.set_access_policy(service.into().0, guard);
+    pub fn set_access_policy(&mut self, service: impl Into<ServiceId>, policy: AccessPolicy) {
+        match self.table.number_of(service.into()) {
+            Some(number) => self.table.set_access_policy(number, policy),
+            None => log::warn!("ignored an access policy for a service of another reactor"),
+        }
     }
 
     /// Closes the listeners now, and after `grace` the connections that are left: see
     /// [`Reactor::shutdown`](crate::Reactor::shutdown).
     pub fn shutdown(&mut self, grace: Duration) {
         self.table.stop.get_or_insert(Stop::Shutdown(grace));
+    }
+
+    /// Whether [`shutdown`](Sockets::shutdown) or [`stop`](Sockets::stop) has been called. No connection is accepted
+    /// any more then; one that is dialed lasts until the grace has passed.
+    pub fn is_shutting_down(&self) -> bool {
+        self.table.is_shutting_down()
     }
 
     /// Closes the listeners and all connections now.

@@ -4,24 +4,25 @@
 
 use std::any::TypeId;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use log::Level;
 use slab::Slab;
 
-use crate::base::address::{Address, PeerAddress};
-use crate::base::id::{ConnId, GenerationCounter, GroupId, ListenerId, ReactorId};
+use crate::base::address::PeerAddress;
+use crate::base::id::{ConnId, GenerationCounter, GroupId, ReactorId, ServiceId};
 use crate::base::reason::CloseReason;
+use crate::base::tick::Tick;
 use crate::config::limits::{Limits, SocketLimits};
+use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::connection::deferred::Work;
+use crate::connection::listen::Listeners;
 use crate::connection::state::{Flag, Stage};
-use crate::connection::{Connection, NO_LOCAL};
 use crate::parts::timers::Timers;
 use crate::parts::token_bucket::{TokenBucket, burst};
-use crate::sys::Epoch;
+use crate::sys::{Epoch, Registrar};
 
 /// All connections and what they share.
 ///
@@ -48,14 +49,15 @@ pub(crate) struct Table {
     pub(crate) reserved: usize,
     /// By service: how many connections it has.
     pub(crate) connections_by_service: Vec<usize>,
-    /// Listeners that the next `expire` closes.
-    pub(crate) listeners_to_close: Vec<ListenerId>,
-    /// Local addresses of accepted connections. A machine has few, so a connection stores an index of one byte.
-    local_addresses: Vec<SocketAddr>,
+    pub(crate) listeners: Listeners,
+    /// What callbacks need of the kernel.
+    pub(crate) registrar: Box<dyn Registrar>,
     pub(crate) timers: Timers,
     /// The state of the random numbers by which redials are spread.
     pub(crate) rng_state: u64,
     pub(crate) stop: Option<Stop>,
+    /// While shutting down: when the connections that are left are closed.
+    pub(crate) drain_deadline: Option<Tick>,
     /// Of which reactor keys must be.
     pub(crate) reactor: ReactorId,
     /// The types of the services, in the order of their numbers, which begin at 1.
@@ -77,7 +79,12 @@ pub(crate) enum Stop {
 pub(crate) const REFUSED: u16 = 0;
 
 impl Table {
-    pub(crate) fn new(limits: Limits, first_generation: NonZeroU32, epoch: Epoch) -> Table {
+    pub(crate) fn new(
+        limits: Limits,
+        first_generation: NonZeroU32,
+        epoch: Epoch,
+        registrar: Box<dyn Registrar>,
+    ) -> Table {
         let mut table = Table {
             slots: Slab::with_capacity(limits.slots()),
             cx: Context::new(limits, epoch),
@@ -87,11 +94,12 @@ impl Table {
             tarpitted: 0,
             reserved: 0,
             connections_by_service: Vec::new(),
-            listeners_to_close: Vec::new(),
-            local_addresses: Vec::new(),
-            timers: Timers::new(),
+            listeners: Listeners::new(),
+            registrar,
+            timers: Timers::new(first_generation),
             rng_state: 0,
             stop: None,
+            drain_deadline: None,
             reactor: ReactorId::next(),
             service_types: Vec::new(),
             later: VecDeque::new(),
@@ -139,11 +147,18 @@ impl Table {
         reachable.then_some(id)
     }
 
-    /// The local address of a connection.
-    pub(crate) fn local(&self, connection: &Connection) -> Option<Address> {
-        let listed = self.local_addresses.get(usize::from(connection.local));
-        let own = || connection.optional.as_ref()?.local.map(Address::from);
-        listed.map(|&address| Address::Inet(address)).or_else(own)
+    /// The number of a service. None if the service is of another reactor.
+    pub(crate) fn number_of(&self, service: ServiceId) -> Option<u16> {
+        (service.reactor == self.reactor).then_some(service.number)
+    }
+
+    /// The index of a group. None, with a warning in the log, if the group is of another reactor.
+    pub(crate) fn index_of(&self, group: GroupId) -> Option<u16> {
+        let own = group.reactor == self.reactor;
+        if !own {
+            log::warn!("ignored a group of another reactor");
+        }
+        own.then_some(group.index)
     }
 
     // -- slots ---------------------------------------------------------------------------------------------
@@ -184,8 +199,7 @@ impl Table {
             if let Some(rate) = rate {
                 optional.overrides().bucket = Some(TokenBucket::new(rate, burst(rate), cx.now));
             }
-            optional.group =
-                group.map(|GroupId(index)| index).filter(|&index| usize::from(index) < cx.groups.len());
+            optional.group = group.map(|group| group.index); // `EventLoop::add` has checked whose it is.
         }
         connection.rearm(cx);
         entry.insert(connection);
@@ -207,30 +221,12 @@ impl Table {
         self.connections_by_service[usize::from(connection.service)] -= 1;
         self.reserved -= usize::from(connection.flags.contains(Flag::HoldsReservedSlot));
         connection.leave_group_line(&mut self.cx);
+        self.listeners.leave(connection.place);
         self.release_address(&connection);
         let unread = connection.unread().len();
         connection.drop_inbox(&mut self.cx);
         connection.drop_outbox(&mut self.cx);
         (unread, connection)
-    }
-
-    /// Stores the local address of a connection. Those of accepted connections are few and are stored once. Those of
-    /// dialed ones have a port each, so each is stored with its connection.
-    pub(crate) fn set_local(&mut self, id: ConnId, local: SocketAddr) {
-        let Some(connection) = self.slots.get_mut(id.slot as usize) else { return };
-        let known = self.local_addresses.iter().position(|known| *known == local);
-        let index = known.or_else(|| {
-            let fits = !connection.flags.contains(Flag::Dialed)
-                && self.local_addresses.len() < usize::from(NO_LOCAL);
-            fits.then(|| {
-                self.local_addresses.push(local);
-                self.local_addresses.len() - 1
-            })
-        });
-        match index {
-            Some(index) => connection.local = index as u8,
-            None => connection.optional().local = Some(PeerAddress::from(local)),
-        }
     }
 
     // -- limits of all connections together ----------------------------------------------------------------
@@ -280,6 +276,12 @@ impl Table {
         }
     }
 
+    /// Whether a shutdown was asked for. Until the next `expire` that is noted in `stop`, and after that in the
+    /// deadline.
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.drain_deadline.is_some() || self.stop.is_some()
+    }
+
     /// Closes every connection at once, or every tarpitted one.
     pub(crate) fn close_all_now(&mut self, only_tarpitted: bool) {
         for (_, connection) in &mut self.slots {
@@ -299,8 +301,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::base::tick::Tick;
     use crate::connection::NOT_DIRTY;
+    use crate::sys::sim::Sim;
 
     #[test]
     fn a_slot_is_no_larger_than_what_it_holds() {
@@ -360,7 +362,7 @@ mod tests {
         fn new() -> Pair {
             // Near the wrap of the generation counter, where no id may be used twice either.
             let first = NonZeroU32::new(u32::MAX - 20).unwrap();
-            let mut table = Table::new(Limits::default(), first, Epoch::from_now());
+            let mut table = Table::new(Limits::default(), first, Epoch::from_now(), Box::new(Sim::new().0));
             table.add_service(SocketLimits::default());
             Pair { table, model: HashMap::new(), ids: Vec::new() }
         }

@@ -31,7 +31,7 @@ impl<S: System> EventLoop<S> {
         }
         // Always in the same order, and fair in spite of that: each listener has a budget of its own, so a flood on one
         // takes no turn from the next.
-        for index in 0..self.listeners.len() {
+        for index in 0..self.table.listeners.all.len() {
             self.accept_from(index);
         }
         let after = self.table.cx.stats.accepted + self.table.cx.stats.refused;
@@ -47,7 +47,7 @@ impl<S: System> EventLoop<S> {
         for _ in 0..self.table.cx.limits.accepts_per_turn {
             // Looked up in each round: `judge` calls services, and a callback may close the listener or take the last
             // slot.
-            let Some(Some(listener)) = self.listeners.get(index) else { return };
+            let Some(Some(listener)) = self.table.listeners.all.get(index) else { return };
             if !self.can_accept(listener) {
                 return;
             }
@@ -62,7 +62,7 @@ impl<S: System> EventLoop<S> {
                     AcceptError::NoMemory => return self.pause_accepts(index, "kernel memory"),
                     AcceptError::Broken(error) => {
                         log::error!("a listener failed and was closed: {error}");
-                        self.listeners[index] = None;
+                        self.table.listeners.all[index] = None;
                         return;
                     }
                 },
@@ -74,7 +74,7 @@ impl<S: System> EventLoop<S> {
     /// learn whether the server is at capacity. The limits of its address come last, because a pass is counted: a
     /// connection that is refused for another reason must not use up the rate of its address.
     fn judge(&mut self, index: usize, stream: Stream, peer: PeerAddress) {
-        let Some(Some(listener)) = self.listeners.get_mut(index) else { return };
+        let Some(Some(listener)) = self.table.listeners.all.get_mut(index) else { return };
         // An accept has succeeded, so the next failure pauses for the shortest time again.
         listener.resume_accepts();
         let (service, slots) = (listener.service, listener.slots());
@@ -92,14 +92,12 @@ impl<S: System> EventLoop<S> {
 
     /// Gives an accepted connection a slot, and calls `open`; with TLS, that is called after the handshake.
     fn add_accepted(&mut self, index: usize, stream: Stream, peer: PeerAddress, counted: bool) {
-        let Some(Some(listener)) = self.listeners.get(index) else { return };
+        let Some(Some(listener)) = self.table.listeners.all.get(index) else { return };
         let (service, dials, filter) = (listener.service, listener.reserve_slot, listener.filter.clone());
         // Only a listener on the unspecified address asks the kernel: that is a system call for each connection.
-        let local = listener.local.or_else(|| self.system.local_address(&stream));
+        let (listener, local) = (listener.id, listener.local.or_else(|| self.system.local_address(&stream)));
         let id = self.table.insert(service, Stage::Open, peer);
-        if let Some(local) = local {
-            self.table.set_local(id, local);
-        }
+        self.table.set_place(id, listener, local);
         if dials {
             self.table.reserve(id);
         }
@@ -129,7 +127,7 @@ impl<S: System> EventLoop<S> {
     fn refuse(&mut self, index: usize, stream: Stream, peer: PeerAddress, (why, how): Rejection) {
         self.table.cx.stats.refused += 1;
         self.notify_refused(index, peer, why);
-        let Some(Some(listener)) = self.listeners.get(index) else { return };
+        let Some(Some(listener)) = self.table.listeners.all.get(index) else { return };
         let busy = listener.busy_reply.clone();
         // A tarpitted connection stays for 30 s, so it has a bound of its own, below the one of refusals: tarpits must
         // not take the slots in which other peers get their reply.
@@ -160,14 +158,14 @@ impl<S: System> EventLoop<S> {
 
     fn notify_refused(&mut self, index: usize, peer: PeerAddress, why: Refusal) {
         self.table.cx.stats.refused_by_reason[why as usize] += 1;
-        let Some(Some(listener)) = self.listeners.get(index) else { return };
+        let Some(Some(listener)) = self.table.listeners.all.get(index) else { return };
         let refused = Refused { peer: Address::from(peer), at: listener.address.clone(), reason: why };
         log::debug!("{} was refused: {}", refused.peer, why.word());
         self.call(listener.service, Event::Refused(&refused));
     }
 
     fn on_backlog_empty(&mut self, index: usize) {
-        if let Some(Some(listener)) = self.listeners.get_mut(index) {
+        if let Some(Some(listener)) = self.table.listeners.all.get_mut(index) {
             listener.acceptable = false;
             listener.resume_accepts();
         }
@@ -180,12 +178,12 @@ impl<S: System> EventLoop<S> {
     /// Then the listener pauses. Neither a freed descriptor nor the failed accept raises an event, so only a deadline
     /// can bring the loop back to it.
     fn out_of_descriptors(&mut self, index: usize) {
-        let Some(Some(listener)) = self.listeners.get(index) else { return };
+        let Some(Some(listener)) = self.table.listeners.all.get(index) else { return };
         if listener.refuses_excess && self.system.release_descriptor() {
             let mut empty = false;
             // Each round closes what it has accepted, so one free descriptor serves for all of them.
             for _ in 0..SHED_MAX {
-                let Some(Some(listener)) = self.listeners.get(index) else { break };
+                let Some(Some(listener)) = self.table.listeners.all.get(index) else { break };
                 match self.system.accept(&listener.socket) {
                     Ok((stream, peer)) => {
                         drop(stream);
@@ -213,7 +211,7 @@ impl<S: System> EventLoop<S> {
     /// descriptor. At most one warning is logged in a second, because a flood causes a failure after each pause.
     fn pause_accepts(&mut self, index: usize, what: &str) {
         let now = self.table.cx.now;
-        let Some(Some(listener)) = self.listeners.get_mut(index) else { return };
+        let Some(Some(listener)) = self.table.listeners.all.get_mut(index) else { return };
         self.table.cx.stats.starved += 1;
         listener.pause_accepts(now);
         let (level, left_out) = self.table.cx.log_limits.accepts_paused.level(Level::Warn, now);

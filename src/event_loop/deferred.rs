@@ -16,9 +16,9 @@ impl<S: System> EventLoop<S> {
         key: Key<V>,
         work: impl FnOnce(&mut V, &mut ServiceSockets<'_, V>) -> R,
     ) -> R {
-        assert!(key.reactor == self.table.reactor, "the key is of another reactor");
+        assert!(key.id.reactor == self.table.reactor, "the key is of another reactor");
         self.read_clock();
-        self.run_work(key.id.0, |service, table| run_with(service, table, work))
+        self.run_work(key.id.number, |service, table| run_with(service, table, work))
     }
 
     /// Runs what callbacks have put off for services; what is put off meanwhile waits for the next turn.

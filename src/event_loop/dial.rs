@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::EventLoop;
 use crate::base::address::Address;
 use crate::base::id::ConnId;
-use crate::base::reason::{Attempt, CloseReason, DialError, OsError, os_message};
+use crate::base::reason::{Attempt, CloseReason, ConnectError, OsError, os_message};
 use crate::base::tick::Tick;
 use crate::config::dial::Family;
 use crate::config::rules::Action;
@@ -29,7 +29,7 @@ pub(super) struct Attempts {
     in_flight: Vec<(Address, Stream)>,
     /// A Unix-domain socket whose backlog was full, and when to try it again.
     retry: Option<(Tick, Address)>,
-    error: DialError,
+    error: ConnectError,
 }
 
 /// A listener on a Unix-domain socket whose backlog is full answers connect(2) with EAGAIN, and there is no event when
@@ -38,7 +38,7 @@ const BACKLOG_RETRY: Duration = Duration::from_millis(20);
 
 impl Attempts {
     fn new(to: Address, plan: HappyEyeballs) -> Attempts {
-        Attempts { plan, in_flight: Vec::new(), retry: None, error: DialError::new(to) }
+        Attempts { plan, in_flight: Vec::new(), retry: None, error: ConnectError::new(to) }
     }
 
     /// The number of attempts beyond the first: descriptors that no slot accounts for.
@@ -47,7 +47,7 @@ impl Attempts {
     }
 
     /// The error of a dial that has failed: one entry for each address. Attempts that are under way have no answer.
-    pub(super) fn into_error(mut self) -> DialError {
+    pub(super) fn into_error(mut self) -> ConnectError {
         for (address, _) in &self.in_flight {
             self.error.add(address.clone(), Attempt::NoAnswer);
         }
@@ -131,7 +131,7 @@ impl<S: System> EventLoop<S> {
 
     fn start_attempts(&mut self, id: ConnId, addresses: Vec<SocketAddr>) {
         let (connection, _) = self.table.at(id.slot);
-        let mut error = DialError::new(connection.peer_address());
+        let mut error = ConnectError::new(connection.peer_address());
         let mut candidates = addresses;
         let options = &mut connection.dial_mut().options;
         let delay = options.attempt_delay;
@@ -279,7 +279,7 @@ impl<S: System> EventLoop<S> {
     }
 
     /// Drops the attempts that are left, which closes them. Returns the results of all.
-    pub(super) fn end_attempts(&mut self, id: ConnId) -> Option<DialError> {
+    pub(super) fn end_attempts(&mut self, id: ConnId) -> Option<ConnectError> {
         let attempts = self.attempts.remove(&id)?;
         self.extra_attempts -= attempts.extra();
         Some(attempts.into_error())

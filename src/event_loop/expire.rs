@@ -3,7 +3,7 @@
 //! Read before: `event_loop/write.rs`. Next: `event_loop/reap.rs`. `connection/deadline.rs` computes the deadlines;
 //! `parts/wheel.rs` stores one for each connection.
 
-use std::mem;
+use std::time::Duration;
 
 use super::EventLoop;
 use crate::base::id::ConnId;
@@ -131,22 +131,25 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Carries out a shutdown: listeners close at once, connections that are left when the grace has passed.
+    /// Carries out a shutdown: listeners close at once, connections that are left when the grace has passed. Each
+    /// service is told once, when the first shutdown begins: a later one can only bring the end nearer.
     fn handle_shutdown(&mut self) {
-        for listener in mem::take(&mut self.table.listeners_to_close) {
-            self.close_listener(listener);
-        }
         if let Some(stop) = self.table.stop.take() {
-            self.listeners.iter_mut().for_each(|listener| drop(listener.take()));
+            self.table.listeners.close_all();
             self.table.timers.clear();
             // Tarpitted connections would stay for 30 s and do nothing, so the shutdown does not wait for them.
             self.table.close_all_now(true);
-            self.drain_deadline = Some(match stop {
-                Stop::Shutdown(grace) => self.table.cx.now.after(grace),
-                Stop::Now => self.table.cx.now,
-            });
+            let begins = self.table.drain_deadline.is_none();
+            let (deadline, grace) = match stop {
+                Stop::Shutdown(grace) => (self.table.cx.now.after(grace), grace),
+                Stop::Now => (self.table.cx.now, Duration::ZERO),
+            };
+            self.table.drain_deadline = Some(deadline);
+            for service in 1..=self.services.len() * usize::from(begins) {
+                self.call(service as u16, Event::Stopping(grace));
+            }
         }
-        if self.drain_deadline.is_some_and(|by| by <= self.table.cx.now) {
+        if self.table.drain_deadline.is_some_and(|by| by <= self.table.cx.now) {
             // A `closed` callback of this shutdown may have set new timers, and `run` would wait for them.
             self.table.timers.clear();
             self.table.close_all_now(false);

@@ -33,7 +33,7 @@ use crate::parts::inbox::Budget;
 use crate::parts::listener::Listener;
 use crate::parts::lookups::Lookups;
 use crate::service::{AnyService, Event};
-use crate::sys::{Ready, Stream, System};
+use crate::sys::{ListenSocket, Ready, Stream, System};
 use dial::Attempts;
 use pipe::KernelPipes;
 use poll::{BusyPoll, LivelockGuard};
@@ -54,9 +54,6 @@ pub(crate) struct EventLoop<S: System> {
     pub(crate) system: S,
     pub(crate) table: Table,
     services: Vec<Box<dyn AnyService>>,
-    /// By index. A closed listener leaves a gap, because the token that the kernel returns is an index into this list.
-    listeners: Vec<Option<Listener<S::Listener>>>,
-    listener_generation: u64,
     /// The sockets of dials that are not connected yet.
     attempts: HashMap<ConnId, Attempts>,
     /// How many of these are beyond the first of their dial: `Limits::extra_attempts` bounds them, because they take
@@ -74,8 +71,6 @@ pub(crate) struct EventLoop<S: System> {
     redelivered: u64,
     /// How many connections at the front of the ready list were left over from earlier turns.
     carried_over: usize,
-    /// While shutting down: when the connections that are left are closed.
-    drain_deadline: Option<Tick>,
     busy_poll: BusyPoll,
     livelock: LivelockGuard,
     /// Bytes that a filter makes by itself (handshake, alert), before they are queued. Kept for its memory.
@@ -126,44 +121,34 @@ impl<S: System> EventLoop<S> {
         let (table, cx) = (&self.table, &self.table.cx);
         let written = cx.dirty.is_empty() && cx.drained.is_empty() && cx.pokes.is_empty();
         let queued = !(written && cx.ready.is_empty() && cx.to_reap.is_empty());
-        let stops = table.stop.is_some() || !table.listeners_to_close.is_empty();
         let posted = !self.posts.is_empty() || !table.later.is_empty() || self.handle.mailbox().has_posts();
-        let asked = posted || stops || !table.pending_dials.is_empty();
+        let asked = posted || table.stop.is_some() || !table.pending_dials.is_empty();
         let due = cx.wheel.is_due(cx.now)
             || table.timers.is_due(cx.now)
             || cx.handshakes.may_start(cx.limits.handshakes, cx.now);
-        queued || asked || due || self.open_listeners().any(|listener| self.can_accept(listener))
+        queued || asked || due || table.listeners.open().any(|listener| self.can_accept(listener))
     }
 
     /// Whether an accept from this listener could succeed now.
-    fn can_accept(&self, listener: &Listener<S::Listener>) -> bool {
+    fn can_accept(&self, listener: &Listener<ListenSocket>) -> bool {
         listener.may_accept(self.table.cx.now) && self.has_place(listener)
     }
 
     /// Whether there is a slot for the next connection, or one in which to refuse it.
-    fn has_place(&self, listener: &Listener<S::Listener>) -> bool {
+    fn has_place(&self, listener: &Listener<ListenSocket>) -> bool {
         self.table.has_room_for_service(listener.service, listener.slots())
             || (listener.refuses_excess && self.table.can_refuse())
-    }
-
-    fn open_listeners(&self) -> impl Iterator<Item = &Listener<S::Listener>> {
-        self.listeners.iter().flatten()
     }
 
     pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Whether a shutdown was asked for. Until the next `expire` that is noted in the table, and after that here.
-    pub(crate) fn is_shutting_down(&self) -> bool {
-        self.drain_deadline.is_some() || self.table.stop.is_some()
-    }
-
     /// Whether nothing can happen any more: no listener, no connection, no timer, no post, no work. `run` returns then.
     pub(crate) fn is_finished(&self) -> bool {
         let posted = self.handle.mailbox().has_posts();
         let timers = self.table.timers.len() > 0;
-        self.open_listeners().next().is_none()
+        self.table.listeners.open().next().is_none()
             && self.table.slots.is_empty()
             && !timers
             && !posted
@@ -181,13 +166,13 @@ impl<S: System> EventLoop<S> {
     fn next_tick(&self) -> Option<Tick> {
         // A listener without a free slot has no deadline: it could not accept when that passes, and a deadline in the
         // past would make every later sleep zero.
-        let able = self.open_listeners().filter(|listener| self.has_place(listener));
+        let able = self.table.listeners.open().filter(|listener| self.has_place(listener));
         let retries = able.filter_map(Listener::retry_at);
         let (table, cx) = (&self.table, &self.table.cx);
         let handshakes = cx.handshakes.next_check(cx.limits.handshakes);
         // The same holds for the end of a shutdown after which nothing is left to close.
         let left = !table.slots.is_empty() || table.timers.len() > 0;
-        let shutdown = self.drain_deadline.filter(|_| left);
+        let shutdown = table.drain_deadline.filter(|_| left);
         retries
             .chain(cx.sender_waits.next_check())
             .chain(cx.wheel.next())

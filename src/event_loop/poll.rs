@@ -87,7 +87,7 @@ impl<S: System> EventLoop<S> {
                     None => self.table.cx.stats.stale_events += 1,
                 },
                 Some(TokenKind::Listener(index)) => {
-                    if let Some(Some(listener)) = self.listeners.get_mut(index) {
+                    if let Some(Some(listener)) = self.table.listeners.all.get_mut(index) {
                         listener.acceptable = true;
                     }
                 }

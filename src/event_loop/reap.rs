@@ -40,7 +40,7 @@ impl<S: System> EventLoop<S> {
         self.spare_to_reap = mem::replace(&mut self.table.cx.to_reap, line);
         // The closed streams have freed descriptors, and no event reports that. So a listener that had run out of them
         // tries again, and the spare descriptor is opened again if it was used.
-        self.listeners.iter_mut().flatten().for_each(Listener::resume_accepts);
+        self.table.listeners.all.iter_mut().flatten().for_each(Listener::resume_accepts);
         self.system.reserve_descriptor();
     }
 
@@ -55,7 +55,7 @@ impl<S: System> EventLoop<S> {
         let dial_error = self.end_attempts(id);
         self.close_kernel_pipe(id);
         self.table.cx.handshakes.remove(id);
-        let leaving = self.drain_deadline.is_some() || self.table.stop.is_some();
+        let leaving = self.table.is_shutting_down();
         let (undelivered, mut connection) = self.table.remove(id);
         let reason = connection.close_reason.unwrap_or(CloseReason::Local);
         let (peer, local) = (connection.peer_address(), self.table.local(&connection));

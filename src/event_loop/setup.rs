@@ -9,20 +9,22 @@ use super::EventLoop;
 use super::pipe::KernelPipes;
 use super::poll::{BusyPoll, LivelockGuard};
 use crate::base::address::Address;
-use crate::base::id::{LISTENERS_MAX, ListenerId, ServiceId, Token};
+use crate::base::id::{ListenerId, ServiceId};
+use crate::base::setup_error::ListenError;
 use crate::config::limits::{Limits, SocketLimits};
 use crate::config::listen::ListenOptions;
 use crate::config::rules::Rules;
 use crate::connection::table::Table;
 use crate::handle::Handle;
-use crate::parts::listener::Listener;
 use crate::parts::lookups::Lookups;
 use crate::service::{Event, Service, ServiceState};
 use crate::sys::System;
 
 impl<S: System> EventLoop<S> {
-    pub(crate) fn new(system: S, limits: Limits) -> io::Result<EventLoop<S>> {
-        EventLoop::with_first_generation(system, limits, NonZeroU32::MIN)
+    pub(crate) fn new(mut system: S, limits: Limits) -> io::Result<EventLoop<S>> {
+        // Random, so that an id of one reactor finds nothing in another. The lower half of the seed may be zero.
+        let first = NonZeroU32::new(system.seed() as u32).unwrap_or(NonZeroU32::MIN);
+        EventLoop::with_first_generation(system, limits, first)
     }
 
     /// Creates a loop whose generation counter starts at `first`, so that a test can reach its wrap.
@@ -35,7 +37,7 @@ impl<S: System> EventLoop<S> {
         let (posts, waker) = (limits.posts, system.waker()?);
         system.reserve_descriptor();
         let (busy_poll, splices) = (limits.busy_poll, limits.splices);
-        let mut table = Table::new(limits, first, system.epoch());
+        let mut table = Table::new(limits, first, system.epoch(), system.registrar()?);
         table.rng_state = system.seed();
         let handle = Handle::new(posts, waker, table.reactor);
         let budget = table.cx.arena.budget();
@@ -43,8 +45,6 @@ impl<S: System> EventLoop<S> {
             system,
             table,
             services: Vec::new(),
-            listeners: Vec::new(),
-            listener_generation: 0,
             attempts: HashMap::new(),
             extra_attempts: 0,
             lookups: Lookups::default(),
@@ -55,7 +55,6 @@ impl<S: System> EventLoop<S> {
             budget,
             redelivered: 0,
             carried_over: 0,
-            drain_deadline: None,
             busy_poll: BusyPoll::new(busy_poll),
             livelock: LivelockGuard::default(),
             filter_out: Vec::new(),
@@ -70,9 +69,11 @@ impl<S: System> EventLoop<S> {
         self.services.push(Box::new(ServiceState::new(service)));
         self.table.service_types.push(TypeId::of::<V>());
         let limits = limits.unwrap_or_else(|| self.table.cx.limits.socket.clone());
-        let own = ServiceId(self.table.add_service(limits));
+        let reactor = self.table.reactor;
+        assert!(limits.group.is_none_or(|group| group.reactor == reactor), "the group is of another reactor");
+        let own = ServiceId { number: self.table.add_service(limits), reactor };
         self.read_clock();
-        self.call(own.0, Event::Start(own));
+        self.call(own.number, Event::Start(own));
         own
     }
 
@@ -81,53 +82,12 @@ impl<S: System> EventLoop<S> {
         at: &Address,
         service: ServiceId,
         options: &ListenOptions,
-    ) -> io::Result<ListenerId> {
-        self.add_listener(service, options, |system, token| system.listen(at, options, token))
-    }
-
-    /// Adds a listener that `make` creates. The index of a closed listener is used again; the generation in its id
-    /// keeps an old id from closing the new one.
-    pub(crate) fn add_listener(
-        &mut self,
-        service: ServiceId,
-        options: &ListenOptions,
-        make: impl FnOnce(&mut S, Token) -> io::Result<S::Listener>,
-    ) -> io::Result<ListenerId> {
-        let index = self.listeners.iter().position(Option::is_none).unwrap_or(self.listeners.len());
-        if index >= LISTENERS_MAX {
-            return Err(io::Error::other(format!("a reactor has {LISTENERS_MAX} listeners at most")));
-        }
-        if usize::from(service.0) > self.services.len() {
-            return Err(io::Error::other("the service is of another reactor"));
-        }
-        let listener = make(&mut self.system, Token::listener(index))?;
-        let address = self.system.listener_address(&listener)?;
-        self.listener_generation += 1;
-        let id = ListenerId { index, generation: self.listener_generation };
-        let listener = Listener::new(listener, id, address, service.0, options);
-        match self.listeners.get_mut(index) {
-            Some(gap) => *gap = Some(listener),
-            None => self.listeners.push(Some(listener)),
-        }
-        Ok(id)
-    }
-
-    pub(crate) fn local_addr(&self, id: ListenerId) -> Option<Address> {
-        let listener = self.listeners.get(id.index)?.as_ref()?;
-        (listener.id == id).then(|| listener.address.clone())
+    ) -> Result<ListenerId, ListenError> {
+        self.table.listen(at, service, options)
     }
 
     pub(crate) fn rules(&self, service: ServiceId) -> Option<&Rules> {
-        self.table
-            .cx
-            .admissions
-            .get(usize::from(service.0))?
-            .as_ref()
-            .map(|admission| &admission.policy.rules)
-    }
-
-    pub(crate) fn close_listener(&mut self, id: ListenerId) -> bool {
-        let listener = self.listeners.get_mut(id.index);
-        listener.and_then(|listener| listener.take_if(|listener| listener.id == id)).is_some()
+        let number = usize::from(self.table.number_of(service)?);
+        self.table.cx.admissions[number].as_ref().map(|admission| &admission.policy.rules)
     }
 }

@@ -97,12 +97,13 @@ impl<L> Listener<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::id::ReactorId;
 
     #[test]
     fn a_paused_listener_retries_by_itself_with_backoff() {
         let mut listener = Listener::new(
             (),
-            ListenerId { index: 0, generation: 1 },
+            ListenerId { reactor: ReactorId::next(), index: 0, generation: 1 },
             Address::Unnamed,
             1,
             &ListenOptions::default(),

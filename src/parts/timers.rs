@@ -12,7 +12,7 @@ use crate::config::dial::DialOptions;
 use crate::parts::wheel::Wheel;
 
 /// The id of a timer: see [`Sockets::set_timer`](crate::Sockets::set_timer). It may be kept for any time: a later timer
-/// has another id.
+/// has another id, and so has a timer of another reactor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct TimerId {
     index: u32,
@@ -59,12 +59,9 @@ pub(crate) enum Expired {
 }
 
 impl Timers {
-    pub(crate) fn new() -> Timers {
-        Timers {
-            all: Slab::new(),
-            wheel: Wheel::new(),
-            generations: GenerationCounter::starting_at(NonZeroU32::MIN),
-        }
+    /// `first`: the first generation; random, so that the ids of two reactors differ.
+    pub(crate) fn new(first: NonZeroU32) -> Timers {
+        Timers { all: Slab::new(), wheel: Wheel::new(), generations: GenerationCounter::starting_at(first) }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -150,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_repeating_timer_does_not_drift_and_skips_missed_intervals() {
-        let mut timers = Timers::new();
+        let mut timers = Timers::new(NonZeroU32::MIN);
         let id = timers.set(TimerAction::Notify(1), Tick(10), Some(Duration::from_millis(100)));
         assert_eq!(told(&mut timers, 9), []);
         assert_eq!(told(&mut timers, 13), [id]);
@@ -163,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_cancelled_timer_never_fires_and_its_id_is_not_reused() {
-        let mut timers = Timers::new();
+        let mut timers = Timers::new(NonZeroU32::MIN);
         let first = timers.set(TimerAction::Notify(1), Tick(10), None);
         assert!(timers.cancel(first) && !timers.cancel(first));
         let second = timers.set(TimerAction::Notify(1), Tick(10), None);

@@ -13,7 +13,7 @@ use crate::connection::socket::Socket;
 use crate::connection::sockets::Sockets;
 use crate::framing::Lines;
 use crate::parts::inbox::Input;
-use crate::service::Service;
+use crate::service::{Service, ServiceSockets};
 
 /// A chat room: each line of a member is sent to all members, in the same order.
 ///
@@ -27,6 +27,8 @@ use crate::service::Service;
 /// Only complete lines are sent on. A line is prefixed with the member's name and a colon, and names hold neither
 /// colons nor spaces: a member can send neither a line of the room itself nor another one's address. Control
 /// characters are removed. A line is in memory once, whatever the number of members.
+///
+/// When the reactor shuts down, each member is sent `the server is shutting down` and closed.
 ///
 /// # Slow members
 ///
@@ -62,6 +64,9 @@ const NAME_MAX: usize = 24;
 const RATE: usize = 16 * 1024;
 /// Names that `/who` lists.
 const WHO_MAX: usize = 100;
+
+/// What members are sent when the reactor shuts down.
+const SHUTTING_DOWN: &str = "the server is shutting down\n";
 
 const HELP: &str = "\
 /nick NAME  be called NAME
@@ -211,6 +216,15 @@ impl Service for Chat {
                 }
             }
         }
+    }
+
+    /// Members are told and not waited for: a chat has no end of its own.
+    fn stopping(&mut self, _: Duration, sockets: &mut ServiceSockets<'_, Chat>) {
+        let line = Shared::from(SHUTTING_DOWN);
+        sockets.for_each(|(), mut member| {
+            member.send_shared(&line);
+            member.close();
+        });
     }
 
     fn closed(&mut self, _: (), gone: &ClosedInfo, sockets: &mut Sockets<'_>) {

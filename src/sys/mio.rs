@@ -10,18 +10,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mio::net::{TcpListener, UnixListener};
-use mio::{Events, Interest, Poll};
+use mio::{Events, Interest, Poll, Registry};
 use socket2::SockRef;
 
 use super::splice::KernelPipe;
-use super::stream::{self, ListenSocket, keepalive_probes};
+use super::stream::{self, keepalive_probes};
 use super::timerfd::DeadlineTimer;
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 use crate::sys::resolver::{LookUp, Resolver};
-use crate::sys::{AcceptError, Answer, Epoch, Ready, Stream, System, Waker};
+use crate::sys::{AcceptError, Answer, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker};
 
 /// The real kernel.
 pub(crate) struct Kernel {
@@ -36,18 +36,18 @@ pub(crate) struct Kernel {
 
 /// A listener made elsewhere: see [`Reactor::adopt`](crate::Reactor::adopt).
 #[derive(Debug)]
-pub struct Adopted(ListenSocket);
+pub struct Adopted(stream::ListenSocket);
 
 impl From<StdTcpListener> for Adopted {
     fn from(listener: StdTcpListener) -> Adopted {
-        Adopted(ListenSocket::Tcp(TcpListener::from_std(listener)))
+        Adopted(stream::ListenSocket::Tcp(TcpListener::from_std(listener)))
     }
 }
 
 impl From<StdUnixListener> for Adopted {
     /// The file of the socket is not removed: its creator is responsible for it.
     fn from(listener: StdUnixListener) -> Adopted {
-        Adopted(ListenSocket::Unix(UnixListener::from_std(listener), None))
+        Adopted(stream::ListenSocket::Unix(UnixListener::from_std(listener), None))
     }
 }
 
@@ -74,31 +74,41 @@ impl Kernel {
     pub(crate) fn look_up_with(&mut self, look_up: LookUp) {
         self.resolver.set_look_up(look_up);
     }
+}
 
-    /// Registers a listener that exists already.
-    pub(crate) fn adopt(
-        &mut self,
-        adopted: Adopted,
-        options: &ListenOptions,
-        token: Token,
-    ) -> io::Result<ListenSocket> {
-        let Adopted(listener) = adopted;
-        match &listener {
-            ListenSocket::Tcp(listener) => SockRef::from(listener).set_nonblocking(true)?,
-            ListenSocket::Unix(listener, _) => SockRef::from(listener).set_nonblocking(true)?,
-        }
-        self.watch(listener, options, token)
+impl Adopted {
+    /// The address of the listener. [`Address::Unnamed`] if the system does not tell it.
+    pub(crate) fn address(&self) -> Address {
+        self.0.address().unwrap_or(Address::Unnamed)
     }
 
-    fn watch(
-        &mut self,
-        mut listener: ListenSocket,
-        options: &ListenOptions,
-        token: Token,
-    ) -> io::Result<ListenSocket> {
-        listener.set_inherited_options(options)?;
-        self.poll.registry().register(listener.source(), mio_token(token), Interest::READABLE)?;
-        Ok(listener)
+    /// Makes the listener ready to be registered.
+    pub(crate) fn prepare(self, options: &ListenOptions) -> io::Result<(ListenSocket, Address)> {
+        let Adopted(listener) = self;
+        match &listener {
+            stream::ListenSocket::Tcp(listener) => SockRef::from(listener).set_nonblocking(true)?,
+            stream::ListenSocket::Unix(listener, _) => SockRef::from(listener).set_nonblocking(true)?,
+        }
+        bound(listener, options)
+    }
+}
+
+fn bound(listener: stream::ListenSocket, options: &ListenOptions) -> io::Result<(ListenSocket, Address)> {
+    listener.set_inherited_options(options)?;
+    let address = listener.address()?;
+    Ok((ListenSocket::Kernel(listener), address))
+}
+
+/// Another descriptor of the same poll.
+struct KernelRegistrar(Registry);
+
+impl Registrar for KernelRegistrar {
+    fn bind(&self, at: &Address, options: &ListenOptions) -> io::Result<(ListenSocket, Address)> {
+        bound(stream::ListenSocket::bind(at, options)?, options)
+    }
+
+    fn register(&self, listener: &mut ListenSocket, token: Token) -> io::Result<()> {
+        self.0.register(listener.kernel_mut().source(), mio_token(token), Interest::READABLE)
     }
 }
 
@@ -109,7 +119,6 @@ impl AsFd for Kernel {
 }
 
 impl System for Kernel {
-    type Listener = ListenSocket;
     type KernelPipe = KernelPipe;
 
     fn epoch(&self) -> Epoch {
@@ -163,16 +172,12 @@ impl System for Kernel {
         Ok(())
     }
 
-    fn listen(&mut self, at: &Address, options: &ListenOptions, token: Token) -> io::Result<ListenSocket> {
-        self.watch(ListenSocket::bind(at, options)?, options, token)
-    }
-
-    fn listener_address(&self, listener: &ListenSocket) -> io::Result<Address> {
-        listener.address()
+    fn registrar(&self) -> io::Result<Box<dyn Registrar>> {
+        Ok(Box::new(KernelRegistrar(self.poll.registry().try_clone()?)))
     }
 
     fn accept(&mut self, listener: &ListenSocket) -> Result<(Stream, PeerAddress), AcceptError> {
-        let (stream, peer) = listener.accept()?;
+        let (stream, peer) = listener.kernel().accept()?;
         Ok((Stream::Kernel(stream), peer))
     }
 

@@ -39,6 +39,23 @@ pub(crate) enum Stream {
     Simulated(sim::Fd),
 }
 
+/// The socket of a listener: one type for the kernel and the simulation, for the same reason.
+pub(crate) enum ListenSocket {
+    #[cfg(not(target_family = "wasm"))]
+    Kernel(stream::ListenSocket),
+    #[cfg(any(test, target_family = "wasm"))]
+    Simulated(#[allow(dead_code, reason = "it is there to be dropped")] sim::Fd),
+}
+
+/// The system calls that a callback can make: the table has this, because it has no access to the [`System`].
+pub(crate) trait Registrar {
+    /// Binds a socket and listens on it; returns its address with the real port.
+    fn bind(&self, at: &Address, options: &ListenOptions) -> io::Result<(ListenSocket, Address)>;
+
+    /// Registers a listener for accepting, edge-triggered.
+    fn register(&self, listener: &mut ListenSocket, token: Token) -> io::Result<()>;
+}
+
 #[cfg(not(target_family = "wasm"))]
 impl Stream {
     /// The descriptor. A simulated stream has none.
@@ -64,6 +81,25 @@ impl Stream {
             Stream::Kernel(stream) => stream,
             #[cfg(test)]
             Stream::Simulated(_) => unreachable!("a simulated stream is not given to the kernel"),
+        }
+    }
+}
+
+#[cfg(not(target_family = "wasm"))]
+impl ListenSocket {
+    fn kernel(&self) -> &stream::ListenSocket {
+        match self {
+            ListenSocket::Kernel(listener) => listener,
+            #[cfg(test)]
+            ListenSocket::Simulated(_) => unreachable!("a simulated listener is not given to the kernel"),
+        }
+    }
+
+    fn kernel_mut(&mut self) -> &mut stream::ListenSocket {
+        match self {
+            ListenSocket::Kernel(listener) => listener,
+            #[cfg(test)]
+            ListenSocket::Simulated(_) => unreachable!("a simulated listener is not given to the kernel"),
         }
     }
 }
@@ -102,7 +138,6 @@ impl Epoch {
 
 /// All system calls that the loop makes. Only [`poll`](System::poll) blocks.
 pub(crate) trait System {
-    type Listener;
     /// A pipe in the kernel, through which bytes go from one stream to another without being copied (splice(2)).
     type KernelPipe;
 
@@ -121,11 +156,10 @@ pub(crate) trait System {
         until: Option<Duration>,
     ) -> io::Result<()>;
 
-    fn listen(&mut self, at: &Address, options: &ListenOptions, token: Token) -> io::Result<Self::Listener>;
+    /// What callbacks need of it.
+    fn registrar(&self) -> io::Result<Box<dyn Registrar>>;
 
-    fn listener_address(&self, listener: &Self::Listener) -> io::Result<Address>;
-
-    fn accept(&mut self, listener: &Self::Listener) -> Result<(Stream, PeerAddress), AcceptError>;
+    fn accept(&mut self, listener: &ListenSocket) -> Result<(Stream, PeerAddress), AcceptError>;
 
     /// Starts to connect. Once the stream is writable, [`check_connected`](System::check_connected) has the result.
     fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Stream>;

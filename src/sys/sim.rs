@@ -16,7 +16,7 @@ use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
-use crate::sys::{AcceptError, Answer, Epoch, Ready, Stream, System, Waker};
+use crate::sys::{AcceptError, Answer, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker};
 
 /// The simulated kernel, as the reactor uses it.
 pub(crate) struct Sim(Rc<RefCell<World>>);
@@ -59,7 +59,6 @@ struct World {
     answers: Vec<Answer>,
     /// The address that peers connect from; their ports differ.
     from: Option<IpAddr>,
-    listener_address: Option<Address>,
     /// How much time a poll without events and with a wait of zero takes.
     poll_cost: Duration,
 }
@@ -142,7 +141,6 @@ impl Sim {
             lookups: Vec::new(),
             answers: Vec::new(),
             from: None,
-            listener_address: None,
             poll_cost: Duration::ZERO,
         };
         let world = Rc::new(RefCell::new(world));
@@ -374,8 +372,19 @@ impl Edge {
     }
 }
 
+impl Registrar for Sim {
+    fn bind(&self, at: &Address, _: &ListenOptions) -> io::Result<(ListenSocket, Address)> {
+        self.0.borrow_mut().is_listening = true;
+        Ok((ListenSocket::Simulated(self.fd(LISTENER)), at.clone()))
+    }
+
+    fn register(&self, _: &mut ListenSocket, token: Token) -> io::Result<()> {
+        self.0.borrow_mut().listener = Some(token);
+        Ok(())
+    }
+}
+
 impl System for Sim {
-    type Listener = Fd;
     type KernelPipe = SimPipe;
 
     fn epoch(&self) -> Epoch {
@@ -423,20 +432,11 @@ impl System for Sim {
         Ok(())
     }
 
-    fn listen(&mut self, at: &Address, _: &ListenOptions, token: Token) -> io::Result<Fd> {
-        let mut world = self.0.borrow_mut();
-        world.listener_address = Some(at.clone());
-        world.listener = Some(token);
-        world.is_listening = true;
-        drop(world);
-        Ok(self.fd(LISTENER))
+    fn registrar(&self) -> io::Result<Box<dyn Registrar>> {
+        Ok(Box::new(Sim(self.0.clone())))
     }
 
-    fn listener_address(&self, _: &Fd) -> io::Result<Address> {
-        Ok(self.0.borrow().listener_address.clone().expect("a listener"))
-    }
-
-    fn accept(&mut self, _: &Fd) -> Result<(Stream, PeerAddress), AcceptError> {
+    fn accept(&mut self, _: &ListenSocket) -> Result<(Stream, PeerAddress), AcceptError> {
         let mut world = self.0.borrow_mut();
         world.calls.accepts += 1;
         if let Some(injected) = world.accept_errors.pop_front() {

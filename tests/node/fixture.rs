@@ -195,7 +195,7 @@ impl Fixture {
     }
 
     #[track_caller]
-    pub fn dial<A: TryInto<Address, Error: std::fmt::Display>>(&mut self, to: A) -> ConnId {
+    pub fn dial<A: TryInto<Address, Error: Into<tidemill::AddressError>>>(&mut self, to: A) -> ConnId {
         self.reactor.dial(to, self.service).expect("a slot")
     }
 

@@ -20,9 +20,6 @@ use args::{Cli, Command, CommandError};
 /// The exit code for wrong options, as most commands have it.
 const USAGE: u8 = 2;
 
-/// What the members of a chat are sent at shutdown, before they are closed.
-const SHUTTING_DOWN: &str = "the server is shutting down\n";
-
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
@@ -64,7 +61,7 @@ fn run(command: Command) -> Result<(), CommandError> {
                 None => Chat::new(),
             };
             let limits = chat.limits();
-            serve::serve_with_notice(chat, limits, SHUTTING_DOWN, &server)
+            serve::serve(chat, limits, &server)
         }
         Command::Frames { framing, server, messages } => {
             let framing = match (messages.max_length(), framing) {
@@ -128,7 +125,6 @@ fn proxy(options: &args::ProxyArgs, server: &args::ServerArgs) -> Result<(), Com
         upstreams: options.to.iter().map(|upstream| upstream.to.clone()).collect(),
         tls,
         listeners_filter: !behind_header,
-        shutdown_notice: None,
         upstream_tls: upstream_tls.map(|tls| (tls, options.tls.clone())),
         // Text in the middle of another protocol would be read as a part of it.
         busy_reply: "",

@@ -12,8 +12,8 @@ use bytesize::ByteSize;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tidemill::tls::{Client, Server};
 use tidemill::{
-    AccessPolicy, Action, Address, CloseReason, Handle, Limits, ListenOptions, Reactor, Refusal, Rules,
-    Service, SocketLimits, Stats,
+    AccessPolicy, Action, Address, CloseReason, Handle, Limits, ListenError, ListenOptions, Reactor, Refusal,
+    Rules, Service, SocketLimits, Stats,
 };
 
 use crate::args::tls::UpstreamTlsArgs;
@@ -28,8 +28,6 @@ pub struct ServeSetup {
     /// The server side of TLS if it was asked for, and whether the listeners use it; otherwise the service does.
     pub tls: Option<Server>,
     pub listeners_filter: bool,
-    /// Sent to each connection at shutdown, before it is closed. None: it may go on for as long as --drain.
-    pub shutdown_notice: Option<&'static str>,
     /// The client side of TLS, and where it was read from.
     pub upstream_tls: Option<(Client, UpstreamTlsArgs)>,
     /// What a refused peer is sent unless --busy-reply says otherwise.
@@ -44,7 +42,6 @@ impl ServeSetup {
             upstreams: Vec::new(),
             tls: options.tls.server().map_err(CommandError::Run)?,
             listeners_filter: true,
-            shutdown_notice: None,
             upstream_tls: None,
             busy_reply: "server busy",
         })
@@ -54,17 +51,6 @@ impl ServeSetup {
 /// Serves until a signal comes. `usual` are the limits that the service brings along.
 pub fn serve<S: Service>(service: S, usual: SocketLimits, options: &Options) -> Result<(), CommandError> {
     let setup = ServeSetup::plain(options)?;
-    serve_as(service, usual, setup, options)
-}
-
-/// Serves until a signal comes; then each connection is sent the notice and closed.
-pub fn serve_with_notice<S: Service>(
-    service: S,
-    usual: SocketLimits,
-    notice: &'static str,
-    options: &Options,
-) -> Result<(), CommandError> {
-    let setup = ServeSetup { shutdown_notice: Some(notice), ..ServeSetup::plain(options)? };
     serve_as(service, usual, setup, options)
 }
 
@@ -94,7 +80,7 @@ pub fn serve_as<S: Service>(
     let filter = setup.tls.as_ref().filter(|_| setup.listeners_filter).map(Server::filter_config);
     let listen = ListenOptions { reserve_slot: dials, filter, ..options.listen_options(setup.busy_reply) };
     // Before the start line, because a script may send a signal as soon as it has read that.
-    signals::drain_on_signal(reactor.handle(), options.drain(), setup.shutdown_notice).map_err(failed)?;
+    signals::drain_on_signal(reactor.handle(), options.drain()).map_err(failed)?;
     signals::reload_on_hangup(setup.tls, options.tls.clone(), setup.upstream_tls).map_err(failed)?;
     let mut listening = Vec::new();
     for address in &options.listen {
@@ -118,7 +104,7 @@ pub fn serve_as<S: Service>(
 }
 
 /// An address that this process itself has taken is not taken by "another process".
-fn cannot_listen(at: &Address, listening: &[Address], error: &io::Error) -> String {
+fn cannot_listen(at: &Address, listening: &[Address], error: &ListenError) -> String {
     let taken = |own: &&Address| {
         let (Some(at), Some(own)) = (at.inet(), own.inet()) else { return at == *own };
         // A listener on [::] also takes the port of IPv4, unless net.ipv6.bindv6only is set.

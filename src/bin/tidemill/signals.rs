@@ -39,8 +39,8 @@ pub fn prepare(has_handlers: bool) -> io::Result<()> {
 }
 
 /// The first signal drains; a second one ends at once, with the exit code that shells give a process killed by it.
-/// With a notice, each connection is sent that and closed at once, instead of having the time to end by itself.
-pub fn drain_on_signal(handle: Handle, drain: Duration, notice: Option<&'static str>) -> io::Result<()> {
+/// A service can end its connections earlier than that: `Service::stopping`.
+pub fn drain_on_signal(handle: Handle, drain: Duration) -> io::Result<()> {
     let mut heeded = vec![SIGTERM];
     heeded.extend((!is_ignored(SIGINT)).then_some(SIGINT));
     let mut signals = Signals::new(heeded)?;
@@ -55,7 +55,7 @@ pub fn drain_on_signal(handle: Handle, drain: Duration, notice: Option<&'static 
                     std::process::exit(128 + signal);
                 }
             }
-            if handle.post(move |sockets| shut_down(sockets, drain, notice)).is_err() {
+            if handle.post(move |sockets| shut_down(sockets, drain)).is_err() {
                 return; // The loop has ended already.
             }
         }
@@ -73,7 +73,7 @@ fn is_ignored(signal: i32) -> bool {
 }
 
 /// Health checks serve no client, so they are not waited for.
-fn shut_down(sockets: &mut Sockets<'_>, drain: Duration, notice: Option<&str>) {
+fn shut_down(sockets: &mut Sockets<'_>, drain: Duration) {
     let mut left = 0;
     for id in sockets.ids() {
         match sockets.get(id).map(|socket| socket.origin()) {
@@ -82,21 +82,9 @@ fn shut_down(sockets: &mut Sockets<'_>, drain: Duration, notice: Option<&str>) {
             Some(Origin::Dialed { by: Some(_) }) | None => {}
         }
     }
-    if let Some(notice) = notice {
-        send_to_all(sockets, notice);
-    }
     let connections = if left == 1 { "connection has" } else { "connections have" };
     log::info!("shutting down: listeners closed, {left} {connections} {drain:?} to end");
     sockets.shutdown(drain);
-}
-
-fn send_to_all(sockets: &mut Sockets<'_>, notice: &str) {
-    for id in sockets.ids() {
-        if let Some(mut socket) = sockets.get(id) {
-            socket.send(notice.as_bytes());
-            socket.close();
-        }
-    }
 }
 
 /// SIGHUP reads the files of both sides of TLS again. An error in the new files keeps the previous ones.

@@ -175,7 +175,7 @@ fn a_paused_listener_without_a_free_slot_lets_the_loop_sleep() {
     test.turn_until_quiet();
     assert_eq!(test.event_loop.table.cx.stats.starved, 1);
     // The last slot is taken by a dial.
-    test.event_loop.table.dial(1, address().into(), DialOptions::default(), None).unwrap();
+    test.event_loop.table.dial(test.service, address().into(), DialOptions::default(), None).unwrap();
     test.turn_until_quiet();
     test.script.finish_dial(test.script.dialed()[0], Ok(()));
     test.turn_until_quiet();

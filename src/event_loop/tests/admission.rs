@@ -1,16 +1,13 @@
 //! Access policies: rules, limits by address, and the ways to refuse.
 
 use super::*;
-use crate::base::id::ServiceId;
 use crate::config::access::AccessPolicy;
 use crate::config::dial::DialOptions;
 use crate::config::rules::RefuseMode;
 
-const SERVICE: ServiceId = ServiceId(1);
-
 fn with_policy(guard: AccessPolicy) -> TestLoop {
     let mut test = socket_limits(no_idle()).build_with(|socket| socket.send(b"welcome"), echo);
-    test.sockets().set_access_policy(SERVICE, guard);
+    test.set_access_policy(guard);
     test
 }
 
@@ -49,7 +46,8 @@ fn a_denied_peer_is_refused_as_its_rule_says_and_the_service_is_notified() {
         assert_ne!(test.received(mapped), "welcome", "mapped into version 6 it is the same address");
         let peer = connect_from(&mut test, "198.51.100.1");
         assert_eq!(test.received(peer), "welcome");
-        let hits: Vec<u64> = test.event_loop.rules(SERVICE).unwrap().iter().map(|rule| rule.hits).collect();
+        let hits: Vec<u64> =
+            test.event_loop.rules(test.service).unwrap().iter().map(|rule| rule.hits).collect();
         assert_eq!(hits, [2], "{how:?}");
         test.advance(40 * SECOND);
         assert_eq!((test.event_loop.table.refusals, test.event_loop.table.tarpitted), (0, 0), "{how:?}");
@@ -60,7 +58,7 @@ fn a_denied_peer_is_refused_as_its_rule_says_and_the_service_is_notified() {
 fn tarpitted_connections_are_limited_and_further_ones_are_reset() {
     let limits = Limits { tarpitted: 2, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(echo);
-    test.sockets().set_access_policy(SERVICE, denying("0.0.0.0/0", RefuseMode::Tarpit));
+    test.set_access_policy(denying("0.0.0.0/0", RefuseMode::Tarpit));
     let peers: Vec<PeerId> = (0..4).map(|_| connect_from(&mut test, "192.0.2.1")).collect();
     let gone: Vec<bool> =
         peers.iter().map(|&peer| test.script.released(peer) == Some(Released::Reset)).collect();
@@ -69,7 +67,7 @@ fn tarpitted_connections_are_limited_and_further_ones_are_reset() {
     assert!(!test.script.received_end(peers[0]));
     // A shutdown does not wait for tarpitted connections.
     let mut closing = Setup::default().build(echo);
-    closing.sockets().set_access_policy(SERVICE, denying("0.0.0.0/0", RefuseMode::Tarpit));
+    closing.set_access_policy(denying("0.0.0.0/0", RefuseMode::Tarpit));
     connect_from(&mut closing, "192.0.2.1");
     closing.sockets().shutdown(10 * SECOND);
     closing.turn_until_quiet();
@@ -124,7 +122,7 @@ fn a_dry_run_admits_every_connection_and_counts_what_it_would_refuse() {
 fn access_rules_are_checked_before_the_connection_cap() {
     let limits = Limits { connections: 1, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(echo);
-    test.sockets().set_access_policy(SERVICE, denying("192.0.2.0/24", RefuseMode::End));
+    test.set_access_policy(denying("192.0.2.0/24", RefuseMode::End));
     test.accept();
     let denied = connect_from(&mut test, "192.0.2.1");
     let late = connect_from(&mut test, "198.51.100.1");
@@ -136,8 +134,7 @@ fn access_rules_are_checked_before_the_connection_cap() {
 fn an_access_policy_can_be_replaced_while_connections_are_open() {
     let mut test = with_policy(AccessPolicy { per_address: Some(2), ..AccessPolicy::default() });
     let peers: Vec<PeerId> = (0..2).map(|_| connect_from(&mut test, "192.0.2.1")).collect();
-    test.sockets()
-        .set_access_policy(SERVICE, AccessPolicy { per_address: Some(3), ..AccessPolicy::default() });
+    test.set_access_policy(AccessPolicy { per_address: Some(3), ..AccessPolicy::default() });
     let third = connect_from(&mut test, "192.0.2.1");
     let fourth = connect_from(&mut test, "192.0.2.1");
     assert_eq!(test.script.released(third), None);
@@ -174,11 +171,10 @@ fn a_service_has_its_own_connection_cap_and_can_close_its_listener() {
     for overflow in [Overflow::Refuse, Overflow::Wait] {
         let listen = ListenOptions { overflow, ..ListenOptions::default() };
         let mut test = Setup { listen, ..Setup::default() }.build(echo);
-        test.sockets()
-            .set_access_policy(SERVICE, AccessPolicy { connections: Some(2), ..AccessPolicy::default() });
+        test.set_access_policy(AccessPolicy { connections: Some(2), ..AccessPolicy::default() });
         let peers: Vec<PeerId> = (0..2).map(|_| test.accept().0).collect();
         let late = connect_from(&mut test, "192.0.2.1");
-        assert_eq!(test.sockets().count(SERVICE), 2);
+        assert_eq!(test.count(), 2);
         let events = if overflow == Overflow::Refuse { "server busy\n" } else { "" };
         assert_eq!(
             (test.received(late).as_str(), test.script.backlog()),
@@ -186,12 +182,12 @@ fn a_service_has_its_own_connection_cap_and_can_close_its_listener() {
         );
         test.script.reset(peers[0]);
         test.turn_until_quiet();
-        assert_eq!(test.sockets().count(SERVICE), 1 + usize::from(overflow == Overflow::Wait));
-        let listener = test.event_loop.open_listeners().next().unwrap().id;
-        test.sockets().close_listener(listener);
+        assert_eq!(test.count(), 1 + usize::from(overflow == Overflow::Wait));
+        let listener = test.event_loop.table.listeners.open().next().unwrap().id;
+        assert!(test.sockets().close_listener(listener));
         test.turn_until_quiet();
-        assert!(!test.script.is_listening() && test.sockets().count(SERVICE) >= 1);
-        assert!(!test.event_loop.close_listener(listener), "its id names no listener any more");
+        assert!(!test.script.is_listening() && test.count() >= 1);
+        assert!(!test.sockets().close_listener(listener), "its id names no listener any more");
     }
 }
 
@@ -204,8 +200,9 @@ fn a_connection_that_reserves_a_slot_is_accepted_only_with_room_for_both() {
     let (second_peer, second) = test.accept();
     let late = connect_from(&mut test, "192.0.2.1");
     assert_eq!(test.received(late), "server busy\n", "one slot is free, and two are needed");
-    let dial =
-        |test: &mut TestLoop, by| test.event_loop.table.dial(1, address().into(), DialOptions::default(), by);
+    let dial = |test: &mut TestLoop, by| {
+        test.event_loop.table.dial(test.service, address().into(), DialOptions::default(), by)
+    };
     dial(&mut test, None).expect("the fifth slot");
     assert!(dial(&mut test, None).is_err(), "the others are kept");
     let pipe_peer = dial(&mut test, Some(first)).expect("the slot that was kept for it");

@@ -35,6 +35,7 @@ impl Service for Nudged {
 
 struct Nudges {
     event_loop: EventLoop<Sim>,
+    service: ServiceId,
     script: Script,
     pokes: Pokes,
 }
@@ -51,7 +52,7 @@ impl Nudges {
         let (on_data, on_poked) = (Box::new(on_data), Box::new(on_poked));
         let service = event_loop.add(Nudged { pokes: pokes.clone(), on_data, on_poked }, None);
         event_loop.listen(&Address::from(address()), service, &ListenOptions::default()).unwrap();
-        Nudges { event_loop, script, pokes }
+        Nudges { event_loop, service, script, pokes }
     }
 
     fn connect(&mut self) -> (PeerId, ConnId) {
@@ -255,7 +256,7 @@ fn a_poke_of_a_connection_that_ends_reaches_neither_it_nor_the_next_in_its_slot(
 #[test]
 fn a_poke_of_a_dial_waits_until_open_has_been_called() {
     let mut test = Nudges::new(discard, |_| {});
-    let service = crate::base::id::ServiceId(1);
+    let service = test.service;
     let id = test.sockets().dial("10.0.0.9:1", service).expect("a slot");
     test.sockets().get(id).expect("it is being dialed").poke();
     test.event_loop.turn_and_check();

@@ -6,7 +6,7 @@ use crate::config::dial::DialOptions;
 fn dial(test: &mut TestLoop, port: u16) -> ConnId {
     let mut to = address();
     to.set_port(port);
-    let id = test.event_loop.table.dial(1, to.into(), DialOptions::default(), None).unwrap();
+    let id = test.event_loop.table.dial(test.service, to.into(), DialOptions::default(), None).unwrap();
     test.turn_until_quiet();
     id
 }
@@ -68,7 +68,8 @@ fn a_failed_dial_reports_its_reason_once() {
 #[test]
 fn a_dial_can_be_closed_before_it_begins_and_while_it_is_under_way() {
     let mut test = Setup::default().build(discard);
-    let id = test.event_loop.table.dial(1, address().into(), DialOptions::default(), None).unwrap();
+    let id =
+        test.event_loop.table.dial(test.service, address().into(), DialOptions::default(), None).unwrap();
     Sockets::new(&mut test.event_loop.table).get(id).unwrap().close();
     test.turn_until_quiet();
     assert_eq!(test.events(), [], "a dial that never began is silent");
@@ -83,7 +84,8 @@ fn a_dial_can_be_closed_before_it_begins_and_while_it_is_under_way() {
 fn a_dial_needs_a_free_slot() {
     let mut test = at_capacity(1, Overflow::Wait);
     test.accept();
-    let error = test.event_loop.table.dial(1, address().into(), DialOptions::default(), None).unwrap_err();
+    let error =
+        test.event_loop.table.dial(test.service, address().into(), DialOptions::default(), None).unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot dial 10.0.0.1:4000: all 1 connections are in use (raise Limits::connections)"

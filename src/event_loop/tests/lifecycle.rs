@@ -99,8 +99,9 @@ fn a_deadline_that_is_due_for_ever_does_not_keep_the_loop_from_sleeping() {
     let mut test = Setup::default().build(discard);
     for _ in 0..1_100 {
         // Simulates a deadline that no phase handles: that of a shutdown, with a timer left each time.
-        test.sockets().set_timer(ServiceId(1), SECOND, None).unwrap();
-        test.event_loop.drain_deadline = Some(Tick(0));
+        let service = test.service;
+        test.sockets().set_timer(service, SECOND, None).unwrap();
+        test.event_loop.table.drain_deadline = Some(Tick(0));
         test.event_loop.turn(None).unwrap();
     }
     assert!(test.event_loop.table.cx.stats.livelocks_broken > 0);

@@ -7,7 +7,7 @@ use crate::config::rules::RefuseMode;
 use crate::connection::state::State;
 
 fn dial_with(test: &mut TestLoop, to: &str, options: DialOptions) -> ConnId {
-    let id = test.event_loop.table.dial(1, to.parse().unwrap(), options, None).unwrap();
+    let id = test.event_loop.table.dial(test.service, to.parse().unwrap(), options, None).unwrap();
     test.turn_until_quiet();
     id
 }
@@ -245,7 +245,7 @@ fn closing_or_aborting_a_dial_in_any_state_gives_one_closed_callback_and_leaves_
             let id = test
                 .event_loop
                 .table
-                .dial(1, "a.example:80".parse().unwrap(), DialOptions::default(), None)
+                .dial(test.service, "a.example:80".parse().unwrap(), DialOptions::default(), None)
                 .unwrap();
             if state > 0 {
                 test.turn_until_quiet();

@@ -16,6 +16,7 @@ mod pipe;
 mod random_scripts;
 mod rate;
 mod readiness;
+mod shutdown;
 mod splice;
 mod test_filter;
 mod timers;
@@ -27,9 +28,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::base::address::Address;
-use crate::base::id::ConnId;
+use crate::base::id::{ConnId, ServiceId};
 use crate::base::reason::{CloseReason, ClosedInfo, Refusal, Refused};
 use crate::base::shared::Shared;
+use crate::config::access::AccessPolicy;
 use crate::config::limits::{Limits, MinRate, SocketLimits};
 use crate::config::listen::{ListenOptions, Overflow};
 use crate::connection::Connection;
@@ -141,6 +143,7 @@ impl Service for Probe {
 /// A loop with one listener, whose service is a probe.
 struct TestLoop {
     event_loop: EventLoop<Sim>,
+    service: ServiceId,
     script: Script,
     log: Log,
     closed_log: ClosedLog,
@@ -210,7 +213,7 @@ impl Setup {
         };
         let service = turns.add(probe, None);
         turns.listen(&Address::from(address()), service, &self.listen).unwrap();
-        TestLoop { event_loop: turns, script, log, closed_log }
+        TestLoop { event_loop: turns, service, script, log, closed_log }
     }
 }
 
@@ -237,6 +240,17 @@ impl TestLoop {
 
     fn sockets(&mut self) -> Sockets<'_> {
         Sockets::new(&mut self.event_loop.table)
+    }
+
+    fn set_access_policy(&mut self, policy: AccessPolicy) {
+        let service = self.service;
+        self.sockets().set_access_policy(service, policy);
+    }
+
+    /// The number of connections of the service.
+    fn count(&mut self) -> usize {
+        let service = self.service;
+        self.sockets().count(service)
     }
 
     fn accept(&mut self) -> (PeerId, ConnId) {

@@ -172,7 +172,7 @@ fn a_connecting_dial_can_be_piped() {
     let mut test = socket_limits(no_idle()).build(discard);
     let (a, id) = test.accept();
     let options = crate::config::dial::DialOptions::default();
-    let pipe_peer = test.event_loop.table.dial(1, address().into(), options, Some(id)).unwrap();
+    let pipe_peer = test.event_loop.table.dial(test.service, address().into(), options, Some(id)).unwrap();
     pipe(&mut test, [id, pipe_peer]);
     test.turn_until_quiet();
     for _ in 0..10 {
@@ -184,7 +184,8 @@ fn a_connecting_dial_can_be_piped() {
     test.script.finish_dial(b, Ok(()));
     test.turn_until_quiet();
     assert_eq!(test.received(b).len(), 640 * 1024);
-    let refused = test.event_loop.table.dial(1, address().into(), Default::default(), None).unwrap();
+    let refused =
+        test.event_loop.table.dial(test.service, address().into(), Default::default(), None).unwrap();
     pipe(&mut test, [id, refused]);
     test.turn_until_quiet();
     test.script.finish_dial(test.script.dialed()[1], Err(libc::ECONNREFUSED));

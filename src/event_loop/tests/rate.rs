@@ -84,7 +84,7 @@ fn a_group_shares_its_rate_evenly() {
 fn a_dry_run_counts_connections_that_would_be_throttled() {
     let mut test = socket_limits(SocketLimits { rate: Some(RATE), ..no_idle() }).build(discard);
     let guard = crate::config::access::AccessPolicy { dry_run: true, ..Default::default() };
-    test.sockets().set_access_policy(crate::base::id::ServiceId(1), guard);
+    test.set_access_policy(guard);
     let (peer, _) = stuffed(&mut test);
     test.turn_until_quiet();
     assert_eq!(test.script.unread(peer), 0);

@@ -31,7 +31,7 @@ fn a_repeating_alarm_repeats_until_cancelled() {
 #[test]
 fn a_service_timer_fires_once_or_repeats_until_cancelled() {
     let mut test = Setup::default().build(discard);
-    let service = crate::base::id::ServiceId(1);
+    let service = test.service;
     let times = |test: &TestLoop| test.events().iter().filter(|events| **events == Event::Timer).count();
     test.sockets().set_timer(service, 100 * MS, None).unwrap();
     test.advance(95 * MS);
@@ -51,7 +51,7 @@ fn a_service_timer_fires_once_or_repeats_until_cancelled() {
 fn timers_are_bounded_and_cancelled_by_shutdown() {
     let limits = Limits { timers: 2, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(discard);
-    let service = crate::base::id::ServiceId(1);
+    let service = test.service;
     for _ in 0..2 {
         test.sockets().set_timer(service, SECOND, Some(SECOND)).unwrap();
     }

@@ -137,7 +137,7 @@ fn talk(options: &ConnectArgs, edits: bool, failed: &Failed) -> Result<(Shared, 
         false => {
             let (filter, local) = (options.tls.client()?, options.source);
             let dial = DialOptions { filter, local, ..DialOptions::default() };
-            reactor.dial_with(&options.to, service, dial).map_err(cannot)?;
+            reactor.dial_with(&options.to, service, dial).map_err(|error| cannot(error.into()))?;
             None
         }
     };

@@ -44,7 +44,7 @@ fn received_data(test: &TestLoop) -> Vec<u8> {
 
 fn dial_tls(test: &mut TestLoop, to: &str, options: DialOptions) -> ConnId {
     let options = DialOptions { filter: Some(client()), ..options };
-    let id = test.event_loop.table.dial(1, to.parse().unwrap(), options, None).unwrap();
+    let id = test.event_loop.table.dial(test.service, to.parse().unwrap(), options, None).unwrap();
     test.turn_until_quiet();
     id
 }

@@ -6,8 +6,11 @@ use super::*;
 fn a_filtered_pipe_encrypts_and_decrypts_and_is_not_spliced() {
     let mut test = tls_setup(no_idle()).build(discard);
     let (a, id_a) = handshaken(&mut test);
-    let id_b =
-        test.event_loop.table.dial(1, "10.0.0.9:1".parse().unwrap(), DialOptions::default(), None).unwrap();
+    let id_b = test
+        .event_loop
+        .table
+        .dial(test.service, "10.0.0.9:1".parse().unwrap(), DialOptions::default(), None)
+        .unwrap();
     test.turn_until_quiet();
     let b = test.script.dialed()[0];
     test.script.finish_dial(b, Ok(()));

@@ -48,8 +48,11 @@ fn a_dialed_connection_can_start_a_filter_later() {
         }
         input.take_all();
     });
-    let id =
-        test.event_loop.table.dial(1, "10.0.0.9:25".parse().unwrap(), DialOptions::default(), None).unwrap();
+    let id = test
+        .event_loop
+        .table
+        .dial(test.service, "10.0.0.9:25".parse().unwrap(), DialOptions::default(), None)
+        .unwrap();
     test.turn_until_quiet();
     let peer = test.script.dialed()[0];
     test.script.finish_dial(peer, Ok(()));
@@ -72,8 +75,11 @@ fn a_filter_started_before_connecting_sends_no_cleartext() {
         },
         discard,
     );
-    let id =
-        test.event_loop.table.dial(1, "10.0.0.9:443".parse().unwrap(), DialOptions::default(), None).unwrap();
+    let id = test
+        .event_loop
+        .table
+        .dial(test.service, "10.0.0.9:443".parse().unwrap(), DialOptions::default(), None)
+        .unwrap();
     test.turn_until_quiet();
     let peer = test.script.dialed()[0];
     test.script.finish_dial(peer, Ok(()));

@@ -1,0 +1,40 @@
+//! The invariants of one connection.
+
+use super::{Connection, NOT_DIRTY};
+use crate::connection::context::Context;
+use crate::connection::state::{Flag, Stage};
+
+impl Connection {
+    /// Asserts what must be true of a connection between two turns. Debug builds only.
+    pub(crate) fn check(&self, cx: &Context) {
+        let id = self.id;
+        let entry = cx.dirty.get(self.dirty as usize);
+        debug_assert!(
+            self.dirty == NOT_DIRTY || entry.is_some_and(|dirty| dirty.id == id),
+            "{id}: not dirty"
+        );
+        debug_assert!(
+            self.stage == Stage::Dead || self.flags.contains(Flag::Ready) || !self.wants_turn(),
+            "{id}: a wake-up was lost"
+        );
+        debug_assert!(self.is_filtered() == self.tls().is_some(), "{id}: a filter without its state");
+        debug_assert!(
+            self.flags.contains(Flag::Piped) == self.pipe_peer().is_some(),
+            "{id}: a pipe without its other end"
+        );
+        debug_assert!(
+            self.stage != Stage::Closing || self.close_reason.is_some(),
+            "{id}: closing without a reason"
+        );
+        debug_assert!(
+            !self.is_write_failed() || self.outbox.is_none() || self.stage == Stage::Dead,
+            "{id}: a queue that cannot be written"
+        );
+        if let (Some((when, _)), true) =
+            (self.deadline(cx.limits_of(self.service)), self.stage != Stage::Dead)
+        {
+            let armed = cx.wheel.when(id.slot);
+            debug_assert!(armed.is_some_and(|armed| armed <= when), "{id}: no alarm for its deadline");
+        }
+    }
+}
