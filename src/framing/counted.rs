@@ -3,14 +3,14 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 
-use super::{FrameError, Wrapping, refuse_longer};
+use super::{FrameError, HEAD_MAX, Wrapping, refuse_longer};
 use crate::parts::inbox::Input;
 
 /// The default maximum of a body: a peer with an unfinished frame holds a 64th of the default
 /// [`Limits::memory`](crate::Limits::memory).
-const LONGEST: usize = 1024 * 1024;
+pub(super) const LONGEST: usize = 1024 * 1024;
 
-/// Length-prefixed frames: an unsigned integer of 1, 2, 4 or 8 bytes with the length of the body, then the body.
+/// Length-prefixed frames: an unsigned integer of 1, 2, 3, 4 or 8 bytes with the length of the body, then the body.
 ///
 /// ```text
 ///     U16_BE    00 05  h  e  l  l  o  │  00 00  │  00 02  o  k
@@ -29,12 +29,18 @@ const LONGEST: usize = 1024 * 1024;
 /// let error = small.next(&mut Input::new(&[0xff, 0xff, 0xff, 0xff])).unwrap_err();
 /// assert_eq!(error, FrameError::TooLong { length: 4_294_967_295, max: 1000 });
 /// assert_eq!(error.to_string(), "a frame of 4294967295 bytes is longer than the 1000 allowed");
+///
+/// // Everything can be set in a constant.
+/// const PACKETS: LengthPrefix = LengthPrefix::U24_LE.max_payload(64 * 1024);
+/// # assert_eq!(PACKETS.inbox_limit(), 64 * 1024 + 3);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LengthPrefix {
-    /// The size of the length, in bytes: 1, 2, 4 or 8.
+    /// The size of the length, in bytes: 1, 2, 3, 4 or 8.
     width: usize,
     order: Order,
+    /// Whether the length counts its own bytes, too.
+    counts_itself: bool,
     max: usize,
 }
 
@@ -51,6 +57,10 @@ impl LengthPrefix {
     pub const U16_BE: LengthPrefix = LengthPrefix::new(2, Order::Big);
     /// Two bytes, the least significant first.
     pub const U16_LE: LengthPrefix = LengthPrefix::new(2, Order::Little);
+    /// Three bytes, the most significant first: bodies of up to 16,777,215 bytes, as in TLS and HTTP/2.
+    pub const U24_BE: LengthPrefix = LengthPrefix::new(3, Order::Big);
+    /// Three bytes, the least significant first, as in MySQL.
+    pub const U24_LE: LengthPrefix = LengthPrefix::new(3, Order::Little);
     /// Four bytes, the most significant first.
     pub const U32_BE: LengthPrefix = LengthPrefix::new(4, Order::Big);
     /// Four bytes, the least significant first.
@@ -61,33 +71,48 @@ impl LengthPrefix {
     pub const U64_LE: LengthPrefix = LengthPrefix::new(8, Order::Little);
 
     const fn new(width: usize, order: Order) -> LengthPrefix {
-        LengthPrefix { width, order, max: LONGEST }
+        LengthPrefix { width, order, counts_itself: false, max: LONGEST }
     }
 
     /// Sets the maximum length of a body in bytes, without the prefix. Default 1 MiB, or what the prefix can express if
     /// that is less (255 for one byte).
-    pub fn max_payload(self, bytes: usize) -> LengthPrefix {
+    pub const fn max_payload(self, bytes: usize) -> LengthPrefix {
         LengthPrefix { max: bytes, ..self }
+    }
+
+    /// Sets whether the length counts its own bytes, as in PostgreSQL. Off by default.
+    pub const fn counts_itself(self, on: bool) -> LengthPrefix {
+        LengthPrefix { counts_itself: on, ..self }
     }
 
     /// As [`Framing::next`](super::Framing::next).
     ///
     /// # Errors
     ///
-    /// [`FrameError::TooLong`].
+    /// [`FrameError::TooLong`]; if the length counts itself, also [`FrameError::TooShort`].
     pub fn next<'a>(&self, input: &mut Input<'a>) -> Result<Option<&'a [u8]>, FrameError> {
-        let Some((header, rest)) = input.bytes().split_at_checked(self.width) else { return Ok(None) };
-        let length = self.read(header);
+        let Some((width, length)) = self.header(input.bytes())? else { return Ok(None) };
+        // Both sizes are below the limits that `header` has checked, and the sum of two is compared without overflow.
+        if input.len() - width < length {
+            return Ok(None);
+        }
+        input.take(width);
+        Ok(Some(input.take(length)))
+    }
+
+    /// The sizes of the length and of the body, if the whole length is there.
+    #[inline]
+    pub(super) fn header(&self, bytes: &[u8]) -> Result<Option<(usize, usize)>, FrameError> {
+        let Some(header) = bytes.get(..self.width) else { return Ok(None) };
+        let counted = self.read(header);
+        let Some(length) = counted.checked_sub(self.counted_width() as u64) else {
+            return Err(FrameError::TooShort { length: counted, min: self.width });
+        };
         // Compared in 64 bits: on a 32-bit target, a conversion to `usize` first would cut the length off.
         if length > self.longest() as u64 {
             return Err(FrameError::TooLong { length, max: self.longest() });
         }
-        let length = length as usize;
-        if rest.len() < length {
-            return Ok(None);
-        }
-        input.take(self.width);
-        Ok(Some(input.take(length)))
+        Ok(Some((self.width, length as usize)))
     }
 
     /// As [`Framing::inbox_limit`](super::Framing::inbox_limit).
@@ -98,7 +123,12 @@ impl LengthPrefix {
     /// The maximum length of a body: the configured one, or the greatest that the prefix can express.
     fn longest(&self) -> usize {
         let sayable = u64::MAX >> (64 - 8 * self.width);
-        self.max.min(usize::try_from(sayable).unwrap_or(usize::MAX))
+        self.max.min(usize::try_from(sayable).unwrap_or(usize::MAX) - self.counted_width())
+    }
+
+    /// How much the length is greater than the body.
+    fn counted_width(&self) -> usize {
+        if self.counts_itself { self.width } else { 0 }
     }
 
     fn read(&self, header: &[u8]) -> u64 {
@@ -112,7 +142,7 @@ impl LengthPrefix {
     }
 
     /// Converts between the byte order on the wire and little-endian.
-    fn turn_around(&self, header: &mut [u8; 8]) {
+    fn turn_around(&self, header: &mut [u8]) {
         if self.order == Order::Big {
             header[..self.width].reverse();
         }
@@ -120,7 +150,8 @@ impl LengthPrefix {
 
     pub(super) fn wrap(&self, body: &[u8]) -> Result<Wrapping<'static>, FrameError> {
         refuse_longer(body, self.longest())?;
-        let mut head = (body.len() as u64).to_le_bytes();
+        let mut head = [0; HEAD_MAX];
+        head[..8].copy_from_slice(&((body.len() + self.counted_width()) as u64).to_le_bytes());
         self.turn_around(&mut head);
         Ok(Wrapping { head, head_len: self.width, tail: b"" })
     }
@@ -134,7 +165,8 @@ impl fmt::Display for LengthPrefix {
             Order::Big => "be",
             Order::Little => "le",
         };
-        write!(f, "u{}{order}", 8 * self.width)
+        let itself = if self.counts_itself { ":self" } else { "" };
+        write!(f, "u{}{order}{itself}", 8 * self.width)
     }
 }
 
@@ -159,8 +191,11 @@ pub struct Fixed {
 
 impl Fixed {
     /// Frames of `bytes` bytes. `None` if that is 0.
-    pub fn new(bytes: usize) -> Option<Fixed> {
-        NonZeroUsize::new(bytes).map(|bytes| Fixed { bytes })
+    pub const fn new(bytes: usize) -> Option<Fixed> {
+        match NonZeroUsize::new(bytes) {
+            Some(bytes) => Some(Fixed { bytes }),
+            None => None,
+        }
     }
 
     /// As [`Framing::next`](super::Framing::next).
@@ -194,10 +229,12 @@ impl fmt::Display for Fixed {
 mod tests {
     use super::*;
 
-    const ALL: [LengthPrefix; 7] = [
+    const ALL: [LengthPrefix; 9] = [
         LengthPrefix::U8,
         LengthPrefix::U16_BE,
         LengthPrefix::U16_LE,
+        LengthPrefix::U24_BE,
+        LengthPrefix::U24_LE,
         LengthPrefix::U32_BE,
         LengthPrefix::U32_LE,
         LengthPrefix::U64_BE,
@@ -210,10 +247,12 @@ mod tests {
 
     #[test]
     fn the_length_has_the_byte_order_of_its_name() {
-        let wires: [&[u8]; 7] = [
+        let wires: [&[u8]; 9] = [
             b"\x02ok",
             b"\0\x02ok",
             b"\x02\0ok",
+            b"\0\0\x02ok",
+            b"\x02\0\0ok",
             b"\0\0\0\x02ok",
             b"\x02\0\0\0ok",
             b"\0\0\0\0\0\0\0\x02ok",
@@ -283,6 +322,24 @@ mod tests {
                 assert!(out.is_empty());
             }
         }
+    }
+
+    #[test]
+    fn a_length_that_counts_itself_is_never_less_than_itself() {
+        for framing in ALL.map(|framing| framing.counts_itself(true).max_payload(200)) {
+            for body in [&b""[..], b"body", &[7; 200]] {
+                let mut out = Vec::new();
+                framing.encode(body, &mut out).unwrap();
+                assert_eq!(framing.read(&out[..framing.width]), out.len() as u64, "{framing}");
+                assert_eq!(first(&framing, &out), Ok(Some(body)), "{framing}");
+            }
+            let refused = Err(FrameError::TooShort { length: 0, min: framing.width });
+            assert_eq!(first(&framing, &[0; 8]), refused, "{framing}: a length of zero would never end");
+        }
+        let (tiny, mut out) = (LengthPrefix::U8.counts_itself(true), Vec::new());
+        assert_eq!(tiny.encode(&[1; 255], &mut out), Err(FrameError::TooLong { length: 255, max: 254 }));
+        let endless = LengthPrefix::U64_BE.counts_itself(true).max_payload(usize::MAX);
+        assert_eq!(first(&endless, &[0xff; 100]), Ok(None));
     }
 
     #[test]

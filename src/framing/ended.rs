@@ -42,6 +42,9 @@ const LONGEST: usize = 8 * 1024;
 /// assert_eq!(Lines::STRICT.next(&mut input), Err(FrameError::LoneLineFeed { at: 3 }));
 /// assert_eq!(Lines::LENIENT.next(&mut input), Ok(Some(&b"two"[..])));
 /// assert_eq!(Lines::LENIENT.next(&mut input), Ok(None));
+///
+/// const SHORT: Lines = Lines::LENIENT.max(512);
+/// # assert_eq!(SHORT.inbox_limit(), 514);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lines {
@@ -56,7 +59,7 @@ impl Lines {
     pub const STRICT: Lines = Lines { strict: true, max: LONGEST };
 
     /// Sets the maximum length of a line in bytes, without its end. Default 8 KiB.
-    pub fn max(self, bytes: usize) -> Lines {
+    pub const fn max(self, bytes: usize) -> Lines {
         Lines { max: bytes, ..self }
     }
 

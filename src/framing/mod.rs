@@ -80,9 +80,13 @@ use crate::parts::inbox::Input;
 mod counted;
 mod ended;
 pub mod proxy_header;
+mod tagged;
+mod varint;
 
 pub use counted::{Fixed, LengthPrefix};
 pub use ended::{Delimiter, Lines};
+pub use tagged::{TagAndBody, Tagged};
+pub use varint::Varint;
 
 /// Any of the framings, chosen at run time, for example by its name.
 ///
@@ -102,14 +106,16 @@ pub use ended::{Delimiter, Lines};
 /// assert_eq!(framing.next(&mut input), Ok(Some(&b""[..])));
 /// assert_eq!(framing.next(&mut input), Ok(None));
 ///
-/// let error = "u24".parse::<Framing>().unwrap_err();
-/// assert!(error.to_string().starts_with("\"u24\" is not a framing; choose one of u8, u16be, "));
+/// let error = "u23".parse::<Framing>().unwrap_err();
+/// assert!(error.to_string().starts_with("\"u23\" is not a framing; choose one of u8, u16be, "));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Framing {
     /// The length of the body, then the body.
     LengthPrefix(LengthPrefix),
+    /// The length of the body as a variable-length integer, then the body.
+    Varint(Varint),
     /// Text lines.
     Lines(Lines),
     /// The body, then a delimiter.
@@ -126,6 +132,7 @@ impl Framing {
     pub fn max(self, bytes: usize) -> Framing {
         match self {
             Framing::LengthPrefix(framing) => Framing::LengthPrefix(framing.max_payload(bytes)),
+            Framing::Varint(framing) => Framing::Varint(framing.max_payload(bytes)),
             Framing::Lines(framing) => Framing::Lines(framing.max(bytes)),
             Framing::Delimiter(framing) => Framing::Delimiter(framing.max(bytes)),
             Framing::Fixed(_) | Framing::Raw => self,
@@ -140,6 +147,7 @@ impl Framing {
     pub fn next<'a>(&self, input: &mut Input<'a>) -> Result<Option<&'a [u8]>, FrameError> {
         match self {
             Framing::LengthPrefix(framing) => framing.next(input),
+            Framing::Varint(framing) => framing.next(input),
             Framing::Lines(framing) => framing.next(input),
             Framing::Delimiter(framing) => framing.next(input),
             Framing::Fixed(framing) => framing.next(input),
@@ -152,6 +160,7 @@ impl Framing {
     pub fn inbox_limit(&self) -> usize {
         match self {
             Framing::LengthPrefix(framing) => framing.inbox_limit(),
+            Framing::Varint(framing) => framing.inbox_limit(),
             Framing::Lines(framing) => framing.inbox_limit(),
             Framing::Delimiter(framing) => framing.inbox_limit(),
             Framing::Fixed(framing) => framing.inbox_limit(),
@@ -162,6 +171,7 @@ impl Framing {
     fn wrap(&self, body: &[u8]) -> Result<Wrapping<'_>, FrameError> {
         match self {
             Framing::LengthPrefix(framing) => framing.wrap(body),
+            Framing::Varint(framing) => framing.wrap(body),
             Framing::Lines(framing) => framing.wrap(body),
             Framing::Delimiter(framing) => framing.wrap(body),
             Framing::Fixed(framing) => framing.wrap(body),
@@ -191,6 +201,18 @@ pub enum FrameError {
         /// Bytes allowed.
         max: usize,
     },
+    /// A received length that counts itself is less than its own size.
+    TooShort {
+        /// The length.
+        length: u64,
+        /// The size of the length.
+        min: usize,
+    },
+    /// A received length is not a varint in its shortest form, or has too many bytes.
+    BadVarint {
+        /// Bytes allowed for the length.
+        max: usize,
+    },
     /// There was no delimiter or line end within the maximum length.
     Unended {
         /// Bytes allowed.
@@ -211,7 +233,7 @@ pub enum FrameError {
         /// Bytes of the body before it.
         at: usize,
     },
-    /// A body to be sent does not have the fixed length.
+    /// A body to be sent does not have the fixed length, or a tag not that of its framing.
     WrongLength {
         /// Bytes in the body.
         length: usize,
@@ -225,6 +247,12 @@ impl fmt::Display for FrameError {
         match self {
             FrameError::TooLong { length, max } => {
                 write!(f, "a frame of {length} bytes is longer than the {max} allowed")
+            }
+            FrameError::TooShort { length, min } => {
+                write!(f, "a length that counts itself is at least {min}, and was {length}")
+            }
+            FrameError::BadVarint { max } => {
+                write!(f, "a length is not a varint of at most {max} bytes in its shortest form")
             }
             FrameError::Unended { max } => write!(f, "a frame did not end within the {max} bytes allowed"),
             FrameError::LoneLineFeed { at } => {
@@ -251,7 +279,10 @@ impl From<FrameError> for CloseReason {
     fn from(error: FrameError) -> CloseReason {
         match error {
             FrameError::TooLong { .. } | FrameError::Unended { .. } => CloseReason::TooLong,
-            FrameError::LoneLineFeed { .. } | FrameError::LoneReturn { .. } => CloseReason::Malformed,
+            FrameError::LoneLineFeed { .. }
+            | FrameError::LoneReturn { .. }
+            | FrameError::TooShort { .. }
+            | FrameError::BadVarint { .. } => CloseReason::Malformed,
             FrameError::ContainsEnd { .. } | FrameError::WrongLength { .. } => CloseReason::Local,
         }
     }
@@ -267,7 +298,8 @@ impl fmt::Display for UnknownFraming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} is not a framing; choose one of ", self.asked)?;
         f.write_str(
-            "u8, u16be, u16le, u32be, u32le, u64be, u64le, line, crlf, fixed:N (N bytes, at least 1), raw",
+            "u8, u16be, u16le, u24be, u24le, u32be, u32le, u64be, u64le (any of these with :self if the length counts \
+             itself), varint28, varint32, varint64, line, crlf, fixed:N (N bytes, at least 1), raw",
         )
     }
 }
@@ -280,19 +312,35 @@ impl FromStr for Framing {
     /// Parses the name of a framing, which gets the default maximum. A [`Delimiter`] has no name.
     fn from_str(name: &str) -> Result<Framing, UnknownFraming> {
         Ok(match name {
-            "u8" => Framing::LengthPrefix(LengthPrefix::U8),
-            "u16be" => Framing::LengthPrefix(LengthPrefix::U16_BE),
-            "u16le" => Framing::LengthPrefix(LengthPrefix::U16_LE),
-            "u32be" => Framing::LengthPrefix(LengthPrefix::U32_BE),
-            "u32le" => Framing::LengthPrefix(LengthPrefix::U32_LE),
-            "u64be" => Framing::LengthPrefix(LengthPrefix::U64_BE),
-            "u64le" => Framing::LengthPrefix(LengthPrefix::U64_LE),
+            "varint28" => Framing::Varint(Varint::U28),
+            "varint32" => Framing::Varint(Varint::U32),
+            "varint64" => Framing::Varint(Varint::U64),
             "line" => Framing::Lines(Lines::LENIENT),
             "crlf" => Framing::Lines(Lines::STRICT),
             "raw" => Framing::Raw,
-            _ => fixed(name).ok_or_else(|| UnknownFraming { asked: name.to_owned() })?,
+            _ => prefix(name)
+                .map(Framing::LengthPrefix)
+                .or_else(|| fixed(name))
+                .ok_or_else(|| UnknownFraming { asked: name.to_owned() })?,
         })
     }
+}
+
+fn prefix(name: &str) -> Option<LengthPrefix> {
+    let (name, counts_itself) = name.strip_suffix(":self").map_or((name, false), |name| (name, true));
+    let prefix = match name {
+        "u8" => LengthPrefix::U8,
+        "u16be" => LengthPrefix::U16_BE,
+        "u16le" => LengthPrefix::U16_LE,
+        "u24be" => LengthPrefix::U24_BE,
+        "u24le" => LengthPrefix::U24_LE,
+        "u32be" => LengthPrefix::U32_BE,
+        "u32le" => LengthPrefix::U32_LE,
+        "u64be" => LengthPrefix::U64_BE,
+        "u64le" => LengthPrefix::U64_LE,
+        _ => return None,
+    };
+    Some(prefix.counts_itself(counts_itself))
 }
 
 fn fixed(name: &str) -> Option<Framing> {
@@ -308,6 +356,7 @@ impl fmt::Display for Framing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Framing::LengthPrefix(framing) => framing.fmt(f),
+            Framing::Varint(framing) => framing.fmt(f),
             Framing::Lines(framing) => framing.fmt(f),
             Framing::Delimiter(framing) => framing.fmt(f),
             Framing::Fixed(framing) => framing.fmt(f),
@@ -316,15 +365,18 @@ impl fmt::Display for Framing {
     }
 }
 
+/// Bytes in front of a body at most: a varint of 64 bits.
+const HEAD_MAX: usize = 10;
+
 /// The bytes before and behind a body on the wire. It exists only for a body that may be sent.
 struct Wrapping<'a> {
-    head: [u8; 8],
+    head: [u8; HEAD_MAX],
     head_len: usize,
     tail: &'a [u8],
 }
 
 impl Wrapping<'_> {
-    const NONE: Wrapping<'static> = Wrapping { head: [0; 8], head_len: 0, tail: b"" };
+    const NONE: Wrapping<'static> = Wrapping { head: [0; HEAD_MAX], head_len: 0, tail: b"" };
 
     fn around(&self, body: &[u8], mut write: impl FnMut(&[u8])) {
         for part in [&self.head[..self.head_len], body, self.tail] {
@@ -367,7 +419,7 @@ macro_rules! sending {
     )*};
 }
 
-sending!(Framing, LengthPrefix, Lines, Delimiter, Fixed);
+sending!(Framing, LengthPrefix, Varint, Lines, Delimiter, Fixed);
 
 #[cfg(test)]
 mod tests {
@@ -375,8 +427,25 @@ mod tests {
     use crate::parts::inbox::Inbox;
     use proptest::prelude::*;
 
-    const NAMES: [&str; 10] =
-        ["u8", "u16be", "u16le", "u32be", "u32le", "u64be", "u64le", "line", "crlf", "fixed:3"];
+    const NAMES: [&str; 17] = [
+        "u8",
+        "u16be",
+        "u16le",
+        "u24be",
+        "u24le",
+        "u32be",
+        "u32le",
+        "u64be",
+        "u64le",
+        "u8:self",
+        "u24le:self",
+        "u32be:self",
+        "varint28",
+        "varint64",
+        "line",
+        "crlf",
+        "fixed:3",
+    ];
 
     /// How bytes that were not taken are delivered again: the two ways of the reactor, and to a service that takes one
     /// frame per call.
@@ -461,22 +530,10 @@ mod tests {
     /// A body and the length of its frame.
     fn model_frame(framing: &Framing, wire: &[u8]) -> Result<Option<(Vec<u8>, usize)>, FrameError> {
         match framing {
-            Framing::LengthPrefix(_) => {
-                let bits: usize = framing.to_string().trim_matches(char::is_alphabetic).parse().unwrap();
-                let (width, max) = (bits / 8, framing.inbox_limit() - bits / 8);
-                if wire.len() < width {
-                    return Ok(None);
-                }
-                let mut header = wire[..width].to_vec();
-                if framing.to_string().ends_with("le") {
-                    header.reverse();
-                }
-                let length = header.iter().fold(0u128, |sum, &byte| sum * 256 + u128::from(byte));
-                if length > max as u128 {
-                    return Err(FrameError::TooLong { length: length as u64, max });
-                }
-                let end = width + length as usize;
-                Ok((wire.len() >= end).then(|| (wire[width..end].to_vec(), end)))
+            Framing::LengthPrefix(_) => model_prefix(&framing.to_string(), framing.inbox_limit(), wire),
+            Framing::Varint(_) => {
+                let bytes = if framing.to_string() == "varint28" { 4 } else { 10 };
+                model_varint(bytes, framing.inbox_limit() - bytes, wire)
             }
             Framing::Lines(_) => model_line(framing, wire),
             Framing::Delimiter(_) => {
@@ -495,6 +552,47 @@ mod tests {
             }
             Framing::Raw => Ok((!wire.is_empty()).then(|| (wire.to_vec(), wire.len()))),
         }
+    }
+
+    fn model_prefix(name: &str, limit: usize, wire: &[u8]) -> Result<Option<(Vec<u8>, usize)>, FrameError> {
+        let (name, itself) = name.strip_suffix(":self").map_or((name, false), |name| (name, true));
+        let width = name.trim_matches(char::is_alphabetic).parse::<usize>().unwrap() / 8;
+        let max = limit - width;
+        if wire.len() < width {
+            return Ok(None);
+        }
+        let mut header = wire[..width].to_vec();
+        if name.ends_with("le") {
+            header.reverse();
+        }
+        let counted = header.iter().fold(0i128, |sum, &byte| sum * 256 + i128::from(byte));
+        let length = counted - if itself { width as i128 } else { 0 };
+        if length < 0 {
+            return Err(FrameError::TooShort { length: counted as u64, min: width });
+        }
+        if length > max as i128 {
+            return Err(FrameError::TooLong { length: length as u64, max });
+        }
+        let end = width + length as usize;
+        Ok((wire.len() >= end).then(|| (wire[width..end].to_vec(), end)))
+    }
+
+    fn model_varint(bytes: usize, max: usize, wire: &[u8]) -> Result<Option<(Vec<u8>, usize)>, FrameError> {
+        let bad = Err(FrameError::BadVarint { max: bytes });
+        let Some(last) = wire.iter().position(|byte| byte & 0x80 == 0) else {
+            // The tenth byte has one bit, so a length is known to be wrong there even if it goes on.
+            return if wire.len() < bytes { Ok(None) } else { bad };
+        };
+        let groups = &wire[..=last];
+        let length = groups.iter().rev().fold(0u128, |sum, byte| sum * 128 + u128::from(byte & 0x7f));
+        if last >= bytes || length > u128::from(u64::MAX) || (last > 0 && wire[last] == 0) {
+            return bad;
+        }
+        if length > max as u128 {
+            return Err(FrameError::TooLong { length: length as u64, max });
+        }
+        let end = last + 1 + length as usize;
+        Ok((wire.len() >= end).then(|| (wire[last + 1..end].to_vec(), end)))
     }
 
     fn model_line(framing: &Framing, wire: &[u8]) -> Result<Option<(Vec<u8>, usize)>, FrameError> {
@@ -569,6 +667,9 @@ mod tests {
     fn an_error_does_not_depend_on_where_the_stream_is_cut() {
         for (name, wire) in [
             ("u8", &b"\x01a\x05bcdef"[..]),
+            ("u8:self", b"\x02a\0bcdef"),
+            ("varint28", b"\x01a\x81\0bcdef"),
+            ("varint28", b"\x01a\x81\x80\x80\x80"),
             ("u16le", b"\x01\x00a\x00\x01b"),
             ("line", b"a\nabcdefg\n"),
             ("line", b"a\nabcd\r\r\n"),
@@ -637,6 +738,9 @@ mod tests {
             "",
             "U8",
             "u24",
+            "u32be:",
+            "line:self",
+            "varint",
             "u8be",
             "u16",
             "u32be ",
@@ -657,7 +761,7 @@ mod tests {
             );
         }
         let choices = UnknownFraming { asked: String::new() }.to_string();
-        assert!(NAMES.iter().all(|name| choices.contains(name.trim_end_matches(":3"))), "{choices}");
+        assert!(NAMES.iter().all(|name| choices.contains(name.split(':').next().unwrap())), "{choices}");
         assert_eq!(delimited(b"\r\n\0|").to_string(), r"delimiter:\r\n\x00|");
     }
 
@@ -668,6 +772,9 @@ mod tests {
             ("u8", 255 + 1),
             ("u16be", 65_535 + 2),
             ("u32be", 1_048_576 + 4),
+            ("u24be", 1_048_576 + 3),
+            ("varint28", 1_048_576 + 4),
+            ("varint64", 1_048_576 + 10),
             ("u64le", 1_048_576 + 8),
             ("line", 8_192 + 2),
             ("crlf", 8_192 + 2),
@@ -696,6 +803,16 @@ mod tests {
                 FrameError::Unended { max: 8192 },
                 "a frame did not end within the 8192 bytes allowed",
                 CloseReason::TooLong,
+            ),
+            (
+                FrameError::TooShort { length: 3, min: 4 },
+                "a length that counts itself is at least 4, and was 3",
+                CloseReason::Malformed,
+            ),
+            (
+                FrameError::BadVarint { max: 4 },
+                "a length is not a varint of at most 4 bytes in its shortest form",
+                CloseReason::Malformed,
             ),
             (
                 FrameError::LoneLineFeed { at: 3 },

@@ -41,7 +41,7 @@ fn bad_options_get_one_clear_sentence_and_exit_2() {
         ("echo --high-water 2MiB", "--high-water of 2.0 MiB is more than --max-queued of 1.0 MiB"),
         ("echo --max-queued 65MiB", "--max-queued of 65.0 MiB is more than --memory of 64.0 MiB"),
         ("frames --max-message 64MiB", "does not fit into --memory of 64.0 MiB"),
-        ("frames --framing u24", "\"u24\" is not a framing; choose one of u8, u16be"),
+        ("frames --framing u23", "\"u23\" is not a framing; choose one of u8, u16be"),
         ("frames --framing fixed:0", "is not a framing"),
         (
             "frames --framing fixed:8 --max-message 1KiB",

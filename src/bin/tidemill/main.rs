@@ -90,9 +90,12 @@ fn run(command: Command) -> Result<(), CommandError> {
 
 /// The longest message that the length field of a framing can state, where it is less than memory allows.
 fn header_max(framing: &Framing) -> Option<usize> {
-    match framing.to_string().split(['+', ' ']).next() {
-        Some("u8") => Some(255),
-        Some("u16be" | "u16le") => Some(65_535),
+    let name = framing.to_string();
+    let (name, own) = name.strip_suffix(":self").map_or((&*name, 0), |name| (name, 1));
+    match name {
+        "u8" => Some(255 - own),
+        "u16be" | "u16le" => Some(65_535 - 2 * own),
+        "u24be" | "u24le" => Some(16_777_215 - 3 * own),
         _ => None,
     }
 }

@@ -65,7 +65,8 @@ pub enum Command {
     /// Answer each message with its echo, in a frame of the same kind
     #[command(after_help = "Example: tidemill frames --framing u16be --max-message 4KiB --min-rate 4KiB/5s")]
     Frames {
-        /// u8, u16be, u16le, u32be, u32le, u64be, u64le, line, crlf, fixed:N or raw
+        /// u8, u16be, u16le, u24be, u24le, u32be, u32le, u64be, u64le (with :self: the length counts itself), varint28,
+        /// varint32, varint64, line, crlf, fixed:N or raw
         #[arg(long, value_name = "KIND", default_value = "u32be", help_heading = "Frames")]
         framing: Framing,
         #[command(flatten)]
