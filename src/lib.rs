@@ -81,6 +81,7 @@ mod service;
 pub use base::address::{Address, AddressError};
 pub use base::filter::{Filter, FilterConfig, FilterFactory, FilterInfo, Opened};
 pub use base::id::{ConnId, GroupId, Key, ListenerId, ServiceId};
+pub use base::observer;
 pub use base::post_error::PostError;
 pub use base::reason::{Attempt, CloseReason, ClosedInfo, ConnectError, OsError, Refusal, Refused};
 pub use base::setup_error::{DialError, ListenError};

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::address::{Address, AddressError};
 use crate::base::id::{ConnId, Key, ListenerId, ServiceId};
+use crate::base::observer::Observer;
 use crate::base::setup_error::{DialError, ListenError};
 use crate::base::stats::Stats;
 use crate::config::access::AccessPolicy;
@@ -293,6 +294,12 @@ impl Reactor {
         A: TryInto<Address, Error: Into<AddressError>>,
     {
         self.sockets().dial_with(to, service, options)
+    }
+
+    /// Adds an observer, which gets every step of the loop from now on: see [`observer`](crate::observer). Several are
+    /// called in the order in which they were added. They stay for the life of the reactor.
+    pub fn observe(&mut self, observer: impl Observer + 'static) {
+        self.event_loop.table.cx.observers.add(Box::new(observer));
     }
 
     /// Runs one turn of the loop: sleeps until there is an event or a deadline, but for `wait` at most (`None`: no

@@ -3,6 +3,7 @@
 pub(crate) mod address;
 pub(crate) mod filter;
 pub(crate) mod id;
+pub mod observer;
 pub(crate) mod post_error;
 pub(crate) mod reason;
 pub(crate) mod setup_error;

@@ -9,6 +9,7 @@ use super::backpressure::SenderWaits;
 use super::deferred::Pokes;
 use super::rate::Group;
 use crate::base::id::ConnId;
+use crate::base::observer::Observers;
 use crate::base::stats::Stats;
 use crate::base::tick::Tick;
 use crate::config::dial::SocketOption;
@@ -73,6 +74,7 @@ pub(crate) struct Context {
     // -- counters and log --------------------------------------------------------------------------------
     pub(crate) stats: Stats,
     pub(crate) log_limits: LogLimits,
+    pub(crate) observers: Observers,
 }
 
 /// A connection to write, and what was sent to it in this turn. An entry without segments is there for its outbox or
@@ -130,6 +132,7 @@ impl Context {
             unpiped: false,
             stats: Stats::default(),
             log_limits: LogLimits::default(),
+            observers: Observers::default(),
         }
     }
 

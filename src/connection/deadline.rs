@@ -6,37 +6,13 @@
 
 use std::time::Duration;
 
+use crate::base::observer::Due;
 use crate::base::tick::Tick;
 use crate::config::limits::{MinRate, SocketLimits};
 use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::connection::optional::{Alarm, IdleKind, IdleTimer, Overrides};
 use crate::connection::state::{Flag, Half, Stage};
-
-/// What happens when a deadline passes. Two things that are due at the same tick are acted on one after the other.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Due {
-    /// The dial takes too long.
-    Connect,
-    /// The next address of a name is tried.
-    Attempt,
-    Handshake,
-    Idle,
-    ReadIdle,
-    WriteIdle,
-    Alarm,
-    /// The rate allows reading again.
-    Refill,
-    /// The socket has failed, and the service does not take the input that arrived before.
-    Broken,
-    HalfClosed,
-    FirstByte,
-    Lifetime,
-    MessageTimeout,
-    MinReadRate,
-    MinWriteRate,
-    Linger,
-}
 
 /// How long a refused connection is kept open without an answer ([tarpit](crate::config::rules::RefuseMode::Tarpit)).
 /// Long enough to slow a scanner down, short enough for the few slots that tarpitted connections have.

@@ -11,6 +11,7 @@ use super::table::Table;
 use crate::base::address::{Address, AddressError, PeerAddress};
 use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};
+use crate::base::observer::Step;
 use crate::base::reason::CloseReason;
 use crate::base::setup_error::DialError;
 use crate::base::tick::Tick;
@@ -85,12 +86,12 @@ impl Table {
         options: DialOptions,
         dialed_by: Option<ConnId>,
     ) -> Result<ConnId, DialError> {
-        let Some(service) = self.number_of(service) else { return Err(DialError::OtherReactor { to }) };
+        let Some(number) = self.number_of(service) else { return Err(DialError::OtherReactor { to }) };
         if to == Address::Unnamed {
             return Err(DialError::Unnamed);
         }
         self.take_slot_for_dial(&to, dialed_by)?;
-        let id = self.insert(service, Stage::Connecting, PeerAddress::from(&to));
+        let id = self.insert(number, Stage::Connecting, PeerAddress::from(&to));
         let (connection, cx) = self.at(id.slot);
         connection.optional().dialed_by = dialed_by;
         let dial = connection.dial_mut();
@@ -98,6 +99,7 @@ impl Table {
         // `insert` has armed the deadline with the service's timeout; the dial's own may be earlier.
         connection.rearm(cx);
         cx.stats.dialed += 1;
+        cx.observers.tell(|| Step::Dial { connection: id, service, to: connection.peer_address() });
         self.pending_dials.push(id);
         Ok(id)
     }
@@ -138,7 +140,7 @@ impl Table {
 
     /// The wait of a redial is over. If no slot is free, it waits again.
     pub(crate) fn redial(&mut self, again: Redial) {
-        let service = ServiceId { number: again.service, reactor: self.reactor };
+        let service = self.service_id(again.service);
         match self.dial(service, again.to.clone(), again.options.clone(), None) {
             Ok(id) => self.at(id.slot).0.dial_mut().failed_attempts = again.failures,
             Err(error) => {

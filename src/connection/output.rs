@@ -4,6 +4,7 @@
 
 use std::io;
 
+use crate::base::observer::Step;
 use crate::base::reason::CloseReason;
 use crate::base::shared::Shared;
 use crate::config::dial::SocketOption;
@@ -46,6 +47,7 @@ impl Connection {
         let entry = self.push_dirty(cx);
         let segments = &mut cx.dirty[entry].segments;
         push(&mut cx.arena, segments);
+        cx.observers.tell(|| Step::Send { connection: self.id, bytes: length });
         // Full from here on, even if the kernel accepts everything later in this turn: a service that has seen
         // `is_full` waits for `drained`, so that must come.
         if left_behind + segments.len() >= high {
@@ -163,6 +165,7 @@ impl Connection {
         cx: &mut Context,
     ) -> usize {
         cx.stats.writes += 1;
+        cx.observers.tell(|| Step::Write { connection: self.id, result: result.as_ref().copied() });
         match result {
             Ok(n) => {
                 self.on_written(n, segments, cx);

@@ -164,7 +164,7 @@ impl<'a> Socket<'a> {
 
     /// The service that the connection belongs to.
     pub fn service(&self) -> ServiceId {
-        ServiceId { number: self.connection().service, reactor: self.table.reactor }
+        self.table.service_id(self.connection().service)
     }
 
     /// Whether it was dialed and is not connected yet. Bytes sent meanwhile wait.

@@ -147,6 +147,11 @@ impl Table {
         reachable.then_some(id)
     }
 
+    /// The id of a service of this reactor.
+    pub(crate) fn service_id(&self, number: u16) -> ServiceId {
+        ServiceId { number, reactor: self.reactor }
+    }
+
     /// The number of a service. None if the service is of another reactor.
     pub(crate) fn number_of(&self, service: ServiceId) -> Option<u16> {
         (service.reactor == self.reactor).then_some(service.number)

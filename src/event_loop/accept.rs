@@ -9,6 +9,7 @@ use log::Level;
 
 use super::EventLoop;
 use crate::base::address::{Address, PeerAddress};
+use crate::base::observer::{Phase, Step};
 use crate::base::reason::{CloseReason, OsError, Refusal, Refused};
 use crate::config::rules::RefuseMode;
 use crate::connection::admission::Rejection;
@@ -24,6 +25,7 @@ impl<S: System> EventLoop<S> {
     /// Starts the dials of this turn, then accepts. It follows `reap`, so that a slot freed in this turn is used before
     /// a peer is refused. Dials come first: they are made for connections that exist already.
     pub(super) fn accept(&mut self) {
+        self.enter(Phase::Accept);
         let before = self.table.cx.stats.accepted + self.table.cx.stats.refused;
         self.poll_resolver();
         for id in mem::take(&mut self.table.pending_dials) {
@@ -98,6 +100,10 @@ impl<S: System> EventLoop<S> {
         let (listener, local) = (listener.id, listener.local.or_else(|| self.system.local_address(&stream)));
         let id = self.table.insert(service, Stage::Open, peer);
         self.table.set_place(id, listener, local);
+        let owner = self.table.service_id(service);
+        let accepted =
+            || Step::Accept { connection: id, service: owner, listener, peer: Address::from(peer) };
+        self.table.cx.observers.tell(accepted);
         if dials {
             self.table.reserve(id);
         }
@@ -161,7 +167,10 @@ impl<S: System> EventLoop<S> {
         let Some(Some(listener)) = self.table.listeners.all.get(index) else { return };
         let refused = Refused { peer: Address::from(peer), at: listener.address.clone(), reason: why };
         log::debug!("{} was refused: {}", refused.peer, why.word());
-        self.call(listener.service, Event::Refused(&refused));
+        let service = listener.service;
+        let owner = self.table.service_id(service);
+        self.table.cx.observers.tell(|| Step::Refuse { service: owner, refused: &refused });
+        self.call(service, Event::Refused(&refused));
     }
 
     fn on_backlog_empty(&mut self, index: usize) {

@@ -2,6 +2,7 @@
 
 use super::EventLoop;
 use crate::base::id::{ConnId, Key};
+use crate::base::observer::{Call, Callback, Step};
 use crate::connection::state::Stage;
 use crate::service::{Event, Service, ServiceSockets, run_with};
 use crate::sys::System;
@@ -30,7 +31,10 @@ impl<S: System> EventLoop<S> {
             }
             let Some((number, work)) = self.table.later.pop_front() else { return };
             self.table.cx.stats.posts += 1;
+            let call = Call::new(Callback::Later, self.table.service_id(number), None);
+            self.table.cx.observers.tell(|| Step::Call(call));
             self.run_work(number, work);
+            self.table.cx.observers.tell(|| Step::Return(call));
         }
     }
 

@@ -11,10 +11,12 @@ use std::time::Duration;
 use super::EventLoop;
 use crate::base::address::Address;
 use crate::base::id::ConnId;
+use crate::base::observer::Step as Observed;
 use crate::base::reason::{Attempt, CloseReason, ConnectError, OsError, os_message};
 use crate::base::tick::Tick;
 use crate::config::dial::Family;
 use crate::config::rules::Action;
+use crate::connection::context::Context;
 use crate::connection::state::{Flag, Stage};
 use crate::parts::happy_eyeballs::{HappyEyeballs, Step};
 use crate::parts::lookups::LookupRequest;
@@ -44,6 +46,13 @@ impl Attempts {
     /// The number of attempts beyond the first: descriptors that no slot accounts for.
     pub(super) fn extra(&self) -> usize {
         self.in_flight.len().saturating_sub(1)
+    }
+
+    /// Connecting to one address has failed.
+    fn fail(&mut self, id: ConnId, to: Address, error: io::Error, cx: &mut Context) {
+        cx.observers.tell(|| Observed::AttemptFailed { connection: id, to: &to, error: &error });
+        self.plan.failed();
+        self.error.add(to, Attempt::Failed(OsError::from(error)));
     }
 
     /// The error of a dial that has failed: one entry for each address. Attempts that are under way have no answer.
@@ -207,6 +216,7 @@ impl<S: System> EventLoop<S> {
     fn start_attempt(&mut self, id: ConnId, address: Address) {
         let (connection, cx) = self.table.at(id.slot);
         let Some(dial) = connection.dial() else { return };
+        cx.observers.tell(|| Observed::Attempt { connection: id, to: &address });
         let mut refused = 0;
         let started = self.system.connect(&address, &dial.options).and_then(|mut stream| {
             for &option in &dial.pending_options {
@@ -226,10 +236,7 @@ impl<S: System> EventLoop<S> {
             Err(error) if address.inet().is_none() && error.kind() == io::ErrorKind::WouldBlock => {
                 attempts.retry = Some((cx.now.after(BACKLOG_RETRY), address));
             }
-            Err(error) => {
-                attempts.plan.failed();
-                attempts.error.add(address, Attempt::Failed(OsError::from(error)));
-            }
+            Err(error) => attempts.fail(id, address, error, cx),
         }
     }
 
@@ -246,10 +253,7 @@ impl<S: System> EventLoop<S> {
                 Ok(true) if winner.is_none() => winner = Some((address, stream)),
                 Ok(true) => {}
                 Ok(false) => attempts.in_flight.push((address, stream)),
-                Err(error) => {
-                    attempts.plan.failed();
-                    attempts.error.add(address, Attempt::Failed(OsError::from(error)));
-                }
+                Err(error) => attempts.fail(id, address, error, &mut self.table.cx),
             }
         }
         self.extra_attempts = self.extra_attempts - before + attempts.extra();
@@ -267,6 +271,7 @@ impl<S: System> EventLoop<S> {
         }
         let (connection, cx) = self.table.at(id.slot);
         log::debug!("{id} {address} connected");
+        cx.observers.tell(|| Observed::Connected { connection: id, to: address });
         let service = connection.service;
         match connection.on_connected(address, stream, cx) {
             // The handshake comes first, within the timeout of the dial.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::EventLoop;
 use crate::base::id::ConnId;
+use crate::base::observer::{Due, Phase, Step};
 use crate::base::reason::CloseReason;
-use crate::connection::deadline::Due;
 use crate::connection::optional::IdleKind;
 use crate::connection::state::Stage;
 use crate::connection::table::Stop;
@@ -21,6 +21,7 @@ impl<S: System> EventLoop<S> {
     /// [`Limits::expirations_per_turn`](crate::Limits::expirations_per_turn) deadlines. It follows `read`, so that
     /// bytes that arrived in time keep their connection open, even if the turn before was long.
     pub(super) fn expire(&mut self) {
+        self.enter(Phase::Expire);
         self.handle_shutdown();
         self.fire_timers();
         self.table.check_receivers();
@@ -60,10 +61,10 @@ impl<S: System> EventLoop<S> {
     /// deadline is computed here from what the connection says now.
     fn check_deadlines(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
-        let Some((when, due)) = connection.deadline(cx.limits_of(connection.service)) else { return };
-        if when > cx.now {
-            return;
-        }
+        let deadline =
+            connection.deadline(cx.limits_of(connection.service)).filter(|(when, _)| *when <= cx.now);
+        cx.observers.tell(|| Step::Deadline { connection: id, due: deadline.map(|(_, due)| due) });
+        let Some((_, due)) = deadline else { return };
         match due {
             Due::Connect => connection.close_now(CloseReason::ConnectTimeout, cx),
             Due::Attempt => self.next_attempt(id),

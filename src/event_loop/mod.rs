@@ -7,6 +7,7 @@ mod accept;
 mod deferred;
 mod dial;
 mod expire;
+mod observe;
 mod pipe;
 mod poll;
 mod posts;
@@ -25,6 +26,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::base::id::ConnId;
+use crate::base::observer::Step;
 use crate::base::tick::Tick;
 use crate::connection::context::Dirty;
 use crate::connection::table::Table;
@@ -112,7 +114,11 @@ impl<S: System> EventLoop<S> {
     fn finish_turn(&mut self) -> Turn {
         self.check_touched();
         self.table.cx.stats.turns += 1;
-        Turn { events: self.events.len(), carried_over: self.has_work() }
+        let turn = Turn { events: self.events.len(), carried_over: self.has_work() };
+        let cx = &mut self.table.cx;
+        let number = cx.stats.turns;
+        cx.observers.tell(|| Step::TurnEnd { turn: number, carried_over: turn.carried_over });
+        turn
     }
 
     /// Whether the next turn has something to do that no event will announce. Everything that a phase can leave over
@@ -185,7 +191,7 @@ impl<S: System> EventLoop<S> {
     /// Calls a callback of a service. Services are numbered from 1: 0 is
     /// [`REFUSED`](crate::connection::table::REFUSED).
     fn call(&mut self, service: u16, event: Event<'_, '_>) {
-        self.services[usize::from(service) - 1].call(&mut self.table, event);
+        observe::call_service(&mut self.services, service, &mut self.table, event);
     }
 
     /// Runs work that was put off or posted for one service.

@@ -7,6 +7,7 @@ use std::io;
 
 use super::EventLoop;
 use crate::base::id::ConnId;
+use crate::base::observer::Step;
 use crate::base::reason::CloseReason;
 use crate::connection::state::{Flag, Half};
 use crate::connection::{Connection, NOT_DIRTY};
@@ -194,7 +195,9 @@ impl<S: System> EventLoop<S> {
         let stream = self.table.find(source).and_then(|connection| connection.stream.as_ref());
         let (Some(stream), Some(used)) = (stream, self.kernel_pipes.in_use.get_mut(&sink)) else { return };
         let result = self.system.splice_in(stream, &used.pipe, max);
-        self.table.cx.stats.reads += 1;
+        let cx = &mut self.table.cx;
+        cx.stats.reads += 1;
+        cx.observers.tell(|| Step::Read { connection: source, result: result.as_ref().copied() });
         match result {
             // The peer's end, or an urgent mark with bytes behind it (tcp(7)): a read tells them apart.
             Ok(0) => self.stop_splicing(source),

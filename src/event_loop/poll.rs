@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::EventLoop;
 use crate::base::id::TokenKind;
+use crate::base::observer::{Phase, Step};
 use crate::base::tick::Tick;
 use crate::connection::Connection;
 use crate::connection::context::Context;
@@ -28,6 +29,7 @@ impl<S: System> EventLoop<S> {
     ///
     /// A deadline that passes during a long turn is noticed by the next turn, because the clock is read once in each.
     pub(super) fn poll(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        self.enter(Phase::Poll);
         let until = self.next_deadline();
         // A deadline that no phase handles would also make the wait zero, in every turn. It cannot be told apart here
         // from work that is carried over, so the guard watches both.
@@ -50,6 +52,9 @@ impl<S: System> EventLoop<S> {
         if !self.events.is_empty() {
             self.busy_poll.record_wakeup(self.table.cx.elapsed - before);
         }
+        let cx = &mut self.table.cx;
+        let (turn, now, events) = (cx.stats.turns + 1, cx.elapsed, self.events.len());
+        cx.observers.tell(|| Step::Woken { turn, now, events });
         Ok(())
     }
 
@@ -77,6 +82,8 @@ impl<S: System> EventLoop<S> {
     /// No user code runs here, so no connection can end between the kernel's report and this look-up. If it ended in an
     /// earlier turn, its slot has another generation now, and the event is counted as stale.
     pub(super) fn dispatch(&mut self) {
+        self.enter(Phase::Dispatch);
+        self.tell_events();
         self.carried_over = self.table.cx.ready.len();
         let events = std::mem::take(&mut self.events);
         self.table.cx.stats.events += events.len() as u64;

@@ -5,7 +5,9 @@
 use std::mem;
 
 use super::EventLoop;
+use super::observe::call_service;
 use crate::base::id::ConnId;
+use crate::base::observer::{Phase, Step as Observed};
 use crate::base::reason::CloseReason;
 use crate::config::limits::CALLS_MAX;
 use crate::connection::Connection;
@@ -81,6 +83,7 @@ impl<S: System> EventLoop<S> {
     /// When all had a budget, up to `EXTRA_BUDGETS` more are given to those that have more. Asking the kernel for
     /// events after each 64 KiB of a bulk echo would cost a tenth of its rate.
     pub(super) fn read(&mut self) {
+        self.enter(Phase::Read);
         self.start_handshakes();
         let extra = EXTRA_BUDGETS.saturating_mul(self.table.cx.limits.read_budget) as u64;
         let max = self.table.cx.stats.bytes_in.saturating_add(extra);
@@ -135,6 +138,7 @@ impl<S: System> EventLoop<S> {
         if self.table.cx.arena.is_full() {
             self.table.cx.arena.put_block(mem::take(block));
             self.write();
+            self.enter(Phase::Read);
             *block = self.table.cx.arena.take_block();
         }
         let mut budget = self.table.cx.limits.read_budget;
@@ -252,6 +256,7 @@ impl<S: System> EventLoop<S> {
         let Some(stream) = &connection.stream else { return ReadOutcome::None };
         let result = system.read(stream, into);
         cx.stats.reads += 1;
+        cx.observers.tell(|| Observed::Read { connection: connection.id, result: result.as_ref().copied() });
         match result {
             Ok(0) => {
                 connection.on_end_read();
@@ -359,7 +364,8 @@ impl<S: System> EventLoop<S> {
         let mut input = Input::with_scanned(bytes, scanned).within(&self.budget);
         // Not by `call`, because the input borrows the budget.
         self.table.cx.sender_waits.begin(id);
-        self.services[usize::from(service) - 1].call(&mut self.table, Event::Data(id.slot, &mut input));
+        let event = Event::Data(id.slot, &mut input);
+        call_service(&mut self.services, service, &mut self.table, event);
         if self.table.cx.sender_waits.end() {
             self.table.wait_for_receivers(id);
         }

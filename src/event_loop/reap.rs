@@ -6,6 +6,7 @@ use std::mem;
 
 use super::EventLoop;
 use crate::base::id::ConnId;
+use crate::base::observer::{Phase, Step};
 use crate::base::reason::{CloseReason, ClosedInfo};
 use crate::connection::Connection;
 use crate::connection::state::{Flag, Half};
@@ -23,6 +24,7 @@ impl<S: System> EventLoop<S> {
     /// rest of the turn, whatever callbacks close. A connection closed by a `closed` callback is reaped in the next
     /// turn, which bounds this phase.
     pub(super) fn reap(&mut self) {
+        self.enter(Phase::Reap);
         if self.table.cx.to_reap.is_empty() {
             return;
         }
@@ -67,16 +69,6 @@ impl<S: System> EventLoop<S> {
                 false => drop(stream),
             }
         }
-        if connection.service == REFUSED {
-            return; // No service has seen it.
-        }
-        if let Some(lookup) = connection.dial().and_then(|dial| dial.lookup) {
-            self.cancel_lookup(lookup, id);
-        }
-        self.on_pipe_peer_closed(&connection, reason);
-        self.restore_reserved_slot(&connection);
-        self.table.cx.stats.closed[reason.index()] += 1;
-        log::debug!("{id} {peer} closed: {}", reason.word());
         let gone = ClosedInfo {
             id,
             reason,
@@ -89,6 +81,18 @@ impl<S: System> EventLoop<S> {
             dial_error,
             filter_error: connection.tls_mut().and_then(|tls| tls.error.take()),
         };
+        let service = (connection.service != REFUSED).then(|| self.table.service_id(connection.service));
+        self.table.cx.observers.tell(|| Step::Close { service, gone: &gone });
+        if service.is_none() {
+            return; // No service has seen it.
+        }
+        if let Some(lookup) = connection.dial().and_then(|dial| dial.lookup) {
+            self.cancel_lookup(lookup, id);
+        }
+        self.on_pipe_peer_closed(&connection, reason);
+        self.restore_reserved_slot(&connection);
+        self.table.cx.stats.closed[reason.index()] += 1;
+        log::debug!("{id} {} closed: {}", gone.peer, reason.word());
         self.call(connection.service, Event::Closed(&gone));
         if let Some(again) = connection.wants_redial(reason).filter(|_| !leaving) {
             self.table.redial_later(again);

@@ -8,6 +8,7 @@ use std::mem;
 
 use super::EventLoop;
 use crate::base::id::ConnId;
+use crate::base::observer::{Phase, Step};
 use crate::base::reason::CloseReason;
 use crate::config::limits::CALLS_MAX;
 use crate::connection::context::{Context, Dirty};
@@ -25,6 +26,7 @@ impl<S: System> EventLoop<S> {
     /// No callback runs before the arena is cleared, because the segments that connections still refer to are in it.
     /// `drained` is called after that: what it sends is written by the next `write`.
     pub(super) fn write(&mut self) {
+        self.enter(Phase::Write);
         self.set_options();
         self.detach_unpiped();
         let mut line = mem::replace(&mut self.table.cx.dirty, mem::take(&mut self.spare_dirty));
@@ -215,7 +217,9 @@ impl<S: System> EventLoop<S> {
         let Some(stream) = &connection.stream else { return };
         if !leaves {
             // ENOTCONN is the usual error: the peer has reset the connection, and no read has found that yet.
-            if let Err(error) = self.system.shutdown_write(stream) {
+            let result = self.system.shutdown_write(stream);
+            cx.observers.tell(|| Step::Fin { connection: id, result: result.as_ref().copied() });
+            if let Err(error) = result {
                 return connection.on_write_failed(&error, cx);
             }
         }

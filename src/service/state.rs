@@ -40,6 +40,8 @@ pub(crate) enum Event<'a, 'b> {
 pub(crate) trait AnyService {
     fn as_any(&mut self) -> &mut dyn Any;
     fn call(&mut self, table: &mut Table, event: Event<'_, '_>);
+    /// Whether there is a session for this slot. Without one no callback of it is called.
+    fn has_session(&self, slot: u32) -> bool;
 }
 
 /// A service and the sessions of its connections, by slot. A session without content costs one byte.
@@ -92,6 +94,10 @@ impl<S: Service> ServiceState<S> {
 impl<S: Service> AnyService for ServiceState<S> {
     fn as_any(&mut self) -> &mut dyn Any {
         self
+    }
+
+    fn has_session(&self, slot: u32) -> bool {
+        self.sessions.get(slot as usize).is_some_and(Option::is_some)
     }
 
     fn call(&mut self, table: &mut Table, event: Event<'_, '_>) {

@@ -11,6 +11,7 @@ mod input;
 mod lifecycle;
 mod lookups;
 mod memory;
+mod observer;
 mod output;
 mod pipe;
 mod random_scripts;

@@ -144,6 +144,7 @@ struct World {
     event_loop: EventLoop<Sim>,
     script: Script,
     rng: Rng,
+    order: Rc<RefCell<observer::Order>>,
     lives: Rc<RefCell<HashMap<ConnId, Life>>>,
     is_quiet: Rc<RefCell<bool>>,
     peers: Vec<PeerId>,
@@ -171,6 +172,7 @@ impl World {
         };
         let mut event_loop = EventLoop::new(sim, limits).unwrap();
         let (lives, is_quiet) = (Rc::default(), Rc::default());
+        let order = observer::check_order(&mut event_loop);
         let service = event_loop.add(
             Random {
                 rng: Rng(seed ^ 0x5EED),
@@ -187,7 +189,7 @@ impl World {
         if rng.below(2) == 0 {
             script.inject_faults(seed);
         }
-        World { event_loop, script, rng, lives, is_quiet, peers: Vec::new(), seen: HashSet::new() }
+        World { event_loop, script, rng, order, lives, is_quiet, peers: Vec::new(), seen: HashSet::new() }
     }
 
     fn step(&mut self) {
@@ -239,6 +241,7 @@ impl World {
         self.event_loop.table.stop = Some(crate::connection::table::Stop::Now);
         self.event_loop.turn_until_quiet(&self.script);
         assert_eq!((self.event_loop.table.cx.memory, self.event_loop.table.connections()), (0, 0));
+        self.order.borrow().assert_complete(&self.event_loop.table.cx.stats);
         assert!(self.lives.borrow().values().all(|life| life.closed), "a connection was never closed");
     }
 }
