@@ -737,6 +737,8 @@ mod commands {
             }
         }
         assert_eq!(compared, 9, "the session has nine lines of the server");
+        // A pipe is sent to its end; at a terminal, the end of the server ends connect.
+        drop(ann.child.stdin.take());
         assert_eq!(ann.line(), None, "/quit ends connect");
         assert_eq!(ann.child.wait().expect("it has ended").code(), Some(0));
     }

@@ -1,77 +1,22 @@
 //! The chat, and its members at their terminals.
 
-use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::peer::Peer;
-use crate::server::{Process, Server, TIDEMILL, exclusive, shared, until};
+use crate::server::{Server, exclusive, shared, until};
+use crate::terminal::Terminal;
 
 const SOON: Duration = Duration::from_secs(20);
-
-/// `tidemill` in a terminal of its own.
-struct Terminal {
-    process: Process,
-    keys: File,
-    line: File,
-    screen: Arc<Mutex<String>>,
-}
-
-impl Terminal {
-    fn start(words: &[&str]) -> Terminal {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
-        grantpt(&master).and_then(|()| unlockpt(&master)).expect("it is ours");
-        let name = ptsname(&master, Vec::new()).expect("its name").into_string().expect("text");
-        let open = || OpenOptions::new().read(true).write(true).open(&name).expect("the terminal");
-        let line = open();
-        tcsetwinsize(&line, Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 }).expect("a size");
-        let mut command = Command::new(TIDEMILL);
-        command.args(words).env("TERM", "xterm").stdin(open()).stdout(open()).stderr(open());
-        let process = Process(command.spawn().expect("it"));
-        let keys = File::from(master);
-        let (mut reads, screen) =
-            (keys.try_clone().expect("a second handle"), Arc::new(Mutex::new(String::new())));
-        let copy = screen.clone();
-        thread::spawn(move || {
-            let mut buffer = [0; 4_096];
-            while let Ok(n @ 1..) = reads.read(&mut buffer) {
-                let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
-                copy.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
-            }
-        });
-        Terminal { process, keys, line, screen }
-    }
-
-    fn screen(&self) -> String {
-        self.screen.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    #[track_caller]
-    fn shows(&self, text: &str) {
-        until(&format!("{text:?} on the screen: {:?}", self.screen()), SOON, || self.screen().contains(text));
-    }
-
-    fn types(&mut self, keys: &str) {
-        self.keys.write_all(keys.as_bytes()).expect("a terminal");
-    }
-
-    fn edits_lines(&self) -> bool {
-        !tcgetattr(&self.line).expect("settings").local_modes.contains(LocalModes::ICANON)
-    }
-}
 
 #[test]
 fn arriving_lines_do_not_break_the_line_that_is_typed() {
     let _others = shared();
     let mut server = Server::start("chat");
-    let mut ann = Terminal::start(&["connect", &server.address.to_string()]);
+    let mut ann = Terminal::start(80, &["connect", &server.address.to_string()]);
     ann.shows("joined");
     until("a prompt", SOON, || ann.edits_lines());
     ann.types("hel");
@@ -81,7 +26,7 @@ fn arriving_lines_do_not_break_the_line_that_is_typed() {
     ann.shows("bob: paths: C:\\Users\\bob");
     // The typed part is drawn again below what has arrived.
     until("the line again", SOON, || {
-        ann.screen().rsplit("C:\\Users\\bob").next().is_some_and(|rest| rest.contains("> hel"))
+        ann.output().rsplit("C:\\Users\\bob").next().is_some_and(|rest| rest.contains("> hel"))
     });
     // Left, left, insert: the line is edited.
     ann.types("\x1b[D\x1b[DX\x1b[C\x1b[Clo\r");
@@ -94,7 +39,7 @@ fn arriving_lines_do_not_break_the_line_that_is_typed() {
     // At the end the terminal is as it was.
     server.signal(Signal::TERM);
     ann.shows("the server is shutting down");
-    assert_eq!(ann.process.wait_for_exit(SOON).code(), Some(0), "{:?}", ann.screen());
+    assert_eq!(ann.process.wait_for_exit(SOON).code(), Some(0), "{:?}", ann.output());
     assert!(!ann.edits_lines(), "the settings are restored");
     assert_eq!(server.ended(SOON).code(), Some(0));
 }
@@ -104,7 +49,7 @@ fn keys_end_the_input_or_the_program_and_signals_restore_the_terminal() {
     let _others = shared();
     let server = Server::start("chat");
     for (how, code) in [("\x04", Some(0)), ("\x03", Some(130)), ("signal", Some(143))] {
-        let mut ann = Terminal::start(&["connect", &server.address.to_string()]);
+        let mut ann = Terminal::start(80, &["connect", &server.address.to_string()]);
         ann.shows("joined");
         until("a prompt", SOON, || ann.edits_lines());
         match how {
@@ -114,7 +59,7 @@ fn keys_end_the_input_or_the_program_and_signals_restore_the_terminal() {
             }
             keys => ann.types(keys),
         }
-        assert_eq!(ann.process.wait_for_exit(SOON).code(), code, "{how:?}: {:?}", ann.screen());
+        assert_eq!(ann.process.wait_for_exit(SOON).code(), code, "{how:?}: {:?}", ann.output());
         assert!(!ann.edits_lines(), "{how:?}: the settings are restored");
     }
 }

@@ -1,7 +1,7 @@
 //! The client.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -123,6 +123,10 @@ fn names_and_unix_domain_sockets_can_be_connected_to() {
     let mut server = Server::start(&format!("echo --raw --listen {unix} --listen 127.0.0.1:0"));
     let outcome = run(&["connect", &unix], b"by a file");
     assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"by a file"[..], Some(0)), "{}", outcome.stderr);
+    // A zone is an interface's name: with a link-local address it is needed.
+    let v6 = Server::start("echo --raw --listen [::1]:0");
+    let outcome = run(&["connect", &format!("[::1%lo]:{}", v6.address.port())], b"by a zone");
+    assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"by a zone"[..], Some(0)), "{}", outcome.stderr);
     let outcome = run(&["connect", &format!("localhost:{}", server.address.port())], b"by a name");
     assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"by a name"[..], Some(0)), "{}", outcome.stderr);
     server.end();
@@ -132,7 +136,7 @@ fn names_and_unix_domain_sockets_can_be_connected_to() {
 
 #[test]
 fn a_refused_connection_is_one_sentence_with_exit_1() {
-    // Nobody else may take the port meanwhile.
+    // No other test may take the port meanwhile.
     let _quiet = exclusive();
     let free =
         TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").to_string();
@@ -254,14 +258,63 @@ fn verbose_names_addresses_bytes_and_which_side_ended_first() {
     let closed = "tidemill: closed: both ends sent FIN, we first; 5 bytes sent, 5 received in ";
     assert!(outcome.stderr.lines().any(|line| line.starts_with(closed)), "{}", outcome.stderr);
     let chat = Server::start("chat");
-    let (theirs, ours) = std::io::pipe().expect("a pipe");
-    (&ours).write_all(b"/quit\n").expect("it takes it");
     let mut command = Command::new(TIDEMILL);
-    command.args(["connect", "--verbose", &chat.address.to_string()]).stdin(theirs);
-    let output = command.stdout(Stdio::null()).stderr(Stdio::piped()).output().expect("its end");
-    let told = String::from_utf8(output.stderr).expect("text");
-    assert!(told.contains("closed: both ends sent FIN, the peer first; 6 bytes sent, "), "{told}");
-    drop(ours);
+    command.args(["connect", "--verbose", &chat.address.to_string()]).stdin(Stdio::piped());
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it");
+    let mut stdin = child.stdin.take().expect("stdin");
+    stdin.write_all(b"/quit\n").expect("it takes it");
+    let stderr = std::io::BufReader::new(child.stderr.take().expect("stderr"));
+    let mut lines = std::io::BufRead::lines(stderr).map_while(Result::ok);
+    assert!(lines.any(|line| line == "tidemill: the peer has sent FIN; stdin is still sent"));
+    drop(stdin);
+    let last = lines.last().expect("a line");
+    assert!(last.contains("closed: both ends sent FIN, the peer first; 6 bytes sent, "), "{last}");
+    assert_eq!(Process(child).wait_for_exit(Duration::from_secs(10)).code(), Some(0));
+}
+
+/// A peer that ends its own direction at once, and reads on.
+#[test]
+fn all_of_stdin_is_sent_to_a_peer_that_has_half_closed() {
+    let _others = shared();
+    let sent = Random(9).bytes(8 << 20);
+    for extra in [&[][..], &["--no-shutdown"]] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address").to_string();
+        let reads = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            stream.write_all(b"first").and_then(|()| stream.shutdown(Shutdown::Write)).expect("it takes it");
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).expect("a clean end");
+            all
+        });
+        let outcome = run(&[&["connect", &address][..], extra].concat(), &sent);
+        assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"first"[..], Some(0)), "{}", outcome.stderr);
+        let received = reads.join().expect("it reads");
+        assert!(received == sent, "{extra:?}: {} bytes", received.len());
+    }
+}
+
+/// A peer that has closed both directions looks like one that has half-closed, until a write fails.
+#[test]
+fn a_peer_that_has_gone_ends_a_stdin_that_has_no_end() {
+    let _others = shared();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address").to_string();
+    let mut command = Command::new(TIDEMILL);
+    command.args(["connect", &address]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it");
+    let mut stdin = child.stdin.take().expect("stdin");
+    let (mut stream, _) = listener.accept().expect("a connection");
+    stream.write_all(b"all").expect("it takes it");
+    drop(stream);
+    let mut stdout = child.stdout.take().expect("stdout");
+    stdout.read_exact(&mut [0; 3]).expect("the answer");
+    // Its end is after the answer. Bytes are written until the program has ended, which closes the pipe.
+    until("the end of the program", Duration::from_secs(10), || stdin.write_all(b"more").is_err());
+    let output = child.wait_with_output().expect("its end");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "what was sent is lost: {told}");
+    assert!(told.starts_with(&format!("tidemill: {address}: ")), "{told}");
 }
 
 #[test]
@@ -279,8 +332,7 @@ fn listen_accepts_one_connection() {
     std::io::BufRead::read_line(&mut stderr, &mut line).expect("a line");
     let address = line.trim_end().strip_prefix("tidemill: listening on ").expect("its address").to_string();
     child.stdin.take().expect("stdin").write_all(b"from the listener\n").expect("it takes it");
-    // With a FIN behind its line, the listener would answer it by its own, before it has read its stdin.
-    let outcome = run(&["connect", "--no-shutdown", &address], b"to the listener\n");
+    let outcome = run(&["connect", &address], b"to the listener\n");
     assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"from the listener\n"[..], Some(0)));
     let output = child.wait_with_output().expect("its end");
     assert_eq!((output.stdout.as_slice(), output.status.code()), (&b"to the listener\n"[..], Some(0)));

@@ -23,5 +23,6 @@ mod proxy_legs;
 mod room;
 mod server;
 mod signals;
+mod terminal;
 mod tls;
 mod traffic;

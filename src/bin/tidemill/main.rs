@@ -138,9 +138,14 @@ fn proxy(options: &args::ProxyArgs, server: &args::ServerArgs) -> Result<(), Com
 /// Prints what clap says: help as it is, an error as one line.
 fn usage_error(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // A closed pipe is the reader's decision, not an error.
-        let _ = error.print();
-        return ExitCode::SUCCESS;
+        return match error.print() {
+            // A closed pipe is the reader's decision, not an error.
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                print_error(&format!("cannot write to stdout: {error}"));
+                ExitCode::FAILURE
+            }
+            _ => ExitCode::SUCCESS,
+        };
     }
     if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();

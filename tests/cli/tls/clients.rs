@@ -49,6 +49,21 @@ fn fails(to: SocketAddr, words: &str, why: &str) {
 }
 
 #[test]
+fn the_connect_command_reports_version_cipher_and_certificates_with_verbose() {
+    let _others = shared();
+    let certificates = Certificates::of("verbose");
+    let server = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
+    let outcome = connect(server.address, "--verbose --insecure");
+    assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"hello\n"[..], Some(0)), "{}", outcome.stderr);
+    let line = outcome.stderr.lines().find(|line| line.contains("TLSv1.3"));
+    let line = line.unwrap_or_else(|| panic!("{}", outcome.stderr));
+    assert!(
+        line.starts_with("tidemill: TLSv1.3, TLS_AES_") && line.ends_with(", no ALPN, 1 certificate"),
+        "{line}"
+    );
+}
+
+#[test]
 fn the_connect_command_works_with_openssl_in_either_version() {
     let _others = shared();
     if !has("openssl") {

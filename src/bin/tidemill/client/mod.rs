@@ -1,42 +1,31 @@
 //! The client: stdin to a socket, the socket to stdout.
 
 mod codec;
+mod pump;
 mod stdio;
 mod terminal;
 
 use std::cell::RefCell;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::rc::Rc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use rustyline::ExternalPrinter;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tidemill::{
-    Address, CloseReason, ClosedInfo, ConnId, DialOptions, Handle, Input, Limits, ListenOptions, Reactor,
-    Service, Socket, SocketLimits, Sockets, State,
+    Address, CloseReason, ClosedInfo, ConnId, DialOptions, Input, Limits, ListenOptions, Reactor, Service,
+    Socket, SocketLimits, Sockets, State,
 };
 
 use crate::args::{CommandError, ConnectArgs};
 use codec::{Incoming, Outgoing};
+use pump::{Failed, Failure, Peer, Streams, start_threads};
 use stdio::Output;
-use terminal::{LineEditor, Settings, Typed};
-
-/// How much of stdin is read at once.
-const CHUNK: usize = 64 * 1024;
-
-/// What went wrong with stdin, stdout or a frame, on any thread.
-type Failed = Arc<OnceLock<Failure>>;
-
-/// Why the client ends early.
-#[derive(Clone)]
-enum Failure {
-    Text(String),
-    Interrupt,
-}
+use terminal::Settings;
 
 /// What the service and the function that runs the loop share.
 #[derive(Default)]
@@ -113,11 +102,16 @@ fn talk(options: &ConnectArgs, edits: bool, failed: &Failed) -> Result<(Shared, 
     let limits = limits(options, incoming.inbox_limit());
     let shared = Rc::new(RefCell::new(Shared::default()));
     let (drained, until_drained) = channel();
-    let output = Output::default();
+    let streams = Streams {
+        output: Output::default(),
+        // A terminal has no end of its own: the user is told at once that the peer has gone, by the end of the program.
+        input_over: Arc::new(AtomicBool::new(io::stdin().is_terminal())),
+        no_shutdown: options.no_shutdown,
+    };
     let relay = Relay {
         incoming,
         drained,
-        output: output.clone(),
+        streams: streams.clone(),
         failed: failed.clone(),
         shared: shared.clone(),
         only: options.only_connect,
@@ -152,11 +146,10 @@ fn talk(options: &ConnectArgs, edits: bool, failed: &Failed) -> Result<(Shared, 
     if let Some(id) = established.filter(|_| !options.only_connect) {
         let outgoing = Outgoing::new(options.framing.clone(), options.crlf);
         let peer = Peer { handle: reactor.handle(), id, failed: failed.clone() };
-        writer =
-            Some(start_threads(peer, outgoing, until_drained, output.clone(), edits, options.no_shutdown)?);
+        writer = Some(start_threads(peer, outgoing, until_drained, &streams, edits)?);
     }
     reactor.run().map_err(cannot)?;
-    output.end();
+    streams.output.end();
     if let Some(writer) = writer {
         let _ = writer.join();
     }
@@ -197,151 +190,11 @@ fn tell_end(shared: &Shared) {
     note(&format!("closed: {reason}{first}; {bytes_out} bytes sent, {bytes_in} received in {duration:.2?}"));
 }
 
-/// The connection as the other threads see it.
-#[derive(Clone)]
-struct Peer {
-    handle: Handle,
-    id: ConnId,
-    failed: Failed,
-}
-
-impl Peer {
-    /// Does something with the socket, if it is still there.
-    fn post(&self, work: impl FnOnce(Socket<'_>) + Send + 'static) -> io::Result<()> {
-        let id = self.id;
-        let posted = self.handle.post(move |sockets| {
-            if let Some(socket) = sockets.get(id) {
-                work(socket);
-            }
-        });
-        posted.map_err(io::Error::from)
-    }
-
-    /// Ends the connection for a reason that is not its own.
-    fn fail(&self, why: Failure) {
-        let _ = self.failed.set(why);
-        // The loop may have ended already.
-        let _ = self.post(|mut socket| socket.abort());
-    }
-}
-
-/// Starts the threads of stdin and stdout; gives the one of stdout.
-fn start_threads(
-    peer: Peer,
-    mut outgoing: Outgoing,
-    until_drained: Receiver<()>,
-    output: Output,
-    edits: bool,
-    no_shutdown: bool,
-) -> Result<JoinHandle<()>, String> {
-    let (editor, printer) = match edits {
-        true => LineEditor::new().map(|(editor, printer)| (Some(editor), Some(printer)))?,
-        false => (None, None),
-    };
-    let writes = peer.clone();
-    let named = |name: &str| thread::Builder::new().name(name.into());
-    let writer = named("stdout").spawn(move || write_stdout(&writes, &output, printer));
-    let reads = move || {
-        let mut source = Source { editor, chunk: vec![0; CHUNK] };
-        if send_stdin(&peer, &mut source, &mut outgoing, &until_drained) && !no_shutdown {
-            // The loop may have ended: then there is nothing to finish.
-            let _ = peer.post(|mut socket| socket.finish());
-        }
-    };
-    named("stdin").spawn(reads).map_err(|error| error.to_string())?;
-    writer.map_err(|error| error.to_string())
-}
-
-/// stdin, as bytes or as edited lines.
-struct Source {
-    editor: Option<LineEditor>,
-    chunk: Vec<u8>,
-}
-
-impl Source {
-    /// What comes next; nothing at the end.
-    fn next(&mut self) -> Result<Vec<u8>, Failure> {
-        match &mut self.editor {
-            None => {
-                let read = stdio::read(&mut self.chunk);
-                let n = read.map_err(|error| Failure::Text(format!("cannot read stdin: {error}")))?;
-                Ok(self.chunk[..n].to_vec())
-            }
-            Some(editor) => match editor.read().map_err(Failure::Text)? {
-                Typed::Line(line) => Ok((line + "\n").into_bytes()),
-                Typed::End => Ok(Vec::new()),
-                Typed::Interrupt => Err(Failure::Interrupt),
-            },
-        }
-    }
-}
-
-/// Hands stdin to the loop, and waits while the socket is full: at most one chunk is in memory beside the queue. True:
-/// stdin has ended, and all of it was queued.
-fn send_stdin(
-    peer: &Peer,
-    source: &mut Source,
-    outgoing: &mut Outgoing,
-    until_drained: &Receiver<()>,
-) -> bool {
-    loop {
-        let next = source.next().and_then(|bytes| {
-            let over = bytes.is_empty();
-            let wire = if over { outgoing.finish() } else { outgoing.feed(&bytes) };
-            wire.map(|wire| (wire, over)).map_err(Failure::Text)
-        });
-        let (wire, over) = match next {
-            Ok(next) => next,
-            Err(why) => {
-                peer.fail(why);
-                return false;
-            }
-        };
-        let (sent, full) = channel();
-        let posted = peer.post(move |mut socket| {
-            socket.send(&wire);
-            // The receiver has gone only if the process is ending.
-            let _ = sent.send(socket.is_full());
-        });
-        match (posted, full.recv()) {
-            (Ok(()), Ok(_)) if over => return true,
-            (Ok(()), Ok(false)) => {}
-            (Ok(()), Ok(true)) if until_drained.recv().is_ok() => {}
-            _ => return false, // The connection has ended.
-        }
-    }
-}
-
-/// Writes what has arrived to stdout.
-fn write_stdout(peer: &Peer, output: &Output, printer: Option<Box<dyn ExternalPrinter + Send>>) {
-    let outcome = match printer {
-        Some(mut printer) => terminal::print_lines(output, &mut *printer),
-        None => write_pieces(peer, output),
-    };
-    let Err(error) = outcome else { return };
-    // A reader that has closed the pipe is no failure: that is how `head` ends.
-    match error.kind() {
-        ErrorKind::BrokenPipe => drop(peer.post(|mut socket| socket.abort())),
-        _ => peer.fail(Failure::Text(format!("cannot write to stdout: {error}"))),
-    }
-}
-
-fn write_pieces(peer: &Peer, output: &Output) -> io::Result<()> {
-    while let Some(piece) = output.take() {
-        stdio::write(&piece)?;
-        if output.written(piece.len()) {
-            // The connection may have ended.
-            let _ = peer.post(|mut socket| socket.resume());
-        }
-    }
-    Ok(())
-}
-
 /// What arrives goes to the thread of stdout.
 struct Relay {
     incoming: Incoming,
     drained: Sender<()>,
-    output: Output,
+    streams: Streams,
     failed: Failed,
     shared: Rc<RefCell<Shared>>,
     /// Only to see whether the server accepts.
@@ -367,9 +220,12 @@ impl Relay {
         if let Some(info) = socket.filter_info() {
             let protocol = info.protocol.map(|name| String::from_utf8_lossy(&name).into_owned());
             let alpn = protocol.map_or("no ALPN".to_string(), |name| format!("ALPN {}", name.escape_debug()));
-            let certificates = info.peer_certificates.len();
+            let certificates = match info.peer_certificates.len() {
+                1 => "1 certificate".to_string(),
+                count => format!("{count} certificates"),
+            };
             let resumed = if info.resumed { ", resumed" } else { "" };
-            note(&format!("{}, {}, {alpn}, {certificates} certificates{resumed}", info.version, info.cipher));
+            note(&format!("{}, {}, {alpn}, {certificates}{resumed}", info.version, info.cipher));
         }
     }
 }
@@ -391,7 +247,7 @@ impl Service for Relay {
     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
         let mut out = Vec::new();
         let shown = self.incoming.show(input, &mut out);
-        if !out.is_empty() && self.output.put(out) {
+        if !out.is_empty() && self.streams.output.put(out) {
             socket.pause();
         }
         if let Err((why, text)) = shown {
@@ -403,7 +259,13 @@ impl Service for Relay {
     fn end(&mut self, _: &mut (), socket: &mut Socket<'_>) {
         // Where our end was sent before, the socket is past being write-only.
         self.shared.borrow_mut().peer_ended_first = socket.state() == State::WriteOnly;
-        socket.finish();
+        // The peer may have ended only its own direction: what stdin still holds is sent. If the peer has gone, a write
+        // fails and the connection ends with that.
+        if self.streams.input_over.load(Ordering::Relaxed) {
+            socket.finish();
+        } else if self.verbose {
+            note("the peer has sent FIN; stdin is still sent");
+        }
     }
 
     fn drained(&mut self, _: &mut (), _: &mut Socket<'_>) {
@@ -419,6 +281,6 @@ impl Service for Relay {
         shared.gone = Some(gone.clone());
         let mut out = Vec::new();
         self.incoming.finish(&mut out);
-        self.output.put(out);
+        self.streams.output.put(out);
     }
 }
