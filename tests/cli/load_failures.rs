@@ -2,13 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::server::{Outcome, Server, exclusive, run, shared, until};
+use crate::server::{Outcome, Server, TIDEMILL, complete, exclusive, run, shared, until};
 
 /// A server whose connections are each served by this function on a thread of its own.
 pub fn serve(each: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> SocketAddr {
@@ -112,8 +113,10 @@ fn a_server_that_never_answers_is_a_failure_in_every_shape() {
     }
     let free = TcpListener::bind("127.77.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
     for shape in ["echo", "churn", "idle", "fan-out"] {
-        let (outcome, _) = load(&free.to_string(), &format!("--duration 20s --shape {shape}"));
-        assert_eq!(outcome.code, Some(1));
+        let (outcome, json) = load(&free.to_string(), &format!("--duration 20s --shape {shape}"));
+        assert_eq!((outcome.code, json["unreachable"].as_bool()), (Some(1), Some(true)), "{json}");
+        assert!(json["errors"]["refused"].as_u64() >= Some(1) && json["count"] == 0, "{json}");
+        assert!(json["version"].is_string() && json["date"].is_string() && json["series"].is_array());
         assert!(outcome.stderr.contains(&format!("cannot load {free}: ")), "{}", outcome.stderr);
         assert!(outcome.stderr.contains("connection refused"), "{}", outcome.stderr);
     }
@@ -134,7 +137,32 @@ fn failed_connections_are_dialed_again_and_do_not_end_the_run() {
     assert!(closed >= Some(12) && closed == json["failed"].as_u64(), "{json}");
     let told = json["failures"].as_array().expect("a list");
     assert_eq!(told.len(), 1, "equal failures are told once: {json}");
-    assert_eq!(told[0]["times"].as_u64(), closed, "{json}");
+    assert_eq!(told[0]["count"].as_u64(), closed, "{json}");
+}
+
+#[test]
+fn a_server_that_goes_away_is_counted_as_closed_once_and_then_as_refused() {
+    let _quiet = exclusive();
+    let listener = TcpListener::bind("127.77.0.2:0").expect("a port");
+    let to = listener.local_addr().expect("its address").to_string();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        drop(listener);
+        echo(&mut stream, 10 * 64);
+    });
+    let mut command = Command::new(TIDEMILL);
+    command.args(["load", &to, "--no-ceiling", "--warm-up", "0", "--connections", "1", "--rate", "100"]);
+    let outcome = complete(command, b"");
+    let text = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    assert_eq!(outcome.code, Some(1), "{text}");
+    // Dialed again after 10, 20, 40 ... 640 ms, then each second, for five seconds.
+    let errors = text.lines().find_map(|line| line.strip_prefix("errors    ")).expect("a line");
+    let refused = errors.split_once(": refused ").and_then(|(_, rest)| rest.strip_suffix(", closed 1"));
+    let refused: u64 = refused.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{text}"));
+    assert!(refused >= 6, "{text}");
+    let told: Vec<&str> = text.lines().filter(|line| line.contains(" × ")).map(str::trim).collect();
+    let refusals = format!("{refused} × cannot connect to {to}: connection refused");
+    assert_eq!(told, ["1 × closed by the server", &refusals], "{text}");
 }
 
 #[test]
@@ -170,7 +198,10 @@ fn wrong_bytes_resets_and_refusals_are_counted_by_kind_and_shown() {
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an option");
     });
     let (_, json) = load(&resets.to_string(), "--connections 1 --duration 300ms");
-    assert!(json["errors"]["reset"].as_u64() >= Some(2) && json["lost"].as_u64() >= Some(2), "{json}");
+    assert!(
+        json["errors"]["reset"].as_u64() >= Some(2) && json["lost_in_flight"].as_u64() >= Some(2),
+        "{json}"
+    );
     let full = Server::start("echo --raw --max-connections 5");
     let (outcome, json) = load(&full.address.to_string(), "--rate 100 --connections 20 --duration 600ms");
     assert_eq!(outcome.code, Some(1));
@@ -186,21 +217,28 @@ fn wrong_bytes_resets_and_refusals_are_counted_by_kind_and_shown() {
 fn a_signal_ends_the_run_with_what_was_measured() {
     let _quiet = exclusive();
     let server = Server::start("echo --raw");
-    for (signal, code, name) in [(Signal::INT, 130, "Ctrl-C"), (Signal::TERM, 143, "SIGTERM")] {
+    let to = server.address.to_string();
+    for (signal, code, name) in
+        [(Signal::INT, 130, "Ctrl-C"), (Signal::TERM, 143, "SIGTERM"), (Signal::INT, 130, "JSON")]
+    {
         let before = server.busy();
-        let mut command = std::process::Command::new(crate::server::TIDEMILL);
-        command.args(["load", &server.address.to_string(), "--duration", "60s", "--no-ceiling"]);
-        command.stdout(std::process::Stdio::piped());
-        let child = command.spawn().expect("it");
-        let pid = rustix::process::Pid::from_child(&child);
+        let mut command = Command::new(TIDEMILL);
+        command.args(["load", &to, "--duration", "60s", "--warm-up", "0", "--no-ceiling"]);
+        if name == "JSON" {
+            command.arg("--json");
+        }
+        let child = command.stdout(Stdio::piped()).spawn().expect("it");
         let busy = || server.busy() - before > Duration::from_millis(100);
         until("the load", Duration::from_secs(20), busy);
-        // The warm-up is half a second; what is measured comes after it.
-        thread::sleep(Duration::from_millis(700));
-        rustix::process::kill_process(pid, signal).expect("it runs");
+        kill_process(Pid::from_child(&child), signal).expect("it runs");
         let output = child.wait_with_output().expect("its end");
         let text = String::from_utf8(output.stdout).expect("text");
         assert_eq!(output.status.code(), Some(code), "{text}");
+        if name == "JSON" {
+            let json: Value = serde_json::from_str(&text).expect("JSON");
+            assert!(json["cut_short"] == true && json["count"].as_u64() > Some(0), "{json}");
+            continue;
+        }
         assert!(text.starts_with("rate ") && text.contains("latency "), "{text}");
         assert!(text.contains(&format!("CUT SHORT by {name} after ")) && text.contains(" of 60s"), "{text}");
     }
@@ -218,4 +256,32 @@ fn the_duration_is_kept_with_messages_that_take_longer() {
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     assert_eq!((outcome.code, json["unanswered"].as_u64()), (Some(1), Some(1)), "{json}");
     assert!(json["bytes_received"].as_u64() > Some(1 << 20), "it was under way: {json}");
+}
+
+/// The generator never sleeps, so a thread that is not running is descheduled. Here it is stopped by a signal; a busy
+/// machine does the same.
+#[test]
+fn time_without_a_processor_is_told_from_idle_time() {
+    let _quiet = exclusive();
+    let server = Server::start("echo --raw");
+    let mut command = Command::new(TIDEMILL);
+    let words = "--rate 500 --duration 1s --warm-up 0 --connections 2 --no-ceiling";
+    command.args(["load", &server.address.to_string()]).args(words.split(' ')).stdout(Stdio::piped());
+    let before = server.busy();
+    let child = command.spawn().expect("it");
+    until("the load", Duration::from_secs(20), || server.busy() - before > Duration::from_millis(1));
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::STOP).expect("it runs");
+    // The time without a processor is what is measured.
+    thread::sleep(Duration::from_millis(500));
+    kill_process(pid, Signal::CONT).expect("it is stopped");
+    let output = child.wait_with_output().expect("its end");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let after = |words: &str| -> f64 {
+        let rest = text.split(words).nth(1).unwrap_or_else(|| panic!("{words:?}: {text}"));
+        rest.split('%').next().and_then(|figure| figure.parse().ok()).expect("a share")
+    };
+    let (idle, descheduled) = (after("generator idle "), after(", descheduled "));
+    assert!(descheduled >= 40.0 && idle <= 60.0, "{text}");
+    assert!(text.contains("NOTE      the generator had no processor for "), "{text}");
 }

@@ -59,7 +59,7 @@ fn redis_is_loaded_with_ping_and_set() {
         failure["text"].as_str().is_some_and(|text| text.contains("wrong number of arguments")),
         "{json}"
     );
-    assert!(failure["times"].as_u64() > Some(20) && json["lost"] == 0, "{json}");
+    assert!(failure["count"].as_u64() > Some(20) && json["lost_in_flight"] == 0, "{json}");
 }
 
 #[test]

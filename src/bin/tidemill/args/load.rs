@@ -23,20 +23,20 @@ pub struct LoadArgs {
     /// fan-out: one connection sends lines to all others (for chat)
     #[arg(long, value_name = "SHAPE", default_value = "echo", hide_possible_values = true, value_parser = shape())]
     pub shape: Shape,
-    /// Concurrent connections; of a fan-out, the receivers
+    /// Concurrent connections (fan-out: receivers, without the sender)
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub connections: u32,
     /// Bytes of a message
     #[arg(long, value_name = "SIZE", default_value = "64B", conflicts_with_all = ["send", "protocol"])]
     pub size: SizeArg,
-    /// Messages in flight on each connection; of a fan-out, lines
+    /// Messages in flight on each connection (fan-out: lines in flight)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub pipeline: u32,
-    /// Messages a second over all connections, may be a fraction; of churn and idle, connections, of a fan-out, lines
-    /// [default: closed loop, the next one follows an answer]
+    /// Open loop: messages per second in total (churn, idle: connections; fan-out: lines); 0.5 is one in two seconds
+    /// [default: closed loop, each message follows an answer]
     #[arg(long, value_name = "N", value_parser = rate)]
     pub rate: Option<f64>,
-    /// Time to measure [default: 5s; with --requests: until all are answered, or none is for 10s]
+    /// Time to measure [default: 5s; with --requests: until all are answered, or 10s without an answer]
     #[arg(long, value_name = "TIME")]
     pub duration: Option<DurationArg>,
     /// Send this many messages (churn: connections, fan-out: lines), then end
@@ -46,30 +46,30 @@ pub struct LoadArgs {
     #[arg(long, value_name = "TIME")]
     pub warm_up: Option<DurationArg>,
     /// Connect from these local addresses in turn, as in 127.0.1.1-127.0.1.50: each has its own ephemeral ports
-    /// [default: the one that the system chooses]
+    /// [default: the address that the system chooses]
     #[arg(long, visible_alias = "source", value_name = "RANGE")]
     pub source_ports: Option<LocalAddresses>,
-    /// Do not measure the generator's own maximum first; with --tls, --send or --protocol it is never measured
+    /// Do not measure the generator's own maximum before the run; it is never measured with --tls, --send, --protocol
     #[arg(long)]
     pub no_ceiling: bool,
 
-    /// Message and answers of a protocol: redis (PING), http (GET /), smtp (NOOP); an error reply is a failure
+    /// Protocol of messages and answers: redis (PING), http (GET /), smtp (NOOP). An error reply is a failure
     #[arg(long, value_name = "NAME", hide_possible_values = true, value_parser = protocol(), help_heading = EXCHANGE)]
     pub protocol: Option<Protocol>,
-    /// Send this text, with \r \n \t \0 \xNN \\ as escapes, or the bytes of a file with @FILE
+    /// Message: a text with the escapes \r \n \t \0 \xNN \\, or the bytes of a file as @FILE
     #[arg(long, value_name = "TEXT|@FILE", value_parser = message_bytes, help_heading = EXCHANGE)]
     pub send: Option<Text>,
-    /// The answer: bytes (escapes as for --send) or a regular expression as /RE/. With --until, --framing or --protocol
-    /// it is held against each answer; without, it also says where an answer ends
+    /// Expected answer: bytes (escapes as for --send), or a regular expression as /RE/. With --until, --framing or
+    /// --protocol each answer is compared with it; without them, an answer ends where it matches
     #[arg(long, value_name = "TEXT|/RE/", help_heading = EXCHANGE)]
     pub expect: Option<Expect>,
     /// An answer ends with these bytes (escapes as for --send)
     #[arg(long, value_name = "DELIM", conflicts_with_all = ["framing", "protocol"], help_heading = EXCHANGE)]
     pub until: Option<Text>,
-    /// The server speaks first: read one answer before the first message, and do not count it
+    /// The server sends first: read one answer before the first message, and do not count it
     #[arg(long, help_heading = EXCHANGE)]
     pub greeting: bool,
-    /// Send each message as a frame, and take each frame for an answer: u16be, u32be, line, ... (for frames)
+    /// Send each message as a frame, and read each frame as an answer: u16be, u32be, line, ... (for frames)
     #[arg(long, value_name = "KIND", conflicts_with = "protocol", help_heading = EXCHANGE)]
     pub framing: Option<Framing>,
 
@@ -95,12 +95,12 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Whether its servers speak first.
+    /// Whether a server sends first.
     pub fn greets(self) -> bool {
         self == Protocol::Smtp
     }
 
-    /// What is sent if nothing else is asked for.
+    /// The message that is sent without --send.
     pub fn message(self, to: &Address) -> Vec<u8> {
         match self {
             Protocol::Redis => b"PING\r\n".to_vec(),
@@ -121,7 +121,7 @@ fn protocol() -> impl TypedValueParser<Value = Protocol> {
     })
 }
 
-/// What an answer is held against.
+/// The expected answer.
 #[derive(Clone, Debug)]
 pub enum Expect {
     Bytes(Vec<u8>),

@@ -52,7 +52,7 @@ pub enum Command {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// A room: every line goes to everyone; /nick NAME, /who, /help, /quit
+    /// A chat room: each line is sent to all members; /nick NAME, /who, /help, /quit
     #[command(
         after_help = "Example: tidemill chat --listen [::]:9001 --max-connections 1000 --idle-timeout 2h"
     )]
@@ -90,6 +90,7 @@ pub enum Command {
     #[command(
         after_help = "At the end of stdin the sending side is shut down (FIN); the rest of the answer is still read.\n\
                       With a terminal on both sides, lines are edited: Ctrl-D ends stdin, Ctrl-C the program.\n\
+                      After the end of the server, the rest of stdin is sent (at a terminal, the program ends).\n\
                       Exit code: 0 after a proper end, 1 if it failed or was cut off, 2 for wrong options.\n\
                       Example: printf 'hello\\n' | tidemill connect localhost:9001"
     )]
@@ -101,7 +102,7 @@ pub enum Command {
                       Messages without an answer at the end are counted with their age in the percentiles.\n\
                       The generator polls without sleeping: it keeps one processor busy.\n\
                       Exit code: 0, 1 after any failure or without any answer, 130 after Ctrl-C, 143 after SIGTERM.\n\
-                      Example: tidemill load 127.0.0.1:9001 --connections 50 --size 64 --plot latency.svg\n\
+                      Example: tidemill echo --raw, and: tidemill load 127.0.0.1:9001 --connections 50 --plot l.svg\n\
                       Example: tidemill load 127.0.0.1:6379 --protocol redis --send 'SET k v\\r\\n' --rate 1000"
     )]
     Load(Box<LoadArgs>),
@@ -297,7 +298,7 @@ impl ServerArgs {
     }
 
     /// The limits of one connection: what the service brings along, changed by what was asked for.
-    /// A service for people who type has no read pace, and then none is asked for.
+    /// An interactive service has no minimum rate for reading, so --min-rate sets none there.
     pub fn socket_limits(&self, base: SocketLimits) -> Result<SocketLimits, String> {
         let queue = self.max_queued.map_or(base.queue, |SizeArg(bytes)| bytes);
         let (high, memory) = (self.high_water.0, self.memory.0);

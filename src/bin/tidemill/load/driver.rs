@@ -11,7 +11,7 @@ use tidemill::{Reactor, ServiceId, Sockets};
 
 use super::live::LiveView;
 use super::plan::Plan;
-use super::results::{OwnLoad, Results};
+use super::results::{Kind, OwnLoad, Results};
 use crate::args::values::Shape;
 
 /// The longest time that connecting may take.
@@ -88,21 +88,27 @@ pub struct Run<'a, D> {
 }
 
 impl<D: Driver> Run<'_, D> {
-    /// Does all of it. An error is one that leaves nothing to report: no connection was ever established.
+    /// Does all of it. An error is one of the generator's own loop; a server that cannot be reached is a result.
     pub fn run(mut self) -> Result<Results, String> {
         self.connect()?;
         let begun = self.reactor.sockets().now();
         let from = begun + self.plan.warm_up;
-        self.driver.begin(&mut self.reactor.sockets(), begun, from);
         let mut turns = Turns::beginning(begun);
-        let end = self.measure(&mut turns, from)?;
+        let end = if self.is_unreachable() {
+            from
+        } else {
+            self.driver.begin(&mut self.reactor.sockets(), begun, from);
+            self.measure(&mut turns, from)?
+        };
         self.driver.end();
-        if self.interrupt.signal().is_none() {
+        let unreachable = self.is_unreachable();
+        if self.interrupt.signal().is_none() && !unreachable {
             self.wait_for_answers(&mut turns, end)?;
         }
         self.driver.charge_unanswered(turns.last);
         let (signal, up) = (self.interrupt.signal(), self.driver.progress().up);
         Ok(self.driver.results(|results| {
+            results.unreachable = unreachable;
             results.sample(from, end);
             results.span = end.saturating_duration_since(from);
             results.cut_short = signal;
@@ -129,20 +135,21 @@ impl<D: Driver> Run<'_, D> {
                 break;
             }
             if begun.elapsed() > CONNECT_WITHIN {
+                if !progress.ever_up {
+                    let why = format!("no connection within {CONNECT_WITHIN:?}");
+                    self.driver.results(|results| results.failures.add(Kind::TimedOut, why));
+                }
                 break;
             }
             self.view.connecting(progress.up, self.plan.connections);
         }
-        self.check_reachable()
+        Ok(())
     }
 
-    fn check_reachable(&mut self) -> Result<(), String> {
-        if self.driver.progress().ever_up || self.interrupt.signal().is_some() {
-            return Ok(());
-        }
-        let why = self.driver.results(|results| results.failures.first());
-        let why = why.unwrap_or_else(|| format!("no connection within {CONNECT_WITHIN:?}"));
-        Err(format!("cannot load {}: {why}", self.plan.to))
+    /// Whether no connection was ever established, and not for want of time.
+    fn is_unreachable(&mut self) -> bool {
+        let failed = self.driver.results(|results| results.failures.total) > 0;
+        failed && !self.driver.progress().ever_up && self.interrupt.signal().is_none()
     }
 
     /// Gives the end of the measured span.
@@ -172,7 +179,7 @@ impl<D: Driver> Run<'_, D> {
             if !progress.ever_up
                 && self.driver.results(|results| results.failures.total) >= self.enough_failures()
             {
-                self.check_reachable()?;
+                return Ok(now);
             }
             let messages = self.driver.results(|results| results.latency.len());
             if messages != answered.0 || self.plan.requests.is_none() || progress.pending == 0 {

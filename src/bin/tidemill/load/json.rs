@@ -36,25 +36,26 @@ impl Report<'_> {
             .collect();
         let texts = results.failures.texts.iter();
         let failures: Vec<Value> = texts
-            .map(|(kind, text, times)| json!({ "kind": kind.key(), "text": text, "times": times }))
+            .map(|(kind, text, times)| json!({ "kind": kind.key(), "text": text, "count": times }))
             .collect();
         let mut all = json!({
-            "tidemill": env!("CARGO_PKG_VERSION"),
+            "version": env!("CARGO_PKG_VERSION"),
             "date": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             "command": std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>(),
-            "to": plan.to.to_string(),
+            "server": plan.to.to_string(),
             "shape": plan.shape_name(),
             "connections": plan.connections,
-            "connections_at_the_end": results.connections,
+            "connections_at_end": results.connections,
             "source_addresses": plan.sources.as_ref().map(ToString::to_string),
-            "size": plan.size,
+            "message_bytes": plan.size,
             "pipeline": plan.pipeline,
-            "rate_asked": plan.rate,
-            "requests_asked": plan.requests,
+            "target_per_second": plan.rate,
+            "requests": plan.requests,
             "warm_up_seconds": plan.warm_up.as_secs_f64(),
-            "seconds_asked": plan.duration.map(|duration| duration.as_secs_f64()),
+            "duration_seconds": plan.duration.map(|duration| duration.as_secs_f64()),
             "seconds": results.span.as_secs_f64(),
             "cut_short": results.cut_short.is_some(),
+            "unreachable": results.unreachable,
             "unit": plan.unit(),
             "count": results.messages,
             "per_second": results.per_second(),
@@ -64,7 +65,7 @@ impl Report<'_> {
             "percentiles_us": percentiles(results),
             "unanswered": results.unanswered,
             "oldest_unanswered_us": results.oldest.as_nanos() as f64 / 1e3,
-            "lost": results.lost,
+            "lost_in_flight": results.lost,
             "failed": results.failures.total,
             "errors": errors,
             "failures": failures,
@@ -73,9 +74,9 @@ impl Report<'_> {
         let own = &results.own;
         all["generator"] = json!({
             "ceiling_per_second": ceiling,
-            "was_the_bottleneck": self.is_bounded(),
-            "idle": own.idle,
-            "descheduled": own.descheduled,
+            "is_bottleneck": self.is_bounded(),
+            "idle_fraction": own.idle,
+            "descheduled_fraction": own.descheduled,
             "longest_pause_us": own.longest_pause.as_nanos() as f64 / 1e3,
         });
         if let Some(before) = before {
@@ -151,12 +152,18 @@ impl Before {
     fn differences(&self, report: &Report<'_>) -> Vec<String> {
         let plan = report.plan;
         let now = json!({
-            "shape": plan.shape_name(), "connections": plan.connections, "size": plan.size,
-            "pipeline": plan.pipeline, "rate_asked": plan.rate, "to": plan.to.to_string(),
+            "shape": plan.shape_name(), "connections": plan.connections, "message_bytes": plan.size,
+            "pipeline": plan.pipeline, "target_per_second": plan.rate, "server": plan.to.to_string(),
         });
         let settings = now.as_object().into_iter().flatten();
-        let differ = settings.filter(|(name, value)| self.0[name.as_str()] != **value);
-        differ.map(|(name, value)| format!("{name} {} then, {value} now", self.0[name.as_str()])).collect()
+        // A setting that the earlier result does not have cannot be compared.
+        let differ =
+            settings.filter(|(name, value)| self.0.get(name.as_str()).is_some_and(|before| before != *value));
+        differ
+            .map(|(name, value)| {
+                format!("{} {} then, {value} now", name.replace('_', " "), self.0[name.as_str()])
+            })
+            .collect()
     }
 
     fn json(&self, report: &Report<'_>) -> Value {
@@ -167,7 +174,7 @@ impl Before {
         json!({
             "date": self.0["date"],
             "command": self.0["command"],
-            "settings_that_differ": self.differences(report),
+            "different_settings": self.differences(report),
             "figures": rows.collect::<Map<String, Value>>(),
         })
     }

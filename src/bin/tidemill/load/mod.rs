@@ -61,15 +61,21 @@ pub fn load(options: &LoadArgs) -> Result<(), CommandError> {
         _ if options.no_ceiling || plan.filter.is_some() || !matches!(plan.answer, Answer::Echo) => None,
         _ => own_ceiling(&plan, &interrupt).map_err(CommandError::Run)?,
     };
-    if let Some(signal) = interrupt.signal() {
-        return Err(CommandError::Interrupted(signal)); // Nothing was measured yet.
-    }
-    let view = LiveView::new("load");
-    let outcome = run(&plan, &view, &interrupt);
-    view.clear();
-    let results = outcome.map_err(CommandError::Run)?;
+    let results = if interrupt.signal().is_some() {
+        let mut nothing = Results::new();
+        nothing.cut_short = interrupt.signal();
+        nothing
+    } else {
+        let view = LiveView::new("load");
+        let outcome = run(&plan, &view, &interrupt);
+        view.clear();
+        outcome.map_err(CommandError::Run)?
+    };
     let report = Report { plan: &plan, results: &results, ceiling };
-    write_result(&report, options.json, before.as_ref())?;
+    // A program that reads JSON gets it in every case; a person needs no figures of a server that was never reached.
+    if options.json || !results.unreachable {
+        write_result(&report, options.json, before.as_ref())?;
+    }
     if let Some(plot) = plot {
         let (shape, connections, size) = (plan.shape_name(), plan.connections, plan.size);
         let title = format!("{} · {shape} · {connections} connections · {size} bytes", plan.to);

@@ -9,9 +9,9 @@ use super::plan::Plan;
 use super::results::Results;
 use crate::args::values::Shape;
 
-/// The percentiles of the text.
-const QUANTILES: &[(&str, f64)] =
-    &[("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999), ("max", 1.0)];
+/// The percentiles of the text: its first line of latencies, and the begin of the second. Lines fit 80 columns.
+const QUANTILES: [&[(&str, f64)]; 2] =
+    [&[("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)], &[("p99.99", 0.9999), ("max", 1.0)]];
 /// With less idle time than this share, the generator was the bottleneck.
 const SPARE: f64 = 0.1;
 /// With more descheduled time than this share, the figures hold the generator's own pauses.
@@ -45,6 +45,9 @@ impl Report<'_> {
     pub fn failure(&self) -> Option<String> {
         let Report { plan, results, .. } = self;
         let failures = &results.failures;
+        if results.unreachable {
+            return Some(format!("cannot load {}: {}", plan.to, failures.first().unwrap_or_default()));
+        }
         if failures.total > 0 {
             let first = failures.first().unwrap_or_default();
             return Some(format!(
@@ -118,13 +121,14 @@ impl Report<'_> {
         if latency.is_empty() {
             return Ok(());
         }
-        let all: Vec<String> = QUANTILES
-            .iter()
-            .map(|(name, q)| format!("{name} {}", micros(latency.value_at_quantile(*q))))
-            .collect();
+        let [first, second] = QUANTILES.map(|quantiles| -> String {
+            let value = |q| micros(latency.value_at_quantile(q));
+            quantiles.iter().map(|(name, q)| format!("  {name} {}", value(*q))).collect()
+        });
         let what = if plan.shape == Shape::Idle { "connect " } else { "latency " };
-        writeln!(text, "{what}  {}", all.join("  "))?;
-        writeln!(text, "          min {}  mean {}", micros(latency.min()), micros(latency.mean() as u64))?;
+        writeln!(text, "{what}{first}")?;
+        let (min, mean) = (micros(latency.min()), micros(latency.mean() as u64));
+        writeln!(text, "        {second}  min {min}  mean {mean}")?;
         self.write_histogram(text)
     }
 
@@ -161,7 +165,7 @@ impl Report<'_> {
         if results.unanswered > 0 {
             writeln!(
                 text,
-                "unanswered {} at the end, the oldest for {:.1?}: in the percentiles with their age",
+                "unanswered {} at the end, the oldest for {:.1?}; in the percentiles by age",
                 results.unanswered, results.oldest
             )?;
         }
@@ -175,10 +179,7 @@ impl Report<'_> {
         }
         if *lost > 0 {
             let messages = count(*lost, "message");
-            writeln!(
-                text,
-                "lost      {messages} in flight on failed connections: in the percentiles until the failure"
-            )?;
+            writeln!(text, "lost      {messages} in flight when connections failed; in the percentiles")?;
         }
         Ok(())
     }
@@ -191,15 +192,12 @@ impl Report<'_> {
             writeln!(text, "CUT SHORT by {name} after {:.1?}{asked}", results.span)?;
         }
         if self.is_bounded() {
-            writeln!(
-                text,
-                "NOTE      the generator was busy all the time: this is its own limit, not the server's"
-            )?;
+            writeln!(text, "NOTE      the generator was always busy: this is its limit, not the server's")?;
         }
         if results.own.descheduled > DESCHEDULED {
             writeln!(
                 text,
-                "NOTE      the generator had no processor for {:.0}% of the time, once for {:.1?}: see the latencies",
+                "NOTE      the generator had no processor for {:.0}% of the time, once for {:.1?}",
                 100.0 * results.own.descheduled,
                 results.own.longest_pause
             )?;

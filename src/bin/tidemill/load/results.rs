@@ -222,6 +222,8 @@ pub struct Results {
     pub own: OwnLoad,
     /// The signal that ended the run early.
     pub cut_short: Option<i32>,
+    /// No connection was ever established.
+    pub unreachable: bool,
 }
 
 impl Results {
@@ -243,6 +245,7 @@ impl Results {
             connections: 0,
             own: OwnLoad::default(),
             cut_short: None,
+            unreachable: false,
         }
     }
 
