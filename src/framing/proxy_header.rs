@@ -1,19 +1,19 @@
-//! The PROXY protocol: what a proxy says in front of a connection about the one it stands for.
+//! The PROXY protocol: a header in which a proxy names the client whose connection it relays.
 //!
-//! Versions 1 (a line of text) and 2 (binary) of HAProxy's proxy-protocol.txt. Pure: no I/O, no allocation by what a
-//! peer announces.
+//! Versions 1 (a line of text) and 2 (binary) of HAProxy's proxy-protocol.txt. No I/O; no memory is allocated for a
+//! length that a peer announces.
 //!
-//! # Whom to believe
+//! # Trust
 //!
-//! Whoever may send this header may claim any address. Read it only from senders that are trusted, and from these
-//! always: one without a header is then as wrong as one whose header cannot be read (section 2 of the text: a receiver
+//! A peer that may send this header may claim any address. Read it only from trusted senders, and require it from them:
+//! a connection without a header is then as wrong as one with a malformed header (section 2 of the text: a receiver
 //! "must not try to guess" whether there is one).
 
 use std::fmt;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// For whom a connection stands.
+/// The client that a header names.
 ///
 /// ```
 /// use tidemill::framing::proxy_header::ProxyHeader;
@@ -28,13 +28,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ProxyHeader {
-    /// For nobody else: the proxy itself is calling, or does not know for whom.
+    /// None: the proxy connects for itself (a health check), or does not know the client.
     Unknown,
-    /// For a connection of others.
+    /// A relayed connection.
     For {
-        /// Who called the proxy.
+        /// The client's address.
         source: SocketAddr,
-        /// What the caller had called.
+        /// The address that the client connected to.
         destination: SocketAddr,
     },
 }

@@ -14,14 +14,14 @@ use crate::base::tick::Tick;
 ///     v6 c             ├─ ✗ refused
 ///     v4 d               ├──── connecting … ─ ✗ dropped
 ///            │◀ 250 ms ▶│  ▲
-///            │  stagger │  └ a failure starts the next one at once
+///            │   delay  │  └ a failure starts the next one at once
 /// ```
 ///
-/// Attempts overlap: a slow address goes on while the next is tried, and whichever connects first wins. A design in
-/// which the next attempt ends the one before it cannot use a route that is slower than the stagger.
+/// Attempts overlap: a slow one goes on while the next address is tried, and the first that connects is used. A design
+/// in which the next attempt ends the one before it cannot use a route that is slower than the delay.
 ///
 /// The families take turns, beginning with the one that the system's resolver put first (section 4). The resolver
-/// answers for both families at once, so the waiting for a late AAAA answer (section 3) has nothing to wait for.
+/// answers for both families at once, so there is no late AAAA answer to wait for (section 3).
 #[derive(Debug)]
 pub(crate) struct HappyEyeballs {
     waiting: VecDeque<SocketAddr>,
@@ -35,7 +35,7 @@ pub(crate) enum Step {
     Try(SocketAddr),
     /// Nothing before this tick, unless an attempt fails.
     Wait(Tick),
-    /// All have been begun, and some are under way.
+    /// All addresses have been tried, and some attempts are under way.
     Pending,
     GiveUp,
 }
@@ -43,11 +43,11 @@ pub(crate) enum Step {
 /// No two attempts are begun within less (RFC 8305, section 8: "MUST NOT be less than 10 milliseconds").
 const ATTEMPT_DELAY_MIN: Duration = Duration::from_millis(10);
 
-/// A name may stand for any number of addresses; beyond these, more of them will not help.
+/// A name may have any number of addresses. If 32 fail, more are not expected to help.
 const ADDRESSES_MAX: usize = 32;
 
 impl HappyEyeballs {
-    /// For the addresses of a name, in the resolver's order; doubles are tried once.
+    /// For the addresses of a name, in the resolver's order; duplicates are tried once.
     pub(crate) fn new(addresses: impl IntoIterator<Item = SocketAddr>, delay: Duration) -> HappyEyeballs {
         let mut distinct: Vec<SocketAddr> = Vec::new();
         for address in addresses {
@@ -69,12 +69,12 @@ impl HappyEyeballs {
         HappyEyeballs { waiting, attempt_delay: delay.max(ATTEMPT_DELAY_MIN), last_start: None }
     }
 
-    /// For what has no addresses to choose from.
+    /// Without addresses: for destinations that have only one.
     pub(crate) fn none() -> HappyEyeballs {
         HappyEyeballs::new([], ATTEMPT_DELAY_MIN)
     }
 
-    /// What to do now that so many attempts are under way.
+    /// What to do now, with this many attempts under way.
     pub(crate) fn step(&self, under_way: usize, now: Tick) -> Step {
         let Some(&next) = self.waiting.front() else {
             return if under_way == 0 { Step::GiveUp } else { Step::Pending };
@@ -91,12 +91,12 @@ impl HappyEyeballs {
         self.last_start = Some(now);
     }
 
-    /// An attempt that had begun has failed: the next one need not wait for the rest of the stagger.
+    /// An attempt has failed: the next one need not wait for the rest of the delay.
     pub(crate) fn failed(&mut self) {
         self.last_start = None;
     }
 
-    /// Looks again after a stagger: there is no descriptor for an attempt beside those under way.
+    /// Waits one more delay: there is no descriptor for another attempt.
     pub(crate) fn postpone(&mut self, now: Tick) {
         self.last_start = Some(now);
     }

@@ -1,10 +1,10 @@
-//! Who waits for which name.
+//! Which dials wait for which name.
 
 use std::collections::HashMap;
 
 use crate::base::id::ConnId;
 
-/// The names that are being looked up. Those who ask for the same one wait for one lookup.
+/// The names that are being looked up. Dials of the same name share one lookup.
 #[derive(Debug, Default)]
 pub(crate) struct Lookups {
     by_name: HashMap<(Box<str>, u16), u64>,
@@ -18,14 +18,14 @@ struct Lookup {
     waiters: Vec<ConnId>,
 }
 
-/// What asking for a name came to.
+/// The outcome of [`Lookups::request`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum LookupRequest {
-    /// It is to be looked up, under this number.
+    /// The name is to be looked up, under this number.
     New(u64),
-    /// Somebody has asked for it already.
+    /// It is being looked up already, under this number.
     Joined(u64),
-    /// Too many are waiting.
+    /// The maximum of names is being looked up.
     Full,
 }
 
@@ -47,14 +47,14 @@ impl Lookups {
         LookupRequest::New(self.last)
     }
 
-    /// It has been answered: who waits for it. Nobody does when the lookup was dropped.
+    /// The lookup has its answer: the dials that wait for it. Empty if the lookup was dropped.
     pub(crate) fn complete(&mut self, number: u64) -> Vec<ConnId> {
         let Some(lookup) = self.by_number.remove(&number) else { return Vec::new() };
         self.by_name.remove(&lookup.name);
         lookup.waiters
     }
 
-    /// One waits no longer; says whether nobody does now.
+    /// This dial waits no longer; returns whether none does.
     pub(crate) fn cancel_waiter(&mut self, number: u64, waiter: ConnId) -> bool {
         let Some(lookup) = self.by_number.get_mut(&number) else { return false };
         lookup.waiters.retain(|&waiting| waiting != waiter);
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(lookups.request("a", 1, waiter(3), 2), LookupRequest::Joined(1), "joining takes no room");
         assert!(!lookups.cancel_waiter(1, waiter(0)));
         assert_eq!(lookups.complete(1), [waiter(1), waiter(3)]);
-        assert_eq!(lookups.complete(1), [], "a second answer is nobody's");
+        assert_eq!(lookups.complete(1), [], "a second answer belongs to no dial");
         assert_eq!(lookups.request("b", 1, waiter(4), 2), LookupRequest::New(3));
     }
 

@@ -246,7 +246,7 @@ mod tests {
         TestServer::new(Chat::new(), SocketLimits { rate: None, ..Chat::new().limits() })
     }
 
-    /// Three members called ada, bob and eve, who have heard nothing yet.
+    /// Three members called ada, bob and eve; what was sent to them so far is discarded.
     fn room_of_three() -> (Room, [PeerId; 3]) {
         let mut room = empty_room();
         let members = ["ada", "bob", "eve"].map(|name| {
@@ -330,16 +330,33 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_list_a_whole_city() {
+    fn a_member_is_read_at_sixteen_kibibytes_a_second_by_default() {
+        let mut room = TestServer::new(Chat::new(), Chat::new().limits());
+        let (ada, bob) = (room.script.connect(), room.script.connect());
+        room.turn_until_quiet();
+        let sent = format!("{}\n", "a".repeat(99)).repeat(1_000);
+        room.send(ada, &sent);
+        for _ in 0..400 {
+            room.script.advance(Duration::from_millis(10));
+            room.turn_until_quiet();
+        }
+        // Four seconds, and one second's bytes at once at the begin.
+        let read = sent.len() - room.script.unread(ada);
+        assert!((4 * RATE..=5 * RATE).contains(&read), "{read} bytes were read");
+        assert!(room.received(bob).len() > 4 * RATE, "and sent on");
+    }
+
+    #[test]
+    fn who_lists_at_most_a_hundred_names() {
         let mut room = empty_room();
         let peers: Vec<PeerId> = (0..150).map(|_| room.script.connect()).collect();
         room.turn_until_quiet();
         room.received(peers[0]);
         room.send(peers[0], "/who\n");
-        let heard = room.received(peers[0]);
+        let received = room.received(peers[0]);
         assert!(
-            heard.starts_with("150 here: 10.0.0.1:4000, ") && heard.ends_with(" and 50 more\n"),
-            "{heard}"
+            received.starts_with("150 here: 10.0.0.1:4000, ") && received.ends_with(" and 50 more\n"),
+            "{received}"
         );
     }
 
@@ -360,10 +377,10 @@ mod tests {
         let nasty =
             b"\x1b[2J\x07\x00red\x7f \xc2\x9b31m \xe2\x80\xaeevil\xe2\x80\xa9 \xff\xfe\rbob: forged\ttab\n";
         room.send(ada, nasty);
-        let heard = room.received(bob);
-        assert!(heard.starts_with("ada: ") && heard.ends_with("forged\ttab\n"), "{heard:?}");
+        let received = room.received(bob);
+        assert!(received.starts_with("ada: ") && received.ends_with("forged\ttab\n"), "{received:?}");
         let fine = |c: char| c == '\t' || !(c.is_control() || ('\u{2028}'..='\u{202e}').contains(&c));
-        assert!(heard.trim_end_matches('\n').chars().all(fine), "{heard:?}");
+        assert!(received.trim_end_matches('\n').chars().all(fine), "{received:?}");
     }
 
     #[test]
@@ -398,7 +415,7 @@ mod tests {
         }
         room.script.window(eve, usize::MAX);
         room.turn_until_quiet();
-        assert_eq!(eves + room.received(eve).len(), bobs, "she has received what he has");
+        assert_eq!(eves + room.received(eve).len(), bobs, "both have received the same");
         assert_eq!(room.event_loop.table.cx.stats.closed.iter().sum::<u64>(), 0);
     }
 

@@ -1,4 +1,4 @@
-//! Names to addresses, by the system's resolver, which blocks: so on threads of its own.
+//! Name resolution by the system's resolver. It blocks, so it runs on threads of its own.
 
 use std::collections::VecDeque;
 use std::fmt;
