@@ -383,6 +383,17 @@ const QUESTIONS: &[(&str, &str, &str, &[&str])] = &[
         "Ends",
         &["close_notify", "Truncated", "CloseReason::Tls"],
     ),
+    (
+        "What may a filter of my own return, and what does a bare FIN mean?",
+        "docs/tls.md",
+        "A filter of your own",
+        &[
+            "Lengths are verified",
+            "`Filter::ends_with_fin`",
+            "`FilterFactory::starts_at_once`",
+            "`Filter::more`",
+        ],
+    ),
     ("When is a socket drained?", "docs/one-turn.md", "4 read", &["short read", "`WouldBlock`", "FIN"]),
     (
         "Which laws hold?",

@@ -67,6 +67,9 @@ pub struct Stats {
     /// Bytes of these that went from one connection to another inside the kernel: see
     /// [`Limits::splices`](crate::Limits::splices).
     pub spliced: u64,
+    /// Plaintext bytes for which a filter had no room where the received bytes were: see
+    /// [`Opened::more`](crate::Opened::more).
+    pub bytes_expanded: u64,
     /// System calls that read from a connection.
     pub reads: u64,
     /// System calls that wrote to a connection.
@@ -102,6 +105,11 @@ impl Stats {
     /// ```
     pub fn refused_count(&self, why: Refusal) -> u64 {
         self.refused_by_reason[why as usize]
+    }
+
+    /// What the reads of a turn have brought, by which their number is bounded.
+    pub(crate) fn bytes_opened(&self) -> u64 {
+        self.bytes_in + self.bytes_expanded
     }
 
     /// How many connections ended, for all reasons together.

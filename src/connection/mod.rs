@@ -281,7 +281,7 @@ impl Connection {
     /// Whether a handshake can start. A server's needs the client's first bytes, a client's needs nothing. Bytes that
     /// were sent in the clear before STARTTLS are written first.
     fn may_start(&self) -> bool {
-        let begins = self.flags.any(&[Flag::Dialed, Flag::Readable]) || self.inbox.is_some();
+        let begins = self.flags.contains(Flag::Readable) || self.inbox.is_some() || self.starts_at_once();
         begins && self.tls().is_some_and(|tls| tls.clear_prefix == 0)
     }
 

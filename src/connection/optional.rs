@@ -66,6 +66,8 @@ pub(crate) struct Tls {
     pub(crate) open_pending: bool,
     /// Whether the service has got no byte since the handshake: then `first_byte` applies.
     pub(crate) no_plaintext_yet: bool,
+    /// Whether the filter has more plaintext than there was room for. Nothing is read before it has been opened.
+    pub(crate) has_more: bool,
     /// Why the filter failed; given to `closed`.
     pub(crate) error: Option<Box<str>>,
     /// What happens after the decrypted bytes that are not delivered yet: the peer's end, or the failure of the filter.
@@ -130,6 +132,7 @@ impl Tls {
             clear_prefix,
             open_pending,
             no_plaintext_yet: true,
+            has_more: false,
             error: None,
             pending_end: None,
         }

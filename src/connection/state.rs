@@ -61,6 +61,11 @@ impl FilterStage {
     pub(crate) fn is_handshaking(self) -> bool {
         matches!(self, FilterStage::Asked | FilterStage::Queued | FilterStage::Handshaking)
     }
+
+    /// Whether there is a filter whose handshake is complete.
+    pub(crate) fn is_ready(self) -> bool {
+        matches!(self, FilterStage::Open | FilterStage::Ended)
+    }
 }
 
 /// The state of a connection as a service sees it, with the directions that are open.

@@ -4,7 +4,7 @@
 
 use log::Level;
 
-use crate::base::filter::{Filter, FilterConfig, FilterInfo};
+use crate::base::filter::{Filter, FilterConfig, FilterInfo, Opened};
 use crate::base::reason::CloseReason;
 use crate::base::tick::Tick;
 use crate::connection::Connection;
@@ -48,6 +48,7 @@ impl Connection {
             std::mem::swap(&mut outbox.wire, &mut outbox.plain);
         }
         self.set_filter(config, deadline, 0, true);
+        self.push_ready(cx);
         self.rearm(cx);
     }
 
@@ -64,6 +65,39 @@ impl Connection {
     /// Whether it was accepted and is in the handshake before `open`: its service does not know it.
     pub(crate) fn is_handshaking_inbound(&self) -> bool {
         self.is_open_pending() && !self.flags.contains(Flag::Dialed)
+    }
+
+    /// Whether its handshake needs neither a byte of the peer nor a place among `Limits::handshakes`.
+    pub(crate) fn starts_at_once(&self) -> bool {
+        let config = self.tls().and_then(|tls| tls.config.as_ref());
+        self.flags.contains(Flag::Dialed) || config.is_some_and(|config| config.starts_at_once())
+    }
+
+    /// How many received bytes its filter had kept when it was last called.
+    pub(crate) fn undecrypted(&self) -> usize {
+        self.inbox.as_ref().map_or(0, |inbox| inbox.undecrypted)
+    }
+
+    /// How many received bytes its filter keeps now, which may be fewer: sealing can process some.
+    pub(crate) fn checked_buffered(&mut self) -> Result<usize, &'static str> {
+        let before = self.undecrypted();
+        let buffered = self.filter_mut().map_or(0, |filter| filter.buffered());
+        if buffered > before {
+            return Err("the filter keeps more bytes than it had kept before, and none has come");
+        }
+        Ok(buffered)
+    }
+
+    /// Notes what a filter has returned, for when its plaintext has been delivered.
+    pub(crate) fn note_opened(&mut self, opened: Opened, buffered: usize, arrived: usize, cx: &mut Context) {
+        self.set_undecrypted(buffered, arrived, cx);
+        let Some(tls) = self.tls_mut() else { return };
+        tls.has_more = opened.more && opened.error.is_none();
+        match opened.error {
+            Some(why) => tls.pending_end = Some(Err(why.into())),
+            None if opened.peer_ended => tls.pending_end = Some(Ok(())),
+            None => {}
+        }
     }
 
     pub(crate) fn filter_mut(&mut self) -> Option<&mut dyn Filter> {
@@ -83,20 +117,22 @@ impl Connection {
 
     /// Encrypts queued bytes and then this turn's segments, until `wire` has at least `budget` bytes. The rest is
     /// copied to the outbox as plaintext. A record must be sent once it is encrypted, because its number is part of the
-    /// encryption; so no more is encrypted than can soon be written.
+    /// encryption; so no more is encrypted than can soon be written. Nor is more than `sealable`, from which it is
+    /// subtracted: of a filter that compresses, `wire` may never reach the budget.
     #[inline(never)]
     pub(crate) fn encrypt(
         &mut self,
         plain: &mut SegmentList,
         wire: &mut SegmentList,
         budget: usize,
+        sealable: &mut usize,
         cx: &mut Context,
     ) {
         self.settle_clear_prefix(plain, cx);
-        while self.filter == FilterStage::Open && wire.len() < budget {
+        while self.filter == FilterStage::Open && wire.len() < budget && *sealable > 0 {
             match self.encrypt_record(plain, wire, cx) {
-                Ok(true) => {}
-                Ok(false) => break,
+                Ok(0) => break,
+                Ok(sealed) => *sealable = sealable.saturating_sub(sealed),
                 Err(why) => self.fail_tls(&why, cx),
             }
         }
@@ -116,15 +152,15 @@ impl Connection {
         }
     }
 
-    /// Encrypts one record: from the outbox first, then from this turn's segments. Returns whether there was anything.
+    /// Encrypts one record: from the outbox first, then from this turn's segments. Returns the length of its plaintext.
     fn encrypt_record(
         &mut self,
         segments: &mut SegmentList,
         wire: &mut SegmentList,
         cx: &mut Context,
-    ) -> Result<bool, String> {
+    ) -> Result<usize, String> {
         let tls = self.optional.as_mut().and_then(|optional| optional.tls.as_mut());
-        let Some(Tls { filter: Some(filter), .. }) = tls.map(|tls| &mut **tls) else { return Ok(false) };
+        let Some(Tls { filter: Some(filter), .. }) = tls.map(|tls| &mut **tls) else { return Ok(0) };
         let mut joined = std::mem::take(&mut cx.joined);
         let outbox = &self.outbox;
         let (length, outcome) = cx.arena.push_ciphertext(wire, |out, arena| {
@@ -135,8 +171,9 @@ impl Connection {
             if batch.has_room() {
                 arena.gather(segments, &mut batch);
             }
+            let start = out.len();
             let outcome = match batch.slices() {
-                [] => Ok(()),
+                [] => return (0, Ok(())),
                 [one] => filter.seal(one, out),
                 many => {
                     joined.clear();
@@ -144,6 +181,13 @@ impl Connection {
                     filter.seal(&joined, out)
                 }
             };
+            let outcome = outcome.and_then(|()| match out.len() {
+                length if length > start => Ok(()),
+                length if length < start => Err("the filter removed bytes that were sealed before".into()),
+                _ => Err("the filter sealed bytes and returned none".into()),
+            });
+            // Ranges of `out` are queued already, and must exist until they are dropped with the connection.
+            out.resize(out.len().max(start), 0);
             (batch.len(), outcome)
         });
         cx.joined = joined;
@@ -154,7 +198,7 @@ impl Connection {
             fresh -= old;
         }
         cx.arena.advance(segments, fresh);
-        outcome.map(|()| length > 0)
+        outcome.map(|()| length)
     }
 
     /// Queues the filter's close_notify. Nothing is encrypted after it.

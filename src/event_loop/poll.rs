@@ -195,7 +195,7 @@ impl LivelockGuard {
             *self = LivelockGuard { progress: u64::MAX, ..LivelockGuard::default() };
             return;
         }
-        let progress = stats.bytes_in
+        let progress = stats.bytes_opened()
             + stats.bytes_out
             + stats.accepted
             + stats.dialed

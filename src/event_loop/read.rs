@@ -86,16 +86,16 @@ impl<S: System> EventLoop<S> {
         self.enter(Phase::Read);
         self.start_handshakes();
         let extra = EXTRA_BUDGETS.saturating_mul(self.table.cx.limits.read_budget) as u64;
-        let max = self.table.cx.stats.bytes_in.saturating_add(extra);
+        let max = self.table.cx.stats.bytes_opened().saturating_add(extra);
         let all = self.read_ready();
-        while all && self.table.cx.stats.bytes_in < max {
+        while all && self.table.cx.stats.bytes_opened() < max {
             // The last of the list is the one that was just read, if it has more.
             let Some(id) = self.table.cx.ready.pop() else { return };
-            let before = self.table.cx.stats.bytes_in;
+            let before = self.table.cx.stats.bytes_opened();
             let mut block = self.table.cx.arena.take_block();
             self.read_connection(id, &mut block);
             self.table.cx.arena.put_block(block);
-            if self.table.cx.stats.bytes_in == before {
+            if self.table.cx.stats.bytes_opened() == before {
                 return; // No progress: another read would bring nothing either.
             }
         }
@@ -110,12 +110,12 @@ impl<S: System> EventLoop<S> {
         }
         line.truncate(self.carried_over);
         let budget = self.table.cx.limits.carried_over_budget as u64;
-        let before = self.table.cx.stats.bytes_in;
+        let before = self.table.cx.stats.bytes_opened();
         self.redelivered = 0;
         let mut served = 0;
         for &id in &line {
             // A redelivery reads no byte, so what it has queued is counted in place of that.
-            if self.table.cx.stats.bytes_in - before + self.redelivered >= budget {
+            if self.table.cx.stats.bytes_opened() - before + self.redelivered >= budget {
                 break;
             }
             self.read_connection(id, &mut block);
@@ -211,7 +211,8 @@ impl<S: System> EventLoop<S> {
     /// An open connection with a filter, with hidden input, or whose bytes are spliced. A handshake that was asked for
     /// starts first; then hidden input is delivered, since it came before everything that a read would bring.
     fn read_open(&mut self, id: ConnId, block: &mut [u8]) {
-        let (connection, _) = self.table.at(id.slot);
+        let (connection, cx) = self.table.at(id.slot);
+        let mut budget = cx.limits.read_budget;
         if connection.filter == FilterStage::Asked {
             return self.start_or_queue_handshake(id);
         }
@@ -219,14 +220,13 @@ impl<S: System> EventLoop<S> {
             if !connection.unread().is_empty() {
                 let target = Target::of(connection);
                 self.deliver(id, target, &mut [], 0, 0);
+                self.redelivered += self.budget.spent() as u64;
             }
-            self.redelivered += self.budget.spent() as u64;
-            self.end_after_delivery(id);
+            budget = self.open_more(id, block, budget);
         }
-        let mut budget = self.table.cx.limits.read_budget;
         for _ in 0..CALLS_MAX {
             let (connection, cx) = self.table.at(id.slot);
-            if !connection.is_open() || !connection.wants_read() || cx.arena.is_full() {
+            if !connection.is_open() || !connection.wants_read() || budget == 0 || cx.arena.is_full() {
                 return;
             }
             if connection.flags.contains(Flag::Spliced) {
@@ -235,12 +235,7 @@ impl<S: System> EventLoop<S> {
             if !connection.is_filtered() {
                 return; // It is in the ready list again, and the next round reads it with `read_once`.
             }
-            let allowed = budget.min(connection.allowance(cx));
-            let prefix = prefix(connection);
-            match self.read_ciphertext(id, block, prefix, allowed) {
-                ReadOutcome::More(n) if n < budget => budget -= n,
-                _ => return,
-            }
+            let ReadOutcome::More(_) = self.read_ciphertext(id, block, &mut budget) else { return };
         }
     }
 
@@ -289,7 +284,7 @@ impl<S: System> EventLoop<S> {
         }
         match connection.stage {
             // A FIN without close_notify may have been sent by an attacker, to cut a message off.
-            Stage::Open if connection.is_filtered() => connection.on_truncated(cx),
+            Stage::Open if connection.is_filtered() => self.on_fin_below_filter(id),
             Stage::Open => self.on_peer_end(id),
             Stage::Lingering => connection.close_now(CloseReason::Local, cx),
             Stage::Connecting | Stage::Tarpitted | Stage::Closing | Stage::Dead => {}
@@ -444,7 +439,7 @@ impl<S: System> EventLoop<S> {
 }
 
 /// How much room to leave in front of a read, for the unread input of the connection.
-fn prefix(connection: &Connection) -> usize {
+pub(super) fn prefix(connection: &Connection) -> usize {
     let unread = connection.unread().len();
     if unread <= PREFIX_MAX.min(READ_MAX / 2) { unread } else { 0 }
 }

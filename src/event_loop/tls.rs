@@ -5,8 +5,9 @@
 use std::mem;
 
 use super::EventLoop;
-use super::read::{ReadOutcome, Target};
+use super::read::{ReadOutcome, Target, prefix};
 use crate::base::address::Address;
+use crate::base::filter::Opened;
 use crate::base::id::ConnId;
 use crate::base::reason::CloseReason;
 use crate::connection::state::{FilterStage, Flag, Half};
@@ -23,14 +24,26 @@ const UNDECRYPTED_MAX: usize = READ_MAX / 2;
 /// Memory for the output of a filter that is kept from one use to the next.
 const SPARE_MAX: usize = 256 * 1024;
 
+/// What one call of a filter came to.
+struct Outcome {
+    opened: Opened,
+    /// How many received bytes it keeps now.
+    buffered: usize,
+    /// Which rule of [`Filter`](crate::Filter) it broke.
+    fault: Option<&'static str>,
+    /// Its own messages.
+    out: Vec<u8>,
+}
+
 impl<S: System> EventLoop<S> {
     // -- handshakes ----------------------------------------------------------------------------------
 
     /// Starts or queues a handshake that was asked for. Those of dialed connections start at once, because this side
-    /// chose to make them. Those of accepted connections are queued, because peers choose their number.
+    /// chose to make them. Those of accepted connections are queued, because peers choose their number, unless their
+    /// filter says that its start is cheap.
     pub(super) fn start_or_queue_handshake(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
-        if connection.flags.contains(Flag::Dialed) {
+        if connection.starts_at_once() {
             let peer = connection.peer_address();
             return self.start_handshake(id, &peer);
         }
@@ -102,7 +115,8 @@ impl<S: System> EventLoop<S> {
         let mut early = connection.unread().to_vec();
         let length = early.len();
         connection.drop_inbox(cx);
-        self.decrypt(id, &mut early, 0, length);
+        self.decrypt(id, &mut early, 0, 0, length);
+        self.after_opened(id);
     }
 
     /// The handshake is complete: calls `open`, `connected` or `filter_started`.
@@ -140,11 +154,17 @@ impl<S: System> EventLoop<S> {
         &mut self,
         id: ConnId,
         block: &mut [u8],
-        prefix: usize,
-        budget: usize,
+        budget: &mut usize,
     ) -> ReadOutcome {
         let (connection, cx) = self.table.at(id.slot);
-        let undecrypted = connection.filter_mut().map_or(0, |filter| filter.buffered());
+        let (allowed, prefix) = (connection.allowance(cx).min(*budget), prefix(connection));
+        let undecrypted = match connection.checked_buffered() {
+            Ok(buffered) => buffered,
+            Err(why) => {
+                connection.fail_tls(why, cx);
+                return ReadOutcome::None;
+            }
+        };
         let mut own = Vec::new();
         let wire = if undecrypted <= UNDECRYPTED_MAX {
             &mut block[cx.arena.write_offset()..]
@@ -154,36 +174,80 @@ impl<S: System> EventLoop<S> {
         };
         let front = prefix + undecrypted;
         let room = wire.len().min(READ_MAX + undecrypted) - front;
-        let into = &mut wire[front..][..budget.min(room)];
+        let into = &mut wire[front..][..allowed.min(room)];
         let outcome = Self::read_stream(&mut self.system, connection, into, cx);
         match outcome {
             ReadOutcome::More(n) | ReadOutcome::Drained(n) => {
-                self.decrypt(id, wire, prefix, undecrypted + n);
+                self.decrypt(id, wire, prefix, undecrypted, n);
+                *budget = self.open_more(id, block, *budget - n);
             }
             ReadOutcome::None => self.after_failed_read(id),
         }
         outcome
     }
 
-    /// Decrypts in place. `wire` is room for unread input (`prefix`), then the bytes that the filter keeps, then those
-    /// that have arrived. The order after that: bytes of the filter are queued, the handshake completes, plaintext is
-    /// delivered, and last the end or the failure that came behind it.
-    fn decrypt(&mut self, id: ConnId, wire: &mut [u8], prefix: usize, length: usize) {
-        let mut out = mem::take(&mut self.filter_out);
-        let (connection, cx) = self.table.at(id.slot);
+    /// Decrypts in place. `wire` is room for unread input (`prefix`), then for the bytes that the filter keeps, then
+    /// those that have arrived.
+    fn decrypt(&mut self, id: ConnId, wire: &mut [u8], prefix: usize, undecrypted: usize, arrived: usize) {
+        let (connection, _) = self.table.at(id.slot);
         let Some(filter) = connection.filter_mut() else { return };
-        let arrived = length - filter.buffered();
-        let opened = filter.open(&mut wire[prefix..prefix + length], &mut out);
-        let undecrypted = filter.buffered();
+        let received = undecrypted + arrived;
+        // The block may hold bytes of other connections there, which a filter must not see.
+        wire[prefix..prefix + undecrypted].fill(0);
+        let mut out = mem::take(&mut self.filter_out);
+        let opened = filter.open(&mut wire[prefix..prefix + received], &mut out);
+        let buffered = filter.buffered();
+        let fault = opened.violation(received, received, buffered, connection.filter.is_ready());
+        self.on_opened(id, wire, prefix, arrived, Outcome { opened, buffered, fault, out });
+    }
+
+    /// Lets the filter go on with plaintext that had no room, until none is left, or the budget or the service ends it.
+    /// Then it is the turn of what came behind it. Returns what is left of the budget.
+    pub(super) fn open_more(&mut self, id: ConnId, block: &mut [u8], mut budget: usize) -> usize {
+        loop {
+            let (connection, cx) = self.table.at(id.slot);
+            let waits = connection.flags.contains(Flag::Redeliver) || !connection.wants_input();
+            let more = connection.is_open() && connection.tls().is_some_and(|tls| tls.has_more);
+            if !more || waits || budget == 0 || cx.arena.is_full() {
+                break;
+            }
+            let prefix = prefix(connection);
+            let wire = &mut block[cx.arena.write_offset()..][..READ_MAX];
+            let room = prefix..READ_MAX.min(prefix.saturating_add(budget));
+            let before = connection.undecrypted();
+            let Some(filter) = connection.filter_mut() else { break };
+            wire[room.clone()].fill(0);
+            let mut out = mem::take(&mut self.filter_out);
+            let opened = filter.more(&mut wire[room.clone()], &mut out);
+            let idle = (opened.more && opened.plaintext == 0)
+                .then_some("the filter says that there is more plaintext, and returns none");
+            let buffered = filter.buffered();
+            let fault = opened.violation(room.len(), before, buffered, true).or(idle);
+            let n = opened.plaintext.min(room.len());
+            budget -= n;
+            self.table.cx.stats.bytes_expanded += n as u64;
+            self.on_opened(id, wire, prefix, 0, Outcome { opened, buffered, fault, out });
+        }
+        self.after_opened(id);
+        budget
+    }
+
+    /// What a filter has returned: its own messages are queued, the handshake completes, plaintext is delivered, and
+    /// the end or the failure that came behind it is noted.
+    fn on_opened(&mut self, id: ConnId, wire: &mut [u8], prefix: usize, arrived: usize, outcome: Outcome) {
+        let Outcome { opened, buffered, fault, mut out } = outcome;
+        let (connection, cx) = self.table.at(id.slot);
+        if let Some(why) = fault {
+            return connection.fail_tls(why, cx); // Nothing that it has returned can be used.
+        }
         if !out.is_empty() && connection.filter != FilterStage::Ended && !connection.is_write_failed() {
             connection.push_wire(&out, cx);
             connection.push_dirty(cx);
         }
         out.clear();
         out.shrink_to(SPARE_MAX);
-        let handshake_done = opened.ready && connection.filter == FilterStage::Handshaking;
         self.filter_out = out;
-        if handshake_done {
+        if opened.ready && connection.filter == FilterStage::Handshaking {
             self.on_handshake_done(id);
         }
         let (connection, cx) = self.table.at(id.slot);
@@ -195,18 +259,29 @@ impl<S: System> EventLoop<S> {
         }
         let (connection, cx) = self.table.at(id.slot);
         if connection.is_open() {
-            connection.set_undecrypted(undecrypted, arrived, cx);
-            let end = match opened.error {
-                Some(why) => Some(Err(why.into())),
-                None => opened.peer_ended.then_some(Ok(())),
-            };
-            if let (Some(end), Some(tls)) = (end, connection.tls_mut()) {
-                tls.pending_end.get_or_insert(end);
-                self.end_after_delivery(id);
-            }
+            connection.note_opened(opened, buffered, arrived, cx);
         }
         if self.table.cx.is_over_memory() {
             self.table.evict();
+        }
+    }
+
+    /// After decryption: if plaintext is left in the filter, the next turn goes on with it; else its end is acted on.
+    fn after_opened(&mut self, id: ConnId) {
+        let (connection, _) = self.table.at(id.slot);
+        if connection.is_open() && connection.tls().is_some_and(|tls| tls.has_more) {
+            connection.flags.insert(Flag::Redeliver);
+        }
+        self.end_after_delivery(id);
+    }
+
+    /// The peer's FIN came, and it had not announced its end: the filter says whether it is one.
+    pub(super) fn on_fin_below_filter(&mut self, id: ConnId) {
+        let (connection, cx) = self.table.at(id.slot);
+        let is_ready = connection.filter.is_ready();
+        match connection.filter_mut() {
+            Some(filter) if is_ready && filter.ends_with_fin() => self.on_peer_end(id),
+            _ => connection.on_truncated(cx),
         }
     }
 
@@ -215,7 +290,7 @@ impl<S: System> EventLoop<S> {
     }
 
     /// Acts on the end or the failure of a filter, once all plaintext before it has been delivered.
-    pub(super) fn end_after_delivery(&mut self, id: ConnId) {
+    fn end_after_delivery(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
         if !connection.is_open() || connection.flags.contains(Flag::Redeliver) {
             return;

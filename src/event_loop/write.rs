@@ -114,10 +114,11 @@ impl<S: System> EventLoop<S> {
         };
         // Encryption is one write budget ahead of the kernel at most: what waits longer stays plaintext, and a line
         // that is shared by many connections stays shared.
+        let mut sealable = budget;
         for _ in 0..CALLS_MAX {
             let (connection, cx) = self.table.at(id.slot);
             if connection.is_filtered() {
-                connection.encrypt(&mut plain, &mut wire, budget, cx);
+                connection.encrypt(&mut plain, &mut wire, budget, &mut sealable, cx);
             }
             let written = self.write_once(id, &mut wire, budget);
             // `min`: a splice writes a whole kernel pipe, which may hold more than what is left of the budget.
@@ -131,12 +132,16 @@ impl<S: System> EventLoop<S> {
             self.read_out(id);
         }
         let (connection, cx) = self.table.at(id.slot);
-        if connection.stage == Stage::Dead || connection.is_write_failed() {
+        let goes_on = connection.stage != Stage::Dead && !connection.is_write_failed();
+        if goes_on {
+            connection.spill_wire(wire, cx);
+        }
+        // The ciphertext of the next connection begins at the front again: one buffer serves for all, and a filter must
+        // not see what another one has left in it.
+        cx.arena.clear_ciphertext();
+        if !goes_on {
             return;
         }
-        connection.spill_wire(wire, cx);
-        // The ciphertext of the next connection begins at the front again: one buffer serves for all.
-        cx.arena.clear_ciphertext();
         if connection.can_write() && connection.flags.contains(Flag::Writable) {
             connection.push_dirty(cx); // The budget ended, and the kernel has room: no event will come.
         }

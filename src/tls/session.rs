@@ -151,6 +151,7 @@ impl<C: Side> Filter for Session<C> {
         }
         Opened {
             plaintext: plain,
+            more: false,
             ready: !self.connection.common().is_handshaking(),
             peer_ended: self.peer_ended,
             error: self.error.as_deref().map(Into::into),

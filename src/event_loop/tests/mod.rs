@@ -7,6 +7,7 @@ mod deadlines;
 mod deferred;
 mod dial;
 mod faults;
+mod filters;
 mod input;
 mod lifecycle;
 mod lookups;
