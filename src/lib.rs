@@ -69,6 +69,9 @@ pub mod framing;
 mod parts;
 pub mod services;
 mod sys;
+#[cfg(any(test, feature = "testing"))]
+#[doc = include_str!("../docs/testing.md")]
+pub mod testing;
 #[cfg(feature = "tls")]
 pub mod tls;
 

@@ -90,7 +90,13 @@ fn banned_words_stand_in_no_page() {
     let banned: Vec<String> = phrases.chain(BANNED_IN_PAGES.iter().copied()).map(words).collect();
     assert!(banned.len() > 30, "only {} words were read", banned.len());
     for page in pages() {
+        // In Rust they may be names of the API.
+        let mut in_rust = false;
         for (number, line) in (1..).zip(read(&page).lines()) {
+            in_rust = if line.starts_with("```") { line.starts_with("```rust") } else { in_rust };
+            if in_rust {
+                continue;
+            }
             let line = words(&prose(line));
             for word in &banned {
                 assert!(!line.contains(word.as_str()), "{page}:{number}: {:?} is banned", word.trim());

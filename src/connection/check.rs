@@ -5,28 +5,25 @@ use crate::connection::context::Context;
 use crate::connection::state::{Flag, Stage};
 
 impl Connection {
-    /// Asserts what must be true of a connection between two turns. Debug builds only.
+    /// Asserts what must be true of a connection between two turns. Debug builds and simulations only.
     pub(crate) fn check(&self, cx: &Context) {
         let id = self.id;
         let entry = cx.dirty.get(self.dirty as usize);
-        debug_assert!(
-            self.dirty == NOT_DIRTY || entry.is_some_and(|dirty| dirty.id == id),
-            "{id}: not dirty"
-        );
-        debug_assert!(
+        assert!(self.dirty == NOT_DIRTY || entry.is_some_and(|dirty| dirty.id == id), "{id}: not dirty");
+        assert!(
             self.stage == Stage::Dead || self.flags.contains(Flag::Ready) || !self.wants_turn(),
             "{id}: a wake-up was lost"
         );
-        debug_assert!(self.is_filtered() == self.tls().is_some(), "{id}: a filter without its state");
-        debug_assert!(
+        assert!(self.is_filtered() == self.tls().is_some(), "{id}: a filter without its state");
+        assert!(
             self.flags.contains(Flag::Piped) == self.pipe_peer().is_some(),
             "{id}: a pipe without its other end"
         );
-        debug_assert!(
+        assert!(
             self.stage != Stage::Closing || self.close_reason.is_some(),
             "{id}: closing without a reason"
         );
-        debug_assert!(
+        assert!(
             !self.is_write_failed() || self.outbox.is_none() || self.stage == Stage::Dead,
             "{id}: a queue that cannot be written"
         );
@@ -34,7 +31,7 @@ impl Connection {
             (self.deadline(cx.limits_of(self.service)), self.stage != Stage::Dead)
         {
             let armed = cx.wheel.when(id.slot);
-            debug_assert!(armed.is_some_and(|armed| armed <= when), "{id}: no alarm for its deadline");
+            assert!(armed.is_some_and(|armed| armed <= when), "{id}: no alarm for its deadline");
         }
     }
 }

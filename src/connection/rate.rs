@@ -24,7 +24,7 @@ impl Group {
     }
 
     /// How many members are throttled.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn throttled(&self) -> usize {
         self.throttled
     }

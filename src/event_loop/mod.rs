@@ -4,6 +4,8 @@
 //! each phase is a method in a file of its own. Next: `event_loop/poll.rs`.
 
 mod accept;
+#[cfg(any(test, feature = "testing"))]
+mod check;
 mod deferred;
 mod dial;
 mod expire;

@@ -8,7 +8,7 @@
 pub(crate) mod mio;
 #[cfg(not(target_family = "wasm"))]
 mod resolver;
-#[cfg(any(test, target_family = "wasm"))]
+#[cfg(any(test, feature = "testing", target_family = "wasm"))]
 pub(crate) mod sim;
 #[cfg(not(target_family = "wasm"))]
 mod splice;
@@ -35,7 +35,7 @@ use crate::config::listen::ListenOptions;
 pub(crate) enum Stream {
     #[cfg(not(target_family = "wasm"))]
     Kernel(stream::Stream),
-    #[cfg(any(test, target_family = "wasm"))]
+    #[cfg(any(test, feature = "testing", target_family = "wasm"))]
     Simulated(sim::Fd),
 }
 
@@ -43,8 +43,8 @@ pub(crate) enum Stream {
 pub(crate) enum ListenSocket {
     #[cfg(not(target_family = "wasm"))]
     Kernel(stream::ListenSocket),
-    #[cfg(any(test, target_family = "wasm"))]
-    Simulated(#[allow(dead_code, reason = "it is there to be dropped")] sim::Fd),
+    #[cfg(any(test, feature = "testing", target_family = "wasm"))]
+    Simulated(sim::Fd),
 }
 
 /// The system calls that a callback can make: the table has this, because it has no access to the [`System`].
@@ -62,7 +62,7 @@ impl Stream {
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Stream::Kernel(stream) => Some(stream.as_fd()),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "testing"))]
             Stream::Simulated(_) => None,
         }
     }
@@ -71,7 +71,7 @@ impl Stream {
     fn kernel(&self) -> &stream::Stream {
         match self {
             Stream::Kernel(stream) => stream,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "testing"))]
             Stream::Simulated(_) => unreachable!("a simulated stream is not given to the kernel"),
         }
     }
@@ -79,7 +79,7 @@ impl Stream {
     fn kernel_mut(&mut self) -> &mut stream::Stream {
         match self {
             Stream::Kernel(stream) => stream,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "testing"))]
             Stream::Simulated(_) => unreachable!("a simulated stream is not given to the kernel"),
         }
     }
@@ -90,7 +90,7 @@ impl ListenSocket {
     fn kernel(&self) -> &stream::ListenSocket {
         match self {
             ListenSocket::Kernel(listener) => listener,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "testing"))]
             ListenSocket::Simulated(_) => unreachable!("a simulated listener is not given to the kernel"),
         }
     }
@@ -98,7 +98,7 @@ impl ListenSocket {
     fn kernel_mut(&mut self) -> &mut stream::ListenSocket {
         match self {
             ListenSocket::Kernel(listener) => listener,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "testing"))]
             ListenSocket::Simulated(_) => unreachable!("a simulated listener is not given to the kernel"),
         }
     }

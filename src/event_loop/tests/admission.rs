@@ -18,7 +18,7 @@ fn denying(range: &str, how: RefuseMode) -> AccessPolicy {
 }
 
 fn connect_from(test: &mut TestLoop, ip: &str) -> PeerId {
-    test.script.connect_from(ip);
+    test.script.connect_from(ip.parse().unwrap());
     let peer = test.script.connect();
     test.turn_until_quiet();
     peer
@@ -150,7 +150,7 @@ fn a_forwarded_address_is_counted_in_place_of_the_trusted_proxy() {
     let mut guard = denying("203.0.113.0/24", RefuseMode::End);
     guard.per_address = Some(1);
     let mut test = with_policy(guard);
-    test.script.connect_from("192.0.2.1");
+    test.script.connect_from("192.0.2.1".parse().unwrap());
     let (_, first) = test.accept();
     let set = |test: &mut TestLoop, id, text: &str| {
         test.sockets().get(id).unwrap().set_peer_addr(text.parse().unwrap())

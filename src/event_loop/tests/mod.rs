@@ -36,11 +36,9 @@ use crate::base::shared::Shared;
 use crate::config::access::AccessPolicy;
 use crate::config::limits::{Limits, MinRate, SocketLimits};
 use crate::config::listen::{ListenOptions, Overflow};
-use crate::connection::Connection;
 use crate::connection::optional::IdleKind;
 use crate::connection::socket::Socket;
 use crate::connection::sockets::Sockets;
-use crate::connection::state::Flag;
 use crate::event_loop::EventLoop;
 use crate::parts::inbox::Input;
 use crate::parts::timers::TimerId;
@@ -293,14 +291,7 @@ fn at_capacity(max: usize, overflow: Overflow) -> TestLoop {
     Setup { limits, listen, ..Setup::default() }.build(echo)
 }
 
-/// Helpers for all tests on a simulated loop, those of the services too.
 impl EventLoop<Sim> {
-    /// Turns once without moving the clock.
-    fn turn_and_check(&mut self) {
-        self.turn(Some(Duration::ZERO)).expect("a simulated poll does not fail");
-        self.check();
-    }
-
     /// Turns until neither the loop nor a peer has anything to do.
     pub(crate) fn turn_until_quiet(&mut self, script: &Script) {
         for _ in 0..10_000 {
@@ -310,54 +301,5 @@ impl EventLoop<Sim> {
             }
         }
         panic!("after 10,000 turns there is still something to do");
-    }
-
-    /// Asserts the invariants that hold between any two turns.
-    fn check(&self) {
-        let table = &self.table;
-        let inboxes: usize =
-            table.slots.iter().filter_map(|(_, c)| c.inbox.as_ref()).map(|i| i.charge()).sum();
-        let outboxes = || table.slots.iter().filter_map(|(_, c)| c.outbox.as_ref());
-        let queued: usize = outboxes().map(|outbox| outbox.buffered()).sum();
-        assert!(table.cx.memory >= inboxes, "inboxes hold more than was charged");
-        assert!(queued == 0 || table.cx.memory > inboxes, "queues hold what was not charged");
-        assert!(queued > 0 || outboxes().next().is_some() || table.cx.memory == inboxes);
-        let stats = &table.cx.stats;
-        let there = table.connections() as u64;
-        assert!(
-            table.connections() + table.reserved <= table.cx.limits.connections,
-            "more connections than the limit"
-        );
-        let kept = table.slots.iter().filter(|(_, c)| c.flags.contains(Flag::HoldsReservedSlot)).count();
-        for (index, group) in table.cx.groups.iter().enumerate() {
-            let member = |c: &&Connection| {
-                c.optional.as_ref().is_some_and(|optional| optional.group == Some(index as u16))
-            };
-            let waiting = table
-                .slots
-                .iter()
-                .map(|(_, c)| c)
-                .filter(member)
-                .filter(|c| c.flags.contains(Flag::Throttled))
-                .count();
-            assert_eq!(group.throttled(), waiting, "those of a group who wait are counted");
-        }
-        assert_eq!(table.reserved, kept, "second slots are kept for those who are there");
-        let under_way: usize = self.attempts.values().map(|attempts| attempts.extra()).sum();
-        assert_eq!(self.extra_attempts, under_way, "attempts are counted");
-        assert!(self.attempts.keys().all(|&id| table.find(id).is_some()), "a race without a runner");
-        assert_eq!(stats.accepted + stats.dialed, there + stats.closed_total(), "connections are conserved");
-        for (_, connection) in &table.slots {
-            connection.check(&table.cx);
-            let in_line = table.cx.ready.iter().filter(|&&id| id == connection.id).count();
-            assert!(in_line <= 1, "in line twice");
-            assert!(!connection.wants_turn() || in_line == 1, "a wake-up was lost: {}", connection.id);
-            let stuck =
-                connection.flags.contains(Flag::Writable) && connection.is_live() && connection.can_write();
-            assert!(
-                !stuck || table.cx.dirty.iter().any(|dirty| dirty.id == connection.id),
-                "a queue was forgotten"
-            );
-        }
     }
 }

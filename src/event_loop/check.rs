@@ -1,0 +1,85 @@
+//! The invariants of the loop, for its own tests and for services under test. They go through all connections.
+
+use std::time::Duration;
+
+use super::{EventLoop, Turn};
+use crate::connection::Connection;
+use crate::connection::state::Flag;
+use crate::sys::sim::Sim;
+
+impl EventLoop<Sim> {
+    /// Turns once without moving the clock.
+    pub(crate) fn turn_and_check(&mut self) -> Turn {
+        let turn = self.turn(Some(Duration::ZERO)).expect("a simulated poll does not fail");
+        self.check();
+        turn
+    }
+
+    /// What the next turn has to do, for a message: the parts of [`has_work`](EventLoop::has_work).
+    pub(crate) fn unfinished(&self) -> String {
+        let (table, cx) = (&self.table, &self.table.cx);
+        let parts = [
+            ("to read", cx.ready.len()),
+            ("to write", cx.dirty.len()),
+            ("drained", cx.drained.len()),
+            ("poked", cx.pokes.len()),
+            ("to close", cx.to_reap.len()),
+            ("dials to start", table.pending_dials.len()),
+            ("posts", self.posts.len() + usize::from(self.handle.mailbox().has_posts())),
+            ("put off with `later`", table.later.len()),
+            ("deadlines due", usize::from(cx.wheel.is_due(cx.now) || table.timers.is_due(cx.now))),
+        ];
+        let some: Vec<String> =
+            parts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")).collect();
+        format!("{} connections; {}", table.connections(), some.join(", "))
+    }
+
+    /// Asserts the invariants that hold between any two turns.
+    fn check(&self) {
+        let table = &self.table;
+        let inboxes: usize =
+            table.slots.iter().filter_map(|(_, c)| c.inbox.as_ref()).map(|i| i.charge()).sum();
+        let outboxes = || table.slots.iter().filter_map(|(_, c)| c.outbox.as_ref());
+        let queued: usize = outboxes().map(|outbox| outbox.buffered()).sum();
+        assert!(table.cx.memory >= inboxes, "inboxes hold more than was charged");
+        assert!(queued == 0 || table.cx.memory > inboxes, "queues hold what was not charged");
+        assert!(queued > 0 || outboxes().next().is_some() || table.cx.memory == inboxes);
+        let stats = &table.cx.stats;
+        let there = table.connections() as u64;
+        assert!(
+            table.connections() + table.reserved <= table.cx.limits.connections,
+            "more connections than the limit"
+        );
+        let kept = table.slots.iter().filter(|(_, c)| c.flags.contains(Flag::HoldsReservedSlot)).count();
+        for (index, group) in table.cx.groups.iter().enumerate() {
+            let member = |c: &&Connection| {
+                c.optional.as_ref().is_some_and(|optional| optional.group == Some(index as u16))
+            };
+            let waiting = table
+                .slots
+                .iter()
+                .map(|(_, c)| c)
+                .filter(member)
+                .filter(|c| c.flags.contains(Flag::Throttled))
+                .count();
+            assert_eq!(group.throttled(), waiting, "the throttled members of a group are counted");
+        }
+        assert_eq!(table.reserved, kept, "reserved slots belong to connections");
+        let under_way: usize = self.attempts.values().map(|attempts| attempts.extra()).sum();
+        assert_eq!(self.extra_attempts, under_way, "attempts are counted");
+        assert!(self.attempts.keys().all(|&id| table.find(id).is_some()), "attempts without their dial");
+        assert_eq!(stats.accepted + stats.dialed, there + stats.closed_total(), "connections are conserved");
+        for (_, connection) in &table.slots {
+            connection.check(&table.cx);
+            let in_line = table.cx.ready.iter().filter(|&&id| id == connection.id).count();
+            assert!(in_line <= 1, "in line twice");
+            assert!(!connection.wants_turn() || in_line == 1, "a wake-up was lost: {}", connection.id);
+            let stuck =
+                connection.flags.contains(Flag::Writable) && connection.is_live() && connection.can_write();
+            assert!(
+                !stuck || table.cx.dirty.iter().any(|dirty| dirty.id == connection.id),
+                "a queue was forgotten"
+            );
+        }
+    }
+}

@@ -1,0 +1,235 @@
+// The module's documentation is docs/testing.md: see src/lib.rs.
+
+mod filter;
+mod kernel;
+mod peer;
+mod recorder;
+mod seed;
+mod services;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use self::filter::PeerFilter;
+pub use self::kernel::{DialAnswer, NameAnswer};
+pub use self::peer::{Peer, PeerEnd};
+use self::recorder::Record;
+pub use self::seed::seeds;
+use crate::base::address::Address;
+use crate::config::limits::Limits;
+use crate::event_loop::{EventLoop, Turn};
+use crate::sys::sim::{PeerId, Script, Sim};
+
+/// A reactor on a simulated kernel, its peers, and the clock of both.
+///
+/// ```text
+///     peers ── say, end, reset ──▶ ┌──────────────────┐ ──▶ ┌────────────┐ ──▶ services
+///     played by the test           │ simulated kernel │     │ event loop │     under test
+///           ◀── heard, ended ───── └──────────────────┘ ◀── └────────────┘ ◀──
+///                                    seed, clock, names, dials, descriptors
+/// ```
+///
+/// Whatever a test does to it, the loop turns until it has nothing left to do, so the next line of the test sees the
+/// result. [`together`](Bench::together) does several things before the loop turns. Time stands still except in
+/// [`advance`](Bench::advance). After each turn the invariants of the loop are checked.
+///
+/// When a test panics, the bench prints the last steps of the simulation and, if it has a seed, the command that
+/// replays it.
+pub struct Bench {
+    event_loop: EventLoop<Sim>,
+    script: Script,
+    record: Record,
+    /// The other side of the filter (TLS) of a connection, for the peers that have one.
+    filters: BTreeMap<PeerId, PeerFilter>,
+    /// The dials that [`upstream`](Bench::upstream) has given out.
+    dials_taken: Vec<PeerId>,
+    /// The addresses of the listeners, in the order in which they were added.
+    listening: Vec<Address>,
+    seed: Option<u64>,
+    max_turns: usize,
+    /// Within [`together`](Bench::together), where the loop does not turn.
+    is_held: bool,
+}
+
+/// Turns after which a bench stops waiting for the loop to become quiet.
+const TURNS_MAX: usize = 100_000;
+/// Deadlines in a row at the same time, after which a bench stops waiting for them to pass.
+const SAME_DEADLINE_MAX: usize = 100;
+
+impl Bench {
+    /// A bench with [`Limits::default`], whose kernel makes no trouble of its own.
+    pub fn new() -> Bench {
+        Bench::new_with(Limits::default())
+    }
+
+    /// A bench with these limits, whose kernel makes no trouble of its own.
+    pub fn new_with(limits: Limits) -> Bench {
+        let (sim, script) = Sim::new();
+        script.answer_by_network();
+        let event_loop = EventLoop::new(sim, limits).expect("a simulated kernel has room for a loop");
+        Bench {
+            event_loop,
+            record: Record::new(script.clone()),
+            script,
+            filters: BTreeMap::new(),
+            dials_taken: Vec::new(),
+            listening: Vec::new(),
+            seed: None,
+            max_turns: TURNS_MAX,
+            is_held: false,
+        }
+    }
+
+    /// A bench whose kernel makes all the trouble that a kernel may make, as this seed decides: bytes arrive in pieces,
+    /// writes are short, calls are interrupted or would block after all, events are late, spurious and in any order. A
+    /// service must not notice. See [`seeds`] for running one test with many.
+    pub fn seeded(seed: u64) -> Bench {
+        Bench::seeded_with(seed, Limits::default())
+    }
+
+    /// As [`seeded`](Bench::seeded), with limits.
+    pub fn seeded_with(seed: u64, limits: Limits) -> Bench {
+        let mut bench = Bench::new_with(limits);
+        bench.script.inject_faults(seed);
+        bench.seed = Some(seed);
+        bench
+    }
+
+    /// Splits what peers and services send: from now on at most this many bytes arrive in one read, and are accepted by
+    /// one write. `split_every(1)` delivers each byte alone.
+    pub fn split_every(&mut self, bytes: usize) {
+        self.script.split(bytes);
+    }
+
+    /// How many turns the loop may take until it is quiet, for one call of the bench. Default 100,000. Beyond that the
+    /// bench panics, and says what is left to do.
+    pub fn set_max_turns(&mut self, turns: usize) {
+        self.max_turns = turns;
+    }
+
+    /// Does several things before the loop turns, so that it sees them in one turn.
+    ///
+    /// ```
+    /// use tidemill::services::Echo;
+    /// use tidemill::testing::Bench;
+    ///
+    /// let mut bench = Bench::new();
+    /// bench.serve(Echo::raw());
+    /// let (ann, bob) = (bench.connect(), bench.connect());
+    /// let before = bench.turns();
+    /// bench.together(|bench| {
+    ///     bench.say(ann, "one");
+    ///     bench.say(bob, "two");
+    /// });
+    /// assert_eq!(bench.turns(), before + 1);
+    /// ```
+    pub fn together<R>(&mut self, act: impl FnOnce(&mut Bench) -> R) -> R {
+        self.is_held = true;
+        let result = act(self);
+        self.is_held = false;
+        self.run();
+        result
+    }
+
+    /// Turns the loop until neither it nor the kernel has anything to do at this time. All that a test does calls this;
+    /// a test that queues something by itself, through a [`Handle`](crate::Handle) for example, calls it afterwards.
+    ///
+    /// # Panics
+    ///
+    /// After [`set_max_turns`](Bench::set_max_turns) turns, with what is left to do.
+    #[track_caller]
+    pub fn run(&mut self) {
+        let mut left = self.max_turns;
+        while !self.is_held && !self.is_quiet() {
+            assert!(
+                left > 0,
+                "after {} turns there is still something to do: {}",
+                self.max_turns,
+                self.unfinished()
+            );
+            left -= 1;
+            self.turn();
+        }
+    }
+
+    /// One turn of the loop, without moving the clock; then the check of its invariants.
+    pub fn turn(&mut self) -> Turn {
+        let turn = self.event_loop.turn_and_check();
+        self.run_filters();
+        turn
+    }
+
+    /// Moves the clock, with a turn at each deadline on the way. The loop counts deadlines in ticks of 10 ms, so one of
+    /// 60 s has passed after 60.02 s at the latest, and never after less than 60 s.
+    ///
+    /// # Panics
+    ///
+    /// When a deadline does not pass, and within [`together`](Bench::together).
+    #[track_caller]
+    pub fn advance(&mut self, span: Duration) {
+        assert!(!self.is_held, "time does not pass within `together`");
+        self.run();
+        let end = self.elapsed() + span;
+        let mut at_this_time = 0;
+        while let Some(deadline) = self.event_loop.next_deadline().filter(|&deadline| deadline <= end) {
+            let wait = deadline.saturating_sub(self.elapsed());
+            at_this_time = if wait.is_zero() { at_this_time + 1 } else { 0 };
+            assert!(
+                at_this_time < SAME_DEADLINE_MAX,
+                "the deadline at {deadline:?} does not pass: {}",
+                self.unfinished()
+            );
+            self.script.advance(wait);
+            self.turn();
+            self.run();
+        }
+        self.script.advance(end.saturating_sub(self.elapsed()));
+        self.turn();
+        self.run();
+    }
+
+    /// The simulated time since the bench was made.
+    pub fn elapsed(&self) -> Duration {
+        self.script.elapsed()
+    }
+
+    /// How many turns the loop has taken.
+    pub fn turns(&self) -> u64 {
+        self.event_loop.table.cx.stats.turns
+    }
+
+    /// A hash of all that happened so far: system calls with their results, events and callbacks with their times. Two
+    /// runs of one test with the same seed have the same.
+    ///
+    /// TLS draws random numbers of its own, and some of its messages differ in length with them: with TLS the hash
+    /// differs from run to run.
+    pub fn trace_hash(&self) -> u64 {
+        self.script.with_trace(|trace| trace.hash())
+    }
+
+    fn is_quiet(&self) -> bool {
+        !self.event_loop.has_work() && self.script.is_quiet() && self.filters_are_quiet()
+    }
+
+    fn unfinished(&self) -> String {
+        let kernel = self.script.pending_event().map_or(String::new(), |event| format!("; {event}"));
+        format!("{}{kernel}", self.event_loop.unfinished())
+    }
+}
+
+impl Default for Bench {
+    fn default() -> Bench {
+        Bench::new()
+    }
+}
+
+impl fmt::Debug for Bench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bench")
+            .field("elapsed", &self.elapsed())
+            .field("turns", &self.turns())
+            .field("seed", &self.seed)
+            .finish_non_exhaustive()
+    }
+}

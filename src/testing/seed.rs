@@ -1,0 +1,66 @@
+//! Seeds: which ones a test runs, and what is printed when it fails.
+
+use std::io::{self, Write};
+use std::ops::Range;
+use std::thread;
+
+use super::Bench;
+
+/// The seeds for a test that runs with many: `0..count`. With `TIDEMILL_SEED=7` in the environment only that one, to
+/// replay a failure; with `TIDEMILL_SEEDS=100000` so many in place of `count`.
+///
+/// ```
+/// use tidemill::services::Echo;
+/// use tidemill::testing::{Bench, seeds};
+///
+/// for seed in seeds(20) {
+///     let mut bench = Bench::seeded(seed);
+///     bench.serve(Echo::raw());
+///     let ann = bench.connect();
+///     bench.say(ann, "hello");
+///     assert_eq!(bench.heard(ann), "hello");
+/// }
+/// ```
+///
+/// # Panics
+///
+/// When one of the variables is set and is not a number.
+pub fn seeds(count: u64) -> Range<u64> {
+    match (number("TIDEMILL_SEED"), number("TIDEMILL_SEEDS")) {
+        (Some(seed), _) => seed..seed.saturating_add(1),
+        (None, count_wanted) => 0..count_wanted.unwrap_or(count),
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is not a number")))
+}
+
+impl Bench {
+    /// What a failed test prints: the last steps, the seed, and how to replay it.
+    fn report(&self) -> String {
+        let (turns, elapsed) = (self.turns(), self.elapsed());
+        let steps = self.script.with_trace(|trace| trace.tail());
+        let mut text = format!("\nthe bench after {turns} turns and {elapsed:?} of simulated time; {steps}");
+        if let Some(seed) = self.seed {
+            let test = match thread::current().name() {
+                // libtest gives the thread the name of the test, except with one thread for all.
+                Some(name) if name != "main" => format!(" -- --exact {name}"),
+                _ => String::new(),
+            };
+            let package = std::env::var("CARGO_PKG_NAME").map_or(String::new(), |name| format!(" -p {name}"));
+            text += &format!("seed {seed}; replay with: TIDEMILL_SEED={seed} cargo test{package}{test}\n");
+        }
+        text
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // A failed print must not panic: in a drop while panicking, that would abort the process.
+            let _ = io::stderr().write_all(self.report().as_bytes());
+        }
+    }
+}
