@@ -236,51 +236,49 @@ impl Service for Chat {
 mod tests {
     use super::*;
     use crate::base::reason::CloseReason;
-    use crate::services::testing::TestServer;
-    use crate::sys::sim::PeerId;
-
-    type Room = TestServer;
+    use crate::testing::{Bench, Peer, PeerEnd};
 
     /// A room without a rate, so that lines need no time.
-    fn empty_room() -> Room {
-        TestServer::new(Chat::new(), SocketLimits { rate: None, ..Chat::new().limits() })
+    fn empty_room() -> Bench {
+        let mut bench = Bench::new();
+        bench.serve_with(Chat::new(), SocketLimits { rate: None, ..Chat::new().limits() });
+        bench
     }
 
     /// Three members called ada, bob and eve; what was sent to them so far is discarded.
-    fn room_of_three() -> (Room, [PeerId; 3]) {
+    fn room_of_three() -> (Bench, [Peer; 3]) {
         let mut room = empty_room();
         let members = ["ada", "bob", "eve"].map(|name| {
-            let peer = room.script.connect();
-            room.send(peer, format!("/nick {name}\n"));
+            let peer = room.connect();
+            room.say(peer, format!("/nick {name}\n"));
             peer
         });
-        members.iter().for_each(|&peer| drop(room.received(peer)));
+        members.iter().for_each(|&peer| drop(room.heard(peer)));
         (room, members)
     }
 
     #[test]
     fn joining_and_leaving_members_are_announced_by_address() {
         let mut room = empty_room();
-        let first = room.script.connect();
-        room.turn_until_quiet();
-        let second = room.script.connect();
-        room.turn_until_quiet();
-        room.send(first, "hello\n");
-        room.script.end(second);
-        room.turn_until_quiet();
+        let first = room.connect();
+        let second = room.connect();
+        room.say(first, "hello\n");
+        room.end(second);
         let said = "10.0.0.1:4001 joined\n10.0.0.1:4000: hello\n";
-        assert_eq!(room.received(second), said);
-        assert_eq!(room.received(first), format!("10.0.0.1:4000 joined\n{said}10.0.0.1:4001 left\n"));
+        assert_eq!(room.heard(second), said);
+        assert_eq!(room.heard(first), format!("10.0.0.1:4000 joined\n{said}10.0.0.1:4001 left\n"));
     }
 
     #[test]
     fn every_member_receives_every_line_in_one_order() {
         let (mut room, [ada, bob, eve]) = room_of_three();
-        room.script.feed(ada, b"one\ntwo\n");
-        room.script.feed(bob, b"three\n");
-        room.send(eve, "four\n");
-        let said = room.received(ada);
-        assert_eq!((room.received(bob), room.received(eve)), (said.clone(), said.clone()));
+        room.together(|room| {
+            room.say(ada, "one\ntwo\n");
+            room.say(bob, "three\n");
+            room.say(eve, "four\n");
+        });
+        let said = room.heard(ada);
+        assert_eq!((room.heard(bob), room.heard(eve)), (said.clone(), said.clone()));
         let mut lines: Vec<&str> = said.lines().collect();
         assert!(lines.iter().position(|l| *l == "ada: one") < lines.iter().position(|l| *l == "ada: two"));
         lines.sort_unstable();
@@ -290,13 +288,12 @@ mod tests {
     #[test]
     fn only_whole_lines_are_broadcast() {
         let (mut room, [ada, bob, _]) = room_of_three();
-        room.send(ada, "wait for ");
-        assert_eq!(room.received(bob), "");
-        room.send(ada, "it\r\n\n   \nhalf a li");
-        assert_eq!(room.received(bob), "ada: wait for it\n", "empty lines say nothing");
-        room.script.end(ada);
-        room.turn_until_quiet();
-        assert_eq!(room.received(bob), "ada left\n");
+        room.say(ada, "wait for ");
+        assert_eq!(room.heard(bob), "");
+        room.say(ada, "it\r\n\n   \nhalf a li");
+        assert_eq!(room.heard(bob), "ada: wait for it\n", "empty lines say nothing");
+        room.end(ada);
+        assert_eq!(room.heard(bob), "ada left\n");
     }
 
     #[test]
@@ -312,48 +309,44 @@ mod tests {
             ("a\x1b[31m", "a name is made of letters, digits, - and _\n"),
             ("abcdefghijklmnopqrstuvwxy", "a name has at most 24 characters\n"),
         ] {
-            room.send(bob, format!("/nick {name}\n"));
-            assert_eq!(room.received(bob), answer, "{name:?}");
+            room.say(bob, format!("/nick {name}\n"));
+            assert_eq!(room.heard(bob), answer, "{name:?}");
         }
-        assert_eq!(room.received(ada), "", "a refusal is between the two");
-        room.send(ada, "/nick \u{5d0}\u{5d3}\u{5d4}_1\n");
-        room.send(bob, "/nick Ada\n");
-        assert_eq!(room.received(bob), "ada is now \u{5d0}\u{5d3}\u{5d4}_1\nbob is now Ada\n");
+        assert_eq!(room.heard(ada), "", "a refusal is between the two");
+        room.say(ada, "/nick \u{5d0}\u{5d3}\u{5d4}_1\n");
+        room.say(bob, "/nick Ada\n");
+        assert_eq!(room.heard(bob), "ada is now \u{5d0}\u{5d3}\u{5d4}_1\nbob is now Ada\n");
     }
 
     #[test]
     fn who_and_help_are_answered_to_the_asking_member_only() {
         let (mut room, [ada, bob, _]) = room_of_three();
-        room.send(ada, "/who\n/help\n/dance now\n");
+        room.say(ada, "/who\n/help\n/dance now\n");
         let answer = format!("3 here: ada, bob, eve\n{HELP}/dance is no command; /help lists them\n");
-        assert_eq!((room.received(ada), room.received(bob)), (answer, String::new()));
+        assert_eq!((room.heard(ada), room.heard(bob)), (answer, String::new()));
     }
 
     #[test]
     fn a_member_is_read_at_sixteen_kibibytes_a_second_by_default() {
-        let mut room = TestServer::new(Chat::new(), Chat::new().limits());
-        let (ada, bob) = (room.script.connect(), room.script.connect());
-        room.turn_until_quiet();
+        let mut room = Bench::new();
+        room.serve_with(Chat::new(), Chat::new().limits());
+        let (ada, bob) = (room.connect(), room.connect());
         let sent = format!("{}\n", "a".repeat(99)).repeat(1_000);
-        room.send(ada, &sent);
-        for _ in 0..400 {
-            room.script.advance(Duration::from_millis(10));
-            room.turn_until_quiet();
-        }
+        room.say(ada, &sent);
+        room.advance(Duration::from_secs(4));
         // Four seconds, and one second's bytes at once at the begin.
-        let read = sent.len() - room.script.unread(ada);
+        let read = sent.len() - room.unread(ada);
         assert!((4 * RATE..=5 * RATE).contains(&read), "{read} bytes were read");
-        assert!(room.received(bob).len() > 4 * RATE, "and sent on");
+        assert!(room.heard(bob).len() > 4 * RATE, "and sent on");
     }
 
     #[test]
     fn who_lists_at_most_a_hundred_names() {
         let mut room = empty_room();
-        let peers: Vec<PeerId> = (0..150).map(|_| room.script.connect()).collect();
-        room.turn_until_quiet();
-        room.received(peers[0]);
-        room.send(peers[0], "/who\n");
-        let received = room.received(peers[0]);
+        let peers: Vec<Peer> = (0..150).map(|_| room.connect()).collect();
+        room.heard(peers[0]);
+        room.say(peers[0], "/who\n");
+        let received = room.heard(peers[0]);
         assert!(
             received.starts_with("150 here: 10.0.0.1:4000, ") && received.ends_with(" and 50 more\n"),
             "{received}"
@@ -363,12 +356,12 @@ mod tests {
     #[test]
     fn a_member_that_quits_is_closed_at_once_and_sends_nothing_more() {
         let (mut room, [ada, bob, eve]) = room_of_three();
-        room.send(ada, "bye\n/quit\nghost\n/nick ghost\n");
-        assert_eq!(room.received(bob), "ada: bye\nada left\n");
-        assert!(room.script.received_end(ada));
-        room.script.end(ada);
-        room.send(bob, "/nick ada\n");
-        assert_eq!(room.received(eve), "ada: bye\nada left\nbob is now ada\n", "one left is left once");
+        room.say(ada, "bye\n/quit\nghost\n/nick ghost\n");
+        assert_eq!(room.heard(bob), "ada: bye\nada left\n");
+        assert!(room.ended(ada) == Some(PeerEnd::Fin));
+        room.end(ada);
+        room.say(bob, "/nick ada\n");
+        assert_eq!(room.heard(eve), "ada: bye\nada left\nbob is now ada\n", "one left is left once");
     }
 
     #[test]
@@ -376,8 +369,8 @@ mod tests {
         let (mut room, [ada, bob, _]) = room_of_three();
         let nasty =
             b"\x1b[2J\x07\x00red\x7f \xc2\x9b31m \xe2\x80\xaeevil\xe2\x80\xa9 \xff\xfe\rbob: forged\ttab\n";
-        room.send(ada, nasty);
-        let received = room.received(bob);
+        room.say(ada, nasty);
+        let received = room.heard(bob);
         assert!(received.starts_with("ada: ") && received.ends_with("forged\ttab\n"), "{received:?}");
         let fine = |c: char| c == '\t' || !(c.is_control() || ('\u{2028}'..='\u{202e}').contains(&c));
         assert!(received.trim_end_matches('\n').chars().all(fine), "{received:?}");
@@ -386,78 +379,71 @@ mod tests {
     #[test]
     fn a_too_long_line_closes_one_member_and_not_the_others() {
         let (mut room, [ada, bob, eve]) = room_of_three();
-        room.send(ada, [b'x'; 8 * 1024 + 2]);
-        assert!(room.received(ada).contains("8192 bytes allowed") && room.script.received_end(ada));
-        room.script.end(ada);
-        room.send(bob, [&[b'y'; 8 * 1024], &b"\n"[..]].concat());
-        assert_eq!(room.received(eve).len(), "ada left\n".len() + "bob: \n".len() + 8 * 1024);
-        assert_eq!(room.event_loop.table.cx.stats.closed_count(CloseReason::TooLong), 1);
+        room.say(ada, [b'x'; 8 * 1024 + 2]);
+        assert!(room.heard(ada).contains("8192 bytes allowed") && room.ended(ada) == Some(PeerEnd::Fin));
+        room.end(ada);
+        room.say(bob, [&[b'y'; 8 * 1024], &b"\n"[..]].concat());
+        assert_eq!(room.heard(eve).len(), "ada left\n".len() + "bob: \n".len() + 8 * 1024);
+        assert_eq!(room.stats().closed_count(CloseReason::TooLong), 1);
     }
 
     #[test]
     fn senders_wait_for_a_full_member_and_nobody_is_closed() {
         let (mut room, [ada, bob, eve]) = room_of_three();
-        room.script.window(eve, 0);
+        room.stop_reading(eve);
         let line = [&[b'x'; 1_000], &b"\n"[..]].concat();
         let said = "ada: ".len() + line.len();
-        room.send(ada, line.repeat(300));
-        room.send(bob, "I wait too\n");
-        let before = room.received(bob).len();
+        room.say(ada, line.repeat(300));
+        room.say(bob, "I wait too\n");
+        let before = room.heard(bob).len();
         assert!((64 * said..200 * said).contains(&before), "{before} bytes fill eve's queue of 64 KiB");
         // She reads, slowly: 20 lines at a time.
         let (mut bobs, mut eves, mut rounds) = (before, 0, 0);
         while bobs < 300 * said + "bob: I wait too\n".len() {
-            room.script.window(eve, 20_000);
-            room.turn_until_quiet();
-            (bobs, eves, rounds) =
-                (bobs + room.received(bob).len(), eves + room.received(eve).len(), rounds + 1);
+            room.read_at_most(eve, 20_000);
+            (bobs, eves, rounds) = (bobs + room.heard(bob).len(), eves + room.heard(eve).len(), rounds + 1);
             assert!(rounds < 100, "{bobs} bytes came");
         }
-        room.script.window(eve, usize::MAX);
-        room.turn_until_quiet();
-        assert_eq!(eves + room.received(eve).len(), bobs, "both have received the same");
-        assert_eq!(room.event_loop.table.cx.stats.closed.iter().sum::<u64>(), 0);
+        room.read_again(eve);
+        assert_eq!(eves + room.heard(eve).len(), bobs, "she has received what he has");
+        assert_eq!(room.stats().closed.iter().sum::<u64>(), 0);
     }
 
     #[test]
     fn a_member_that_does_not_read_holds_up_a_sender_for_five_seconds_and_is_then_closed() {
         let (mut room, [ada, bob, eve]) = room_of_three();
-        room.script.window(eve, 0);
+        room.stop_reading(eve);
         let line = [&[b'x'; 1_000], &b"\n"[..]].concat();
-        room.send(ada, line.repeat(400));
-        let before = room.received(bob).len();
-        room.script.advance(Duration::from_millis(4_900));
-        room.turn_until_quiet();
-        assert_eq!(room.received(bob), "", "the sender waits");
-        room.script.advance(Duration::from_millis(200));
-        room.turn_until_quiet();
-        let after = room.received(bob).len();
+        room.say(ada, line.repeat(400));
+        let before = room.heard(bob).len();
+        room.advance(Duration::from_millis(4_900));
+        assert_eq!(room.heard(bob), "", "the sender waits");
+        room.advance(Duration::from_millis(200));
+        let after = room.heard(bob).len();
         assert_eq!(before + after, 400 * ("ada: ".len() + line.len()) + "eve left\n".len());
-        assert_eq!(room.event_loop.table.cx.stats.closed_count(CloseReason::SlowReader), 1);
-        assert_eq!(room.event_loop.table.cx.memory, 0, "what was queued for her is released");
+        assert_eq!(room.stats().closed_count(CloseReason::SlowReader), 1);
+        assert_eq!(room.sockets().memory(), 0, "what was queued for her is released");
     }
 
     #[test]
     fn a_full_member_that_leaves_is_not_waited_for() {
         let (mut room, [ada, bob, eve]) = room_of_three();
-        room.script.window(eve, 0);
-        room.send(ada, [&[b'x'; 1_000], &b"\n"[..]].concat().repeat(300));
-        room.received(bob);
-        room.script.reset(eve);
-        room.turn_until_quiet();
-        assert!(room.received(bob).ends_with("x\n"), "the rest has come");
-        room.send(bob, "on we go\n");
-        assert!(room.received(ada).ends_with("bob: on we go\n"));
+        room.stop_reading(eve);
+        room.say(ada, [&[b'x'; 1_000], &b"\n"[..]].concat().repeat(300));
+        room.heard(bob);
+        room.reset(eve);
+        assert!(room.heard(bob).ends_with("x\n"), "the rest has come");
+        room.say(bob, "on we go\n");
+        assert!(room.heard(ada).ends_with("bob: on we go\n"));
     }
 
     #[test]
     fn a_line_to_a_thousand_members_is_held_once() {
         let mut room = empty_room();
-        let peers: Vec<PeerId> = (0..1_000).map(|_| room.script.connect()).collect();
-        room.turn_until_quiet();
-        peers.iter().for_each(|&peer| room.script.window(peer, 0));
-        room.send(peers[0], [&[b'x'; 8_000], &b"\n"[..]].concat());
-        let each = (room.event_loop.table.cx.memory - 8_000) / 1_000;
+        let peers: Vec<Peer> = (0..1_000).map(|_| room.connect()).collect();
+        peers.iter().for_each(|&peer| room.stop_reading(peer));
+        room.say(peers[0], [&[b'x'; 8_000], &b"\n"[..]].concat());
+        let each = (room.sockets().memory() - 8_000) / 1_000;
         assert!(each < 100, "each member costs {each} bytes for a line of 8,000");
     }
 }

@@ -113,12 +113,15 @@ fn compare(line: &[u8]) -> Line {
 mod tests {
     use super::*;
     use crate::base::reason::CloseReason;
-    use crate::services::testing::TestServer;
+    use crate::testing::{Bench, Peer, PeerEnd};
 
     const GREETED: &str = "echo server ready (type quit to exit)\n";
 
-    fn talk() -> TestServer {
-        TestServer::new(Echo::new(), Echo::new().limits())
+    fn talk() -> (Bench, Peer) {
+        let mut bench = Bench::new();
+        bench.serve_with(Echo::new(), Echo::new().limits());
+        let peer = bench.connect();
+        (bench, peer)
     }
 
     #[test]
@@ -126,15 +129,13 @@ mod tests {
         for quit in ["quit\n", "quit\r\n"] {
             let said = format!("a\nquite\n{quit}not echoed\n");
             for at in 0..=said.len() {
-                let mut server = talk();
-                let peer = server.script.connect();
-                server.send(peer, &said[..at]);
-                server.send(peer, &said[at..]);
-                assert_eq!(server.received(peer), format!("{GREETED}a\nquite\n"), "split at {at}");
-                assert!(server.script.received_end(peer));
-                server.script.end(peer);
-                server.turn_until_quiet();
-                assert_eq!(server.event_loop.table.cx.stats.closed_count(CloseReason::Local), 1);
+                let (mut bench, peer) = talk();
+                bench.say(peer, &said[..at]);
+                bench.say(peer, &said[at..]);
+                assert_eq!(bench.heard(peer), format!("{GREETED}a\nquite\n"), "split at {at}");
+                assert_eq!(bench.ended(peer), Some(PeerEnd::Fin));
+                bench.end(peer);
+                assert_eq!(bench.closed(peer), Some(CloseReason::Local));
             }
         }
     }
@@ -144,24 +145,22 @@ mod tests {
         for (said, heard) in
             [("qui", "qui"), ("quit", "quit"), ("quid\nqu", "quid\nqu"), ("x quit\n", "x quit\n")]
         {
-            let mut server = talk();
-            let peer = server.script.connect();
-            for byte in said.bytes() {
-                server.send(peer, [byte]);
-            }
-            server.script.end(peer);
-            server.turn_until_quiet();
-            assert_eq!(server.received(peer), format!("{GREETED}{heard}"));
-            assert_eq!(server.event_loop.table.cx.stats.closed_count(CloseReason::Finished), 1);
+            let (mut bench, peer) = talk();
+            bench.split_every(1);
+            bench.say(peer, said);
+            bench.end(peer);
+            assert_eq!(bench.heard(peer), format!("{GREETED}{heard}"));
+            assert_eq!(bench.closed(peer), Some(CloseReason::Finished));
         }
     }
 
     #[test]
     fn a_raw_echo_sends_back_received_bytes_and_nothing_else() {
-        let mut server = TestServer::new(Echo::raw(), Echo::raw().limits());
-        let peer = server.script.connect();
-        server.send(peer, "quit\nquit\n");
-        assert_eq!(server.received(peer), "quit\nquit\n");
+        let mut bench = Bench::new();
+        bench.serve_with(Echo::raw(), Echo::raw().limits());
+        let peer = bench.connect();
+        bench.say(peer, "quit\nquit\n");
+        assert_eq!(bench.heard(peer), "quit\nquit\n");
     }
 
     #[test]

@@ -77,47 +77,45 @@ impl Service for Frames {
 mod tests {
     use super::*;
     use crate::base::reason::CloseReason;
-    use crate::services::testing::TestServer;
+    use crate::testing::{Bench, Peer, PeerEnd};
 
-    fn frames(name: &str) -> TestServer {
+    fn frames(name: &str) -> (Bench, Peer) {
         let framing: Framing = name.parse().expect("a framing's name");
         let frames = Frames::new(framing.max(1_000));
         let limits = frames.limits();
-        TestServer::new(frames, limits)
+        let mut bench = Bench::new();
+        bench.serve_with(frames, limits);
+        let peer = bench.connect();
+        (bench, peer)
     }
 
     #[test]
     fn each_frame_is_answered_wherever_it_is_split() {
         let wire = b"\0\0\0\x05hello\0\0\0\0\0\0\0\x01!";
         for at in 0..=wire.len() {
-            let mut server = frames("u32be");
-            let peer = server.script.connect();
-            server.send(peer, &wire[..at]);
-            server.send(peer, &wire[at..]);
-            assert_eq!(server.script.received(peer), wire, "split at {at}");
+            let (mut bench, peer) = frames("u32be");
+            bench.say(peer, &wire[..at]);
+            bench.say(peer, &wire[at..]);
+            assert_eq!(bench.heard_bytes(peer), wire, "split at {at}");
         }
     }
 
     #[test]
     fn a_length_above_the_limit_closes_at_once_after_the_answers_before_it() {
-        let mut server = frames("u32be");
-        let peer = server.script.connect();
-        server.send(peer, b"\0\0\0\x02ok\xff\xff\xff\xff");
-        assert_eq!(server.script.received(peer), b"\0\0\0\x02ok");
-        assert!(server.script.received_end(peer) && server.event_loop.table.cx.memory == 0);
-        server.script.end(peer);
-        server.turn_until_quiet();
-        assert_eq!(server.event_loop.table.cx.stats.closed_count(CloseReason::TooLong), 1);
+        let (mut bench, peer) = frames("u32be");
+        bench.say(peer, b"\0\0\0\x02ok\xff\xff\xff\xff");
+        assert_eq!(bench.heard_bytes(peer), b"\0\0\0\x02ok");
+        assert_eq!((bench.ended(peer), bench.sockets().memory()), (Some(PeerEnd::Fin), 0));
+        bench.end(peer);
+        assert_eq!(bench.closed(peer), Some(CloseReason::TooLong));
     }
 
     #[test]
     fn a_lone_line_feed_where_lines_are_strict_is_malformed() {
-        let mut server = frames("crlf");
-        let peer = server.script.connect();
-        server.send(peer, "one\r\ntwo\nthree\r\n");
-        assert_eq!(server.received(peer), "one\r\n");
-        server.script.end(peer);
-        server.turn_until_quiet();
-        assert_eq!(server.event_loop.table.cx.stats.closed_count(CloseReason::Malformed), 1);
+        let (mut bench, peer) = frames("crlf");
+        bench.say(peer, "one\r\ntwo\nthree\r\n");
+        assert_eq!(bench.heard(peer), "one\r\n");
+        bench.end(peer);
+        assert_eq!(bench.closed(peer), Some(CloseReason::Malformed));
     }
 }

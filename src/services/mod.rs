@@ -6,8 +6,6 @@ mod chat;
 mod echo;
 mod frames;
 mod proxy;
-#[cfg(test)]
-mod testing;
 
 pub use chat::Chat;
 pub use echo::Echo;

@@ -88,6 +88,10 @@ impl<S: Service> AnyService for Recorder<S> {
         self.state.as_any()
     }
 
+    fn has_session(&self, slot: u32) -> bool {
+        self.state.has_session(slot)
+    }
+
     fn call(&mut self, table: &mut Table, event: Event<'_, '_>) {
         self.record.add(&event);
         self.state.call(table, event);
