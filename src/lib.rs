@@ -83,11 +83,12 @@ mod service;
 
 pub use base::address::{Address, AddressError};
 pub use base::filter::{Filter, FilterConfig, FilterFactory, FilterInfo, Opened};
-pub use base::id::{ConnId, GroupId, Key, ListenerId, ServiceId};
+pub use base::id::{ConnId, GroupId, Key, ListenerId, ServiceId, WatchId};
+pub use base::leaving::Leaving;
 pub use base::observer;
 pub use base::post_error::PostError;
 pub use base::reason::{Attempt, CloseReason, ClosedInfo, ConnectError, OsError, Refusal, Refused};
-pub use base::setup_error::{DialError, ListenError};
+pub use base::setup_error::{AdoptError, DialError, ListenError};
 pub use base::shared::Shared;
 pub use base::stats::Stats;
 pub use base::text;
@@ -108,7 +109,7 @@ pub use parts::timers::TimerId;
 pub use reactor::Reactor;
 pub use service::{Service, ServiceSockets};
 #[cfg(not(target_family = "wasm"))]
-pub use sys::mio::Adopted;
+pub use sys::mio::{Adopted, AdoptedStream};
 
 /// Compiles the examples of README.md.
 #[cfg(doctest)]

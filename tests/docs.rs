@@ -465,6 +465,7 @@ fn every_limit_has_a_row_with_its_true_default() {
         ("Limits::splices", number(limits.splices)),
         ("Limits::handshakes", number(limits.handshakes)),
         ("Limits::timers", number(limits.timers)),
+        ("Limits::watched", number(limits.watched)),
         ("Limits::memory", size(limits.memory)),
         ("Limits::accepts_per_turn", number(limits.accepts_per_turn)),
         ("Limits::read_budget", size(limits.read_budget)),

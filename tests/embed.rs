@@ -18,8 +18,16 @@ use tidemill::{
     Sockets, Stats,
 };
 
+#[path = "embed/adopt.rs"]
+mod adopt;
+#[path = "embed/dial.rs"]
+mod dial;
+#[path = "embed/hosted.rs"]
+mod hosted;
 #[path = "embed/setup.rs"]
 mod setup;
+#[path = "embed/watch.rs"]
+mod watch;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 

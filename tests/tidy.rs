@@ -151,7 +151,7 @@ const KERNEL: &[&str] =
 
 /// The files in which `Instant` and threads of the user meet the ticks of the loop.
 const FACE: &[&str] = &[
-    "reactor.rs",
+    "reactor/mod.rs",
     "handle.rs",
     "sys/mod.rs",
     "connection/socket.rs",

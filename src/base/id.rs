@@ -121,6 +121,21 @@ impl fmt::Debug for ListenerId {
     }
 }
 
+/// The id of a descriptor that is [watched](crate::Sockets::watch). It may be kept for any time: a later one has
+/// another id, and no other reactor finds it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WatchId {
+    pub(crate) reactor: ReactorId,
+    pub(crate) index: u32,
+    pub(crate) generation: u64,
+}
+
+impl fmt::Debug for WatchId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WatchId({}.{})", self.index, self.generation)
+    }
+}
+
 /// The id of a rate limit that several connections share: see [`Sockets::add_group`](crate::Sockets::add_group). Every
 /// other reactor refuses it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -152,6 +167,7 @@ pub(crate) struct Token(pub(crate) u64);
 pub(crate) enum TokenKind {
     Connection(ConnId),
     Listener(usize),
+    Watched(usize),
     Wake,
 }
 
@@ -165,10 +181,18 @@ impl Token {
         Token(u64::from(RESERVED) + index as u64)
     }
 
+    /// The token of a watched descriptor. Unlike that of a listener, it has something in the place of the generation.
+    pub(crate) fn watch(index: usize) -> Token {
+        Token(u64::from(RESERVED) | (index as u64 + 1) << 32)
+    }
+
     pub(crate) fn kind(self) -> Option<TokenKind> {
         let slot = self.0 as u32;
         if self == Token::WAKE {
             return Some(TokenKind::Wake);
+        }
+        if slot == RESERVED && self.0 >> 32 != 0 {
+            return Some(TokenKind::Watched((self.0 >> 32) as usize - 1));
         }
         if slot >= RESERVED {
             return Some(TokenKind::Listener((slot - RESERVED) as usize));
@@ -232,6 +256,7 @@ mod tests {
         assert_eq!(Token::WAKE.kind(), Some(TokenKind::Wake));
         for index in [0, 1, LISTENERS_MAX - 1] {
             assert_eq!(Token::listener(index).kind(), Some(TokenKind::Listener(index)));
+            assert_eq!(Token::watch(index).kind(), Some(TokenKind::Watched(index)));
         }
     }
 

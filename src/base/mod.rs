@@ -3,6 +3,7 @@
 pub(crate) mod address;
 pub(crate) mod filter;
 pub(crate) mod id;
+pub(crate) mod leaving;
 pub mod observer;
 pub(crate) mod post_error;
 pub(crate) mod reason;

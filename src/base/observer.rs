@@ -315,8 +315,12 @@ pub enum Callback {
     Idle,
     /// [`Service::alarm`](crate::Service::alarm)
     Alarm,
+    /// [`Service::left`](crate::Service::left)
+    Left,
     /// [`Service::poked`](crate::Service::poked)
     Poked,
+    /// [`Service::ready`](crate::Service::ready)
+    Ready,
     /// [`Service::timer`](crate::Service::timer)
     Timer,
     /// [`Service::refused`](crate::Service::refused)
@@ -344,7 +348,9 @@ impl Callback {
             Callback::Drained => "drained",
             Callback::Idle => "idle",
             Callback::Alarm => "alarm",
+            Callback::Left => "left",
             Callback::Poked => "poked",
+            Callback::Ready => "ready",
             Callback::Timer => "timer",
             Callback::Refused => "refused",
             Callback::Stopping => "stopping",

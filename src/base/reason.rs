@@ -257,6 +257,12 @@ pub struct ClosedInfo {
     pub undelivered: usize,
     /// The time from accept or dial to the end; resolution 10 ms.
     pub duration: Duration,
+    /// [`DialOptions::tag`](crate::DialOptions::tag) of a dialed connection, else 0.
+    pub tag: u64,
+    /// After which time it is dialed again, if it has [`DialOptions::reconnect`](crate::DialOptions::reconnect) and was
+    /// not ended by this side. The new connection has another id: its [`Origin::Dialed`](crate::Origin::Dialed) has
+    /// this one as `after`. [`Sockets::cancel_dial`](crate::Sockets::cancel_dial) with this id cancels it.
+    pub redial_in: Option<Duration>,
     /// Why dialing failed, with the error of each attempt.
     pub dial_error: Option<ConnectError>,
     /// The error message of TLS, with [`CloseReason::Handshake`] and [`CloseReason::Tls`].

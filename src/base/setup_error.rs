@@ -93,6 +93,22 @@ pub enum DialError {
     },
 }
 
+/// Why a connected stream was not adopted: see [`Sockets::adopt_stream`](crate::Sockets::adopt_stream). The stream has
+/// been closed. Converts into an [`io::Error`] with the same message.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AdoptError {
+    /// All connections are in use.
+    Full {
+        /// [`Limits::connections`](crate::Limits::connections).
+        max: usize,
+    },
+    /// The service is of another reactor.
+    OtherReactor,
+    /// The system refused, or the stream is not connected.
+    System(io::Error),
+}
+
 impl ListenError {
     /// The kind of the [`io::Error`] that it converts into: of the system's error if there is one, else
     /// [`InvalidInput`](io::ErrorKind::InvalidInput), [`NotFound`](io::ErrorKind::NotFound) for a name without an
@@ -116,6 +132,19 @@ impl DialError {
         match self {
             DialError::Full { .. } => io::ErrorKind::Other,
             _ => io::ErrorKind::InvalidInput,
+        }
+    }
+}
+
+impl AdoptError {
+    /// The kind of the [`io::Error`] that it converts into: of the system's error if there is one,
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a service of another reactor, and
+    /// [`Other`](io::ErrorKind::Other) at the limit.
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            AdoptError::Full { .. } => io::ErrorKind::Other,
+            AdoptError::OtherReactor => io::ErrorKind::InvalidInput,
+            AdoptError::System(error) => error.kind(),
         }
     }
 }
@@ -176,6 +205,37 @@ impl fmt::Display for DialError {
                 write!(f, "cannot dial {to}: the service is of another reactor")
             }
         }
+    }
+}
+
+impl fmt::Display for AdoptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot adopt a connection: ")?;
+        match self {
+            AdoptError::Full { max } => {
+                write!(f, "all {max} connections are in use (raise Limits::connections)")
+            }
+            AdoptError::OtherReactor => f.write_str("the service is of another reactor"),
+            AdoptError::System(error) if error.kind() == io::ErrorKind::NotConnected => {
+                f.write_str("its socket is not connected")
+            }
+            AdoptError::System(error) => f.write_str(&os_message(error)),
+        }
+    }
+}
+
+impl Error for AdoptError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            AdoptError::System(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<AdoptError> for io::Error {
+    fn from(error: AdoptError) -> io::Error {
+        io::Error::new(error.kind(), error)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::base::reason::{CloseReason, Refusal};
 
 /// The counters of a loop since it was made, as a copy: see [`Reactor::stats`](crate::Reactor::stats).
 ///
-/// Between turns, `accepted + dialed` equals the number of connections that exist plus the sum of
+/// Between turns, `accepted + dialed + adopted` equals the number of connections that exist plus the sum of
 /// [`closed`](Stats::closed). Refused peers are in neither.
 ///
 /// # Examples
@@ -25,12 +25,16 @@ pub struct Stats {
     pub turns: u64,
     /// Events that the kernel reported.
     pub events: u64,
+    /// Events of [watched](crate::Sockets::watch) descriptors: calls of `ready`.
+    pub watch_events: u64,
     /// Events for a connection that had ended already.
     pub stale_events: u64,
     /// Connections accepted for a service.
     pub accepted: u64,
     /// Connections dialed, successfully or not.
     pub dialed: u64,
+    /// Connected streams that were [adopted](crate::Sockets::adopt_stream).
+    pub adopted: u64,
     /// Peers refused after they were accepted, for any reason except a missing descriptor.
     pub refused: u64,
     /// Refused peers by reason, in the order of [`Refusal::WORDS`].

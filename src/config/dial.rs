@@ -1,6 +1,10 @@
 //! Options for dialing, and socket options.
 
+#[cfg(not(target_family = "wasm"))]
+use std::io;
 use std::net::SocketAddr;
+#[cfg(not(target_family = "wasm"))]
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crate::base::filter::FilterConfig;
@@ -103,9 +107,20 @@ pub struct DialOptions {
     /// [`connected`](crate::Service::connected) is called when the handshake is complete; output that is sent before
     /// waits for it. `None` by default.
     pub filter: Option<FilterConfig>,
-    /// Dial again when the dial has failed or the connection has ended, until the service closes it itself. Off by
-    /// default.
+    /// Dial again when the dial has failed or the connection has ended, until the service closes it itself. Each time
+    /// that is a new connection: [`ClosedInfo::redial_in`](crate::ClosedInfo::redial_in) tells when it is dialed, and
+    /// [`Origin::Dialed`](crate::Origin::Dialed) after which one. [`Socket::redial`](crate::Socket::redial) asks for it
+    /// at once. Off by default.
     pub reconnect: Option<Backoff>,
+    /// A number of the program's own, which [`Socket::tag`](crate::Socket::tag) and
+    /// [`ClosedInfo::tag`](crate::ClosedInfo::tag) return: which of several upstreams it is, for example. Connections
+    /// that are dialed again keep it. Default 0.
+    pub tag: u64,
+    /// Called with each new socket before it is bound or connected, to set options that the crate does not have
+    /// (SO_MARK, SO_BINDTODEVICE). An error fails that attempt. It must not block, and must leave the socket
+    /// non-blocking. `None` by default.
+    #[cfg(not(target_family = "wasm"))]
+    pub prepare: Option<fn(BorrowedFd<'_>) -> io::Result<()>>,
 }
 
 impl Default for DialOptions {
@@ -121,6 +136,9 @@ impl Default for DialOptions {
             rules: Rules::default(),
             filter: None,
             reconnect: None,
+            tag: 0,
+            #[cfg(not(target_family = "wasm"))]
+            prepare: None,
         }
     }
 }

@@ -60,6 +60,8 @@ pub struct Limits {
     pub handshakes: usize,
     /// Timers that belong to no connection. Default 1,024.
     pub timers: usize,
+    /// Descriptors that are [watched](crate::Sockets::watch) beside the connections. Default 64.
+    pub watched: usize,
     /// Bytes in all input buffers and output queues together. Default 64 MiB.
     ///
     /// A limit per connection does not bound the sum: a thousand peers that do not read would hold a thousand full
@@ -80,9 +82,10 @@ pub struct Limits {
     pub expirations_per_turn: usize,
     /// Events taken from the kernel in one turn. Default 1,024.
     pub events_per_turn: usize,
-    /// Posts of other threads that may be queued for the loop. Default 65,536; further ones are refused.
+    /// Posts of other threads that may be queued for the loop. Default 65,536; further ones are refused. As many may be
+    /// put off with [`Sockets::later`](crate::Sockets::later).
     pub posts: usize,
-    /// Posts of other threads that run in one turn. Default 1,024.
+    /// Posts of other threads that run in one turn. Default 1,024; as many put off with `later`.
     pub posts_per_turn: usize,
     /// How long to poll for events without sleeping, before the loop goes to sleep. Off by default.
     ///
@@ -267,6 +270,7 @@ impl Default for Limits {
             splices: 64,
             handshakes: 64,
             timers: 1_024,
+            watched: 64,
             memory: 64 * MIB,
             accepts_per_turn: 16,
             read_budget: 64 * KIB,

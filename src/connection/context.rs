@@ -65,6 +65,8 @@ pub(crate) struct Context {
     pub(crate) dirty: Vec<Dirty>,
     pub(crate) drained: Vec<ConnId>,
     pub(crate) pokes: Pokes,
+    /// Connections whose peer may have left while they are not read, and whose service wants to know.
+    pub(crate) leavers: Vec<ConnId>,
     pub(crate) to_reap: Vec<ConnId>,
     /// Socket options that services have set on connections that have a stream.
     pub(crate) pending_options: Vec<(ConnId, SocketOption)>,
@@ -126,6 +128,7 @@ impl Context {
             dirty: Vec::new(),
             drained: Vec::new(),
             pokes: Pokes::default(),
+            leavers: Vec::new(),
             to_reap: Vec::new(),
             pending_options: Vec::new(),
             lingering: Lingering::default(),

@@ -11,7 +11,7 @@ use crate::base::tick::Tick;
 use crate::config::limits::{MinRate, SocketLimits};
 use crate::connection::Connection;
 use crate::connection::context::Context;
-use crate::connection::optional::{Alarm, IdleKind, IdleTimer, Overrides};
+use crate::connection::optional::{IdleKind, IdleTimer, Overrides};
 use crate::connection::state::{Flag, Half, Stage};
 
 /// How long a refused connection is kept open without an answer ([tarpit](crate::config::rules::RefuseMode::Tarpit)).
@@ -55,8 +55,7 @@ impl Connection {
         let own = self.dial().and_then(|dial| dial.options.timeout);
         earliest.consider(self.created, own.or(limits.connect), Due::Connect);
         earliest.at(self.dial().and_then(|dial| dial.next_attempt), Due::Attempt);
-        let alarm = self.overrides().and_then(|overrides| overrides.alarm);
-        earliest.at(alarm.map(|alarm| alarm.when), Due::Alarm);
+        earliest.at(self.overrides().and_then(|overrides| overrides.alarms.next()), Due::Alarm);
     }
 
     fn consider_open(&self, limits: &SocketLimits, earliest: &mut Earliest) {
@@ -100,7 +99,7 @@ impl Connection {
                 earliest.consider(timer.since, Some(timer.span), due);
             }
         }
-        earliest.at(overrides.alarm.map(|alarm| alarm.when), Due::Alarm);
+        earliest.at(overrides.alarms.next(), Due::Alarm);
         if self.flags.contains(Flag::Throttled) {
             earliest.at(overrides.refill, Due::Refill);
         }
@@ -139,12 +138,6 @@ impl Connection {
         self.rearm(cx);
     }
 
-    pub(crate) fn set_alarm(&mut self, after: Option<Duration>, every: Option<Duration>, cx: &mut Context) {
-        let alarm = after.map(|after| Alarm { when: cx.now.after(after), every });
-        self.optional().overrides().alarm = alarm;
-        self.rearm(cx);
-    }
-
     /// An idle timeout has passed: starts it again.
     pub(crate) fn restart_idle(&mut self, which: IdleKind, now: Tick) {
         if which == IdleKind::Both {
@@ -156,13 +149,6 @@ impl Connection {
             IdleKind::Reading => overrides.read_idle.iter_mut().for_each(|timer| timer.since = now),
             IdleKind::Writing => overrides.write_idle.iter_mut().for_each(|timer| timer.since = now),
         }
-    }
-
-    /// The alarm is due: a repeating one is set again, another one is removed.
-    pub(crate) fn restart_alarm(&mut self, now: Tick) {
-        let Some(overrides) = self.overrides_mut() else { return };
-        let every = overrides.alarm.and_then(|alarm| alarm.every);
-        overrides.alarm = every.map(|every| Alarm { when: now.after(every), every: Some(every) });
     }
 }
 

@@ -64,13 +64,26 @@ impl Connection {
         Some((config, to, deadline.or_else(|| cx.handshake_deadline(self.service))))
     }
 
+    /// Ends it and has it dialed again, if it has [`DialOptions::reconnect`]; returns whether it has.
+    fn redial(&mut self, cx: &mut Context) -> bool {
+        let is_live = self.is_live();
+        let dial = self.optional.as_mut().and_then(|optional| optional.dial.as_mut());
+        let Some(dial) = dial.filter(|dial| is_live && dial.options.reconnect.is_some()) else {
+            return false;
+        };
+        dial.redial = true;
+        self.close_now(CloseReason::Aborted, cx);
+        true
+    }
+
     /// The redial that follows the end of this connection, if it has [`DialOptions::reconnect`]. None follows if this
-    /// side has ended it.
+    /// side has ended it, unless it asked for one.
     pub(crate) fn wants_redial(&self, why: CloseReason) -> Option<Redial> {
-        if matches!(why, CloseReason::Local | CloseReason::Aborted | CloseReason::Shutdown) {
+        let dial = self.dial().filter(|dial| dial.options.reconnect.is_some())?;
+        let is_ours = matches!(why, CloseReason::Local | CloseReason::Aborted | CloseReason::Shutdown);
+        if is_ours && !dial.redial {
             return None;
         }
-        let dial = self.dial().filter(|dial| dial.options.reconnect.is_some())?;
         let (to, options) = (dial.to.clone()?, dial.options.clone());
         Some(Redial { service: self.service, to, options, failures: dial.failed_attempts, last: self.id })
     }
@@ -94,6 +107,7 @@ impl Table {
         let id = self.insert(number, Stage::Connecting, PeerAddress::from(&to));
         let (connection, cx) = self.at(id.slot);
         connection.optional().dialed_by = dialed_by;
+        connection.optional().tag = options.tag;
         let dial = connection.dial_mut();
         (dial.to, dial.options) = (Some(to), options);
         // `insert` has armed the deadline with the service's timeout; the dial's own may be earlier.
@@ -130,19 +144,25 @@ impl Table {
 
     /// Sets a timer for a redial. The wait grows with each failure and is random, so that many clients of a server that
     /// restarts do not all come at the same time.
-    pub(crate) fn redial_later(&mut self, mut again: Redial) {
-        let Some(backoff) = again.options.reconnect else { return };
+    /// Returns the wait.
+    pub(crate) fn redial_later(&mut self, mut again: Redial) -> Option<Duration> {
+        let backoff = again.options.reconnect?;
         let wait = backoff.wait(again.failures, self.next_random());
         again.failures = again.failures.saturating_add(1);
         let due = self.cx.now.after(wait);
         self.timers.set(TimerAction::Redial(Box::new(again)), due, None);
+        Some(wait)
     }
 
     /// The wait of a redial is over. If no slot is free, it waits again.
     pub(crate) fn redial(&mut self, again: Redial) {
         let service = self.service_id(again.service);
         match self.dial(service, again.to.clone(), again.options.clone(), None) {
-            Ok(id) => self.at(id.slot).0.dial_mut().failed_attempts = again.failures,
+            Ok(id) => {
+                let (connection, _) = self.at(id.slot);
+                connection.optional().dialed_after = Some(again.last);
+                connection.dial_mut().failed_attempts = again.failures;
+            }
             Err(error) => {
                 log::debug!("{error}; trying again later");
                 self.redial_later(again);
@@ -206,8 +226,77 @@ impl Socket<'_> {
     where
         A: TryInto<Address, Error: Into<AddressError>>,
     {
-        let (service, by) = (self.service(), self.id());
-        self.table_mut().dial(service, to.try_into().map_err(Into::into)?, options, Some(by))
+        self.dial_for(to, self.service(), options)
+    }
+
+    /// Dials for another service: a pool of upstreams that is a service of its own, for example. Its
+    /// [`Origin::Dialed`](crate::Origin::Dialed) has this connection as `by`.
+    ///
+    /// # Errors
+    ///
+    /// As [`dial`](Socket::dial), and if the service is of another reactor.
+    pub fn dial_for<A>(
+        &mut self,
+        to: A,
+        service: impl Into<ServiceId>,
+        options: DialOptions,
+    ) -> Result<ConnId, DialError>
+    where
+        A: TryInto<Address, Error: Into<AddressError>>,
+    {
+        let by = self.id();
+        self.table_mut().dial(service.into(), to.try_into().map_err(Into::into)?, options, Some(by))
+    }
+
+    /// Drops the link and dials again, by [`DialOptions::reconnect`]: for a request that had no answer in time, after
+    /// which the answers on this connection would be one off. What is queued is dropped, and the peer gets a reset;
+    /// [`closed`](crate::Service::closed) is called with [`Aborted`](CloseReason::Aborted) and
+    /// [`redial_in`](crate::ClosedInfo::redial_in). Returns `false`, and does nothing, if it was dialed without
+    /// `reconnect`, was not dialed, or is closing. See also [`cancel_dial`](Sockets::cancel_dial).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tidemill::{Backoff, ClosedInfo, DialOptions, Input, Origin, Service, ServiceId, Socket, Sockets};
+    ///
+    /// /// Asks upstream 7 each second, and drops a link that has not answered before the next time.
+    /// struct Probe;
+    ///
+    /// impl Service for Probe {
+    ///     type Session = bool;
+    ///     fn start(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
+    ///         let options = DialOptions { tag: 7, reconnect: Some(Backoff::default()), ..DialOptions::default() };
+    ///         sockets.dial_with("127.0.0.1:9", own, options).expect("a slot");
+    ///     }
+    ///     fn open(&mut self, socket: &mut Socket<'_>) -> bool {
+    ///         if let Origin::Dialed { after: Some(before), .. } = socket.origin() {
+    ///             println!("{before} is {} now", socket.id());
+    ///         }
+    ///         true
+    ///     }
+    ///     fn connected(&mut self, _: &mut bool, socket: &mut Socket<'_>) {
+    ///         socket.set_alarm_every(Duration::from_secs(1));
+    ///     }
+    ///     fn alarm(&mut self, answered: &mut bool, socket: &mut Socket<'_>, _: u64) {
+    ///         if !std::mem::take(answered) { socket.redial(); } else { socket.send(b"ping\n") }
+    ///     }
+    ///     fn data(&mut self, answered: &mut bool, _: &mut Socket<'_>, input: &mut Input<'_>) {
+    ///         *answered |= input.take_line().is_some();
+    ///     }
+    ///     fn closed(&mut self, _: bool, gone: &ClosedInfo, _: &mut Sockets<'_>) {
+    ///         println!("upstream {}: {}, dialing again in {:?}", gone.tag, gone.reason, gone.redial_in);
+    ///     }
+    /// }
+    /// # let mut reactor = tidemill::Reactor::new(tidemill::Limits::default()).unwrap();
+    /// # reactor.add(Probe);
+    /// ```
+    pub fn redial(&mut self) -> bool {
+        let (connection, cx) = self.parts();
+        connection.redial(cx)
+    }
+
+    /// [`DialOptions::tag`] of a dialed connection, else 0.
+    pub fn tag(&self) -> u64 {
+        self.connection().optional.as_ref().map_or(0, |optional| optional.tag)
     }
 }
 

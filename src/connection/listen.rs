@@ -5,7 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use super::NO_PLACE;
+use super::adopt::ADOPTED;
 use super::socket::Socket;
 use super::sockets::Sockets;
 use super::table::Table;
@@ -13,7 +13,6 @@ use crate::base::address::{Address, AddressError, PeerAddress};
 use crate::base::id::{ConnId, LISTENERS_MAX, ListenerId, ServiceId, Token};
 use crate::base::setup_error::ListenError;
 use crate::config::listen::ListenOptions;
-use crate::connection::state::Flag;
 use crate::parts::listener::Listener;
 use crate::sys::{ListenSocket, Registrar};
 
@@ -58,13 +57,13 @@ impl Listeners {
         self.all.iter().flatten()
     }
 
-    /// The index of a place, with one more connection. None when all of its 255 indices are in use.
+    /// The index of a place, with one more connection. None when all of its 254 indices are in use.
     fn enter(&mut self, listener: ListenerId, local: Option<SocketAddr>) -> Option<u8> {
         let known = |place: &Place| (place.listener, place.local) == (listener, local);
         let index = self.places.iter().position(known);
         let index = index.or_else(|| self.places.iter().position(|place| place.connections == 0));
         let index = index.unwrap_or(self.places.len());
-        if index >= usize::from(NO_PLACE) {
+        if index >= usize::from(ADOPTED) {
             return None;
         }
         match self.places.get_mut(index) {
@@ -144,10 +143,9 @@ impl Table {
         }
     }
 
-    /// Stores the local address of a dialed connection with it: each has a port of its own.
+    /// Stores the local address of a dialed or adopted connection with it: each has a port of its own.
     pub(crate) fn set_local(&mut self, id: ConnId, local: SocketAddr) {
         if let Some(connection) = self.slots.get_mut(id.slot as usize) {
-            debug_assert!(connection.flags.contains(Flag::Dialed) || connection.place == NO_PLACE);
             connection.optional().local = Some(PeerAddress::from(local));
         }
     }
@@ -155,7 +153,7 @@ impl Table {
 
 impl Socket<'_> {
     /// The listener that has accepted the connection; it may be closed by now. `None` for a connection that was dialed
-    /// or adopted. A reactor remembers 255 pairs of a listener and a local address; beyond these it is `None`, too.
+    /// or adopted. A reactor remembers 254 pairs of a listener and a local address; beyond these it is `None`, too.
     pub fn listener(&self) -> Option<ListenerId> {
         let place = self.table().listeners.places.get(usize::from(self.connection().place));
         place.map(|place| place.listener)
@@ -252,13 +250,13 @@ mod tests {
         let listener = |generation| ListenerId { reactor, index: 0, generation };
         let first = listeners.enter(listener(1), None);
         assert_eq!((first, listeners.enter(listener(1), None)), (Some(0), Some(0)));
-        for generation in 2..256 {
+        for generation in 2..255 {
             assert_eq!(listeners.enter(listener(generation), None), Some(generation as u8 - 1));
         }
-        assert_eq!(listeners.enter(listener(256), None), None, "all indices of one byte are in use");
+        assert_eq!(listeners.enter(listener(255), None), None, "all indices of one byte are in use");
         listeners.leave(0);
-        assert_eq!(listeners.enter(listener(256), None), None, "one of the two is left");
+        assert_eq!(listeners.enter(listener(255), None), None, "one of the two is left");
         listeners.leave(0);
-        assert_eq!(listeners.enter(listener(256), None), Some(0));
+        assert_eq!(listeners.enter(listener(255), None), Some(0));
     }
 }

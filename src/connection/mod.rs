@@ -7,6 +7,8 @@
 //! `output` has sending, `input` has unread input, and `deadline`, `dial`, `rate` and `tls` have what their names say.
 
 pub(crate) mod admission;
+pub(crate) mod adopt;
+pub(crate) mod alarm;
 pub(crate) mod backpressure;
 mod check;
 pub(crate) mod context;
@@ -14,6 +16,7 @@ pub(crate) mod deadline;
 pub(crate) mod deferred;
 pub(crate) mod dial;
 pub(crate) mod input;
+pub(crate) mod leaving;
 pub(crate) mod listen;
 pub(crate) mod optional;
 pub(crate) mod output;
@@ -24,6 +27,7 @@ pub(crate) mod sockets;
 pub(crate) mod state;
 pub(crate) mod table;
 pub(crate) mod tls;
+pub(crate) mod watch;
 
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::ConnId;
@@ -61,7 +65,8 @@ pub(crate) struct Connection {
     /// The index of its entry in `Context::dirty`, or [`NOT_DIRTY`].
     pub(crate) dirty: u32,
     pub(crate) peer: PeerAddress,
-    /// Where it was accepted (listener and local address), as an index into the table's list, or [`NO_PLACE`].
+    /// Where it was accepted (listener and local address), as an index into the table's list;
+    /// [`ADOPTED`](adopt::ADOPTED) or [`NO_PLACE`].
     pub(crate) place: u8,
     pub(crate) close_reason: Option<CloseReason>,
     pub(crate) optional: Option<Box<Optional>>,
@@ -208,6 +213,7 @@ impl Connection {
     /// Adds a hold: it is not read until the hold is released, and the clocks of its message are suspended.
     pub(crate) fn hold(&mut self, hold: Flag, cx: &mut Context) {
         self.flags.insert(hold);
+        self.note_leaving(cx);
         self.update_message_clocks(cx.now);
         if self.flags.contains(Flag::Broken) {
             self.rearm(cx); // Its last input now waits for a service that does not take it.

@@ -8,8 +8,11 @@ use std::time::Duration;
 use crate::base::address::{Address, PeerAddress};
 use crate::base::filter::{Filter, FilterConfig};
 use crate::base::id::ConnId;
+use crate::base::leaving::Leaving;
 use crate::base::tick::Tick;
 use crate::config::dial::{DialOptions, SocketOption};
+use crate::connection::alarm::Alarms;
+use crate::connection::leaving::LeavingNotice;
 use crate::parts::token_bucket::TokenBucket;
 
 /// The optional state of a connection. Its larger parts are behind pointers of their own, so that a proxied pair, which
@@ -18,6 +21,10 @@ use crate::parts::token_bucket::TokenBucket;
 pub(crate) struct Optional {
     /// The connection in whose callback it was dialed.
     pub(crate) dialed_by: Option<ConnId>,
+    /// What `DialOptions::tag` was.
+    pub(crate) tag: u64,
+    /// The connection after whose end it was dialed again.
+    pub(crate) dialed_after: Option<ConnId>,
     /// The connection that it is piped with.
     pub(crate) pipe_peer: Option<ConnId>,
     /// How many reads in a row were full: enough of them make the loop splice.
@@ -25,6 +32,10 @@ pub(crate) struct Optional {
     /// Its pipe peer was cut off: a reset follows the queue and not a FIN, which would tell that the stream is
     /// complete.
     pub(crate) incomplete: bool,
+    /// Whether its service is told when the peer leaves while it is not read.
+    pub(crate) leaving: LeavingNotice,
+    /// What it was told last, which is not told again.
+    pub(crate) left: Option<Leaving>,
     /// The group whose rate it shares.
     pub(crate) group: Option<u16>,
     /// Its local address, if it is not in the table's list of places.
@@ -45,6 +56,8 @@ pub(crate) struct Dial {
     pub(crate) lookup: Option<u64>,
     /// When the next address is tried although no attempt has failed (RFC 8305).
     pub(crate) next_attempt: Option<Tick>,
+    /// Whether it is dialed again although this side has ended it.
+    pub(crate) redial: bool,
     /// How many dials have failed in a row before this one; the wait before a redial grows with it.
     pub(crate) failed_attempts: u32,
     /// Options that were set before there was a stream.
@@ -81,7 +94,7 @@ pub(crate) struct Overrides {
     pub(crate) idle: Option<Option<Duration>>,
     pub(crate) read_idle: Option<IdleTimer>,
     pub(crate) write_idle: Option<IdleTimer>,
-    pub(crate) alarm: Option<Alarm>,
+    pub(crate) alarms: Alarms,
     /// Its own rate.
     pub(crate) bucket: Option<TokenBucket>,
     /// When it is read again, while it is throttled.
@@ -109,13 +122,6 @@ pub enum IdleKind {
     Reading,
     /// The kernel has accepted no byte.
     Writing,
-}
-
-/// The alarm that a service has set for a connection; with `every`, it repeats.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Alarm {
-    pub(crate) when: Tick,
-    pub(crate) every: Option<Duration>,
 }
 
 impl Tls {

@@ -19,6 +19,7 @@ use crate::base::filter::{FilterConfig, FilterInfo};
 use crate::base::id::{ConnId, GroupId, ServiceId};
 use crate::base::reason::{CloseReason, Refusal};
 use crate::connection::Connection;
+use crate::connection::adopt::ADOPTED;
 use crate::connection::context::Context;
 use crate::connection::sockets::Sockets;
 use crate::connection::state::{Flag, Half, Origin, State};
@@ -143,11 +144,18 @@ impl<'a> Socket<'a> {
         self.connection().state()
     }
 
-    /// Whether the connection was accepted or dialed.
+    /// Whether the connection was accepted, dialed or adopted.
     pub fn origin(&self) -> Origin {
         let connection = self.connection();
-        let by = || connection.optional.as_ref().and_then(|optional| optional.dialed_by);
-        if connection.flags.contains(Flag::Dialed) { Origin::Dialed { by: by() } } else { Origin::Accepted }
+        let optional = connection.optional.as_ref();
+        match connection.flags.contains(Flag::Dialed) {
+            _ if connection.place == ADOPTED => Origin::Adopted,
+            true => Origin::Dialed {
+                by: optional.and_then(|optional| optional.dialed_by),
+                after: optional.and_then(|optional| optional.dialed_after),
+            },
+            false => Origin::Accepted,
+        }
     }
 
     /// The time of this turn. The clock is read once per turn, so all callbacks of a turn get the same.

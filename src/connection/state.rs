@@ -93,10 +93,14 @@ pub enum Origin {
     Accepted,
     /// A service dialed it.
     Dialed {
-        /// The connection in whose callback it was dialed; none if it was dialed through
-        /// [`Sockets`](crate::Sockets).
+        /// The connection in whose callback it was dialed; none if it was dialed through [`Sockets`](crate::Sockets),
+        /// or dialed again.
         by: Option<ConnId>,
+        /// The connection that it replaces, when it was [dialed again](crate::DialOptions::reconnect).
+        after: Option<ConnId>,
     },
+    /// It was connected elsewhere: see [`Sockets::adopt_stream`](crate::Sockets::adopt_stream).
+    Adopted,
 }
 
 /// A set of [`Flag`]s in 16 bits. A test for any of several flags is one `and` and one comparison, which matters

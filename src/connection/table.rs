@@ -20,6 +20,7 @@ use crate::connection::context::Context;
 use crate::connection::deferred::Work;
 use crate::connection::listen::Listeners;
 use crate::connection::state::{Flag, Stage};
+use crate::connection::watch::Watches;
 use crate::parts::timers::Timers;
 use crate::parts::token_bucket::{TokenBucket, burst};
 use crate::sys::{Epoch, Registrar};
@@ -41,6 +42,8 @@ pub(crate) struct Table {
     generations: GenerationCounter,
     /// Connections that a service has dialed in this turn; `accept` makes the system calls.
     pub(crate) pending_dials: Vec<ConnId>,
+    /// Streams that were adopted in this turn; `accept` registers them and calls `open`.
+    pub(crate) pending_adoptions: Vec<ConnId>,
     /// How many slots belong to refused connections: they are not counted as connections of services.
     pub(crate) refusals: usize,
     /// How many of these are kept open without an answer.
@@ -50,6 +53,7 @@ pub(crate) struct Table {
     /// By service: how many connections it has.
     pub(crate) connections_by_service: Vec<usize>,
     pub(crate) listeners: Listeners,
+    pub(crate) watched: Watches,
     /// What callbacks need of the kernel.
     pub(crate) registrar: Box<dyn Registrar>,
     pub(crate) timers: Timers,
@@ -90,11 +94,13 @@ impl Table {
             cx: Context::new(limits, epoch),
             generations: GenerationCounter::starting_at(first_generation),
             pending_dials: Vec::new(),
+            pending_adoptions: Vec::new(),
             refusals: 0,
             tarpitted: 0,
             reserved: 0,
             connections_by_service: Vec::new(),
             listeners: Listeners::new(),
+            watched: Watches::default(),
             registrar,
             timers: Timers::new(first_generation),
             rng_state: 0,

@@ -9,6 +9,8 @@ use log::Level;
 
 use super::EventLoop;
 use crate::base::address::{Address, PeerAddress};
+use crate::base::filter::FilterConfig;
+use crate::base::id::ConnId;
 use crate::base::observer::{Phase, Step};
 use crate::base::reason::{CloseReason, OsError, Refusal, Refused};
 use crate::config::rules::RefuseMode;
@@ -31,6 +33,11 @@ impl<S: System> EventLoop<S> {
         for id in mem::take(&mut self.table.pending_dials) {
             self.start_dial(id);
         }
+        let adopted = mem::take(&mut self.table.pending_adoptions);
+        let greets = !adopted.is_empty();
+        for id in adopted {
+            self.start_adopted(id);
+        }
         // Always in the same order, and fair in spite of that: each listener has a budget of its own, so a flood on one
         // takes no turn from the next.
         for index in 0..self.table.listeners.all.len() {
@@ -38,7 +45,7 @@ impl<S: System> EventLoop<S> {
         }
         let after = self.table.cx.stats.accepted + self.table.cx.stats.refused;
         // The greeting of a new connection must not wait for the next turn's `write`, which may follow a sleep.
-        if after > before && !self.table.cx.dirty.is_empty() {
+        if (after > before || greets) && !self.table.cx.dirty.is_empty() {
             self.write();
         }
     }
@@ -108,16 +115,32 @@ impl<S: System> EventLoop<S> {
             self.table.reserve(id);
         }
         self.table.cx.stats.accepted += 1;
+        self.table.at(id.slot).0.flags.set(Flag::Counted, counted);
+        log::debug!("{id} {} accepted", Address::from(peer));
+        self.start_connected(id, stream, filter);
+    }
+
+    /// Starts a connection whose stream was adopted in this turn; ends it if it was closed meanwhile.
+    fn start_adopted(&mut self, id: ConnId) {
+        let Some((connection, cx)) = self.table.get(id) else { return };
+        match connection.stream.take().filter(|_| connection.is_open()) {
+            Some(stream) => self.start_connected(id, stream, None),
+            None => connection.close_now(CloseReason::Local, cx),
+        }
+    }
+
+    /// Registers the stream of a connection that has a slot, and calls `open`; with TLS, after the handshake.
+    fn start_connected(&mut self, id: ConnId, stream: Stream, filter: Option<FilterConfig>) {
         let registered = self.register(id, stream);
         let (connection, cx) = self.table.at(id.slot);
+        let service = connection.service;
         // A new socket has an empty send buffer. Without this the first write would wait for an event.
         connection.flags.insert(Flag::Writable);
-        connection.flags.set(Flag::Counted, counted);
         if let Err(error) = registered {
             // No event would ever come for it. It is closed before `open`, so its service does not see it.
+            log::debug!("{id}: cannot be watched and is closed: {error}");
             return connection.close_now(CloseReason::Error(OsError::from(error)), cx);
         }
-        log::debug!("{id} {} accepted", Address::from(peer));
         match filter {
             // No TLS state is allocated before the first byte: a peer that only connects costs a slot and not 4 KB.
             Some(config) => {

@@ -68,7 +68,11 @@ impl EventLoop<Sim> {
         let under_way: usize = self.attempts.values().map(|attempts| attempts.extra()).sum();
         assert_eq!(self.extra_attempts, under_way, "attempts are counted");
         assert!(self.attempts.keys().all(|&id| table.find(id).is_some()), "attempts without their dial");
-        assert_eq!(stats.accepted + stats.dialed, there + stats.closed_total(), "connections are conserved");
+        assert_eq!(
+            stats.accepted + stats.dialed + stats.adopted,
+            there + stats.closed_total(),
+            "connections are conserved"
+        );
         for (_, connection) in &table.slots {
             connection.check(&table.cx);
             let in_line = table.cx.ready.iter().filter(|&&id| id == connection.id).count();

@@ -55,7 +55,8 @@ impl<S: System> EventLoop<S> {
     fn run_poke(&mut self, id: ConnId) {
         let Some(connection) = self.table.find(id).filter(|connection| connection.is_live()) else { return };
         let service = connection.service;
-        if connection.stage == Stage::Connecting && self.table.pending_dials.contains(&id) {
+        let dialed = connection.stage == Stage::Connecting && self.table.pending_dials.contains(&id);
+        if dialed || self.table.pending_adoptions.contains(&id) {
             // Phase 8 calls `open`; before that there is no session.
             return self.table.cx.pokes.push(id);
         }

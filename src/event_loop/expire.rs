@@ -26,6 +26,7 @@ impl<S: System> EventLoop<S> {
         self.fire_timers();
         self.table.check_receivers();
         self.expire_connections();
+        self.tell_of_leavers();
         self.run_later();
         self.run_pokes();
     }
@@ -113,9 +114,9 @@ impl<S: System> EventLoop<S> {
     /// Calls `alarm`. A repeating alarm is set again before the call, so that the callback can replace or cancel it.
     fn alarm(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
-        connection.restart_alarm(cx.now);
+        let Some(tag) = connection.pop_alarm(cx.now) else { return };
         let service = connection.service;
-        self.call(service, Event::Alarm(id.slot));
+        self.call(service, Event::Alarm(id.slot, tag));
     }
 
     /// One span of a minimum rate has passed: closes the connection if fewer bytes have moved than it demands.

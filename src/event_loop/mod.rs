@@ -9,6 +9,7 @@ mod check;
 mod deferred;
 mod dial;
 mod expire;
+mod leaving;
 mod observe;
 mod pipe;
 mod poll;
@@ -19,6 +20,7 @@ mod setup;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod watch;
 mod write;
 
 use std::any::Any;
@@ -104,7 +106,7 @@ impl<S: System> EventLoop<S> {
     pub(crate) fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
         self.poll(wait)?; //   1 sleep until readiness, a deadline or a wake-up; then read the clock once
         self.dispatch(); //    2 events become flags; no user code yet
-        self.run_posts(); //   3 what other threads asked for
+        self.run_posts(); //   3 what other threads asked for, and watched descriptors
         self.read(); //        4 read and deliver, at most one budget per connection
         self.expire(); //      5 deadlines that have passed
         self.write(); //       6 one write per connection that has something queued
@@ -127,10 +129,14 @@ impl<S: System> EventLoop<S> {
     /// must be asked for here: what is missing waits for the next event, which may never come.
     pub(crate) fn has_work(&self) -> bool {
         let (table, cx) = (&self.table, &self.table.cx);
-        let written = cx.dirty.is_empty() && cx.drained.is_empty() && cx.pokes.is_empty();
+        let written =
+            cx.dirty.is_empty() && cx.drained.is_empty() && cx.pokes.is_empty() && cx.leavers.is_empty();
         let queued = !(written && cx.ready.is_empty() && cx.to_reap.is_empty());
         let posted = !self.posts.is_empty() || !table.later.is_empty() || self.handle.mailbox().has_posts();
-        let asked = posted || table.stop.is_some() || !table.pending_dials.is_empty();
+        let asked = posted
+            || table.stop.is_some()
+            || !table.pending_adoptions.is_empty()
+            || !table.pending_dials.is_empty();
         let due = cx.wheel.is_due(cx.now)
             || table.timers.is_due(cx.now)
             || cx.handshakes.may_start(cx.limits.handshakes, cx.now);
@@ -156,7 +162,8 @@ impl<S: System> EventLoop<S> {
     pub(crate) fn is_finished(&self) -> bool {
         let posted = self.handle.mailbox().has_posts();
         let timers = self.table.timers.len() > 0;
-        self.table.listeners.open().next().is_none()
+        (self.table.watched.is_empty() || self.table.is_shutting_down())
+            && self.table.listeners.open().next().is_none()
             && self.table.slots.is_empty()
             && !timers
             && !posted

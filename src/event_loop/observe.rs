@@ -52,7 +52,9 @@ fn call_of(service: &dyn AnyService, number: u16, table: &Table, event: &Event<'
         Event::End(slot) => (Callback::End, Some(slot)),
         Event::Drained(slot) => (Callback::Drained, Some(slot)),
         Event::Idle(slot, _) => (Callback::Idle, Some(slot)),
-        Event::Alarm(slot) => (Callback::Alarm, Some(slot)),
+        Event::Alarm(slot, _) => (Callback::Alarm, Some(slot)),
+        Event::Left(slot, _) => (Callback::Left, Some(slot)),
+        Event::Ready(_) => (Callback::Ready, None),
         Event::Poked(slot) => (Callback::Poked, Some(slot)),
     };
     let runs = callback == Callback::Open || slot.is_none_or(|slot| service.has_session(slot));

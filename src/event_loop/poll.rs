@@ -98,6 +98,7 @@ impl<S: System> EventLoop<S> {
                         listener.acceptable = true;
                     }
                 }
+                Some(TokenKind::Watched(index)) => self.table.watched.on_event(index),
                 // Ending the sleep was all that the waker had to do: `run_posts` looks at the mailbox in each turn.
                 Some(TokenKind::Wake) => {}
                 None => self.table.cx.stats.stale_events += 1,
@@ -118,6 +119,9 @@ impl<S: System> EventLoop<S> {
         if ready.end && connection.filter == FilterStage::Queued && connection.is_open() {
             // Its handshake cannot complete, and while it waits it takes the turn of one that can.
             return connection.fail_tls("the peer left while its handshake waited", cx);
+        }
+        if ready.end {
+            connection.note_leaving(cx);
         }
         if ready.error {
             connection.on_socket_error(cx);

@@ -9,9 +9,13 @@ use crate::handle::Post;
 use crate::sys::System;
 
 impl<S: System> EventLoop<S> {
-    /// Runs at most [`Limits::posts_per_turn`](crate::Limits::posts_per_turn) posts; the others wait for the next turn.
+    /// Calls `ready` of watched descriptors, then runs at most
+    /// [`Limits::posts_per_turn`](crate::Limits::posts_per_turn) posts; the others wait for the next turn.
     pub(super) fn run_posts(&mut self) {
         self.enter(Phase::RunPosts);
+        if !self.table.watched.ready.is_empty() {
+            self.run_watches();
+        }
         // Posts are taken only when all earlier ones have run. So those that wait stay in the mailbox, where they count
         // against `Limits::posts` and `Handle::post` reports that it is full.
         if self.posts.is_empty() {

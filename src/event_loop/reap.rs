@@ -51,8 +51,8 @@ impl<S: System> EventLoop<S> {
     /// 1. What it holds elsewhere (attempts, a kernel pipe, a place for a handshake) is released while its id is valid.
     /// 2. The slot is freed, so that no later step or callback can find it.
     /// 3. The connections that depend on it (its pipe peer, the client of a proxy) are updated.
-    /// 4. `closed` is called last, so that a dial in it finds the slot free, and the state of all others is final.
-    /// 5. A redial is set after that, so that `closed` comes before the `open` of its successor.
+    /// 4. A redial is set, so that `closed` can tell of it and cancel it. It is a timer, so its `open` comes later.
+    /// 5. `closed` is called last, so that a dial in it finds the slot free, and the state of all others is final.
     fn reap_one(&mut self, id: ConnId) {
         let dial_error = self.end_attempts(id);
         self.close_kernel_pipe(id);
@@ -69,6 +69,8 @@ impl<S: System> EventLoop<S> {
                 false => drop(stream),
             }
         }
+        let again = connection.wants_redial(reason).filter(|_| !leaving);
+        let redial_in = again.and_then(|again| self.table.redial_later(again));
         let gone = ClosedInfo {
             id,
             reason,
@@ -77,6 +79,8 @@ impl<S: System> EventLoop<S> {
             bytes_in: connection.bytes_in,
             bytes_out: connection.bytes_out,
             undelivered,
+            tag: connection.optional.as_ref().map_or(0, |optional| optional.tag),
+            redial_in,
             duration: self.table.cx.now.since_start() - connection.created.since_start(),
             dial_error,
             filter_error: connection.tls_mut().and_then(|tls| tls.error.take()),
@@ -94,9 +98,6 @@ impl<S: System> EventLoop<S> {
         self.table.cx.stats.closed[reason.index()] += 1;
         log::debug!("{id} {} closed: {}", gone.peer, reason.word());
         self.call(connection.service, Event::Closed(&gone));
-        if let Some(again) = connection.wants_redial(reason).filter(|_| !leaving) {
-            self.table.redial_later(again);
-        }
     }
 
     /// The upstream that used a client's reserved slot has closed: a slot is reserved again, so that the client can

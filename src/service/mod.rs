@@ -8,7 +8,8 @@ pub(crate) mod state;
 
 use std::time::Duration;
 
-use crate::base::id::ServiceId;
+use crate::base::id::{ServiceId, WatchId};
+use crate::base::leaving::Leaving;
 use crate::base::reason::{ClosedInfo, Refused};
 use crate::connection::optional::IdleKind;
 use crate::connection::socket::Socket;
@@ -113,9 +114,23 @@ pub trait Service: Sized + 'static {
         socket.close();
     }
 
-    /// Called when the alarm that was [set](Socket::set_alarm) for this connection is due. Does nothing by default.
-    fn alarm(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>) {
-        let _ = (session, socket);
+    /// Called when an alarm that was [set](Socket::set_alarm_for) for this connection is due, with its tag: 0 for
+    /// [`set_alarm`](Socket::set_alarm). Does nothing by default.
+    fn alarm(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>, tag: u64) {
+        let _ = (session, socket, tag);
+    }
+
+    /// Called when the peer has left while the connection was not read, because it is paused or its queue is full.
+    /// [`notice_leaving`](Socket::notice_leaving) asks for it; without that nothing is noticed before the connection is
+    /// read again. Bytes that arrived before are still there. Does nothing by default.
+    fn left(&mut self, session: &mut Self::Session, socket: &mut Socket<'_>, how: Leaving) {
+        let _ = (session, socket, how);
+    }
+
+    /// Called when a descriptor that is [watched](Sockets::watch) for this service can be read, or has ended or failed:
+    /// in each turn, until it has been read or is no longer watched. Does nothing by default.
+    fn ready(&mut self, watch: WatchId, sockets: &mut ServiceSockets<'_, Self>) {
+        let _ = (watch, sockets);
     }
 
     /// Called when the connection was [poked](Socket::poke): by a callback of another connection, by a timer, by a
@@ -200,7 +215,8 @@ pub trait Service: Sized + 'static {
 
     /// Called exactly once for each `open`, when the connection has ended. `gone` has its id, the reason, its addresses
     /// and counters. The session is given back by value. The connection itself cannot be used any more; `sockets` has
-    /// the others. Does nothing by default.
+    /// the others. If it is dialed again, `gone.redial_in` tells when; the new connection has another id, and its
+    /// [`Origin`](crate::Origin) names this one. Does nothing by default.
     fn closed(&mut self, session: Self::Session, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
         let _ = (session, gone, sockets);
     }

@@ -6,7 +6,8 @@ use std::any::Any;
 use std::time::Duration;
 
 use super::{Service, ServiceSockets};
-use crate::base::id::ServiceId;
+use crate::base::id::{ServiceId, WatchId};
+use crate::base::leaving::Leaving;
 use crate::base::reason::{ClosedInfo, Refused};
 use crate::connection::optional::IdleKind;
 use crate::connection::socket::Socket;
@@ -32,7 +33,10 @@ pub(crate) enum Event<'a, 'b> {
     End(u32),
     Drained(u32),
     Idle(u32, IdleKind),
-    Alarm(u32),
+    /// The tag of the alarm.
+    Alarm(u32, u64),
+    Left(u32, Leaving),
+    Ready(WatchId),
     Poked(u32),
 }
 
@@ -120,7 +124,18 @@ impl<S: Service> AnyService for ServiceState<S> {
             Event::FilterStarted(slot) => self.with_session(table, slot, S::filter_started),
             Event::End(slot) => self.with_session(table, slot, S::end),
             Event::Drained(slot) => self.with_session(table, slot, S::drained),
-            Event::Alarm(slot) => self.with_session(table, slot, S::alarm),
+            Event::Alarm(slot, tag) => {
+                self.with_session(table, slot, |service, session, socket| {
+                    service.alarm(session, socket, tag)
+                });
+            }
+            Event::Left(slot, how) => {
+                self.with_session(table, slot, |service, session, socket| service.left(session, socket, how));
+            }
+            Event::Ready(watch) => {
+                let (service, mut sockets) = self.with_sockets(table);
+                service.ready(watch, &mut sockets);
+            }
             Event::Poked(slot) => self.with_session(table, slot, S::poked),
             Event::Idle(slot, which) => {
                 self.with_session(table, slot, |service, session, socket| {

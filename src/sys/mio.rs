@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IoSlice};
-use std::net::{SocketAddr, TcpListener as StdTcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener as StdUnixListener;
+use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mio::net::{TcpListener, UnixListener};
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry};
 use socket2::SockRef;
 
@@ -18,10 +19,13 @@ use super::stream::{self, keepalive_probes};
 use super::timerfd::DeadlineTimer;
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
+use crate::base::leaving::Leaving;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 use crate::sys::resolver::{LookUp, Resolver};
-use crate::sys::{AcceptError, Answer, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker};
+use crate::sys::{
+    AcceptError, Answer, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker, Watched,
+};
 
 /// The real kernel.
 pub(crate) struct Kernel {
@@ -70,9 +74,62 @@ impl Kernel {
         })
     }
 
+    /// Makes the descriptor of the poll readable at a time; at once, if it has passed. Error `Unsupported` without a
+    /// timer descriptor.
+    pub(crate) fn announce(&mut self, at: Duration) -> io::Result<()> {
+        let epoch = self.epoch;
+        if at <= epoch.elapsed() {
+            return self.wake.wake();
+        }
+        let timer = self.timer.as_mut().ok_or(io::ErrorKind::Unsupported)?;
+        timer.arm_by(at, || epoch.elapsed())
+    }
+
+    pub(crate) fn has_timer(&self) -> bool {
+        self.timer.is_some()
+    }
+
     /// Replaces the system's resolver.
     pub(crate) fn look_up_with(&mut self, look_up: LookUp) {
         self.resolver.set_look_up(look_up);
+    }
+}
+
+/// A connected stream made elsewhere: see [`Sockets::adopt_stream`](crate::Sockets::adopt_stream).
+#[derive(Debug)]
+pub struct AdoptedStream {
+    stream: stream::Stream,
+    is_client: bool,
+}
+
+impl From<StdTcpStream> for AdoptedStream {
+    fn from(stream: StdTcpStream) -> AdoptedStream {
+        AdoptedStream { stream: stream::Stream::from(OwnedFd::from(stream)), is_client: false }
+    }
+}
+
+impl From<StdUnixStream> for AdoptedStream {
+    /// One end of [`UnixStream::pair`](StdUnixStream::pair), for example.
+    fn from(stream: StdUnixStream) -> AdoptedStream {
+        AdoptedStream { stream: stream::Stream::from(OwnedFd::from(stream)), is_client: false }
+    }
+}
+
+impl AdoptedStream {
+    /// Makes this side the client of the connection. It decides which side of TLS
+    /// [`start_filter`](crate::Socket::start_filter) is, and [`first_byte`](crate::SocketLimits::first_byte) does not
+    /// apply to a client. Without this it is the server.
+    pub fn as_client(self) -> AdoptedStream {
+        AdoptedStream { is_client: true, ..self }
+    }
+
+    /// Makes the stream non-blocking; returns also its peer, its local address, and whether this side is the client.
+    pub(crate) fn prepare(self) -> io::Result<(Stream, PeerAddress, Option<SocketAddr>, bool)> {
+        let AdoptedStream { stream, is_client } = self;
+        let peer = stream.peer()?.map_or(PeerAddress::UNIX, PeerAddress::from);
+        SockRef::from(&stream).set_nonblocking(true)?;
+        let local = stream.local()?;
+        Ok((Stream::Kernel(stream), peer, local, is_client))
     }
 }
 
@@ -109,6 +166,21 @@ impl Registrar for KernelRegistrar {
 
     fn register(&self, listener: &mut ListenSocket, token: Token) -> io::Result<()> {
         self.0.register(listener.kernel_mut().source(), mio_token(token), Interest::READABLE)
+    }
+
+    fn watch(&self, descriptor: &Watched, token: Token, again: bool) -> io::Result<()> {
+        let Watched::Kernel(descriptor) = descriptor;
+        let (descriptor, token) = (descriptor.as_raw_fd(), mio_token(token));
+        match again {
+            // mio is edge-triggered. Setting the registration again has the kernel look at the descriptor again.
+            true => self.0.reregister(&mut SourceFd(&descriptor), token, Interest::READABLE),
+            false => self.0.register(&mut SourceFd(&descriptor), token, Interest::READABLE),
+        }
+    }
+
+    fn unwatch(&self, descriptor: &Watched) -> io::Result<()> {
+        let Watched::Kernel(descriptor) = descriptor;
+        self.0.deregister(&mut SourceFd(&descriptor.as_raw_fd()))
     }
 }
 
@@ -205,6 +277,10 @@ impl System for Kernel {
 
     fn local_address(&self, stream: &Stream) -> Option<SocketAddr> {
         stream.kernel().local().ok().flatten()
+    }
+
+    fn peer_left(&mut self, stream: &Stream) -> Option<Leaving> {
+        stream.kernel().peer_left()
     }
 
     fn set_option(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()> {

@@ -20,6 +20,8 @@ mod timerfd;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 #[cfg(not(target_family = "wasm"))]
+use std::os::fd::OwnedFd;
+#[cfg(not(target_family = "wasm"))]
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 #[cfg(not(target_family = "wasm"))]
@@ -27,6 +29,7 @@ use std::time::Instant;
 
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
+use crate::base::leaving::Leaving;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 
@@ -54,6 +57,19 @@ pub(crate) trait Registrar {
 
     /// Registers a listener for accepting, edge-triggered.
     fn register(&self, listener: &mut ListenSocket, token: Token) -> io::Result<()>;
+
+    /// Registers a descriptor that is not of the reactor for reading. With `again` it was registered before and has had
+    /// an event: one that can still be read has another.
+    fn watch(&self, descriptor: &Watched, token: Token, again: bool) -> io::Result<()>;
+
+    /// Ends the registration: the descriptor may stay open.
+    fn unwatch(&self, descriptor: &Watched) -> io::Result<()>;
+}
+
+/// A descriptor that a service has given to be watched.
+pub(crate) enum Watched {
+    #[cfg(not(target_family = "wasm"))]
+    Kernel(OwnedFd),
 }
 
 #[cfg(not(target_family = "wasm"))]
@@ -169,6 +185,9 @@ pub(crate) trait System {
 
     /// The local IP address and port; `None` for a Unix-domain socket.
     fn local_address(&self, stream: &Stream) -> Option<SocketAddr>;
+
+    /// Whether the peer has sent a FIN, or the connection has failed, although received bytes may be unread.
+    fn peer_left(&mut self, stream: &Stream) -> Option<Leaving>;
 
     fn set_option(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()>;
 

@@ -14,6 +14,7 @@ use mio::net::{TcpListener, TcpStream, UnixListener};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::base::address::{Address, PeerAddress};
+use crate::base::leaving::Leaving;
 use crate::config::dial::{DialOptions, KeepAlive};
 use crate::config::listen::ListenOptions;
 use crate::sys::AcceptError;
@@ -40,6 +41,9 @@ impl Stream {
         let (address, domain, protocol) = socket_address(to)?;
         let socket = Socket::new(domain, Type::STREAM, protocol)?;
         socket.set_nonblocking(true)?;
+        if let Some(prepare) = options.prepare {
+            prepare(socket.as_fd())?;
+        }
         if protocol.is_some() {
             socket.set_tcp_nodelay(options.nodelay)?;
             limit_unsent(&socket, options.unsent)?;
@@ -90,8 +94,38 @@ impl Stream {
         }
     }
 
+    /// Whether the peer has left. Linux tells of a FIN although bytes before it are unread.
+    #[cfg(target_os = "linux")]
+    pub(super) fn peer_left(&self) -> Option<Leaving> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+        let mut asked = [PollFd::new(&self.0, PollFlags::RDHUP)];
+        poll(&mut asked, Some(&Timespec::default())).ok()?;
+        let seen = asked[0].revents();
+        match () {
+            () if seen.contains(PollFlags::ERR) => Some(Leaving::Reset),
+            () if seen.intersects(PollFlags::RDHUP | PollFlags::HUP) => Some(Leaving::End),
+            () => None,
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn peer_left(&self) -> Option<Leaving> {
+        match self.0.peek(&mut [0]) {
+            Ok(0) => Some(Leaving::End),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Some(Leaving::Reset),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
     pub(super) fn shutdown_write(&self) -> io::Result<()> {
         self.0.shutdown(Shutdown::Write)
+    }
+}
+
+impl From<OwnedFd> for Stream {
+    fn from(socket: OwnedFd) -> Stream {
+        Stream(TcpStream::from_std(StdTcpStream::from(socket)))
     }
 }
 
@@ -149,8 +183,7 @@ impl ListenSocket {
             }
             ListenSocket::Unix(listener, _) => {
                 let (stream, _) = listener.accept()?;
-                let stream = StdTcpStream::from(OwnedFd::from(StdUnixStream::from(stream)));
-                Ok((Stream(TcpStream::from_std(stream)), PeerAddress::UNIX))
+                Ok((Stream::from(OwnedFd::from(StdUnixStream::from(stream))), PeerAddress::UNIX))
             }
         }
     }

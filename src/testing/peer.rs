@@ -162,7 +162,7 @@ impl Bench {
     pub fn id(&self, peer: Peer) -> Option<ConnId> {
         match self.script.token(peer.0)?.kind()? {
             TokenKind::Connection(id) => Some(id),
-            TokenKind::Listener(_) | TokenKind::Wake => None,
+            TokenKind::Listener(_) | TokenKind::Watched(_) | TokenKind::Wake => None,
         }
     }
 

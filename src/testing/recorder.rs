@@ -66,7 +66,9 @@ impl Record {
             Event::End(slot) => ("end", Some(*slot)),
             Event::Drained(slot) => ("drained", Some(*slot)),
             Event::Idle(slot, _) => ("idle", Some(*slot)),
-            Event::Alarm(slot) => ("alarm", Some(*slot)),
+            Event::Alarm(slot, _) => ("alarm", Some(*slot)),
+            Event::Left(slot, _) => ("left", Some(*slot)),
+            Event::Ready(_) => ("ready", None),
             Event::Poked(slot) => ("poked", Some(*slot)),
         };
         let n = match event {

@@ -14,7 +14,7 @@ fn a1_each_end_knows_both_addresses_and_they_mirror_each_other() {
     let ((local, peer, origin), (other_local, other_peer, other_origin)) = (of(dialed), of(accepted));
     assert_eq!((&local, &peer), (&other_peer, &other_local));
     assert!(local.is_some() && peer.is_some() && local != peer);
-    assert_eq!((origin, other_origin), (Origin::Dialed { by: None }, Origin::Accepted));
+    assert_eq!((origin, other_origin), (Origin::Dialed { by: None, after: None }, Origin::Accepted));
     // With a listener on the unspecified address, the local address is determined per connection.
     let listener = fixture.reactor.listen("0.0.0.0:0", fixture.service).expect("a listener");
     let mut address = fixture.address(listener);

@@ -65,7 +65,8 @@ fn u2_a_stale_file_is_replaced_and_nothing_else_is() {
     // A socket file as a killed server leaves it.
     drop(UnixListener::bind(&path).expect("a listener"));
     let listener = fixture.reactor.listen(path.as_path(), fixture.service).expect("no process listens there");
-    let error = Fixture::new().reactor.listen(path.as_path(), fixture.service).expect_err("we do");
+    let mut other = Fixture::new();
+    let error = other.reactor.listen(path.as_path(), other.service).expect_err("we do");
     assert_eq!(
         (error.kind(), error.to_string()),
         (

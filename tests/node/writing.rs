@@ -26,7 +26,7 @@ fn w1_a_full_socket_reports_it_and_drained_is_called_when_it_is_not_full_any_mor
         assert!(!socket.is_full());
         socket.send([0; 60 * 1024]);
         assert!(!socket.is_full());
-        socket.send([0; 8 << 20]);
+        socket.send(vec![0; 8 << 20]);
         assert!(socket.is_full());
     });
     fixture.turn_for(30 * MS);

@@ -212,7 +212,7 @@ fn the_clock_stops_at_every_deadline_on_its_way() {
         fn data(&mut self, _: &mut (), _: &mut Socket<'_>, input: &mut Input<'_>) {
             input.take_all();
         }
-        fn alarm(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+        fn alarm(&mut self, _: &mut (), socket: &mut Socket<'_>, _: u64) {
             let now = socket.all().elapsed();
             socket.send(format!("{} ", now.as_millis()).as_bytes());
         }

@@ -77,9 +77,9 @@ fn shut_down(sockets: &mut Sockets<'_>, drain: Duration) {
     let mut left = 0;
     for id in sockets.ids() {
         match sockets.get(id).map(|socket| socket.origin()) {
-            Some(Origin::Accepted) => left += 1,
-            Some(Origin::Dialed { by: None }) => drop(sockets.cancel_dial(id)),
-            Some(Origin::Dialed { by: Some(_) }) | None => {}
+            Some(Origin::Accepted | Origin::Adopted) => left += 1,
+            Some(Origin::Dialed { by: None, .. }) => drop(sockets.cancel_dial(id)),
+            Some(Origin::Dialed { .. }) | None => {}
         }
     }
     let connections = if left == 1 { "connection has" } else { "connections have" };

@@ -28,18 +28,19 @@ impl Socket<'_> {
         connection.set_write_idle(limit, cx);
     }
 
-    /// Sets the alarm: [`alarm`](crate::Service::alarm) is called once, after this time, whatever the connection does
-    /// meanwhile. A connection has one alarm; an earlier one is replaced, and `None` removes it.
+    /// Sets the alarm with the tag 0, as [`set_alarm_for`](Socket::set_alarm_for) does:
+    /// [`alarm`](crate::Service::alarm) is called once, after this time, whatever the connection does meanwhile. An
+    /// earlier alarm 0 is replaced, and `None` removes it. A time of zero is not "now" but the next tick.
     pub fn set_alarm(&mut self, after: Option<Duration>) {
         let (connection, cx) = self.parts();
-        connection.set_alarm(after, None, cx);
+        connection.set_alarm(0, after, None, cx);
     }
 
-    /// Sets a repeating alarm: [`alarm`](crate::Service::alarm) is called after each `span`, counted from the last
-    /// call.
+    /// Makes the alarm with the tag 0 a repeating one: [`alarm`](crate::Service::alarm) is called after each `span`,
+    /// counted from the last call.
     pub fn set_alarm_every(&mut self, span: Duration) {
         let (connection, cx) = self.parts();
-        connection.set_alarm(Some(span), Some(span), cx);
+        connection.set_alarm(0, Some(span), Some(span), cx);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Dialed connections: connecting, failing, and dialing again.
 
 use super::*;
-use crate::config::dial::DialOptions;
+use crate::config::dial::{Backoff, DialOptions};
+use crate::connection::state::Origin;
 
 fn dial(test: &mut TestLoop, port: u16) -> ConnId {
     let mut to = address();
@@ -90,4 +91,70 @@ fn a_dial_needs_a_free_slot() {
         error.to_string(),
         "cannot dial 10.0.0.1:4000: all 1 connections are in use (raise Limits::connections)"
     );
+}
+
+/// How each connection began: its id, its tag, and the id of the one that it replaces.
+type Begins = Rc<RefCell<Vec<(ConnId, u64, Option<ConnId>)>>>;
+
+/// A dial that is made again after a second at most, connected.
+fn redialed(options: DialOptions) -> (TestLoop, ConnId, Begins) {
+    let begins = Begins::default();
+    let seen = begins.clone();
+    let on_open = move |socket: &mut Socket<'_>| {
+        let Origin::Dialed { by: None, after } = socket.origin() else { panic!("{:?}", socket.origin()) };
+        seen.borrow_mut().push((socket.id(), socket.tag(), after));
+    };
+    let mut test = socket_limits(no_idle()).build_with(on_open, discard);
+    let id = test.event_loop.table.dial(test.service, address().into(), options, None).unwrap();
+    test.turn_until_quiet();
+    test.script.finish_dial(test.script.dialed()[0], Ok(()));
+    test.turn_until_quiet();
+    (test, id, begins)
+}
+
+fn within_a_second() -> DialOptions {
+    let reconnect = Some(Backoff { first: SECOND, max: SECOND });
+    DialOptions { reconnect, tag: 7, ..DialOptions::default() }
+}
+
+#[test]
+fn a_service_drops_a_link_and_has_it_dialed_again() {
+    let (mut test, first, begins) = redialed(within_a_second());
+    assert!(test.sockets().get(first).unwrap().redial());
+    assert!(test.sockets().get(first).is_none(), "it is closed");
+    test.turn_until_quiet();
+    assert_eq!(test.script.released(test.script.dialed()[0]), Some(Released::Reset));
+    let gone = test.closed_log.borrow()[0].clone();
+    assert_eq!((gone.id, gone.reason, gone.tag), (first, CloseReason::Aborted, 7));
+    let wait = gone.redial_in.expect("it is dialed again");
+    assert!((SECOND / 2..=SECOND).contains(&wait), "{wait:?}");
+    test.advance(wait - 20 * MS);
+    assert_eq!(begins.borrow().len(), 1, "not before that time");
+    test.advance(50 * MS);
+    let begins = begins.borrow();
+    assert_eq!(begins.len(), 2);
+    assert_eq!((begins[1].1, begins[1].2), (7, Some(first)), "its successor has its tag and names it");
+    assert_ne!(begins[1].0, first);
+}
+
+#[test]
+fn closed_says_whether_a_redial_follows_and_it_can_be_cancelled_by_the_old_id() {
+    let (mut test, first, begins) = redialed(within_a_second());
+    test.script.reset(test.script.dialed()[0]);
+    test.turn_until_quiet();
+    assert!(test.closed_log.borrow()[0].redial_in.is_some());
+    assert!(test.sockets().cancel_dial(first));
+    test.advance(2 * SECOND);
+    assert_eq!(begins.borrow().len(), 1);
+    // Closed by its service, or dialed without the option: none follows.
+    let (mut test, id, _) = redialed(within_a_second());
+    test.sockets().get(id).unwrap().abort();
+    test.turn_until_quiet();
+    assert_eq!(test.closed_log.borrow()[0].redial_in, None);
+    let (mut test, id, _) = redialed(DialOptions::default());
+    assert!(!test.sockets().get(id).unwrap().redial());
+    assert_eq!(test.sockets().get(id).unwrap().tag(), 0);
+    test.script.reset(test.script.dialed()[0]);
+    test.turn_until_quiet();
+    assert_eq!(test.closed_log.borrow()[0].redial_in, None);
 }

@@ -9,6 +9,7 @@ mod dial;
 mod faults;
 mod filters;
 mod input;
+mod leaving;
 mod lifecycle;
 mod lookups;
 mod memory;
@@ -111,7 +112,7 @@ impl Service for Probe {
         self.log.borrow_mut().push(Event::FilterStarted(socket.id()));
     }
 
-    fn alarm(&mut self, _: &mut ConnId, socket: &mut Socket<'_>) {
+    fn alarm(&mut self, _: &mut ConnId, socket: &mut Socket<'_>, _: u64) {
         self.log.borrow_mut().push(Event::Alarm(socket.id()));
     }
 

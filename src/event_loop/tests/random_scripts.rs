@@ -122,7 +122,7 @@ impl Service for Random {
         self.act(socket);
     }
 
-    fn alarm(&mut self, _: &mut ConnId, socket: &mut Socket<'_>) {
+    fn alarm(&mut self, _: &mut ConnId, socket: &mut Socket<'_>, _: u64) {
         self.act(socket);
     }
 

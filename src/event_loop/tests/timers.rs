@@ -116,3 +116,56 @@ fn a_one_way_idle_timer_ignores_the_other_direction() {
     test.advance(3_050 * MS);
     assert_eq!(silences(&test, IdleKind::Writing), 1);
 }
+
+/// Sets an alarm for each number that it gets, after as many milliseconds, and says which one it was.
+struct Alarms(Rc<RefCell<Vec<u64>>>);
+
+impl Service for Alarms {
+    type Session = ();
+
+    fn open(&mut self, _: &mut Socket<'_>) {}
+
+    fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+        for word in String::from_utf8_lossy(input.take_all()).split_whitespace() {
+            match word.strip_prefix('-') {
+                Some(tag) => assert!(socket.set_alarm_for(tag.parse().unwrap(), None)),
+                None => {
+                    let after: u64 = word.parse().unwrap();
+                    assert!(socket.set_alarm_for(after, Some(after as u32 * MS)));
+                }
+            }
+        }
+    }
+
+    fn alarm(&mut self, _: &mut (), _: &mut Socket<'_>, tag: u64) {
+        self.0.borrow_mut().push(tag);
+    }
+}
+
+#[test]
+fn each_alarm_of_a_connection_comes_with_its_tag_and_in_time() {
+    let (sim, script) = Sim::new();
+    let mut event_loop = EventLoop::new(sim, Limits::default()).unwrap();
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let service = event_loop.add(Alarms(seen.clone()), Some(no_idle()));
+    event_loop.listen(&address().into(), service, &ListenOptions::default()).unwrap();
+    let peer = script.connect();
+    script.feed(peer, b"500 0 300 100 301 -300");
+    event_loop.turn_until_quiet(&script);
+    assert_eq!(*seen.borrow(), [], "an alarm after no time is not due in this turn");
+    for (now, expected) in [(20, vec![0]), (95, vec![0]), (120, vec![0, 100]), (330, vec![0, 100, 301])] {
+        while event_loop.table.cx.elapsed < now * MS {
+            script.advance(5 * MS);
+            event_loop.turn_until_quiet(&script);
+        }
+        assert_eq!(*seen.borrow(), expected, "after {now} ms");
+    }
+    script.feed(peer, b"500");
+    event_loop.turn_until_quiet(&script);
+    script.advance(490 * MS);
+    event_loop.turn_until_quiet(&script);
+    assert_eq!(seen.borrow().len(), 3, "it was set again, with the same tag");
+    script.advance(30 * MS);
+    event_loop.turn_until_quiet(&script);
+    assert_eq!(*seen.borrow(), [0, 100, 301, 500]);
+}

@@ -211,13 +211,13 @@ impl Service for Proxy {
 
     fn open(&mut self, socket: &mut Socket<'_>) -> Role {
         match socket.origin() {
-            Origin::Dialed { by: Some(client) } => Role::Upstream(client),
-            Origin::Dialed { by: None } => Role::Check,
-            Origin::Accepted if self.is_trusted(&socket.peer_addr()) => {
+            Origin::Dialed { by: Some(client), .. } => Role::Upstream(client),
+            Origin::Dialed { by: None, .. } => Role::Check,
+            Origin::Accepted | Origin::Adopted if self.is_trusted(&socket.peer_addr()) => {
                 socket.set_alarm(Some(HEADER_WITHIN));
                 Role::AwaitingHeader
             }
-            Origin::Accepted => self.begin(socket, None),
+            Origin::Accepted | Origin::Adopted => self.begin(socket, None),
         }
     }
 
@@ -297,7 +297,7 @@ impl Service for Proxy {
         }
     }
 
-    fn alarm(&mut self, role: &mut Role, socket: &mut Socket<'_>) {
+    fn alarm(&mut self, role: &mut Role, socket: &mut Socket<'_>, _: u64) {
         match role {
             Role::AwaitingHeader => {
                 info!("{}: closed: no PROXY header within {HEADER_WITHIN:?}", socket.peer_addr());

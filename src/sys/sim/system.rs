@@ -11,9 +11,12 @@ use super::{
 };
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
+use crate::base::leaving::Leaving;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
-use crate::sys::{AcceptError, Answer, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker};
+use crate::sys::{
+    AcceptError, Answer, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker, Watched,
+};
 
 /// The first port that a listener on port 0 gets: the first of IANA's dynamic ports (RFC 6335).
 const DYNAMIC_PORT: u16 = 49_152;
@@ -77,6 +80,14 @@ impl Registrar for Sim {
     fn register(&self, listener: &mut ListenSocket, token: Token) -> io::Result<()> {
         self.0.borrow_mut().listeners[index_of(listener)].token = Some(token);
         Ok(())
+    }
+
+    fn watch(&self, _: &Watched, _: Token, _: bool) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "the simulated kernel watches no descriptors"))
+    }
+
+    fn unwatch(&self, _: &Watched) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -159,6 +170,13 @@ impl System for Sim {
 
     fn local_address(&self, stream: &Stream) -> Option<SocketAddr> {
         self.0.borrow().local_address(key_of(stream))
+    }
+
+    fn peer_left(&mut self, stream: &Stream) -> Option<Leaving> {
+        let world = self.0.borrow();
+        let socket = &world.sockets[key_of(stream)];
+        let end = socket.inbound_end.then_some(Leaving::End);
+        if socket.reset { Some(Leaving::Reset) } else { end }
     }
 
     fn set_option(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()> {

@@ -1,16 +1,20 @@
 //! `Reactor`: the event loop on the real kernel, as programs use it.
 
+mod embedded;
+
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::OwnedFd;
+#[cfg(doc)]
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::address::{Address, AddressError};
-use crate::base::id::{ConnId, Key, ListenerId, ServiceId};
+use crate::base::id::{ConnId, Key, ListenerId, ServiceId, WatchId};
 use crate::base::observer::Observer;
-use crate::base::setup_error::{DialError, ListenError};
+use crate::base::setup_error::{AdoptError, DialError, ListenError};
 use crate::base::stats::Stats;
 use crate::config::access::AccessPolicy;
 use crate::config::dial::DialOptions;
@@ -21,7 +25,7 @@ use crate::connection::sockets::Sockets;
 use crate::event_loop::{EventLoop, Turn};
 use crate::handle::Handle;
 use crate::service::{Service, ServiceSockets};
-use crate::sys::mio::{Adopted, Kernel};
+use crate::sys::mio::{Adopted, AdoptedStream, Kernel};
 
 /// A single-threaded TCP reactor.
 ///
@@ -49,10 +53,14 @@ use crate::sys::mio::{Adopted, Kernel};
 ///
 /// # Inside another event loop
 ///
-/// [`turn`](Reactor::turn) is one iteration. Another event loop can watch a reactor by its descriptor ([`AsFd`]): call
-/// `turn(Some(Duration::ZERO))` when the descriptor is readable, and at [`next_deadline`](Reactor::next_deadline) at
-/// the latest. The descriptor alone is not enough, because neither a deadline nor work left over from the last turn
-/// makes it readable. With work left over, `next_deadline` is in the past.
+/// [`turn`](Reactor::turn) is one iteration. Another event loop can watch a reactor by its descriptor ([`AsFd`],
+/// [`AsRawFd`]): call `turn(Some(Duration::ZERO))` when the descriptor is readable, and at
+/// [`next_deadline`](Reactor::next_deadline) at the latest. The descriptor alone is not enough, because neither a
+/// deadline nor work left over from the last turn makes it readable. With work left over, `next_deadline` is in the
+/// past, and so it is right after each change from outside: bytes that were sent, a dial, a close, a post.
+///
+/// On Linux, [`set_embedded`](Reactor::set_embedded) makes the descriptor alone enough: then it becomes readable
+/// whenever a turn is due, for whatever reason.
 ///
 /// ```no_run
 /// use std::time::{Duration, Instant};
@@ -71,11 +79,25 @@ use crate::sys::mio::{Adopted, Kernel};
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
+/// # Threads
+///
+/// A reactor stays on the thread that made it: it is neither `Send` nor `Sync`, and nor are [`Socket`](crate::Socket),
+/// [`Sockets`], [`ServiceSockets`] and [`Shared`](crate::Shared). A service need not be `Send`. [`Handle`], ids and
+/// keys are `Send`. A second core is a second reactor, made on a second thread; an id, key, group, timer or listener of
+/// one is refused or not found by the other.
+///
+/// ```compile_fail,E0277
+/// fn is_sent<T: Send>() {}
+/// is_sent::<tidemill::Reactor>();
+/// ```
+///
 /// # More than one service
 ///
 /// A reactor runs up to 65,534 services and 255 listeners; a service can have several listeners.
 pub struct Reactor {
     event_loop: EventLoop<Kernel>,
+    /// Whether the descriptor is to become readable whenever a turn is due.
+    is_embedded: bool,
 }
 
 impl Reactor {
@@ -90,7 +112,7 @@ impl Reactor {
     /// When the process or the system has no descriptor left.
     pub fn new(limits: Limits) -> io::Result<Reactor> {
         let kernel = Kernel::new(limits.events_per_turn)?;
-        Ok(Reactor { event_loop: EventLoop::new(kernel, limits)? })
+        Ok(Reactor { event_loop: EventLoop::new(kernel, limits)?, is_embedded: false })
     }
 
     /// Adds a service whose connections have the limits [`Limits::socket`], and calls its
@@ -101,6 +123,7 @@ impl Reactor {
     ///
     /// When the reactor has 65,534 services already.
     pub fn add<S: Service>(&mut self, service: S) -> Key<S> {
+        self.announce_use();
         Key::new(self.event_loop.add(service, None))
     }
 
@@ -110,6 +133,7 @@ impl Reactor {
     ///
     /// As [`add`](Reactor::add), and when [`SocketLimits::group`] is of another reactor.
     pub fn add_with<S: Service>(&mut self, service: S, limits: SocketLimits) -> Key<S> {
+        self.announce_use();
         Key::new(self.event_loop.add(service, Some(limits)))
     }
 
@@ -150,6 +174,7 @@ impl Reactor {
         key: Key<S>,
         work: impl FnOnce(&mut S, &mut ServiceSockets<'_, S>) -> R,
     ) -> R {
+        self.announce_use();
         self.event_loop.with(key, work)
     }
 
@@ -234,6 +259,37 @@ impl Reactor {
         self.event_loop.table.add_listener(&at, service.into(), options, |_| adopted.prepare(options))
     }
 
+    /// Adopts a connected stream; [`Service::open`] is called in the next turn. See [`Sockets::adopt_stream`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sockets::adopt_stream`].
+    pub fn adopt_stream(
+        &mut self,
+        stream: impl Into<AdoptedStream>,
+        service: impl Into<ServiceId>,
+    ) -> Result<ConnId, AdoptError> {
+        self.sockets().adopt_stream(stream, service)
+    }
+
+    /// Watches a descriptor that is not a connection: see [`Sockets::watch`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sockets::watch`].
+    pub fn watch(
+        &mut self,
+        descriptor: impl Into<OwnedFd>,
+        service: impl Into<ServiceId>,
+    ) -> io::Result<WatchId> {
+        self.sockets().watch(descriptor, service)
+    }
+
+    /// Ends a [`watch`](Reactor::watch), and gives the descriptor back. `None` if it was no longer watched.
+    pub fn unwatch(&mut self, watch: WatchId) -> Option<OwnedFd> {
+        self.sockets().unwatch(watch)
+    }
+
     /// The address that a listener is bound to: with the real port, where port 0 was asked for. `None` once the
     /// listener is closed.
     pub fn local_addr(&self, listener: ListenerId) -> Option<Address> {
@@ -313,7 +369,9 @@ impl Reactor {
     ///
     /// When a callback of a service panics; see [`Service`].
     pub fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
-        self.event_loop.turn(wait)
+        let turn = self.event_loop.turn(wait)?;
+        self.announce()?;
+        Ok(turn)
     }
 
     /// Runs turns until there is no listener, no connection, no timer and no posted work left.
@@ -325,7 +383,7 @@ impl Reactor {
     /// As [`turn`](Reactor::turn).
     pub fn run(&mut self) -> io::Result<()> {
         while !self.event_loop.is_finished() {
-            self.event_loop.turn(None)?;
+            self.turn(None)?;
         }
         Ok(())
     }
@@ -343,6 +401,7 @@ impl Reactor {
 
     /// Access to all connections, between turns.
     pub fn sockets(&mut self) -> Sockets<'_> {
+        self.announce_use();
         self.event_loop.read_clock();
         Sockets::new(&mut self.event_loop.table)
     }
@@ -363,13 +422,6 @@ impl Reactor {
     /// A copy of the loop's counters.
     pub fn stats(&self) -> Stats {
         self.event_loop.table.cx.stats.clone()
-    }
-}
-
-impl AsFd for Reactor {
-    /// The descriptor of the poll (epoll, kqueue): readable when there are events for [`turn`](Reactor::turn).
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.event_loop.system.as_fd()
     }
 }
 

@@ -1,0 +1,34 @@
+//! In phase 5: peers that have left while their connections are not read.
+
+use super::EventLoop;
+use crate::base::leaving::Leaving;
+use crate::connection::leaving::LeavingNotice;
+use crate::connection::state::Half;
+use crate::service::Event;
+use crate::sys::System;
+
+impl<S: System> EventLoop<S> {
+    /// Calls `left` where the kernel says that the peer has left. It follows `read`: a connection that is read has
+    /// learned of the end by itself. The event that announced the end may be older than the pause, so the kernel is
+    /// asked, once for each notice.
+    pub(super) fn tell_of_leavers(&mut self) {
+        let count = self.table.cx.leavers.len().min(self.table.cx.limits.expirations_per_turn);
+        for id in self.table.cx.leavers.drain(..count).collect::<Vec<_>>() {
+            let Some((connection, _)) = self.table.get(id) else { continue };
+            if connection.optional().leaving != LeavingNotice::Queued {
+                continue; // It was switched off meanwhile.
+            }
+            connection.optional().leaving = LeavingNotice::Wanted;
+            let is_held =
+                connection.is_open() && connection.incoming != Half::Ended && !connection.wants_input();
+            let Some(stream) = connection.stream.as_ref().filter(|_| is_held) else { continue };
+            let Some(how) = self.system.peer_left(stream) else { continue };
+            let (service, optional) = (connection.service, connection.optional());
+            // A reset may follow a FIN; nothing follows a reset.
+            if optional.left.is_none_or(|told| told != how && told != Leaving::Reset) {
+                optional.left = Some(how);
+                self.call(service, Event::Left(id.slot, how));
+            }
+        }
+    }
+}
