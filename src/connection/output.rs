@@ -47,7 +47,8 @@ impl Connection {
         let entry = self.push_dirty(cx);
         let segments = &mut cx.dirty[entry].segments;
         push(&mut cx.arena, segments);
-        cx.observers.tell(|| Step::Send { connection: self.id, bytes: length });
+        let connection = self.id;
+        cx.observers.tell(move || Step::Send { connection, bytes: length });
         // Full from here on, even if the kernel accepts everything later in this turn: a service that has seen
         // `is_full` waits for `drained`, so that must come.
         if left_behind + segments.len() >= high {
@@ -144,6 +145,8 @@ impl Connection {
     /// The kernel has taken `n` bytes: first of what earlier turns have left, then of this turn's list.
     #[inline]
     fn on_written(&mut self, n: usize, segments: &mut SegmentList, cx: &mut Context) {
+        let connection = self.id;
+        cx.observers.tell(move || Step::Write { connection, result: Ok(n) });
         cx.stats.bytes_out += n as u64;
         self.on_sent(n, cx.now);
         let mut fresh = n;
@@ -165,7 +168,6 @@ impl Connection {
         cx: &mut Context,
     ) -> usize {
         cx.stats.writes += 1;
-        cx.observers.tell(|| Step::Write { connection: self.id, result: result.as_ref().copied() });
         match result {
             Ok(n) => {
                 self.on_written(n, segments, cx);
@@ -181,6 +183,7 @@ impl Connection {
     /// A signal came first, the kernel has no room, or the connection has failed.
     #[cold]
     fn on_write_error(&mut self, error: &io::Error, cx: &mut Context) {
+        cx.observers.tell(|| Step::Write { connection: self.id, result: Err(error) });
         match error.kind() {
             io::ErrorKind::Interrupted => {}
             io::ErrorKind::WouldBlock => self.flags.remove(Flag::Writable),

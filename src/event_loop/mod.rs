@@ -121,7 +121,7 @@ impl<S: System> EventLoop<S> {
         let turn = Turn { events: self.events.len(), carried_over: self.has_work() };
         let cx = &mut self.table.cx;
         let number = cx.stats.turns;
-        cx.observers.tell(|| Step::TurnEnd { turn: number, carried_over: turn.carried_over });
+        cx.observers.tell(move || Step::TurnEnd { turn: number, carried_over: turn.carried_over });
         turn
     }
 

@@ -54,7 +54,7 @@ impl<S: System> EventLoop<S> {
         }
         let cx = &mut self.table.cx;
         let (turn, now, events) = (cx.stats.turns + 1, cx.elapsed, self.events.len());
-        cx.observers.tell(|| Step::Woken { turn, now, events });
+        cx.observers.tell(move || Step::Woken { turn, now, events });
         Ok(())
     }
 
