@@ -132,13 +132,31 @@ fn every_link_and_picture_of_every_page_resolves() {
 
 #[test]
 fn drawings_have_a_title_a_description_and_colours_for_light_and_dark() {
-    for name in ["states", "byte", "token", "wheel", "linger"] {
+    for name in ["states", "byte", "token", "wheel", "linger", "versus-rate", "versus-cpu"] {
         let svg = read(&format!("docs/{name}.svg"));
         for part in ["<title", "<desc", "prefers-color-scheme: dark", "viewBox", "role=\"img\""] {
             assert!(svg.contains(part), "docs/{name}.svg has no {part}");
         }
         let shown = pages().iter().any(|page| read(page).contains(&format!("]({name}.svg)")));
         assert!(shown, "no page shows docs/{name}.svg");
+    }
+}
+
+/// The charts say what they compare, which side is better, when and where it was measured, and leave out no server.
+/// `cargo bench --bench versus -- --smoke` checks that they are drawn from docs/benchmarks.json.
+#[test]
+fn charts_have_axes_date_and_commit_and_a_bar_for_every_server() {
+    let data: serde_json::Value = serde_json::from_str(&read("docs/benchmarks.json")).expect("JSON");
+    let cases = data["cases"].as_array().expect("cases");
+    let servers: usize = cases.iter().map(|case| case["servers"].as_array().map_or(0, Vec::len)).sum();
+    let (bars, date) = (servers - cases.len(), data["machine"][2][1].as_str().expect("a date"));
+    for (name, axis) in
+        [("rate", "right of 1: tidemill handles more per second"), ("cpu", "left of 1: tidemill uses less")]
+    {
+        let svg = read(&format!("docs/versus-{name}.svg"));
+        assert_eq!(svg.matches("class=\"bar\"").count(), bars, "{name}: a bar for each server but tidemill");
+        let texts = [axis, "logarithmic", &format!("measured {date} with tidemill "), " at commit "];
+        assert!(texts.iter().all(|text| svg.contains(text)), "{name}: {texts:?}");
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod bulk;
 mod case;
+mod chart;
 mod costs;
 mod driver;
 mod fan_out;
@@ -36,6 +37,7 @@ cargo bench --features tls --bench versus -- [OPTIONS]
   --with LIST     also these, where they are installed: epoll, libuv, node, haproxy, haproxy-splice, nginx
   --json FILE     the figures for programs
   --docs          docs/benchmarks.md, its pictures and its data
+  --redraw        only the pictures, again from docs/benchmarks.json
   --smoke         everything once, in seconds
 ";
 
@@ -46,6 +48,7 @@ struct Options {
     with: Vec<Kind>,
     json: Option<PathBuf>,
     docs: bool,
+    redraw: bool,
     smoke: bool,
 }
 
@@ -84,6 +87,7 @@ fn options(words: &[&str]) -> Result<Option<Options>, String> {
             "--help" => return Ok(None),
             "--smoke" => options.smoke = true,
             "--docs" => options.docs = true,
+            "--redraw" => options.redraw = true,
             "--case" => options.case = Some(value()?.to_string()),
             "--json" => options.json = Some(PathBuf::from(value()?)),
             "--with" => {
@@ -101,6 +105,13 @@ fn options(words: &[&str]) -> Result<Option<Options>, String> {
 }
 
 fn compare(options: &Options) -> Result<(), String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    if options.redraw {
+        return chart::redraw(&folder);
+    }
+    if options.smoke {
+        chart::check(&folder)?;
+    }
     let effort = match options.smoke {
         true => Effort { rounds: 1, turns: 1, shorter: 8 },
         false => Effort { rounds: 5, turns: 10, shorter: 1 },
@@ -131,7 +142,6 @@ fn compare(options: &Options) -> Result<(), String> {
     if options.docs {
         let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
         let command = format!("cargo bench --features tls --bench versus -- {}", words.join(" "));
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
         report::write_docs(&folder, &results, &figures, &command)?;
     }
     Ok(())

@@ -1,14 +1,14 @@
-//! The results as text, charts and JSON.
+//! The results as text, page and JSON.
 
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use plotters::prelude::*;
 use serde_json::{Value, json};
 
 use crate::case::{Case, Kind};
+use crate::chart;
 use crate::figure::{Figure, Round, Rounds};
 
 /// The median of several ratios, with their minimum and maximum.
@@ -50,11 +50,6 @@ impl CaseResult {
         let pairs = self.rounds[&Kind::Tidemill].iter().zip(&self.rounds[&other]);
         let all = sorted(pairs.map(|(own, other)| figure(own) / figure(other)));
         Ratio { median: all[all.len() / 2], least: all[0], max: all[all.len() - 1] }
-    }
-
-    /// The server that a chart compares with: the first after tidemill.
-    fn base(&self) -> Option<Kind> {
-        self.rounds.keys().copied().find(|&kind| kind > Kind::TidemillBusyPoll)
     }
 
     pub fn table(&self) -> String {
@@ -156,19 +151,8 @@ pub fn write_docs(
     figures: &[Figure],
     command: &str,
 ) -> Result<(), String> {
-    draw(
-        &folder.join("versus-rate.svg"),
-        "tidemill's rate to tokio's, or to the first peer's",
-        results,
-        rate,
-    )?;
-    draw(
-        &folder.join("versus-cpu.svg"),
-        "tidemill's processor time for each message to theirs",
-        results,
-        cost,
-    )?;
     write_json(&folder.join("benchmarks.json"), results, figures)?;
+    chart::redraw(folder)?;
     let mut page = include_str!("page.md").replace("{command}", command);
     let mut facts = String::new();
     for (what, is) in machine() {
@@ -194,6 +178,8 @@ fn machine() -> Vec<(String, String)> {
     let mut facts = vec![
         ("processor".to_string(), format!("{} ({cores} of them)", model.unwrap_or("unknown"))),
         ("kernel".to_string(), kernel.trim().to_string()),
+        ("date".to_string(), output("date", &["-u", "+%Y-%m-%d"])),
+        ("commit".to_string(), output("git", &["describe", "--always", "--dirty"])),
         ("tidemill".to_string(), env!("CARGO_PKG_VERSION").to_string()),
         ("tokio".to_string(), locked("tokio")),
     ];
@@ -217,60 +203,16 @@ fn machine() -> Vec<(String, String)> {
     facts
 }
 
+/// What a command prints; empty if there is no such command.
+fn output(program: &str, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    output.map_or(String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_string())
+}
+
 /// The version of a dependency in Cargo.lock.
 fn locked(name: &str) -> String {
     let lock = include_str!("../../Cargo.lock");
     let entry = lock.split("[[package]]").find(|entry| entry.contains(&format!("name = \"{name}\"\n")));
     let version = entry.and_then(|entry| entry.split("version = \"").nth(1)?.split('"').next());
     version.unwrap_or("unknown").to_string()
-}
-
-/// Draws a bar for each case, from 1 (equal) to the median, with its range, on a logarithmic scale: 2 is as far from 1
-/// as 1/2.
-fn draw(path: &Path, title: &str, results: &[CaseResult], figure: fn(&Round) -> f64) -> Result<(), String> {
-    let bars: Vec<(String, Ratio)> = results
-        .iter()
-        .filter_map(|results| {
-            let base = results.base()?;
-            let case = results.case.name.split(", beside").next().unwrap_or_default();
-            Some((format!("{case}, {}", base.title()), results.ratio(base, figure)))
-        })
-        .collect();
-    let cannot = |error: &dyn std::fmt::Display| format!("cannot draw {}: {error}", path.display());
-    let max = bars.iter().fold(1.2_f64, |max, (_, bar)| max.max(bar.max)) * 1.1;
-    let least = bars.iter().fold(0.8_f64, |least, (_, bar)| least.min(bar.least)) / 1.1;
-    let rows = bars.len().max(1);
-    let root = SVGBackend::new(path, (960, 60 + 26 * rows as u32 + 40)).into_drawing_area();
-    root.fill(&WHITE).map_err(|error| cannot(&error))?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 17))
-        .margin(12)
-        .x_label_area_size(28)
-        .y_label_area_size(330)
-        .build_cartesian_2d((least..max).log_scale().base(2.0), (0..rows).into_segmented())
-        .map_err(|error| cannot(&error))?;
-    let names: Vec<String> = bars.iter().rev().map(|(name, _)| name.clone()).collect();
-    chart
-        .configure_mesh()
-        .disable_y_mesh()
-        .x_label_formatter(&|ratio| format!("{ratio}"))
-        .y_labels(rows)
-        .y_label_formatter(&|place| match place {
-            SegmentValue::CenterOf(row) => names.get(*row).cloned().unwrap_or_default(),
-            _ => String::new(),
-        })
-        .draw()
-        .map_err(|error| cannot(&error))?;
-    for (row, (_, bar)) in bars.iter().rev().enumerate() {
-        let (low, high) = (SegmentValue::Exact(row), SegmentValue::Exact(row + 1));
-        let mut shape = Rectangle::new([(1.0, low), (bar.median, high)], BLUE.mix(0.45).filled());
-        shape.set_margin(4, 4, 0, 0);
-        let middle = SegmentValue::CenterOf(row);
-        let range = PathElement::new([(bar.least, middle.clone()), (bar.max, middle)], BLACK.stroke_width(2));
-        chart.draw_series([shape]).map_err(|error| cannot(&error))?;
-        chart.draw_series([range]).map_err(|error| cannot(&error))?;
-    }
-    let one = [(1.0, SegmentValue::Exact(0)), (1.0, SegmentValue::Exact(rows))];
-    chart.draw_series([PathElement::new(one, RED.stroke_width(1))]).map_err(|error| cannot(&error))?;
-    root.present().map_err(|error| cannot(&error))
 }
