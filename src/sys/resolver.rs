@@ -1,4 +1,4 @@
-//! Name resolution by the system's resolver. It blocks, so it runs on threads of its own.
+//! Names to addresses, by the system's resolver. It blocks, so it is called on threads of its own.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::sys::Answer;
 
-/// What looks up a name: a host and a port to any number of addresses, in the order of preference.
+/// The function that looks up a name: a host and a port to any number of addresses, in the order of preference.
 pub(crate) type LookUp = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
 
 /// The threads that ask the system's resolver.
@@ -25,6 +25,12 @@ pub(crate) type LookUp = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + 
 /// At most [`FRESH_MAX`] lookups run at once. A lookup that has taken longer than [`HUNG_AFTER`], or that no dial waits
 /// for any more, is not counted: its name server does not answer, and other names must not wait for it. Such lookups
 /// keep their threads, because getaddrinfo(3) cannot be cancelled; all threads together are at most [`THREADS_MAX`].
+///
+/// When many names hang, the last threads are kept for the names that are likely to be answered ([`NameClass`]), and
+/// these also go first in the queue. So however many dead names there are, a name that has been answered before is
+/// looked up at once, and a new name does not wait for names that are known to hang. What remains: while 28 *different*
+/// names that were never asked before hang, a new name waits until one of them is given up, which the system's resolver
+/// does after 10 s by default (resolv.conf(5), `timeout` and `attempts`).
 ///
 /// A thread is started when a name is to be looked up and no thread is free, and ends when it had nothing to do for ten
 /// seconds. The process does not wait for these threads when it ends.
@@ -44,9 +50,11 @@ struct PoolState {
     look_up: LookUp,
     queue: VecDeque<Request>,
     running: Vec<Running>,
+    /// How the last lookup of a name went; the most recent is last, and at most [`HISTORY_MAX`] are kept.
+    history: VecDeque<(Box<str>, NameClass)>,
     done: Vec<Answer>,
     threads: usize,
-    /// Threads that wait for a request, or for leave to begin one.
+    /// Threads that wait for a request, or until one may begin.
     idle: usize,
     shut_down: bool,
 }
@@ -59,19 +67,34 @@ struct Request {
 
 struct Running {
     number: u64,
+    host: Box<str>,
     began: Instant,
     /// No dial waits for the answer.
     abandoned: bool,
 }
 
-/// Lookups at once that are expected to answer. More would help against slow resolvers, and cost memory and requests
-/// that a resolver drops; libuv has as many threads.
+/// What the last lookup of a name says about the next. In the order in which names of each class are looked up.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum NameClass {
+    /// It was answered within [`HUNG_AFTER`].
+    Answered,
+    /// It was not asked before, or too long ago.
+    New,
+    /// It took longer, or is still under way.
+    Hung,
+}
+
+/// Lookups at once that are expected to be answered. More would help with slow name servers, and would cost memory and
+/// requests that a name server drops. libuv has as many threads.
 const FRESH_MAX: usize = 4;
 /// An answer from a cache or a name server in the same network takes 1 to 50 ms, and one that needs the whole tree
 /// seldom 500 ms.
 const HUNG_AFTER: Duration = Duration::from_millis(500);
-/// The hard cap. A thread that waits in getaddrinfo(3) has about 100 KiB resident and one or two descriptors.
+/// The maximum number of threads. One that waits in getaddrinfo(3) has about 100 KiB resident, and one or two
+/// descriptors.
 const THREADS_MAX: usize = 32;
+/// Names whose last lookup is remembered: 256 host names take about 10 KiB.
+const HISTORY_MAX: usize = 256;
 const IDLE_TIME: Duration = Duration::from_secs(10);
 
 impl Resolver {
@@ -81,6 +104,7 @@ impl Resolver {
             look_up: Arc::new(system),
             queue: VecDeque::new(),
             running: Vec::new(),
+            history: VecDeque::new(),
             done: Vec::new(),
             threads: 0,
             idle: 0,
@@ -104,8 +128,8 @@ impl Resolver {
         self.shared.provide_thread(state);
     }
 
-    /// Nothing waits for this lookup any more. One that is still queued is dropped; says whether it was. One that is
-    /// under way goes on, and its answer is dropped.
+    /// No dial waits for this lookup any more. If it is still queued, it is dropped; returns whether it was. If it is
+    /// under way, it goes on, and its answer is dropped.
     pub(crate) fn cancel(&mut self, number: u64) -> bool {
         let mut state = self.shared.lock();
         let before = state.queue.len();
@@ -118,7 +142,7 @@ impl Resolver {
         let was_done = state.done.len() < done;
         self.pending -= usize::from(was_queued || was_running || was_done);
         if was_running {
-            self.shared.work.notify_one(); // Its place is free for a queued one.
+            self.shared.work.notify_one(); // A queued lookup may begin in its place.
         }
         was_queued
     }
@@ -133,7 +157,43 @@ impl Resolver {
     }
 }
 
+impl NameClass {
+    /// How many lookups may be under way, hung ones included, after one of this class has begun.
+    fn running_max(self) -> usize {
+        match self {
+            NameClass::Answered => THREADS_MAX,
+            NameClass::New => THREADS_MAX - FRESH_MAX,
+            NameClass::Hung => THREADS_MAX - 2 * FRESH_MAX,
+        }
+    }
+}
+
 impl PoolState {
+    fn class(&self, host: &str, now: Instant) -> NameClass {
+        let hangs = |running: &Running| {
+            *running.host == *host && now.saturating_duration_since(running.began) >= HUNG_AFTER
+        };
+        if self.running.iter().any(hangs) {
+            return NameClass::Hung;
+        }
+        self.history.iter().find(|(known, _)| **known == *host).map_or(NameClass::New, |(_, class)| *class)
+    }
+
+    fn remember(&mut self, host: Box<str>, class: NameClass) {
+        self.history.retain(|(known, _)| *known != host);
+        if self.history.len() >= HISTORY_MAX {
+            self.history.pop_front();
+        }
+        self.history.push_back((host, class));
+    }
+
+    /// Takes the request that may begin now: the oldest of the best class.
+    fn next_request(&mut self, now: Instant) -> Option<Request> {
+        let classes = self.queue.iter().map(|request| self.class(&request.host, now)).enumerate();
+        let (place, class) = classes.min_by_key(|(place, class)| (*class, *place))?;
+        (self.running.len() < class.running_max()).then(|| self.queue.remove(place)).flatten()
+    }
+
     /// How long until one more lookup may begin; zero when it may now.
     fn wait_for_place(&self, now: Instant) -> Duration {
         let ages = self.running.iter().filter(|running| !running.abandoned);
@@ -145,18 +205,18 @@ impl PoolState {
             return Duration::ZERO;
         }
         fresh.sort_unstable();
-        // The oldest of them is the first that no longer counts.
+        // The oldest is the first that counts as hung.
         HUNG_AFTER - fresh[fresh.len() - 1]
     }
 }
 
 impl Pool {
-    /// A panic while the lock is held can only come from running out of memory; the state is whole all the same.
+    /// A panic while the lock is held can only come from running out of memory; the state is still consistent.
     fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees to it that a thread takes what is queued: a free one, else a new one.
+    /// Makes sure that a thread takes what is queued: a free one, else a new one.
     fn provide_thread(self: &Arc<Pool>, mut state: MutexGuard<'_, PoolState>) {
         if state.queue.is_empty() {
             return;
@@ -177,7 +237,7 @@ impl Pool {
         }
     }
 
-    /// Without a single thread no request would ever be answered.
+    /// Without any thread the requests would never be answered, so they fail.
     fn on_spawn_error(&self, error: &io::Error) {
         let mut state = self.lock();
         state.threads -= 1;
@@ -198,32 +258,39 @@ impl Pool {
         let mut state = self.lock();
         while !state.shut_down {
             let began = Instant::now();
-            let wait = if state.queue.is_empty() { IDLE_TIME } else { state.wait_for_place(began) };
-            if !wait.is_zero() {
+            let place_in = state.wait_for_place(began);
+            let next = if place_in.is_zero() { state.next_request(began) } else { None };
+            let Some(Request { number, host, port }) = next else {
+                // Where the threads are kept for a better class, lookups under way take the queue when they end.
+                let waits_for_place = !state.queue.is_empty() && !place_in.is_zero();
+                let wait = if waits_for_place { place_in } else { IDLE_TIME };
                 state.idle += 1;
-                let (woken, result) =
-                    self.work.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner);
-                state = woken;
+                let waited = self.work.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner);
+                state = waited.0;
                 state.idle -= 1;
-                if result.timed_out() && wait == IDLE_TIME && state.queue.is_empty() {
+                if waited.1.timed_out() && !waits_for_place && state.queue.is_empty() {
                     break;
                 }
                 continue;
-            }
-            let Some(Request { number, host, port }) = state.queue.pop_front() else { continue };
-            state.running.push(Running { number, began, abandoned: false });
+            };
+            state.running.push(Running { number, host: host.clone(), began, abandoned: false });
             let look_up = state.look_up.clone();
             self.provide_thread(state);
             // A function of the user's may panic; a thread that ended without an answer would never be replaced.
             let result = catch_unwind(AssertUnwindSafe(|| look_up(&host, port)))
                 .unwrap_or_else(|_| Err(io::Error::other("the lookup function panicked")));
             state = self.lock();
+            match (began.elapsed() < HUNG_AFTER, &result) {
+                (true, Ok(_)) => state.remember(host, NameClass::Answered),
+                (true, Err(_)) => {}
+                (false, _) => state.remember(host, NameClass::Hung),
+            }
             let place = state.running.iter().position(|running| running.number == number);
             let abandoned =
                 place.map(|place| state.running.swap_remove(place)).is_none_or(|was| was.abandoned);
             if !state.shut_down && !abandoned {
                 state.done.push(Answer { number, result });
-                // It fails only when the poll is gone, and with it whatever has asked.
+                // It fails only when the poll is gone, and with it the loop that has asked.
                 let _ = (self.wake)();
             }
         }
@@ -292,17 +359,17 @@ mod tests {
     }
 
     #[test]
-    fn at_most_four_lookups_run_until_they_count_as_hung_and_never_more_than_32() {
+    fn at_most_four_lookups_run_until_they_count_as_hung_and_never_more_than_28() {
         let (mut resolver, wakes, begins, let_go) = hanging();
         let start = Instant::now();
         for number in 0..40 {
-            resolver.look_up(number, "dead", 1);
+            resolver.look_up(number, &format!("dead{number}"), 1);
         }
         (0..4).for_each(|_| drop(begins.recv_timeout(PATIENCE).expect("a lookup begins")));
         let fifth = begins.recv_timeout(PATIENCE).map(|_| start.elapsed()).expect("the fifth begins");
         assert!(fifth >= HUNG_AFTER, "after {fifth:?}");
-        (5..THREADS_MAX).for_each(|_| drop(begins.recv_timeout(PATIENCE).expect("a lookup begins")));
-        assert!(begins.recv_timeout(2 * HUNG_AFTER).is_err(), "a 33rd lookup began");
+        (5..28).for_each(|_| drop(begins.recv_timeout(PATIENCE).expect("a lookup begins")));
+        assert!(begins.recv_timeout(2 * HUNG_AFTER).is_err(), "a 29th lookup began");
         assert!(resolver.cancel(39) && !resolver.cancel(39), "a queued one is dropped once");
         drop(let_go);
         let mut numbers: Vec<u64> =
@@ -324,6 +391,41 @@ mod tests {
         // The first four and then the other two hang before it has its turn.
         println!("the good name was answered after {:?}", asked.elapsed());
         assert!(asked.elapsed() < 10 * HUNG_AFTER, "{:?}", asked.elapsed());
+    }
+
+    #[test]
+    fn however_many_names_hang_those_that_were_answered_before_are_answered_at_once() {
+        let (mut resolver, wakes, begins, let_go) = hanging();
+        let begun = |names: usize| -> Vec<String> {
+            (0..names).map(|_| begins.recv_timeout(PATIENCE).expect("a lookup begins")).collect()
+        };
+        resolver.look_up(100, "good-known", 1);
+        assert_eq!(answers(&mut resolver, &wakes, 1)[0].number, 100);
+        begun(1);
+        // All threads that new names may have hang, and one more name waits.
+        for number in 0..29 {
+            resolver.look_up(number, &format!("dead{number}"), 1);
+        }
+        begun(28);
+        for _ in 0..8 {
+            resolver.look_up(101, "good-known", 1);
+            assert_eq!(answers(&mut resolver, &wakes, 1)[0].number, 101);
+            assert_eq!(begun(1), ["good-known"]);
+        }
+        // A name that hangs is not asked again beside itself, and goes behind a new one.
+        resolver.look_up(102, "dead0", 1);
+        resolver.look_up(103, "good-new", 1);
+        {
+            let mut state = resolver.shared.lock();
+            let classes = ["good-known", "good-new", "dead0"].map(|host| state.class(host, Instant::now()));
+            assert_eq!(classes, [NameClass::Answered, NameClass::New, NameClass::Hung]);
+            assert!(state.next_request(Instant::now()).is_none());
+            state.running.truncate(23);
+            let next = std::iter::from_fn(|| state.next_request(Instant::now()));
+            let next: Vec<u64> = next.map(|request| request.number).collect();
+            assert_eq!(next, [28, 103, 102], "new names first, in their order");
+        }
+        drop(let_go);
     }
 
     #[test]
