@@ -500,6 +500,7 @@ fn every_limit_has_a_row_with_its_true_default() {
         ("handshake", time(socket.handshake)),
         ("half_closed", time(socket.half_closed)),
         ("lifetime", time(socket.lifetime)),
+        ("lifetime_jitter", time(Some(socket.lifetime_jitter))),
         ("linger", time(Some(socket.linger))),
         ("linger_bytes", size(socket.linger_bytes)),
         ("min_read_rate", rate(socket.min_read_rate)),
@@ -511,6 +512,7 @@ fn every_limit_has_a_row_with_its_true_default() {
         ("message", size(socket.message)),
         ("rate", socket.rate.map_or(off(), size)),
         ("group", socket.group.map_or(off(), |_| "on".into())),
+        ("end_on_reset", if socket.end_on_reset { "on".into() } else { off() }),
         ("read_when_full", if socket.read_when_full { "on".into() } else { off() }),
     ];
     let rows = limit_rows();

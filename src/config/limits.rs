@@ -126,6 +126,10 @@ pub struct SocketLimits {
     pub half_closed: Option<Duration>,
     /// The maximum age of a connection. Off by default.
     pub lifetime: Option<Duration>,
+    /// By how much the lifetime of a connection is shortened at most. Each connection has a random part of this, which
+    /// stays the same for its life, so that connections of one moment do not all end, and come again, at once.
+    /// Default 0.
+    pub lifetime_jitter: Duration,
     /// Lingering close: after a connection is closed and all output is written, input is read and discarded for this
     /// long, or for [`linger_bytes`](SocketLimits::linger_bytes). Default 1 s.
     ///
@@ -164,6 +168,10 @@ pub struct SocketLimits {
     /// Whether a connection is read while its own output queue is full. Default `false`: a peer that does not read its
     /// answers gets no further requests processed.
     pub read_when_full: bool,
+    /// Whether a piped connection whose [pipe peer](crate::Socket::pipe) was cut off (a reset, or TLS without
+    /// close_notify) ends with FIN, and over TLS with close_notify. Default `false`: it ends with a reset, because FIN
+    /// says that the stream is complete.
+    pub end_on_reset: bool,
 }
 
 /// A minimum transfer rate: a number of bytes in each span of time.
@@ -296,6 +304,7 @@ impl Default for SocketLimits {
             handshake: Some(Duration::from_secs(10)),
             half_closed: Some(Duration::from_secs(60)),
             lifetime: None,
+            lifetime_jitter: Duration::ZERO,
             linger: Duration::from_secs(1),
             linger_bytes: 64 * KIB,
             min_read_rate: Some(pace),
@@ -308,6 +317,7 @@ impl Default for SocketLimits {
             rate: None,
             group: None,
             read_when_full: false,
+            end_on_reset: false,
         }
     }
 }

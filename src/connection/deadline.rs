@@ -33,7 +33,7 @@ impl Connection {
             Stage::Closing => {
                 earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed);
                 // A closing connection has passed its lifetime at most by the time that lingering may take.
-                let lifetime = limits.lifetime.map(|lifetime| lifetime.saturating_add(limits.linger));
+                let lifetime = self.lifetime(limits).map(|lifetime| lifetime.saturating_add(limits.linger));
                 earliest.consider(self.created, lifetime, Due::Lifetime);
             }
             Stage::Open => self.consider_open(limits, &mut earliest),
@@ -77,7 +77,7 @@ impl Connection {
             earliest.consider(self.last_activity, Some(BROKEN_AND_HELD), Due::Broken);
         }
         earliest.consider(self.last_activity, idle, Due::Idle);
-        earliest.consider(self.created, limits.lifetime, Due::Lifetime);
+        earliest.consider(self.created, self.lifetime(limits), Due::Lifetime);
         let silent = self.bytes_in == 0 || self.tls().is_some_and(|tls| tls.no_plaintext_yet);
         // While it is paused it is not read, and its first byte may have arrived.
         if silent && !self.flags.any(&[Flag::Dialed, Flag::Paused]) {
@@ -91,6 +91,18 @@ impl Connection {
             let span = limits.min_read_rate.map(|rate| rate.per);
             earliest.consider(inbox.progress.since, span, Due::MinReadRate);
         }
+    }
+
+    /// Its maximum age. The random part comes from its generation: so it takes no memory, and each computation has the
+    /// same result. Multiples of 2^32 divided by the golden ratio spread consecutive generations evenly (Fibonacci
+    /// hashing); the first generation of a reactor is random.
+    fn lifetime(&self, limits: &SocketLimits) -> Option<Duration> {
+        let (lifetime, jitter) = (limits.lifetime?, limits.lifetime_jitter);
+        if jitter.is_zero() {
+            return Some(lifetime);
+        }
+        let part = self.id.generation.get().wrapping_mul(0x9e37_79b9);
+        Some(lifetime.saturating_sub(jitter.mul_f64(f64::from(part) / f64::from(u32::MAX))))
     }
 
     fn consider_overrides(&self, overrides: &Overrides, earliest: &mut Earliest) {
@@ -209,6 +221,36 @@ mod tests {
         assert_eq!(due(&connection, &limits), None);
         connection.flags.insert(Flag::ReadWhenFull);
         assert_eq!(due(&connection, &limits), Some(Due::MinReadRate));
+    }
+
+    #[test]
+    fn lifetimes_of_consecutive_connections_are_spread_over_the_jitter() {
+        let (lifetime, jitter) = (Duration::from_secs(100), Duration::from_secs(10));
+        let limits = SocketLimits {
+            lifetime: Some(lifetime),
+            lifetime_jitter: jitter,
+            idle: None,
+            ..SocketLimits::default()
+        };
+        // The first generation is the seed.
+        for seed in [1, 77_777, u32::MAX - 50] {
+            let due: Vec<Tick> = (0..100)
+                .map(|n: u32| {
+                    let mut connection = connection(Stage::Open);
+                    connection.id.generation =
+                        NonZeroU32::new(seed.wrapping_add(n)).unwrap_or(NonZeroU32::MIN);
+                    connection.deadline(&limits).expect("a lifetime").0
+                })
+                .collect();
+            let (first, last) = (Tick(100).after(lifetime - jitter), Tick(100).after(lifetime));
+            assert!(due.iter().all(|when| (first..=last).contains(when)), "{seed}: {due:?}");
+            for tenth in 0..10 {
+                let begin = first.after(jitter / 10 * tenth);
+                let within =
+                    due.iter().filter(|when| (begin..begin.after(jitter / 10)).contains(when)).count();
+                assert!((6..=14).contains(&within), "seed {seed}: {within} of 100 end in tenth {tenth}");
+            }
+        }
     }
 
     #[test]

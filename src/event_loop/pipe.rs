@@ -124,7 +124,8 @@ impl<S: System> EventLoop<S> {
         if why == CloseReason::Finished {
             self.table.unpipe(other);
         } else if let Some((connection, cx)) = self.table.get(other) {
-            connection.optional().incomplete = is_incomplete(gone, why);
+            let may_hide = cx.limits_of(connection.service).end_on_reset;
+            connection.optional().incomplete = !may_hide && is_incomplete(gone, why);
             let why = if why == CloseReason::Shutdown { why } else { CloseReason::PipePeerClosed };
             connection.close(why, cx);
         }
