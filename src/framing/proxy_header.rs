@@ -1,36 +1,36 @@
-//! The PROXY protocol: a header in which a proxy names the client whose connection it relays.
+//! The PROXY protocol: a header in which a proxy sends the addresses of the connection that it forwards.
 //!
-//! Versions 1 (a line of text) and 2 (binary) of HAProxy's proxy-protocol.txt. No I/O; no memory is allocated for a
+//! Versions 1 (a line of text) and 2 (binary) of HAProxy's proxy-protocol.txt. Pure: no I/O, and no allocation by a
 //! length that a peer announces.
 //!
 //! # Trust
 //!
-//! A peer that may send this header may claim any address. Read it only from trusted senders, and require it from them:
-//! a connection without a header is then as wrong as one with a malformed header (section 2 of the text: a receiver
-//! "must not try to guess" whether there is one).
+//! A sender of this header can claim any address. Read it only from trusted senders. From these a header is required:
+//! a connection without one is closed like one with a malformed header (section 2: a receiver "must not try to guess"
+//! whether a header is present).
 
 use std::fmt;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The client that a header names.
+/// The addresses of the connection that a proxy forwards.
 ///
 /// ```
 /// use tidemill::framing::proxy_header::ProxyHeader;
 ///
 /// let line = b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\nhello";
-/// let (header, length) = ProxyHeader::parse(line).unwrap().expect("a whole header");
+/// let (header, length) = ProxyHeader::parse(line).unwrap().expect("a complete header");
 /// assert_eq!(header.source(), Some("192.0.2.7:56324".parse().unwrap()));
 /// assert_eq!(&line[length..], b"hello");
 ///
-/// assert_eq!(ProxyHeader::parse(b"PROXY TCP"), Ok(None), "it may still become one");
+/// assert_eq!(ProxyHeader::parse(b"PROXY TCP"), Ok(None), "more bytes are needed");
 /// assert!(ProxyHeader::parse(b"GET / HTTP/1.1\r\n").is_err());
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ProxyHeader {
-    /// None: the proxy connects for itself (a health check), or does not know the client.
+    /// No addresses: a connection of the proxy itself (a health check), or one whose addresses are not known.
     Unknown,
-    /// A relayed connection.
+    /// A forwarded connection.
     For {
         /// The client's address.
         source: SocketAddr,
@@ -39,7 +39,7 @@ pub enum ProxyHeader {
     },
 }
 
-/// The two ways to write it.
+/// The version of a header.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum HeaderVersion {
     /// A line of text.
@@ -48,33 +48,33 @@ pub enum HeaderVersion {
     V2,
 }
 
-/// Why bytes are no header.
+/// Why bytes are not a header.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum HeaderError {
-    /// They do not begin as one.
+    /// They do not begin like a header.
     Missing,
-    /// They begin as one, and go on as none.
+    /// They begin like a header, but are malformed.
     Malformed,
-    /// It is longer than is allowed: 107 bytes in version 1, 4096 in version 2.
+    /// The header is longer than allowed: 107 bytes in version 1, 4096 in version 2.
     TooLong,
 }
 
-/// The longest line of version 1, its end included, as the text computes it.
+/// The maximum length of version 1 with its line end (section 2.1).
 const V1_MAX: usize = 107;
-/// The longest header of version 2. The text asks receivers for at least 536 bytes; a client certificate or the names
-/// of a cloud's endpoints in the extensions take 1 to 3 KiB. Extensions are skipped.
+/// The maximum length of version 2. Receivers must accept 536 bytes (section 2.2); extensions (TLVs) with a client
+/// certificate or with the names of a cloud's endpoints take 1 to 3 KiB. Extensions are skipped.
 const V2_MAX: usize = 4096;
 const V1_BEGINS: &[u8] = b"PROXY ";
 const V2_BEGINS: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 impl ProxyHeader {
-    /// Reads a header from the front of what has arrived: with its length when it is complete, none when it may still
-    /// become so.
+    /// Parses a header at the front of the received bytes, and returns it with its length. `None`: more bytes are
+    /// needed.
     ///
     /// # Errors
     ///
-    /// When it cannot become a header any more, at the first byte that shows it.
+    /// When the bytes cannot become a header, at the first byte that shows it.
     pub fn parse(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, HeaderError> {
         let begins = |with: &[u8]| bytes.iter().zip(with).all(|(one, other)| one == other);
         if begins(V1_BEGINS) {
@@ -86,7 +86,7 @@ impl ProxyHeader {
         Err(HeaderError::Missing)
     }
 
-    /// Who called, if that is known.
+    /// The client's address, if the header has one.
     pub fn source(&self) -> Option<SocketAddr> {
         match self {
             ProxyHeader::Unknown => None,
@@ -94,8 +94,7 @@ impl ProxyHeader {
         }
     }
 
-    /// Appends the header as it is sent. Where the two addresses are of different versions, that of version 4 is mapped
-    /// into version 6.
+    /// Appends the header to `out`. If one address is IPv4 and the other IPv6, the IPv4 address is mapped into IPv6.
     pub fn encode(&self, version: HeaderVersion, out: &mut Vec<u8>) {
         let ends = match *self {
             ProxyHeader::Unknown => None,
@@ -130,7 +129,7 @@ fn parse_v1(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, HeaderError> {
 }
 
 fn v1_fields(line: &str) -> Option<ProxyHeader> {
-    // Whatever stands behind UNKNOWN is to be ignored.
+    // The rest of the line after UNKNOWN is ignored (section 2.1).
     if line == "UNKNOWN" || line.starts_with("UNKNOWN ") {
         return Some(ProxyHeader::Unknown);
     }
@@ -153,7 +152,7 @@ fn port(text: &str) -> Option<u16> {
 }
 
 fn parse_v2(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, HeaderError> {
-    // Each byte is looked at as soon as it is there, so that a dribble is found out early.
+    // Each byte is checked as soon as it has arrived, so that a malformed header is refused early.
     let local = match bytes.get(12) {
         None => return Ok(None),
         Some(0x20) => true,
@@ -169,7 +168,7 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<(ProxyHeader, usize)>, HeaderError> {
     let addresses = match family {
         0x11 => 12,
         0x21 => 36,
-        // Unspecified, datagrams, Unix-domain sockets: of no use to a stream over IP, and not an error (section 2.2).
+        // Unspecified, datagrams, Unix-domain sockets: no addresses of a TCP stream, and not an error (section 2.2).
         0x00 | 0x12 | 0x22 | 0x31 | 0x32 => 0,
         _ => return Err(HeaderError::Malformed),
     };

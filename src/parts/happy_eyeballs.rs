@@ -1,4 +1,4 @@
-//! Which address of a name to try next, and when: Happy Eyeballs (RFC 8305), without any I/O.
+//! Which address of a name to try next, and when: Happy Eyeballs (RFC 8305). Pure: no I/O, no clock.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -14,13 +14,13 @@ use crate::base::tick::Tick;
 ///     v6 c             ├─ ✗ refused
 ///     v4 d               ├──── connecting … ─ ✗ dropped
 ///            │◀ 250 ms ▶│  ▲
-///            │   delay  │  └ a failure starts the next one at once
+///            attempt delay └ a failure starts the next attempt at once
 /// ```
 ///
-/// Attempts overlap: a slow one goes on while the next address is tried, and the first that connects is used. A design
-/// in which the next attempt ends the one before it cannot use a route that is slower than the delay.
+/// Attempts overlap: a slow attempt goes on while the next address is tried, and the first to connect wins. If the next
+/// attempt ended the one before, an address that needs longer than the attempt delay could never be reached.
 ///
-/// The families take turns, beginning with the one that the system's resolver put first (section 4). The resolver
+/// The families alternate, beginning with the family that the system's resolver put first (section 4). The resolver
 /// answers for both families at once, so there is no late AAAA answer to wait for (section 3).
 #[derive(Debug)]
 pub(crate) struct HappyEyeballs {
@@ -33,21 +33,22 @@ pub(crate) struct HappyEyeballs {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
     Try(SocketAddr),
-    /// Nothing before this tick, unless an attempt fails.
+    /// Try the next address at this tick, or when an attempt fails.
     Wait(Tick),
     /// All addresses have been tried, and some attempts are under way.
     Pending,
+    /// All attempts have failed.
     GiveUp,
 }
 
-/// No two attempts are begun within less (RFC 8305, section 8: "MUST NOT be less than 10 milliseconds").
+/// The minimum time between the starts of two attempts (RFC 8305, section 8: "MUST NOT be less than 10 milliseconds").
 const ATTEMPT_DELAY_MIN: Duration = Duration::from_millis(10);
 
-/// A name may have any number of addresses. If 32 fail, more are not expected to help.
+/// A name may have any number of addresses; beyond this number, further attempts are not expected to succeed either.
 const ADDRESSES_MAX: usize = 32;
 
 impl HappyEyeballs {
-    /// For the addresses of a name, in the resolver's order; duplicates are tried once.
+    /// For the addresses of a name, in the resolver's order. Duplicates are tried once.
     pub(crate) fn new(addresses: impl IntoIterator<Item = SocketAddr>, delay: Duration) -> HappyEyeballs {
         let mut distinct: Vec<SocketAddr> = Vec::new();
         for address in addresses {
@@ -69,12 +70,12 @@ impl HappyEyeballs {
         HappyEyeballs { waiting, attempt_delay: delay.max(ATTEMPT_DELAY_MIN), last_start: None }
     }
 
-    /// Without addresses: for destinations that have only one.
+    /// For a dial whose addresses are not known, or are not IP addresses.
     pub(crate) fn none() -> HappyEyeballs {
         HappyEyeballs::new([], ATTEMPT_DELAY_MIN)
     }
 
-    /// What to do now, with this many attempts under way.
+    /// What to do now, with this number of attempts under way.
     pub(crate) fn step(&self, under_way: usize, now: Tick) -> Step {
         let Some(&next) = self.waiting.front() else {
             return if under_way == 0 { Step::GiveUp } else { Step::Pending };
@@ -91,12 +92,12 @@ impl HappyEyeballs {
         self.last_start = Some(now);
     }
 
-    /// An attempt has failed: the next one need not wait for the rest of the delay.
+    /// An attempt has failed: the next one starts at once.
     pub(crate) fn failed(&mut self) {
         self.last_start = None;
     }
 
-    /// Waits one more delay: there is no descriptor for another attempt.
+    /// Tries again after an attempt delay, because there is no descriptor for a further attempt.
     pub(crate) fn postpone(&mut self, now: Tick) {
         self.last_start = Some(now);
     }

@@ -1,10 +1,10 @@
-//! Which dials wait for which name.
+//! Which connections wait for which name.
 
 use std::collections::HashMap;
 
 use crate::base::id::ConnId;
 
-/// The names that are being looked up. Dials of the same name share one lookup.
+/// The names that are being looked up. Connections that need the same name share one lookup.
 #[derive(Debug, Default)]
 pub(crate) struct Lookups {
     by_name: HashMap<(Box<str>, u16), u64>,
@@ -18,14 +18,14 @@ struct Lookup {
     waiters: Vec<ConnId>,
 }
 
-/// The outcome of [`Lookups::request`].
+/// The result of a request for a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum LookupRequest {
     /// The name is to be looked up, under this number.
     New(u64),
-    /// It is being looked up already, under this number.
+    /// The name is being looked up already, under this number.
     Joined(u64),
-    /// The maximum of names is being looked up.
+    /// Too many names are being looked up.
     Full,
 }
 
@@ -47,14 +47,14 @@ impl Lookups {
         LookupRequest::New(self.last)
     }
 
-    /// The lookup has its answer: the dials that wait for it. Empty if the lookup was dropped.
+    /// The lookup has ended: returns the connections that wait for it. There are none if the lookup was dropped.
     pub(crate) fn complete(&mut self, number: u64) -> Vec<ConnId> {
         let Some(lookup) = self.by_number.remove(&number) else { return Vec::new() };
         self.by_name.remove(&lookup.name);
         lookup.waiters
     }
 
-    /// This dial waits no longer; returns whether none does.
+    /// A connection waits no longer; says whether it was the last one.
     pub(crate) fn cancel_waiter(&mut self, number: u64, waiter: ConnId) -> bool {
         let Some(lookup) = self.by_number.get_mut(&number) else { return false };
         lookup.waiters.retain(|&waiting| waiting != waiter);
@@ -79,10 +79,14 @@ mod tests {
         assert_eq!(lookups.request("a", 1, waiter(1), 2), LookupRequest::Joined(1));
         assert_eq!(lookups.request("a", 2, waiter(2), 2), LookupRequest::New(2));
         assert_eq!(lookups.request("b", 1, waiter(3), 2), LookupRequest::Full);
-        assert_eq!(lookups.request("a", 1, waiter(3), 2), LookupRequest::Joined(1), "joining takes no room");
+        assert_eq!(
+            lookups.request("a", 1, waiter(3), 2),
+            LookupRequest::Joined(1),
+            "joining a lookup does not count"
+        );
         assert!(!lookups.cancel_waiter(1, waiter(0)));
         assert_eq!(lookups.complete(1), [waiter(1), waiter(3)]);
-        assert_eq!(lookups.complete(1), [], "a second answer belongs to no dial");
+        assert_eq!(lookups.complete(1), [], "a second answer has no waiter");
         assert_eq!(lookups.request("b", 1, waiter(4), 2), LookupRequest::New(3));
     }
 
