@@ -277,10 +277,6 @@ fn identifiers_that_were_retired_do_not_come_back() {
     }
 }
 
-/// Where the words of tests/banned_words.txt may still be: files that have not been rewritten yet. Remove an entry when
-/// its files are; when the list is empty, all comments are checked.
-const NOT_YET_PLAIN: &[&str] = &["src/bin/tidemill/serve.rs", "src/services/proxy", "tests/cli/proxy.rs"];
-
 /// The comments of a formatted file: blocks of consecutive comment lines, each with the number of its first line. Text
 /// in backticks and code blocks is left out.
 fn comments(text: &str) -> Vec<(usize, String)> {
@@ -351,9 +347,6 @@ fn comments_and_messages_have_none_of_the_banned_words() {
     let (mut seen, mut found) = (0, Vec::new());
     for path in all {
         let inside = path.strip_prefix(root()).expect("a file of the crate");
-        if NOT_YET_PLAIN.iter().any(|exempt| inside.starts_with(exempt)) {
-            continue;
-        }
         let mut texts = comments(&fs::read_to_string(&path).expect("a source file"));
         if inside.starts_with("src") && !is_test(&path) {
             texts.extend(strings(&code(&path)));

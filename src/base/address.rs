@@ -149,9 +149,15 @@ fn unix(path: &str) -> Result<Address, &'static str> {
     }
 }
 
+/// An IPv4 address that is mapped into IPv6 is written as IPv4: on a listener for both, a client then has the same name
+/// as on one for IPv4.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Address::Inet(SocketAddr::V6(address)) => match address.ip().to_ipv4_mapped() {
+                Some(ip) => write!(f, "{ip}:{}", address.port()),
+                None => write!(f, "{address}"),
+            },
             Address::Inet(address) => write!(f, "{address}"),
             Address::Name { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),

@@ -10,4 +10,6 @@ mod proxy;
 pub use chat::Chat;
 pub use echo::Echo;
 pub use frames::Frames;
-pub use proxy::{Balance, Proxy, Role, Upstream};
+pub use proxy::{Balance, Proxy, Role, RouteChoice, Upstream};
+#[cfg(feature = "tls")]
+pub use proxy::{RouteError, RouteMatch};

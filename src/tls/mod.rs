@@ -70,6 +70,7 @@ use rustls::SupportedProtocolVersion;
 use rustls::crypto::CryptoProvider;
 
 mod client;
+mod client_hello;
 mod errors;
 mod identity;
 mod server;
@@ -79,6 +80,7 @@ mod sni;
 mod tests;
 
 pub use client::{Client, ClientOptions, Trust};
+pub use client_hello::{ClientHello, NotAClientHello};
 pub use identity::{CertifiedKey, RootCerts};
 pub use server::{ClientAuth, Server, ServerOptions};
 

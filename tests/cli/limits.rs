@@ -1,6 +1,6 @@
 //! Each limit at its edge: which connections are accepted, refused or closed, and when.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -270,6 +270,27 @@ fn every_timeout_closes_with_its_own_reason() {
         let log = server.end();
         assert!(log.contains(reason), "{words}: {log}");
     }
+}
+
+#[test]
+fn connections_of_one_moment_reach_their_maximum_age_over_a_tenth_of_it() {
+    let _others = shared();
+    let server = Server::start("echo --raw --max-lifetime 2s");
+    let begun = Instant::now();
+    let mut open: Vec<Peer> = (0..20).map(|_| Peer::connect(server.address)).collect();
+    open.iter().for_each(|peer| peer.0.set_nonblocking(true).expect("an option"));
+    let mut ends = Vec::new();
+    until("all have ended", Duration::from_secs(10), || {
+        open.retain_mut(|peer| {
+            let is_open = peer.0.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+            ends.extend((!is_open).then(|| begun.elapsed()));
+            is_open
+        });
+        open.is_empty()
+    });
+    let (first, last) = (ends[0], ends[19]);
+    assert!(first >= Duration::from_millis(1_800) && last < Duration::from_secs(4), "{ends:?}");
+    assert!(last - first >= Duration::from_millis(100), "{ends:?}");
 }
 
 #[test]

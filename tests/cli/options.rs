@@ -12,6 +12,12 @@ fn bad_options_get_one_clear_sentence_and_exit_2() {
     let _others = shared();
     let wrong: &[(&str, &str)] = &[
         ("echo --listen nowhere", "'nowhere' for '--listen <ADDR>': a port is missing, as in :9001"),
+        ("echo --listen 9001", "a host is missing; write 127.0.0.1:9001, or [::]:9001 for all addresses"),
+        ("echo --listen :9001", "a host is missing; write 127.0.0.1:9001"),
+        (
+            "echo --memory 2KiB --high-water 1 --max-queued 1",
+            "a message may be 8.0 KiB, which does not fit into --memory of 2.0 KiB; raise --memory",
+        ),
         ("echo --listen 127.0.0.1:99999", "a port is at most 65535"),
         ("echo --listen ::1:9001", "write IPv6 in brackets, as in [::1]:9001"),
         ("echo --listen unix:", "a path is missing, as in unix:/run/app.sock"),
@@ -57,7 +63,42 @@ fn bad_options_get_one_clear_sentence_and_exit_2() {
         ("echo --memory 64K", "K could be 1000 or 1024 to a step: write KiB (1024) or KB (1000)"),
         ("echo --memory 1m", "m could be 1000 or 1024 to a step: write MiB"),
         ("echo --keep-alive 10h", "'10h' for '--keep-alive <TIME>': the kernel allows at most 32767s"),
+        ("echo --listen a:1 --listen unix:/tmp/x --backlog 1 --backlog 2", "cannot be used multiple times"),
         ("echo --tls-min 1.3", "--tls-cert"),
+        ("echo --tls-min 1.1", "'1.1' for '--tls-min <VERSION>'"),
+        ("echo --tls-cert c.pem", "--tls-key <FILE>"),
+        ("echo --tls-key c.key", "--tls-cert <FILE>"),
+        ("echo --tls-client-ca ca.pem", "--tls-cert <FILE>"),
+        ("echo --tls-cert c.pem --tls-key c.key --tls-client-optional", "--tls-client-ca <FILE>"),
+        ("echo --tls-alpn tide", "--tls-cert <FILE>"),
+        ("echo --max-handshakes 0", "0 is not in 1.."),
+        ("echo --handshake-timeout 10", "a time is written as"),
+        ("connect a:1 --insecure", "--tls"),
+        ("load a:1 --insecure", "--tls"),
+        ("connect a:1 --tls-ca ca.pem", "--tls"),
+        ("connect a:1 --tls --insecure --tls-ca ca.pem", "cannot be used with"),
+        ("connect a:1 --tls --tls-cert c.pem", "--tls-key <FILE>"),
+        ("connect a:1 --hex --raw", "cannot be used with"),
+        ("proxy --to a:1 --insecure", "--to-tls"),
+        ("proxy --to a:1 --to-tls-ca ca.pem", "--to-tls"),
+        ("proxy --to a:1 --to-tls --to-tls-ca ca.pem --insecure", "cannot be used with"),
+        ("proxy --to a:1 --max-connections 1", "a proxied connection takes two of --max-connections"),
+        ("proxy --to a:1 --on-reset hide", "'hide' for '--on-reset <HOW>'"),
+        ("proxy --route sni=a.example", "an upstream is missing, as in sni=a.example:10.0.0.7:443"),
+        ("proxy --route a.example:b:1", "a route begins with sni=NAME or alpn=PROTOCOL"),
+        ("proxy --route sni=10.0.0.7:b:1", "is an address, and clients send names only"),
+        ("proxy --route sni=a.*.b:b:1", "is no host name: write a.example or *.example"),
+        ("proxy --route alpn=:b:1", "has 1 to 255 bytes"),
+        ("proxy --route sni=a:b:1,backup", "a route has one upstream, so weight and backup have no effect"),
+        (
+            "proxy --route sni=*.a:b:1 --route sni=c.a:d:1",
+            "--route sni=c.a:d:1 has no effect: sni=*.a before it matches the same clients",
+        ),
+        ("proxy --route alpn=h2:b:1 --route alpn=h2:d:1", "--route alpn=h2:d:1 has no effect"),
+        ("proxy --route sni=a:b:1 --to-tls", "--to <ADDR>"),
+        ("proxy --route sni=a:b:1 --check-every 1s", "--to <ADDR>"),
+        ("proxy --route sni=a:b:1 --balance least-connections", "--to <ADDR>"),
+        ("proxy --route sni=a:b:1 --tls-cert c.pem --tls-key c.key", "--tls-cert has no effect without --to"),
         ("echo --handshake-timeout 1s", "--tls-cert"),
         ("echo --max-handshakes 3", "--tls-cert"),
         ("echo --splices 9", "--splices has no effect here"),
@@ -100,6 +141,77 @@ fn bad_options_get_one_clear_sentence_and_exit_2() {
         assert!(outcome.stderr.starts_with("tidemill: "), "{words}: {}", outcome.stderr);
         assert_eq!(outcome.stderr.lines().count(), 1, "{words}: {}", outcome.stderr);
     }
+}
+
+/// The options of a command by its long help: the name, and the kind of its value if it has one.
+fn options_of(command: &str) -> Vec<(String, Option<String>, bool)> {
+    let help = String::from_utf8(run(&[command, "--help"], b"").stdout).expect("text");
+    let lines: Vec<&str> = help.lines().collect();
+    let option = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let at = words.iter().take(2).position(|word| word.starts_with("--"))?;
+        let short = at == 0 || words[0].starts_with('-') && words[0].len() == 3;
+        let kind = words.get(at + 1).and_then(|kind| kind.strip_prefix('<')?.split('>').next());
+        short.then(|| (words[at].to_string(), kind.map(str::to_string)))
+    };
+    let mut found: Vec<(String, Option<String>, bool)> = Vec::new();
+    for line in lines {
+        // Descriptions are indented further.
+        match option(line).filter(|_| line.len() - line.trim_start().len() <= 6) {
+            Some((name, kind)) => found.push((name, kind, line.contains("repeatable"))),
+            None if line.contains("repeatable") => found.last_mut().expect("an option").2 = true,
+            None => {}
+        }
+    }
+    found
+}
+
+/// Each option of each command, from its help: a wrong value, a misspelt name and a second value are refused, each by
+/// one sentence and exit code 2.
+#[test]
+fn every_option_refuses_a_wrong_value_a_misspelt_name_and_a_second_value() {
+    let _others = shared();
+    // Where a command would start nevertheless, it fails with another exit code.
+    let commands = [
+        "echo --listen 192.0.2.1:1",
+        "chat --listen 192.0.2.1:1",
+        "frames --listen 192.0.2.1:1",
+        "proxy --to 127.0.0.1:1 --listen 192.0.2.1:1",
+        "connect 127.0.0.1:1",
+        "load 127.0.0.1:1",
+    ];
+    let refused = |words: &str, sentence: &str| {
+        let outcome = run(&words.split(' ').collect::<Vec<_>>(), b"");
+        assert_eq!((outcome.code, outcome.stdout.len()), (Some(2), 0), "{words}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(sentence), "{words}: {}", outcome.stderr);
+        assert_eq!(outcome.stderr.lines().count(), 1, "{words}: {}", outcome.stderr);
+    };
+    let (mut values, mut twice) = (0, 0);
+    for start in commands {
+        let command = start.split(' ').next().expect("a word");
+        let options = options_of(command);
+        assert!(options.len() > 15, "{command}: {options:?}");
+        for (name, kind, repeatable) in options {
+            refused(&format!("{start} {name}x"), &format!("unexpected argument '{name}x' found"));
+            let second = match kind.as_deref() {
+                Some("TIME") => "1s",
+                Some("N") => "5",
+                Some("SIZE") => "64KiB",
+                _ => "",
+            };
+            if !repeatable && !second.is_empty() {
+                twice += 1;
+                refused(&format!("{start} {name} {second} {name} {second}"), "cannot be used multiple times");
+            }
+            // Of these kinds any text may be right.
+            let free = ["FILE", "NAME", "TEXT", "TEXT|@FILE", "TEXT|/RE/", "DELIM", "FILE.svg"];
+            if let Some(kind) = kind.filter(|kind| !free.contains(&kind.as_str())) {
+                values += 1;
+                refused(&format!("{start} {name} !"), &format!("'!' for '{name} <{kind}>'"));
+            }
+        }
+    }
+    assert!(values > 100 && twice > 80, "{values} values and {twice} options were tried");
 }
 
 #[test]

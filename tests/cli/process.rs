@@ -69,9 +69,13 @@ fn sigint_that_the_parent_had_ignored_stays_ignored() {
     let address =
         line.trim().strip_prefix("listening on ").and_then(|at| at.parse().ok()).expect("an address");
     kill_process(Pid::from_child(&process.0), Signal::INT).expect("it runs");
-    // Longer than a drain without connections takes, after which the port would be closed.
-    std::thread::sleep(Duration::from_millis(200));
-    drop(Peer::connect(address));
+    // Without connections a drain ends at once, so it would not serve another second.
+    let begun = std::time::Instant::now();
+    until("a second has passed", SOON, || {
+        let mut peer = Peer::connect(address);
+        peer.receive(1);
+        begun.elapsed() > Duration::from_secs(1)
+    });
     kill_process(Pid::from_child(&process.0), Signal::TERM).expect("it runs");
     assert_eq!(process.wait_for_exit(SOON).code(), Some(0), "SIGTERM is heeded all the same");
 }
@@ -164,6 +168,17 @@ fn short_help_leaves_out_what_long_help_has() {
         assert!(short.contains("--idle-timeout") && !short.contains("--high-water"), "{short}");
         assert!(long.contains("--high-water"));
         assert!(short.lines().count() < long.lines().count());
+    }
+}
+
+#[test]
+fn the_zone_of_a_link_local_address_may_be_the_name_of_an_interface() {
+    let _others = shared();
+    // The loopback has index 1 and no such address, so the system refuses the address that was meant.
+    for zone in ["lo", "1"] {
+        let outcome = run(&["echo", "--listen", &format!("[fe80::77%{zone}]:0")], b"");
+        assert_eq!(outcome.code, Some(1));
+        assert!(outcome.stderr.contains("cannot listen on [fe80::77%1]:0: "), "{}", outcome.stderr);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The guard in front of another service.
+//! `tidemill proxy` in front of another service.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use crate::server::{Server, exclusive, run, shared, until, within_one_of_three};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// An address at which nobody listens.
+/// An address without a listener.
 const CLOSED_PORT: &str = "127.77.0.1:1";
 
 fn accept(listener: &TcpListener) -> Peer {
@@ -88,7 +88,7 @@ fn an_upstream_that_cannot_be_had_gives_the_client_a_clean_end_in_time() {
         within_one_of_three(&format!("an end for {to}"), max, || {
             let begun = Instant::now();
             let mut client = Peer::connect(proxy.address);
-            client.send("is anybody there?");
+            client.send("hello?");
             assert_eq!(client.receive_all(), b"", "{to}");
             begun.elapsed()
         });
@@ -128,6 +128,43 @@ fn a_reset_on_one_side_reaches_the_other_as_a_reset_behind_all_data() {
         let reset = if upstream_resets { "upstream=reset" } else { "client=reset" };
         assert!(log_line(&proxy, reset).contains("=pipe-peer-closed"), "{}", proxy.log());
     }
+}
+
+#[test]
+fn on_reset_end_ends_the_other_side_as_if_the_stream_were_complete() {
+    let _others = shared();
+    let (listener, address) = listener();
+    let proxy = Server::start(&format!("proxy --on-reset end --to {address}"));
+    for upstream_resets in [true, false] {
+        let client = Peer::connect(proxy.address);
+        let server = accept(&listener);
+        let (mut resets, mut other) = if upstream_resets { (server, client) } else { (client, server) };
+        resets.send("half an ans");
+        assert_eq!(other.receive(11), b"half an ans");
+        socket2::SockRef::from(&resets.0).set_linger(Some(Duration::ZERO)).expect("an option");
+        drop(resets);
+        assert_eq!(receive_until_reset(&mut other), (Vec::new(), false));
+    }
+}
+
+#[test]
+fn clients_of_a_listener_for_both_versions_of_ip_are_written_as_ipv4() {
+    let _others = shared();
+    let (listener, address) = listener();
+    let proxy = Server::start(&format!("proxy --listen [::]:0 --proxy-protocol-out v1 --to {address}"));
+    let own = std::net::SocketAddr::from(([127, 0, 0, 1], proxy.address.port()));
+    let mut client = Peer::connect(own);
+    let from = client.0.local_addr().expect("an address");
+    let header = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\n", from.port(), own.port());
+    let mut server = accept(&listener);
+    assert_eq!(String::from_utf8_lossy(&server.receive(header.len())), header);
+    server.finish();
+    client.finish();
+    assert!(log_line(&proxy, " -> ").contains(&format!("] {from} -> {address} ")), "{}", proxy.log());
+    let chat = Server::start("chat --listen [::]:0");
+    let mut member = Peer::connect(std::net::SocketAddr::from(([127, 0, 0, 1], chat.address.port())));
+    let joined = format!("{} joined\n", member.0.local_addr().expect("an address"));
+    assert_eq!(String::from_utf8_lossy(&member.receive(joined.len())), joined);
 }
 
 #[test]
@@ -193,7 +230,7 @@ fn upstreams_take_turns_and_a_down_one_is_skipped_until_it_is_back() {
     let _clients: Vec<Peer> = (0..2).map(|_| Peer::connect(proxy.address)).collect();
     back.set_nonblocking(true).expect("an option");
     until("it has its turn again", 10 * SECOND, || match back.accept() {
-        // A check comes and goes without a word; a client stays.
+        // A check connects and ends; a client stays.
         Ok((stream, _)) => {
             stream.set_read_timeout(Some(Duration::from_millis(300))).expect("an option");
             let kind = (&stream).read(&mut [0]).map_err(|error| error.kind());
@@ -213,17 +250,17 @@ fn a_header_is_read_from_trusted_senders_only_and_from_these_always() {
     let words = format!("proxy --to {address} --proxy-protocol-in 127.0.0.2 --proxy-protocol-out v1");
     let proxy = Server::start(&words);
     let own = proxy.address;
-    // From a stranger it is payload.
-    let mut stranger = Peer::connect(own);
-    stranger.send("PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\nhi");
-    let from = stranger.0.local_addr().expect("an address");
+    // From an untrusted sender it is payload.
+    let mut untrusted = Peer::connect(own);
+    untrusted.send("PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\nhi");
+    let from = untrusted.0.local_addr().expect("an address");
     let expected = format!(
         "PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\nPROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\nhi",
         from.port(),
         own.port()
     );
     assert_eq!(String::from_utf8_lossy(&accept(&listener).receive(expected.len())), expected);
-    // From a trusted one it is believed, in both versions, however it is cut.
+    // From a trusted sender it is read, in both versions, byte by byte.
     let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xc0\0\x02\x01\x01\0\x02\0";
     for header in [&b"PROXY TCP4 192.0.2.7 192.0.2.1 256 512\r\n"[..], v2] {
         let mut balancer = Peer::connect_from(2, own);
@@ -238,7 +275,7 @@ fn a_header_is_read_from_trusted_senders_only_and_from_these_always() {
         balancer.finish();
         assert!(log_line(&proxy, "192.0.2.7:256 -> ").contains("client="));
     }
-    // One that has none, or a wrong one, is closed, and no upstream hears of it.
+    // A trusted sender without a valid header is closed, and no upstream is connected.
     listener.set_nonblocking(true).expect("an option");
     for wrong in ["GET / HTTP/1.0\r\n\r\n", "PROXY TCP4 1.2.3.4 1.2.3.4 1 99999\r\n"] {
         let mut balancer = Peer::connect_from(2, own);
@@ -249,7 +286,7 @@ fn a_header_is_read_from_trusted_senders_only_and_from_these_always() {
     until("one that says nothing is closed too", 10 * SECOND, || {
         proxy.log().contains("no PROXY header within 5s")
     });
-    assert_eq!(listener.accept().expect_err("nobody called").kind(), ErrorKind::WouldBlock);
+    assert_eq!(listener.accept().expect_err("no connection").kind(), ErrorKind::WouldBlock);
 }
 
 #[test]
@@ -277,7 +314,7 @@ fn a_denied_peer_costs_no_upstream_byte_and_a_dry_run_only_counts_it() {
     let mut reset = Peer::connect_from(3, proxy.address);
     assert!(reset.0.read(&mut [0]).is_err(), "it is reset");
     assert_eq!(Peer::connect_from(99, proxy.address).receive_all(), b"no\n");
-    assert_eq!(listener.accept().expect_err("nobody called").kind(), ErrorKind::WouldBlock);
+    assert_eq!(listener.accept().expect_err("no connection").kind(), ErrorKind::WouldBlock);
     let line = log_line(&proxy, "refused 2: denied=2, last 127.0.0.99:");
     assert!(line.contains("INFO"), "{line}");
     let _allowed = Peer::connect_from(4, proxy.address);

@@ -1,14 +1,16 @@
 //! What a proxy does with its connections to upstreams: attempts, checks, clocks, and failures that are not theirs.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
+use crate::interop::has;
 use crate::peer::{Peer, black_hole, listener};
-use crate::server::{Server, exclusive, run, shared, until};
+use crate::server::{Process, Server, TIDEMILL, exclusive, run, shared, until};
 
 const SECOND: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(10);
@@ -23,6 +25,57 @@ fn has_keep_alive(remote_port: u16) -> bool {
             && fields.get(3) == Some(&"01")
             && fields.get(5).is_some_and(|timer| timer.starts_with("02:"))
     })
+}
+
+/// Waits for this time; the client must not be closed or receive anything meanwhile.
+#[track_caller]
+fn not_closed_within(client: &mut Peer, time: Duration) {
+    let before = client.0.read_timeout().expect("an option");
+    client.0.set_read_timeout(Some(time)).expect("an option");
+    let result = client.0.read(&mut [0]);
+    assert_eq!(result.expect_err("closed, or a byte").kind(), ErrorKind::WouldBlock);
+    client.0.set_read_timeout(before).expect("an option");
+}
+
+#[test]
+fn a_check_completes_header_and_handshake_so_an_upstream_that_fails_in_it_stays_down() {
+    let _others = shared();
+    let (bad, echo) = (listener(), Server::start("echo --raw"));
+    let folder = std::env::temp_dir().join(format!("tidemill-check-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let (certificate, key) = (folder.join("site.pem"), folder.join("site.key"));
+    let signed = rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
+    std::fs::write(&certificate, signed.cert.pem()).expect("a file");
+    std::fs::write(&key, signed.signing_key.serialize_pem()).expect("a file");
+    let good = Server::start(&format!(
+        "proxy --to {} --proxy-protocol-in 127.0.0.1 --tls-cert {} --tls-key {}",
+        echo.address,
+        certificate.display(),
+        key.display()
+    ));
+    // It takes the header, and answers the first message of the handshake with something else.
+    let checks = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = checks.clone();
+    std::thread::spawn(move || {
+        for mut stream in bad.0.incoming().map_while(Result::ok) {
+            let mut first = [0; 17];
+            if stream.read_exact(&mut first).is_ok() && first[16] == 22 {
+                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+            let _ = stream.write_all(b"this is no TLS");
+        }
+    });
+    let words =
+        format!("proxy --check-every 50ms --proxy-protocol-out v2 --to-tls --insecure --to {}", bad.1);
+    let proxy = Server::start(&format!("{words} --to {}", good.address));
+    until("it is down", SOON, || proxy.log().contains(&format!("upstream {} is down", bad.1)));
+    let seen = checks.load(std::sync::atomic::Ordering::Relaxed);
+    until("it is checked ten times more", SOON, || {
+        checks.load(std::sync::atomic::Ordering::Relaxed) >= seen + 10
+    });
+    assert!(Peer::connect(proxy.address).echoes("by the other"), "{}", proxy.log());
+    assert!(!proxy.log().contains("is up again"), "{}", proxy.log());
+    std::fs::remove_dir_all(&folder).expect("our folder");
 }
 
 #[test]
@@ -86,7 +139,7 @@ fn a_slow_upstream_is_overtaken_and_not_abandoned() {
     let slow = black_hole();
     let proxy = Server::start(&format!("proxy --check-every 0 --connect-timeout 9s --to {}", slow.1));
     let mut client = Peer::connect(proxy.address);
-    std::thread::sleep(Duration::from_millis(1_500));
+    not_closed_within(&mut client, Duration::from_millis(1_500));
     let accepts = std::thread::spawn(move || {
         loop {
             let (stream, _) = slow.0.accept().expect("an attempt");
@@ -134,8 +187,8 @@ fn the_clocks_of_a_client_do_not_run_while_an_upstream_is_dialed() {
         let proxy = Server::start(&format!("proxy {clock} --to {}", hole.1));
         let mut client = Peer::connect(proxy.address);
         client.send("question");
-        // Longer than the clock: it would have run out.
-        std::thread::sleep(Duration::from_millis(800));
+        // Twice as long as the clock.
+        not_closed_within(&mut client, Duration::from_millis(800));
         let fill: Vec<_> = hole.2.iter().filter_map(|fill| fill.local_addr().ok()).collect();
         let mut stream = loop {
             let (stream, _) = hole.0.accept().expect("an attempt");
@@ -200,6 +253,8 @@ fn a_proxy_to_itself_is_recognised_by_where_an_address_leads() {
     ] {
         let outcome = run(&["proxy", "--listen", &listen, "--to", &to], b"");
         assert_eq!((outcome.code, outcome.stdout.len()), (Some(1), 0), "{listen} {to}: {}", outcome.stderr);
+        // A mapped address is written as IPv4.
+        let to = to.replace("[::ffff:127.0.0.1]", "127.0.0.1");
         let sentence = format!("cannot proxy to {to}: that is {listen}");
         assert!(outcome.stderr.contains(&sentence), "{}", outcome.stderr);
     }
@@ -247,4 +302,49 @@ fn weights_backup_and_caps_of_upstreams_are_kept() {
     assert_eq!(counts, [6, 2, 1], "the backup is used when the others are full");
     assert_eq!(Peer::connect(proxy.address).receive_all(), b"");
     until("it is told", SOON, || proxy.log().contains("all-upstreams-full=1"));
+}
+
+/// In a namespace whose name server takes each question and answers none.
+#[test]
+fn names_without_an_answer_delay_neither_the_start_nor_a_caller_of_another_upstream_nor_sigterm() {
+    let _others = shared();
+    if !has("socat") {
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("tidemill-names-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let resolver = folder.join("resolv.conf");
+    std::fs::write(&resolver, "nameserver 127.0.0.1\n").expect("a file");
+    // The client is in the namespace too, and writes what it has received to a file.
+    let received = folder.join("received");
+    let script = "ip link set lo up && mount --bind \"$1\" /etc/resolv.conf || exit 7
+        timeout 9 socat -u UDP4-RECV:53 OPEN:/dev/null &
+        timeout 9 socat TCP4-LISTEN:7000,fork EXEC:cat &
+        printf through | timeout 9 socat -t9 - TCP4:127.0.0.1:7001,retry=90,interval=0.1 >\"$2\" 2>/dev/null &
+        shift 2
+        exec \"$@\"";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--net", "--mount", "sh", "-c", script, "sh"]).arg(&resolver).arg(&received).arg(TIDEMILL);
+    unshare.args(["proxy", "--listen", "127.0.0.1:7001", "--check-every", "200ms"]);
+    unshare.args(["--to", "127.0.0.1:7000", "--to", "dead1.example:1", "--to", "dead2.example:1"]);
+    let begun = Instant::now();
+    let mut process =
+        Process(unshare.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("unshare(1)"));
+    let mut line = String::new();
+    let mut stdout = BufReader::new(process.0.stdout.take().expect("its stdout"));
+    stdout.read_line(&mut line).expect("its start line");
+    if line.is_empty() {
+        assert!(std::env::var_os("CI").is_none(), "CI must be allowed to make namespaces");
+        eprintln!("SKIPPED: making namespaces is not permitted here");
+        return;
+    }
+    assert!(begun.elapsed() < 4 * SECOND, "it started after {:?}", begun.elapsed());
+    until("a caller gets its answer", SOON, || {
+        std::fs::read(&received).is_ok_and(|bytes| bytes == b"through")
+    });
+    let ends = Instant::now();
+    kill_process(Pid::from_child(&process.0), Signal::TERM).expect("it runs");
+    assert_eq!(process.wait_for_exit(SOON).code(), Some(0));
+    assert!(ends.elapsed() < 3 * SECOND, "it ended after {:?}", ends.elapsed());
+    std::fs::remove_dir_all(&folder).expect("our folder");
 }

@@ -11,11 +11,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use tidemill::AccessPolicy;
 use tidemill::framing::Framing;
 use tidemill::services::{Chat, Echo, Frames, Proxy};
+use tidemill::{AccessPolicy, SocketLimits};
 
-use args::{Cli, Command, CommandError};
+use args::{Cli, Command, CommandError, OnReset};
 
 /// The exit code for wrong options, as most commands have it.
 const USAGE: u8 = 2;
@@ -101,33 +101,33 @@ fn header_max(framing: &Framing) -> Option<usize> {
 }
 
 fn proxy(options: &args::ProxyArgs, server: &args::ServerArgs) -> Result<(), CommandError> {
-    let Some(within) = options.connect_timeout.0 else {
-        return Err(CommandError::Usage(
-            "--connect-timeout cannot be 0: a client would wait for ever".to_string(),
-        ));
-    };
+    options.check(server.tls.is_on()).map_err(CommandError::Usage)?;
     let upstream_tls = options.tls.client().map_err(CommandError::Run)?;
     let tls = server.tls.server().map_err(CommandError::Run)?;
-    // A PROXY header comes before the handshake, so where one is expected the proxy itself handles both.
-    let behind_header = !options.proxy_protocol_in.is_empty();
-    let client_filter = tls.as_ref().filter(|_| behind_header).map(|tls| tls.filter_config());
-    let proxy = Proxy::to_upstreams(options.to.clone())
+    // A PROXY header comes before the handshake, and a route is chosen by its first message: the proxy handles both.
+    let behind_something = !options.proxy_protocol_in.is_empty() || !options.route.is_empty();
+    let client_filter = tls.as_ref().filter(|_| behind_something).map(|tls| tls.filter_config());
+    let mut proxy = Proxy::to_upstreams(options.to.clone())
         .balance(options.balance)
         .filter_clients(client_filter)
         .filter_upstreams(upstream_tls.as_ref().map(|tls| tls.filter_config()))
         .keep_alive(server.keep_alive())
         .accept_header_from(options.proxy_protocol_in.clone())
         .send_header(options.proxy_protocol_out)
-        .connect_timeout(within)
+        .connect_timeout(options.connect_timeout.0.unwrap_or_default())
         .check_every(options.check_every.0);
+    if !options.route.is_empty() {
+        proxy = proxy.route_tls(options.route.clone());
+    }
     let exempt = options.proxy_protocol_in.clone();
     let guard = AccessPolicy { per_address: Some(100), exempt, ..AccessPolicy::default() };
-    let limits = proxy.limits();
+    let limits = SocketLimits { end_on_reset: options.on_reset == OnReset::End, ..proxy.limits() };
+    let upstreams = options.to.iter().chain(options.route.iter().map(|(_, upstream)| upstream));
     let setup = serve::ServeSetup {
         access_policy: guard,
-        upstreams: options.to.iter().map(|upstream| upstream.to.clone()).collect(),
+        upstreams: upstreams.map(|upstream| upstream.to.clone()).collect(),
         tls,
-        listeners_filter: !behind_header,
+        listeners_filter: !behind_something,
         upstream_tls: upstream_tls.map(|tls| (tls, options.tls.clone())),
         // Text in the middle of another protocol would be read as a part of it.
         busy_reply: "",

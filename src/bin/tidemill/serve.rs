@@ -200,7 +200,7 @@ fn check_names(
 /// How many descriptors the process may open, after asking for as many as it is ever allowed.
 pub fn descriptors() -> usize {
     let before = getrlimit(Resource::Nofile);
-    // macOS has no limit here but refuses to be told so; then what was there before stays.
+    // macOS reports no limit but refuses to set it; then the limit stays as it was.
     let raised = Rlimit { current: before.maximum, maximum: before.maximum };
     let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { before };
     now.current.map_or(1 << 20, |max| usize::try_from(max).unwrap_or(usize::MAX).min(1 << 20))
@@ -208,7 +208,8 @@ pub fn descriptors() -> usize {
 
 fn log_limits(limits: &Limits) {
     let (connections, memory) = (limits.connections, ByteSize(limits.memory as u64));
-    log::info!("at most {connections} connections and {memory} in buffers");
+    let plural = if connections == 1 { "" } else { "s" };
+    log::info!("at most {connections} connection{plural} and {memory} in buffers");
 }
 
 /// The only line on stdout, for scripts to wait for. stdout may be closed.
@@ -251,7 +252,10 @@ fn log_stats(stats: &Stats) {
         "",
     );
     let Stats { accepted, refused, shed, bytes_in, bytes_out, .. } = stats;
+    // The reasons count dialed connections too: upstreams, attempts and checks.
+    let dialed = if stats.dialed > 0 { format!(" dialed={}", stats.dialed) } else { String::new() };
     log::info!(
-        "accepted={accepted} refused={refused} shed={shed} in={bytes_in} out={bytes_out}{ends}{refusals}{dry}{waits}"
+        "accepted={accepted}{dialed} refused={refused} shed={shed} in={bytes_in} out={bytes_out}{ends}{refusals}{dry}\
+         {waits}"
     );
 }

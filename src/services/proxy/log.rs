@@ -1,6 +1,7 @@
 //! What a proxy knows of one connection, and the line in the log that comes of it.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::base::address::Address;
@@ -47,10 +48,12 @@ impl Record {
         self.client_end.is_some() && self.upstream_id.is_none() && !attempts
     }
 
-    /// What an upstream is told: the addresses of the client and of what it called.
+    /// The header for the upstream: the address of the client, and the one that it connected to. On a listener for both
+    /// versions of IP, addresses of IPv4 are sent as such.
     pub(super) fn header(&self) -> ProxyHeader {
         let destination = self.dialing.as_ref().and_then(|dialing| dialing.destination.as_ref());
-        let ends = self.client.inet().zip(destination.and_then(Address::inet));
+        let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        let ends = self.client.inet().map(canonical).zip(destination.and_then(Address::inet).map(canonical));
         ends.map_or(ProxyHeader::Unknown, |(source, destination)| ProxyHeader::For { source, destination })
     }
 }
@@ -78,17 +81,18 @@ pub(super) struct RefusedSummary {
     pub(super) last: Option<Refused>,
     /// Clients that were accepted, and for which each upstream had as many connections as it may.
     pub(super) no_upstream: u64,
+    /// Clients that match no route, where there is no upstream for these.
+    pub(super) no_route: u64,
     /// When the log will tell.
     pub(super) timer: Option<TimerId>,
 }
 
 impl fmt::Display for RefusedSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "refused {}:", self.counts.iter().sum::<u64>() + self.no_upstream)?;
-        if self.no_upstream > 0 {
-            write!(f, " all-upstreams-full={}", self.no_upstream)?;
-        }
-        for (word, count) in Refusal::WORDS.iter().zip(self.counts).filter(|(_, count)| *count > 0) {
+        let own = [("all-upstreams-full", self.no_upstream), ("no-route", self.no_route)];
+        let all = own.into_iter().chain(Refusal::WORDS.into_iter().zip(self.counts));
+        write!(f, "refused {}:", all.clone().map(|(_, count)| count).sum::<u64>())?;
+        for (word, count) in all.filter(|(_, count)| *count > 0) {
             write!(f, " {word}={count}")?;
         }
         self.last.as_ref().map_or(Ok(()), |last| write!(f, ", last {}", last.peer))

@@ -2,13 +2,20 @@
 
 mod log;
 mod outbound;
+mod routes;
+#[cfg(feature = "tls")]
+mod tls_routes;
 mod upstreams;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use self::log::{Record, RefusedSummary};
-use self::outbound::{Outbound, OutboundOptions};
+use self::outbound::{CHECKS_AT_ONCE, Outbound, OutboundOptions};
+use self::routes::Classifier;
+pub use self::routes::RouteChoice;
+#[cfg(feature = "tls")]
+pub use self::tls_routes::{RouteError, RouteMatch};
 use self::upstreams::Upstreams;
 pub use self::upstreams::{Balance, Upstream};
 use crate::base::address::Address;
@@ -31,9 +38,9 @@ use ::log::{info, warn};
 /// Connects each client to one of several upstreams.
 ///
 /// ```text
-///     client ──▶ header? ──▶ dial an upstream ──▶ header ──▶ TLS? ──▶ joined by a pipe ──▶ one line in the log
-///                 5 s         │        ▲                              backpressure, half-close, all clocks
-///                             └ failed ┘ or slow: the next one, beside it
+///     client ─▶ header? ─▶ route? ─▶ dial an upstream ─▶ header ─▶ TLS? ─▶ joined by a pipe ─▶ one line in the log
+///                5 s        5 s       │        ▲                           backpressure, half-close, all clocks
+///                                     └ failed ┘ or slow: the next one, beside it
 /// ```
 ///
 /// - **Choice**: see [`Balance`]. An upstream that could not be connected is down for ten seconds, or until a check
@@ -45,7 +52,10 @@ use ::log::{info, warn};
 /// - **Names** are looked up for each connection, so that a change is seen at once. A literal address saves that.
 /// - **A client is not read before it is connected**: what it sends meanwhile waits in the kernel. Its idle and
 ///   first-byte clocks do not run.
-/// - **A side that is cut off** (reset, or TLS without close_notify) has the other reset, behind what is queued for it.
+/// - **Routes** ([`route`](Proxy::route)) choose the upstream by the client's first bytes, which are passed on as they
+///   are.
+/// - **A side that is cut off** (reset, or TLS without close_notify) has the other reset, behind what is queued for it,
+///   unless [`SocketLimits::end_on_reset`] is set.
 /// - **Checks** do what a client's connection does: the same header (saying that it stands for no client), the same
 ///   handshake, the same options.
 ///
@@ -71,6 +81,8 @@ pub struct Proxy {
     outbound_options: OutboundOptions,
     connect_timeout: Duration,
     check_every: Option<Duration>,
+    /// Set if there are routes.
+    classifier: Option<Classifier>,
     /// By client.
     records: HashMap<ConnId, Box<Record>>,
     /// Connections to upstreams: attempts, established ones and checks.
@@ -83,6 +95,8 @@ pub struct Proxy {
 pub enum Role {
     /// A client that must send a PROXY header first.
     AwaitingHeader,
+    /// A client whose first bytes choose its upstream, and the destination that its header named.
+    AwaitingRoute(Option<Box<Address>>),
     /// A client in its TLS handshake, and the destination that its header named.
     Handshaking(Option<Box<Address>>),
     /// A client.
@@ -97,6 +111,7 @@ pub enum Role {
 const REFUSED_EVERY: Duration = Duration::from_secs(1);
 /// How long a trusted sender has for its header; the protocol's text asks for at least three seconds.
 const HEADER_WITHIN: Duration = Duration::from_secs(5);
+
 impl Proxy {
     /// To these upstreams, with equal weights.
     pub fn to(upstreams: Vec<Address>) -> Proxy {
@@ -113,6 +128,7 @@ impl Proxy {
             outbound_options: OutboundOptions::default(),
             connect_timeout: Duration::from_secs(10),
             check_every: Some(Duration::from_secs(5)),
+            classifier: None,
             records: HashMap::new(),
             outbound: HashMap::new(),
             refused_summary: RefusedSummary::default(),
@@ -123,6 +139,22 @@ impl Proxy {
     pub fn balance(mut self, balance: Balance) -> Proxy {
         self.upstreams.balance = balance;
         self
+    }
+
+    /// Has `choose` select one of these upstreams by the bytes that a client has sent so far. Default: no routes.
+    ///
+    /// The bytes are sent to the upstream unchanged, behind the PROXY header of [`send_header`](Proxy::send_header).
+    /// [`filter_upstreams`](Proxy::filter_upstreams) and [`filter_clients`](Proxy::filter_clients) are not for clients
+    /// that take a route. A client for which `choose` returns [`RouteChoice::Default`] goes to the upstreams that the
+    /// proxy was made with; if there are none, it is closed. A client is closed too if 5 s or 16 KiB have not sufficed
+    /// for a choice, so protocols in which the server speaks first cannot share the listener.
+    pub fn route(
+        mut self,
+        upstreams: Vec<Upstream>,
+        choose: impl Fn(&[u8]) -> RouteChoice + 'static,
+    ) -> Proxy {
+        self.upstreams.set_routes(upstreams);
+        Proxy { classifier: Some(Classifier::new(choose)), ..self }
     }
 
     /// Senders that must begin each connection with a PROXY header, which says for which peer it stands. From all other
@@ -176,15 +208,15 @@ impl Proxy {
         peer.ip().is_some_and(|ip| self.header_sources.iter().any(|range| range.contains(ip)))
     }
 
-    /// A client's address is known.
-    fn begin(&mut self, client: &mut Socket<'_>, destination: Option<Address>) -> Role {
+    /// A client takes no route: TLS with it comes next, if that was asked for.
+    fn begin_default(&mut self, client: &mut Socket<'_>, destination: Option<Address>) -> Role {
         match &self.client_filter {
             Some(how) => {
                 client.start_filter(how.clone());
                 Role::Handshaking(destination.map(Box::new))
             }
             None => {
-                self.admit(client, destination);
+                self.admit(client, destination, None);
                 Role::Client
             }
         }
@@ -202,7 +234,8 @@ impl Service for Proxy {
 
     fn start(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
         self.service = Some(own);
-        if let Some(every) = self.check_every.filter(|_| self.upstreams.len() > 1) {
+        let rounds = self.upstreams.checked().div_ceil(CHECKS_AT_ONCE) as u32;
+        if let Some(every) = self.check_every.filter(|_| rounds > 0).map(|every| every / rounds) {
             if let Err(error) = sockets.set_timer(own, every, Some(every)) {
                 warn!("upstreams will not be checked: {error}");
             }
@@ -230,7 +263,7 @@ impl Service for Proxy {
             },
             _ => ProxyHeader::Unknown,
         };
-        if self.outbound_options.greet(header, self.upstreams.address(link.upstream), socket) {
+        if self.outbound_options.greet(header, self.upstreams.get(link.upstream), socket) {
             return;
         }
         match *role {
@@ -245,18 +278,19 @@ impl Service for Proxy {
             Role::Handshaking(destination) => {
                 let destination = destination.take().map(|destination| *destination);
                 *role = Role::Client;
-                self.admit(socket, destination);
+                self.admit(socket, destination, None);
             }
             &mut Role::Upstream(client) => self.connect_pair(client, socket),
             Role::Check => self.check_succeeded(socket),
-            Role::AwaitingHeader | Role::Client => {}
+            Role::AwaitingHeader | Role::AwaitingRoute(_) | Role::Client => {}
         }
     }
 
-    /// Only a client that must send a header is heard here; all else goes through the pipe.
+    /// Called for clients whose header or route is awaited, and for checks; all other bytes go through the pipe.
     fn data(&mut self, role: &mut Role, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         match role {
             Role::AwaitingHeader => {}
+            Role::AwaitingRoute(_) => return self.choose_route(role, socket, input),
             Role::Client | Role::Handshaking(_) | Role::Upstream(_) => return,
             Role::Check => {
                 input.take_all();
@@ -287,6 +321,9 @@ impl Service for Proxy {
             }
         };
         *role = self.begin(socket, destination);
+        if matches!(role, Role::AwaitingRoute(_)) {
+            self.choose_route(role, socket, input);
+        }
     }
 
     /// The idle clock of a client does not run while an upstream is dialed for it.
@@ -303,6 +340,7 @@ impl Service for Proxy {
                 info!("{}: closed: no PROXY header within {HEADER_WITHIN:?}", socket.peer_addr());
                 socket.close_as(CloseReason::Unfinished);
             }
+            Role::AwaitingRoute(_) => self.on_no_route(socket),
             Role::Client => self.on_client_alarm(socket),
             Role::Handshaking(_) | Role::Upstream(_) | Role::Check => {}
         }
@@ -319,7 +357,7 @@ impl Service for Proxy {
         if self.refused_summary.timer == Some(timer) {
             info!("{}", std::mem::take(&mut self.refused_summary));
         } else if let Some(own) = self.service {
-            self.check_all(own, sockets);
+            self.check_next(own, sockets);
         }
     }
 
@@ -328,8 +366,12 @@ impl Service for Proxy {
         match (role, link) {
             (Role::Client, _) => self.client_ended(gone, sockets),
             (Role::Upstream(client), Some(link)) => self.upstream_ended(client, link, gone, sockets),
-            (Role::Check, Some(link)) => self.note_failure(link, gone, sockets.elapsed()),
-            (Role::AwaitingHeader | Role::Handshaking(_) | Role::Upstream(_) | Role::Check, _) => {}
+            (Role::Check, Some(link)) => {
+                self.upstreams.end_check(link.upstream);
+                self.note_failure(link, gone, sockets.elapsed());
+            }
+            // No upstream was dialed, or the attempt was given up.
+            _ => {}
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Proxy;
 use super::log::{Dialing, Record};
-use super::upstreams::Failure;
+use super::upstreams::{Failure, Target};
 use crate::base::address::Address;
 use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};
@@ -28,7 +28,6 @@ pub(super) struct OutboundOptions {
 pub(super) struct Outbound {
     pub(super) upstream: usize,
     pub(super) started: Duration,
-    pub(super) check: bool,
 }
 
 /// An attempt has this long before another upstream is tried beside it, or its share of the connect timeout if that is
@@ -38,14 +37,26 @@ const ATTEMPT_DELAY_MAX: Duration = Duration::from_secs(1);
 const ATTEMPT_DELAY_MIN: Duration = Duration::from_millis(10);
 /// An attempt that has taken this long without success is the upstream's fault, when another has overtaken it.
 const SLOW: Duration = Duration::from_secs(1);
+/// Checks that begin in one turn: more would delay the clients for milliseconds.
+pub(super) const CHECKS_AT_ONCE: usize = 64;
 /// The dial's own timeout comes first, since it knows what it was waiting for.
 const AFTER_TIMEOUT: Duration = Duration::from_millis(50);
 
 impl Proxy {
     /// A client may be connected. It is not read while an upstream is dialed.
-    pub(super) fn admit(&mut self, client: &mut Socket<'_>, destination: Option<Address>) {
+    pub(super) fn admit(
+        &mut self,
+        client: &mut Socket<'_>,
+        destination: Option<Address>,
+        route: Option<usize>,
+    ) {
         client.pause();
-        let mut untried = self.upstreams.order(client.elapsed());
+        if route.is_none() && !self.upstreams.has_default() {
+            self.refused_summary.no_route += 1;
+            self.tell_refused_soon(&mut client.all());
+            return client.close();
+        }
+        let mut untried = self.upstreams.order(client.elapsed(), route);
         if untried.is_empty() {
             self.refused_summary.no_upstream += 1;
             self.tell_refused_soon(&mut client.all());
@@ -83,10 +94,11 @@ impl Proxy {
             if self.upstreams.is_full(upstream) {
                 continue;
             }
-            match client.dial_with(self.upstreams.address(upstream), self.outbound_options.dial(left)) {
+            let target = self.upstreams.get(upstream);
+            match client.dial_with(target.to, self.outbound_options.dial(target, left)) {
                 Ok(id) => {
                     self.upstreams.begin(upstream);
-                    self.outbound.insert(id, Outbound { upstream, started: now, check: false });
+                    self.outbound.insert(id, Outbound { upstream, started: now });
                     dialing.in_flight.push(id);
                     record.upstream = upstream;
                     break;
@@ -219,23 +231,24 @@ impl Proxy {
             return;
         }
         if let Some(record) = self.records.remove(&client) {
-            info!("{} -> {} {record}", record.client, self.upstreams.address(record.upstream));
+            info!("{} -> {} {record}", record.client, self.upstreams.get(record.upstream).to);
         }
     }
 
-    /// Begins to check each upstream whose last check has ended.
-    pub(super) fn check_all(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
-        for upstream in 0..self.upstreams.len() {
-            if self.outbound.values().any(|link| link.check && link.upstream == upstream) {
-                continue;
-            }
-            let options = self.outbound_options.dial(self.connect_timeout);
-            match sockets.dial_with(self.upstreams.address(upstream), own, options) {
+    /// Begins to check the next upstreams, those whose last check has ended.
+    pub(super) fn check_next(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
+        for upstream in self.upstreams.next_to_check(CHECKS_AT_ONCE) {
+            let target = self.upstreams.get(upstream);
+            let options = self.outbound_options.dial(target, self.connect_timeout);
+            match sockets.dial_with(target.to, own, options) {
                 Ok(id) => {
                     let started = sockets.elapsed();
-                    self.outbound.insert(id, Outbound { upstream, started, check: true });
+                    self.outbound.insert(id, Outbound { upstream, started });
                 }
-                Err(error) => debug!("cannot check an upstream: {error}"),
+                Err(error) => {
+                    self.upstreams.end_check(upstream);
+                    debug!("cannot check an upstream: {error}");
+                }
             }
         }
     }
@@ -250,21 +263,21 @@ impl Proxy {
 }
 
 impl OutboundOptions {
-    /// How to dial any upstream. TLS behind a header is started later, by [`OutboundOptions::greet`].
-    pub(super) fn dial(&self, timeout: Duration) -> DialOptions {
-        let filter = self.filter.clone().filter(|_| self.header.is_none());
+    /// How to dial an upstream. TLS behind a header is started later, by [`OutboundOptions::greet`].
+    pub(super) fn dial(&self, target: Target<'_>, timeout: Duration) -> DialOptions {
+        let filter = self.filter.clone().filter(|_| self.header.is_none() && !target.is_routed);
         DialOptions { timeout: Some(timeout), filter, keep_alive: self.keep_alive, ..DialOptions::default() }
     }
 
     /// Sends what comes before the payload; says whether a handshake must be waited for.
-    pub(super) fn greet(&self, header: ProxyHeader, to: &Address, socket: &mut Socket<'_>) -> bool {
+    pub(super) fn greet(&self, header: ProxyHeader, target: Target<'_>, socket: &mut Socket<'_>) -> bool {
         let Some(version) = self.header else { return false };
         let mut bytes = Vec::new();
         header.encode(version, &mut bytes);
         socket.send(&bytes);
-        match &self.filter {
+        match self.filter.as_ref().filter(|_| !target.is_routed) {
             Some(how) => {
-                socket.start_filter(how.for_peer(to.clone()));
+                socket.start_filter(how.for_peer(target.to.clone()));
                 true
             }
             None => false,

@@ -44,7 +44,11 @@ impl From<Address> for Upstream {
 #[derive(Debug)]
 struct Entry {
     upstream: Upstream,
+    /// Only clients of this route are connected to it; none: only clients without a route.
+    route: Option<usize>,
     down_until: Option<Duration>,
+    /// Whether a check is under way.
+    checking: bool,
     /// Connections and attempts of clients.
     active: usize,
     /// Of smooth weighted round robin: rises by the weight in each choice, falls by the sum of weights when chosen.
@@ -56,6 +60,16 @@ struct Entry {
 pub(super) struct Upstreams {
     entries: Vec<Entry>,
     pub(super) balance: Balance,
+    /// How many checks have begun, skipped ones included.
+    checks: usize,
+}
+
+/// An upstream as what is dialed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    pub(super) to: &'a Address,
+    /// Whether a route leads to it: then the client's bytes are passed on as they are, without TLS around them.
+    pub(super) is_routed: bool,
 }
 
 /// What the failure of an attempt says.
@@ -70,25 +84,62 @@ pub(super) enum Failure {
 
 impl Upstreams {
     pub(super) fn new(upstreams: Vec<Upstream>) -> Upstreams {
-        let entry = |upstream| Entry { upstream, down_until: None, active: 0, credit: 0 };
-        Upstreams { entries: upstreams.into_iter().map(entry).collect(), balance: Balance::default() }
+        let entries = upstreams.into_iter().map(|upstream| Entry::new(upstream, None)).collect();
+        Upstreams { entries, balance: Balance::default(), checks: 0 }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
+    /// Sets the upstreams of the routes, which are numbered from 0.
+    pub(super) fn set_routes(&mut self, upstreams: Vec<Upstream>) {
+        self.entries.retain(|entry| entry.route.is_none());
+        let routes = upstreams.into_iter().enumerate();
+        self.entries.extend(routes.map(|(route, upstream)| Entry::new(upstream, Some(route))));
     }
 
-    pub(super) fn address(&self, index: usize) -> &Address {
-        &self.entries[index].upstream.to
+    pub(super) fn get(&self, index: usize) -> Target<'_> {
+        let Entry { upstream, route, .. } = &self.entries[index];
+        Target { to: &upstream.to, is_routed: route.is_some() }
     }
 
-    /// The upstreams in the order in which to try them: those that are up, then the backups, then those that are down,
-    /// because a check may be late. Those that are full are left out.
-    pub(super) fn order(&mut self, now: Duration) -> Vec<usize> {
+    /// Whether clients without a route have an upstream at all.
+    pub(super) fn has_default(&self) -> bool {
+        self.entries.iter().any(|entry| entry.route.is_none())
+    }
+
+    /// How many upstreams are checked: those of clients without a route, if there are several. The upstream of a route
+    /// has no alternative, so its clients are connected to it in any case.
+    pub(super) fn checked(&self) -> usize {
+        let defaults = self.entries.iter().filter(|entry| entry.route.is_none()).count();
+        if defaults > 1 { defaults } else { 0 }
+    }
+
+    /// The upstreams that are checked next, at most `max`, each at most once. Those of routes are behind the others.
+    pub(super) fn next_to_check(&mut self, max: usize) -> Vec<usize> {
+        let checked = self.checked();
+        let mut next = Vec::new();
+        for _ in 0..checked.min(max) {
+            let index = self.checks % checked;
+            self.checks = self.checks.wrapping_add(1);
+            if !std::mem::replace(&mut self.entries[index].checking, true) {
+                next.push(index);
+            }
+        }
+        next
+    }
+
+    pub(super) fn end_check(&mut self, index: usize) {
+        self.entries[index].checking = false;
+    }
+
+    /// The upstreams of a route in the order in which to try them: those that are up, then the backups, then those that
+    /// are down, because a check may be late. Those that are full are left out.
+    pub(super) fn order(&mut self, now: Duration, route: Option<usize>) -> Vec<usize> {
         let mut order = Vec::with_capacity(self.entries.len());
         for (down, backup) in [(false, false), (false, true), (true, false), (true, true)] {
             let belongs = |entry: &Entry| {
-                entry.is_down(now) == down && entry.upstream.backup == backup && !entry.is_full()
+                entry.route == route
+                    && entry.is_down(now) == down
+                    && entry.upstream.backup == backup
+                    && !entry.is_full()
             };
             let tier: Vec<usize> = (0..self.entries.len()).filter(|&n| belongs(&self.entries[n])).collect();
             order.extend(self.order_of_tier(tier, order.is_empty()));
@@ -147,6 +198,10 @@ impl Upstreams {
 }
 
 impl Entry {
+    fn new(upstream: Upstream, route: Option<usize>) -> Entry {
+        Entry { upstream, route, down_until: None, checking: false, active: 0, credit: 0 }
+    }
+
     fn is_down(&self, now: Duration) -> bool {
         self.down_until.is_some_and(|until| until > now)
     }
@@ -200,7 +255,7 @@ mod tests {
     }
 
     fn first(upstreams: &mut Upstreams, times: usize) -> Vec<usize> {
-        (0..times).map(|_| upstreams.order(Duration::ZERO)[0]).collect()
+        (0..times).map(|_| upstreams.order(Duration::ZERO, None)[0]).collect()
     }
 
     #[test]
@@ -219,10 +274,10 @@ mod tests {
         assert_eq!(first(&mut all, 2), [2, 2]);
         all.mark_down(2, &"gone", Duration::ZERO);
         assert_eq!(first(&mut all, 2), [0, 0]);
-        assert_eq!(all.order(Duration::ZERO).len(), 3, "those that are down come last");
+        assert_eq!(all.order(Duration::ZERO, None).len(), 3, "those that are down come last");
         all.mark_up(1);
         assert_eq!(first(&mut all, 2), [1, 1]);
-        assert_eq!(all.order(DOWN).iter().filter(|&&n| n == 2).count(), 1);
+        assert_eq!(all.order(DOWN, None).iter().filter(|&&n| n == 2).count(), 1);
     }
 
     #[test]
@@ -230,7 +285,7 @@ mod tests {
         let mut all = upstreams(&[(1, false), (3, false)], Balance::LeastConnections);
         let mut counts = [0; 2];
         for _ in 0..40 {
-            let chosen = all.order(Duration::ZERO)[0];
+            let chosen = all.order(Duration::ZERO, None)[0];
             all.begin(chosen);
             counts[chosen] += 1;
         }
@@ -240,13 +295,24 @@ mod tests {
     }
 
     #[test]
+    fn checks_take_turns_and_skip_an_upstream_whose_check_is_under_way() {
+        let mut all = upstreams(&[(1, false), (1, false), (1, true)], Balance::RoundRobin);
+        all.set_routes(vec![Upstream::from("10.0.0.9:1".parse::<Address>().unwrap())]);
+        assert_eq!((all.next_to_check(2), all.next_to_check(2)), (vec![0, 1], vec![2]));
+        (0..3).for_each(|index| all.end_check(index));
+        assert_eq!(all.next_to_check(9), [1, 2, 0], "those of routes are not checked");
+        let mut one = upstreams(&[(1, false)], Balance::RoundRobin);
+        assert!(one.next_to_check(9).is_empty(), "there is no other to choose");
+    }
+
+    #[test]
     fn a_full_upstream_is_left_out_until_a_connection_ends() {
         let mut all = upstreams(&[(1, false), (1, false)], Balance::RoundRobin);
         all.entries[0].upstream.max_connections = Some(1);
         all.begin(0);
-        assert_eq!((first(&mut all, 2), all.order(Duration::ZERO).len()), (vec![1, 1], 1));
+        assert_eq!((first(&mut all, 2), all.order(Duration::ZERO, None).len()), (vec![1, 1], 1));
         all.end(0);
-        assert_eq!(all.order(Duration::ZERO).len(), 2);
+        assert_eq!(all.order(Duration::ZERO, None).len(), 2);
     }
 
     #[test]

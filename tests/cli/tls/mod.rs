@@ -27,6 +27,7 @@ mod openssl;
 mod options;
 mod others;
 mod reload;
+mod routes;
 mod storm;
 mod upstreams;
 

@@ -1,6 +1,8 @@
 //! Client certificates.
 
-use super::{Certificates, logs, s_client};
+use rcgen::{BasicConstraints, IsCa, KeyPair};
+
+use super::{Certificates, logs, params, s_client};
 use crate::interop::has;
 use crate::server::{Server, shared};
 
@@ -98,5 +100,29 @@ fn a_refused_client_gets_an_alert_and_a_resumed_one_keeps_its_certificate() {
         let again =
             s_client(&certificates, echo.address, &format!("{version} -sess_in {session}"), b"hello\nquit\n");
         assert!(again.text().contains("Reused, ") && again.text().contains("\nhello\n"), "{}", again.text());
+    }
+}
+
+/// The list of their names is sent in one message, whose length has 16 bits.
+#[test]
+fn more_authorities_than_fit_into_a_handshake_are_trusted_and_not_named() {
+    let _others = shared();
+    if !has("openssl") {
+        return;
+    }
+    let certificates = Certificates::of("authorities");
+    let key = KeyPair::generate().expect("a key");
+    let mut bundle = certificates.text("ca.pem");
+    for n in 0..420 {
+        let mut params = params(&format!("{n} {}", "a long name ".repeat(12)), &[]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        bundle.push_str(&params.self_signed(&key).expect("an authority").pem());
+    }
+    certificates.write("many.pem", bundle);
+    let words = format!("echo --tls-client-ca {}", certificates.path("many.pem"));
+    let echo = Server::start(&format!("{words} {}", certificates.server_args("server")));
+    logs(&echo, "clients are not told the names of the 421 authorities");
+    for version in VERSIONS {
+        assert!(is_accepted(&certificates, &echo, version, "client"), "{version}: {}", echo.log());
     }
 }

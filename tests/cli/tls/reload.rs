@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::{Certificates, TlsPeer};
+use crate::peer::Peer;
 use crate::server::{Server, meanwhile, shared, until};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -120,4 +121,30 @@ fn a_proxy_reads_its_certificates_again_too_also_behind_a_header() {
                 && first.certificate() != second.certificate()
         );
     }
+}
+
+#[test]
+fn a_proxy_reads_the_authority_and_the_certificate_for_upstreams_again() {
+    let _others = shared();
+    let certificates = Certificates::of("reload-upstream");
+    let asks = format!("--tls-client-ca {}", certificates.path("ca.pem"));
+    let upstream = Server::start(&format!("echo --raw {asks} {}", certificates.server_args("server")));
+    let copy = |from: &str, to: &str| certificates.write(to, certificates.text(from));
+    copy("stranger-ca.pem", "trusted.pem");
+    copy("stranger.pem", "shown.pem");
+    copy("stranger.key", "shown.key");
+    let path = |file: &str| certificates.path(file);
+    let trust = format!("--to-tls --to-tls-ca {}", path("trusted.pem"));
+    let shown = format!("--to-tls-cert {} --to-tls-key {}", path("shown.pem"), path("shown.key"));
+    let proxy = Server::start(&format!("proxy --to localhost:{} {trust} {shown}", upstream.address.port()));
+    assert!(!Peer::connect(proxy.address).echoes("untrusted"));
+    until("the upstream is not trusted", SOON, || proxy.log().contains("unknown issuer"));
+    copy("ca.pem", "trusted.pem");
+    reload(&proxy, "certificates for upstreams reloaded");
+    assert!(!Peer::connect(proxy.address).echoes("not accepted"));
+    until("the proxy is not trusted", SOON, || proxy.log().contains("the peer refused: unknown CA"));
+    copy("client.pem", "shown.pem");
+    copy("client.key", "shown.key");
+    reload(&proxy, "certificates for upstreams reloaded");
+    assert!(Peer::connect(proxy.address).echoes("accepted"), "{}", proxy.log());
 }

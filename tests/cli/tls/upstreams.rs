@@ -241,3 +241,31 @@ fn an_upstream_that_requests_a_certificate_gets_that_of_the_proxy() {
     logs(&mute, "(the peer refused: certificate required)");
     logs(&echo, "the peer sent no certificate, but one is required");
 }
+
+#[test]
+fn an_upstream_whose_tls_is_cut_off_is_not_passed_on_as_a_proper_end() {
+    let _others = shared();
+    let certificates = Certificates::of("cut-off");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let config = ServerConfig::builder_with_provider(ring())
+        .with_safe_default_protocol_versions()
+        .expect("both versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificates.certificate("server")], certificates.key("server"));
+    let config = Arc::new(config.expect("a server"));
+    let sides = format!("--to-tls --insecure {}", certificates.server_args("server"));
+    for (options, is_proper) in [("", false), ("--on-reset end", true)] {
+        let proxy = Server::start(&format!("proxy --to {address} {sides} {options}"));
+        let mut client = TlsPeer::connect(&certificates.client_config(), proxy.address).expect("a handshake");
+        let (stream, _) = listener.accept().expect("the proxy calls");
+        let mut upstream = StreamOwned::new(ServerConnection::new(config.clone()).expect("a server"), stream);
+        upstream.write_all(b"half an answer").expect("it reads");
+        // FIN without close_notify.
+        drop(upstream);
+        let mut received = Vec::new();
+        let end = client.0.read_to_end(&mut received);
+        assert_eq!((received.as_slice(), end.is_ok()), (&b"half an answer"[..], is_proper), "{end:?}");
+        logs(&proxy, "upstream=truncated");
+    }
+}

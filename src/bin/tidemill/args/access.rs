@@ -41,7 +41,7 @@ fn option(name: &'static str, value: &'static str, help: &'static str, parser: V
 }
 
 impl AccessArgs {
-    /// A rule that can never decide is a mistake, and may open the server to all peers: so it is an error.
+    /// A rule that can never decide is a mistake, and may open the server to all addresses: so it is an error.
     pub fn check(&self) -> Result<(), String> {
         let rules: Vec<&Rule> = self.rules.iter().collect();
         for (n, rule) in rules.iter().enumerate() {

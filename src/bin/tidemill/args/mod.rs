@@ -3,6 +3,7 @@
 mod access;
 pub mod connect;
 pub mod load;
+mod proxy;
 pub mod tls;
 pub mod values;
 mod version;
@@ -12,18 +13,14 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use tidemill::framing::Framing;
-use tidemill::framing::proxy_header::HeaderVersion;
-use tidemill::services::{Balance, Upstream};
-use tidemill::{AccessPolicy, Address, IpRange, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
+use tidemill::{AccessPolicy, Address, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
 
 use access::{ACCESS_HEADING, AccessArgs};
 pub use connect::ConnectArgs;
 use load::LoadArgs;
-use tls::{ServerTlsArgs, UpstreamTlsArgs};
-use values::{
-    DurationArg, MinRateArg, OptionalSizeArg, SizeArg, address, balance, keep_alive, overflow, range,
-    upstream, version,
-};
+pub use proxy::{OnReset, ProxyArgs};
+use tls::ServerTlsArgs;
+use values::{DurationArg, MinRateArg, OptionalSizeArg, SizeArg, address, keep_alive, overflow};
 
 #[derive(Parser)]
 #[command(
@@ -108,32 +105,6 @@ pub enum Command {
     Load(Box<LoadArgs>),
 }
 
-#[derive(Args)]
-pub struct ProxyArgs {
-    /// Upstream, as ADDR[,weight=N][,max=N][,backup]; repeatable. One that cannot be connected is skipped for 10s.
-    /// max: connections at once; backup: used while no other is up
-    #[arg(long, value_name = "ADDR", required = true, value_parser = upstream, help_heading = PROXY)]
-    pub to: Vec<Upstream>,
-    /// Choice of the upstream: round-robin, or least-connections in proportion to the weights
-    #[arg(long, value_name = "HOW", default_value = "round-robin", hide_possible_values = true,
-          value_parser = balance(), help_heading = PROXY)]
-    pub balance: Balance,
-    /// Time to connect, all attempts together
-    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = PROXY)]
-    pub connect_timeout: DurationArg,
-    /// Interval of health checks, if there are several upstreams; 0: none
-    #[arg(long, value_name = "TIME", default_value = "5s", help_heading = PROXY)]
-    pub check_every: DurationArg,
-    /// Require a PROXY protocol header, version 1 or 2, from these addresses; repeatable
-    #[arg(long, value_name = "RANGE", value_parser = range, help_heading = PROXY)]
-    pub proxy_protocol_in: Vec<IpRange>,
-    /// Send a PROXY protocol header to upstreams: v1 or v2
-    #[arg(long, value_name = "VERSION", hide_possible_values = true, value_parser = version(), help_heading = PROXY)]
-    pub proxy_protocol_out: Option<HeaderVersion>,
-    #[command(flatten)]
-    pub tls: UpstreamTlsArgs,
-}
-
 /// Why a command failed.
 pub enum CommandError {
     /// The options contradict each other: exit code 2.
@@ -145,7 +116,6 @@ pub enum CommandError {
 }
 
 // Headings of options.
-const PROXY: &str = "Proxy";
 const WHERE: &str = "Where";
 const MANY: &str = "Connections";
 const LONG: &str = "Timeouts (such as 500ms, 30s, 5min, 1h; 0: no limit)";
@@ -200,7 +170,7 @@ pub struct ServerArgs {
     /// Close when one side has ended and no byte has moved for this time
     #[arg(long, value_name = "TIME", default_value = "60s", help_heading = LONG, hide_short_help = true)]
     half_closed_timeout: DurationArg,
-    /// Close a connection of this age
+    /// Close a connection of this age, or up to a tenth earlier, so that those of one moment do not all end at once
     #[arg(long, value_name = "TIME", default_value = "0", help_heading = LONG)]
     max_lifetime: DurationArg,
     /// Let the kernel probe a silent peer after this time (TCP keep-alive), upstreams included; at most 32767s
@@ -318,7 +288,7 @@ impl ServerArgs {
         if base.message > memory {
             let (message, memory) = (size(base.message), size(memory));
             return Err(format!(
-                "a message may be {message}, which does not fit into --memory of {memory}; lower --max-message"
+                "a message may be {message}, which does not fit into --memory of {memory}; raise --memory"
             ));
         }
         Ok(SocketLimits {
@@ -327,6 +297,7 @@ impl ServerArgs {
             half_closed: self.half_closed_timeout.0,
             handshake: self.tls.handshake(),
             lifetime: self.max_lifetime.0,
+            lifetime_jitter: self.max_lifetime.0.unwrap_or_default() / 10,
             min_read_rate: base.min_read_rate.and(self.min_rate.0),
             min_write_rate: self.min_rate.0,
             high_water: high,

@@ -78,8 +78,8 @@ pub struct ClientTlsArgs {
 /// TLS from a proxy to its upstreams.
 #[derive(Args, Clone)]
 pub struct UpstreamTlsArgs {
-    /// Use TLS to upstreams, trusting the system's authorities
-    #[arg(long, help_heading = TLS)]
+    /// Use TLS to the upstreams of --to, trusting the system's authorities
+    #[arg(long, help_heading = TLS, requires = "to")]
     to_tls: bool,
     /// Trust only these authorities for upstreams, in PEM. SIGHUP reads the file again
     #[arg(long, value_name = "FILE", help_heading = TLS, requires = "to_tls", conflicts_with = "insecure")]
@@ -111,11 +111,15 @@ fn version() -> impl TypedValueParser<Value = TlsVersion> {
 impl ServerTlsArgs {
     /// The server side of TLS, if any of it was asked for.
     pub fn server(&self) -> Result<Option<Server>, String> {
-        if self.tls_cert.is_empty() {
+        if !self.is_on() {
             return Ok(None);
         }
         let server = self.read().and_then(|options| Server::new(options).map_err(message))?;
         Ok(Some(server))
+    }
+
+    pub fn is_on(&self) -> bool {
+        !self.tls_cert.is_empty()
     }
 
     /// Reads the files, which may have changed.
@@ -123,7 +127,7 @@ impl ServerTlsArgs {
         if self.tls_cert.len() != self.tls_key.len() {
             let (certs, keys) = (self.tls_cert.len(), self.tls_key.len());
             return Err(format!(
-                "--tls-cert is given {certs} times and --tls-key {keys} times: they go in pairs"
+                "--tls-cert and --tls-key go in pairs: {certs} of the one and {keys} of the other are given"
             ));
         }
         let pairs = self.tls_cert.iter().zip(&self.tls_key);

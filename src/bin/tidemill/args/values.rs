@@ -194,6 +194,10 @@ pub fn address(text: &str) -> Result<Address, String> {
         let tls = if scheme == "https" { " with --tls" } else { "" };
         return Err(format!("this is a URL; write HOST:PORT, here {host}{port}{tls}"));
     }
+    let port = text.strip_prefix(':').unwrap_or(text);
+    if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!("a host is missing; write 127.0.0.1:{port}, or [::]:{port} for all addresses"));
+    }
     let text = numeric_zone(text)?;
     text.parse().map_err(|error: tidemill::AddressError| error.reason().to_string())
 }
