@@ -17,6 +17,7 @@ mod load_protocols;
 mod memory;
 mod options;
 mod peer;
+mod peers;
 mod process;
 mod proxy;
 mod proxy_legs;
