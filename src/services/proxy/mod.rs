@@ -169,9 +169,9 @@ impl Proxy {
         self
     }
 
-    /// Starts TLS with clients, behind the PROXY header of those that send one. Where no header is accepted, set
-    /// [`ListenOptions::filter`](crate::ListenOptions::filter) instead: then a client costs nothing before its
-    /// handshake is done. Off by default.
+    /// Starts TLS with clients without a route, behind the PROXY header of those that send one. Where no header is
+    /// accepted and there is no route, set [`ListenOptions::filter`](crate::ListenOptions::filter) instead: then a
+    /// client costs nothing before its handshake is done. Off by default.
     pub fn filter_clients(self, how: Option<FilterConfig>) -> Proxy {
         Proxy { client_filter: how, ..self }
     }
