@@ -57,7 +57,10 @@ impl Reactor {
 
     /// While embedded: makes the descriptor readable for the next thing that no event announces.
     pub(super) fn announce(&mut self) -> io::Result<()> {
-        match self.event_loop.next_deadline().filter(|_| self.is_embedded) {
+        if !self.is_embedded {
+            return Ok(());
+        }
+        match self.event_loop.next_deadline() {
             Some(at) => self.event_loop.system.announce(at),
             None => Ok(()),
         }
