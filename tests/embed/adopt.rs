@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use tidemill::{Address, AdoptError, AdoptedStream, Origin};
+use tidemill::{Address, AdoptError, Origin};
 
 use super::*;
 
@@ -102,6 +102,7 @@ fn adopted_streams_count_against_the_limit_and_must_be_connected() {
 #[test]
 fn an_adopted_stream_can_be_the_client_of_tls() {
     // Without a certificate there is no session, but the first bytes tell the side: a client speaks first.
+    use tidemill::AdoptedStream;
     use tidemill::tls::{Client, ClientOptions};
     struct Starter(Client);
     impl Service for Starter {
