@@ -121,6 +121,11 @@ struct Readme;
 #[doc = include_str!("../docs/from-node.md")]
 struct FromNode;
 
+/// Compiles the program of the page on observers.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/observing.md")]
+struct Observing;
+
 /// Compiles the programs of the page on TLS.
 #[cfg(all(doctest, feature = "tls"))]
 #[doc = include_str!("../docs/tls.md")]

@@ -4,6 +4,7 @@
 //! started it. Tests that measure run alone ([`server::alone`]).
 #![cfg(all(feature = "cli", target_os = "linux"))]
 
+mod access_log;
 mod chat;
 mod connect;
 mod endurance;
@@ -15,7 +16,10 @@ mod load_failures;
 mod load_output;
 mod load_protocols;
 mod memory;
+mod metrics;
+mod observe;
 mod options;
+mod packaging;
 mod peer;
 mod peers;
 mod process;

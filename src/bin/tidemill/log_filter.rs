@@ -2,6 +2,11 @@
 
 use std::env;
 use std::io::Write;
+use std::time::SystemTime;
+
+use serde_json::json;
+
+use crate::args::observe::LogFormat;
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// Crates of this binary that log.
@@ -9,12 +14,22 @@ const CRATES: [&str; 3] = ["tidemill", "mio", "rustls"];
 const USUAL: &str = "info";
 
 /// Starts logging. A filter that cannot mean anything is reported, and the usual one is used.
-pub fn init() {
+pub fn init(format: LogFormat) {
     let given = env::var_os("RUST_LOG").map(|text| text.to_string_lossy().into_owned());
     let filter = given.filter(|text| !text.is_empty()).unwrap_or_else(|| USUAL.to_string());
     let wrong = wrong_directive(&filter);
     let filter = if wrong.is_some() { USUAL } else { &filter };
-    env_logger::Builder::new().parse_filters(filter).parse_write_style(&style()).init();
+    let mut logger = env_logger::Builder::new();
+    logger.parse_filters(filter).parse_write_style(&style());
+    if format == LogFormat::Json {
+        logger.format(|out, record| {
+            let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+            let (level, target) = (record.level().as_str(), record.target());
+            let message = record.args().to_string();
+            writeln!(out, "{}", json!({"time": time, "level": level, "target": target, "message": message}))
+        });
+    }
+    logger.init();
     if let Some(directive) = wrong {
         let levels = LEVELS.join(", ");
         let text = format!(

@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod load;
 mod log_filter;
+mod observe;
 mod serve;
 mod signals;
 
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage_error(&error),
     };
-    log_filter::init();
+    log_filter::init(cli.command.log_format());
     // The servers install handlers of their own.
     let has_handlers = !matches!(cli.command, Command::Connect(_) | Command::Load(_));
     if let Err(error) = signals::prepare(has_handlers) {

@@ -1,5 +1,6 @@
 //! Runs a service: descriptors, listeners, and the last lines of the log.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::{IpAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::MetadataExt;
@@ -18,6 +19,7 @@ use tidemill::{
 
 use crate::args::tls::UpstreamTlsArgs;
 use crate::args::{CommandError, ServerArgs as Options};
+use crate::observe;
 use crate::signals;
 
 /// What a service needs from its reactor beside the limits of its connections.
@@ -63,25 +65,32 @@ pub fn serve_as<S: Service>(
     let dials = !setup.upstreams.is_empty();
     options.check(dials).map_err(CommandError::Usage)?;
     let mut limits = options.socket_limits(usual).map_err(CommandError::Usage)?;
-    let max = options.limits(descriptors());
+    let extra = observe::extra_connections(&options.observe);
+    let max = options.limits(descriptors().saturating_sub(extra));
+    let connections = max.connections;
     if dials && max.connections < 2 {
         let what = "a proxied connection takes two of --max-connections, and only 1 is allowed";
         return Err(CommandError::Usage(format!("{what} by it or by the limit of descriptors (ulimit -n)")));
     }
     log_limits(&max);
     let failed = |error: io::Error| CommandError::Run(error.to_string());
-    let mut reactor = Reactor::new(max).map_err(failed)?;
+    let mut reactor = Reactor::new(Limits { connections: connections + extra, ..max }).map_err(failed)?;
     if let Some(rate) = options.total_rate() {
         limits.group = Some(reactor.sockets().add_group(rate).map_err(failed)?);
     }
     let service = reactor.add_with(service, limits);
-    reactor.set_access_policy(service, options.access_policy(setup.access_policy));
+    let names = HashMap::from([(service.id(), service_name::<S>())]);
+    let reopen = observe::observe(&mut reactor, &names, &options.observe).map_err(CommandError::Run)?;
+    // Scrapes take none of the connections of the server, and the other way round.
+    let connections = (extra > 0).then_some(connections);
+    let policy = options.access_policy(setup.access_policy);
+    reactor.set_access_policy(service, AccessPolicy { connections, ..policy });
     log_default_action(reactor.rules(service));
     let filter = setup.tls.as_ref().filter(|_| setup.listeners_filter).map(Server::filter_config);
     let listen = ListenOptions { reserve_slot: dials, filter, ..options.listen_options(setup.busy_reply) };
     // Before the start line, because a script may send a signal as soon as it has read that.
     signals::drain_on_signal(reactor.handle(), options.drain()).map_err(failed)?;
-    signals::reload_on_hangup(setup.tls, options.tls.clone(), setup.upstream_tls).map_err(failed)?;
+    signals::reload_on_hangup(setup.tls, options.tls.clone(), setup.upstream_tls, reopen).map_err(failed)?;
     let mut listening = Vec::new();
     for address in &options.listen {
         let listener = reactor.listen_with(address, service, &listen);
@@ -101,6 +110,11 @@ pub fn serve_as<S: Service>(
     log_rules(reactor.rules(service));
     log_stats(&reactor.stats());
     self_loop.get().map_or(Ok(()), |error| Err(CommandError::Run(error.clone())))
+}
+
+/// The name of a service for people, such as `Echo`: that of its type.
+fn service_name<S>() -> &'static str {
+    std::any::type_name::<S>().rsplit("::").next().unwrap_or("service")
 }
 
 /// An address that this process itself has taken is not taken by "another process".

@@ -1,6 +1,8 @@
 //! Signals: SIGTERM and SIGINT drain, SIGHUP reloads, whatever the parent process has left behind.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -87,16 +89,21 @@ fn shut_down(sockets: &mut Sockets<'_>, drain: Duration) {
     sockets.shutdown(drain);
 }
 
-/// SIGHUP reads the files of both sides of TLS again. An error in the new files keeps the previous ones.
+/// SIGHUP reads the files of both sides of TLS again, and asks for the access log to be opened again. An error in the
+/// new files keeps the previous ones.
 pub fn reload_on_hangup(
     server: Option<Server>,
     server_args: ServerTlsArgs,
     upstream: Option<(Client, UpstreamTlsArgs)>,
+    reopen: Option<Arc<AtomicBool>>,
 ) -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP])?;
     thread::Builder::new().name("reload".into()).spawn(move || {
         for _ in signals.forever() {
-            if server.is_none() && upstream.is_none() {
+            if let Some(reopen) = &reopen {
+                reopen.store(true, Ordering::Relaxed);
+                log::info!("SIGHUP: the access log is opened again with its next line");
+            } else if server.is_none() && upstream.is_none() {
                 log::info!("SIGHUP: there are no TLS files to reload");
             }
             if let Some(server) = &server {

@@ -3,6 +3,7 @@
 mod access;
 pub mod connect;
 pub mod load;
+pub mod observe;
 mod proxy;
 pub mod tls;
 pub mod values;
@@ -18,6 +19,7 @@ use tidemill::{AccessPolicy, Address, KeepAlive, Limits, ListenOptions, Overflow
 use access::{ACCESS_HEADING, AccessArgs};
 pub use connect::ConnectArgs;
 use load::LoadArgs;
+use observe::{LogFormat, ObserveArgs};
 pub use proxy::{OnReset, ProxyArgs};
 use tls::ServerTlsArgs;
 use values::{DurationArg, MinRateArg, OptionalSizeArg, SizeArg, address, keep_alive, overflow};
@@ -103,6 +105,19 @@ pub enum Command {
                       Example: tidemill load 127.0.0.1:6379 --protocol redis --send 'SET k v\\r\\n' --rate 1000"
     )]
     Load(Box<LoadArgs>),
+}
+
+impl Command {
+    /// How the log is written: servers have an option for that.
+    pub fn log_format(&self) -> LogFormat {
+        match self {
+            Command::Echo { server, .. }
+            | Command::Chat { server, .. }
+            | Command::Frames { server, .. }
+            | Command::Proxy { server, .. } => server.observe.log_format,
+            Command::Connect(_) | Command::Load(_) => LogFormat::Text,
+        }
+    }
 }
 
 /// Why a command failed.
@@ -201,6 +216,9 @@ pub struct ServerArgs {
 
     #[command(flatten)]
     pub tls: ServerTlsArgs,
+
+    #[command(flatten)]
+    pub observe: ObserveArgs,
 
     /// Poll this long for the next event before sleeping, while events come that fast: 50us shortens a single client's
     /// round trip and keeps a processor busy meanwhile; 0: never
