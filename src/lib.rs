@@ -28,11 +28,12 @@
 //!
 //! # Where to begin
 //!
+//! The pages of the folder `docs` are in [`guide`]: patterns for services, embedding, TLS, how the loop works.
+//!
 //! - To **use** it: implement [`Service`]; its callbacks get a [`Socket`] to send with. [`Reactor`] runs services,
 //!   [`Limits`] bounds them, and [`CloseReason`] tells why a connection ended. [`framing`] cuts bytes into messages;
 //!   [`services`] are complete examples.
-//! - To **embed** it in another event loop: see "Inside another event loop" at [`Reactor`]; [`Handle`] is for other
-//!   threads.
+//! - To **embed** it in another event loop: see [`guide::embedding`]; [`Handle`] is for other threads.
 //! - To **study** it: `docs/one-turn.md`, then `src/event_loop/mod.rs`.
 //!
 //! # Limits
@@ -116,17 +117,48 @@ pub use sys::mio::{Adopted, AdoptedStream};
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// Compiles the programs of the guide for users of Node's `net` module.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/from-node.md")]
-struct FromNode;
+/// The pages of the folder `docs`, in the order in which one may want to read them.
+///
+/// Pictures and links to source files work where the package or its repository is read, and not here.
+#[cfg(doc)]
+pub mod guide {
+    #[doc = include_str!("../docs/patterns.md")]
+    pub mod patterns {}
 
-/// Compiles the program of the page on observers.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/observing.md")]
-struct Observing;
+    #[doc = include_str!("../docs/embedding.md")]
+    pub mod embedding {}
 
-/// Compiles the programs of the page on TLS.
-#[cfg(all(doctest, feature = "tls"))]
-#[doc = include_str!("../docs/tls.md")]
-struct Tls;
+    #[doc = include_str!("../docs/observing.md")]
+    pub mod observing {}
+
+    #[cfg(feature = "tls")]
+    #[doc = include_str!("../docs/tls.md")]
+    pub mod tls {}
+
+    #[doc = include_str!("../docs/from-node.md")]
+    pub mod from_node {}
+
+    #[doc = include_str!("../docs/api.md")]
+    pub mod api {}
+
+    #[doc = include_str!("../docs/one-turn.md")]
+    pub mod one_turn {}
+
+    #[doc = include_str!("../docs/architecture.md")]
+    pub mod architecture {}
+
+    #[doc = include_str!("../docs/reading-path.md")]
+    pub mod reading_path {}
+
+    #[doc = include_str!("../docs/echo-path.md")]
+    pub mod echo_path {}
+
+    #[doc = include_str!("../docs/glossary.md")]
+    pub mod glossary {}
+
+    #[doc = include_str!("../docs/load.md")]
+    pub mod load {}
+
+    #[doc = include_str!("../docs/benchmarks.md")]
+    pub mod benchmarks {}
+}

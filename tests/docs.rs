@@ -178,6 +178,15 @@ fn kqueue_is_never_mentioned_without_saying_that_it_was_not_run() {
     assert!(mentions >= 3);
 }
 
+#[test]
+fn every_page_is_in_the_documentation_of_the_crate() {
+    let lib = read("src/lib.rs");
+    for page in pages().iter().filter(|page| page.starts_with("docs/")) {
+        let found = lib.lines().find(|line| line.contains(&format!("include_str!(\"../{page}\")")));
+        assert!(found.is_some(), "{page} is not in the guide");
+    }
+}
+
 /// Rust is compiled where src/lib.rs includes the page. Everything else names the test that runs it, or says why none
 /// does.
 #[test]
@@ -418,6 +427,35 @@ const QUESTIONS: &[(&str, &str, &str, &[&str])] = &[
             "`Filter::more`",
         ],
     ),
+    (
+        "How do two services reach each other?",
+        "docs/patterns.md",
+        "Two services that cooperate",
+        &["`Key`", "later("],
+    ),
+    (
+        "What stays on its thread, and whose ids are whose?",
+        "docs/embedding.md",
+        "What stays on its thread, and what does not",
+        &["`Reactor` is `!Send`", "Ids belong to one reactor", "`ConnId`", "refused"],
+    ),
+    (
+        "Answers beyond the queue, short alarms, refused posts, long jobs, redials: what happens?",
+        "docs/patterns.md",
+        "Surprises",
+        &[
+            "longer than `SocketLimits::queue`",
+            "On loopback",
+            "ticks of 10 ms",
+            "not \"now\"",
+            "`PostError::into_inner`",
+            "still closed by `idle`",
+            "within 1 s",
+            "`closed` comes before a redial",
+            "a new id",
+        ],
+    ),
+    ("Which Rust does it need?", "docs/api.md", "Rust versions", &["Debian stable", "Rust 1.85"]),
     ("When is a socket drained?", "docs/one-turn.md", "4 read", &["short read", "`WouldBlock`", "FIN"]),
     (
         "Which laws hold?",

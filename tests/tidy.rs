@@ -444,9 +444,11 @@ fn files_can_be_read_in_one_sitting() {
 fn lines_fit_the_page() {
     let folders = ["src", "tests", "docs", "benches"].map(|folder| root().join(folder));
     for folder in folders.iter().filter(|folder| folder.is_dir()) {
-        // Pictures and data are not read by people.
-        let is_page =
-            |path: &PathBuf| !path.extension().is_some_and(|ending| ending == "svg" || ending == "json");
+        // Pictures and data are not read by people. The list of public items has one a line, for `diff`.
+        let is_page = |path: &PathBuf| {
+            let is_data = path.extension().is_some_and(|ending| ending == "svg" || ending == "json");
+            !is_data && !path.ends_with("docs/api.txt")
+        };
         for path in files(folder).into_iter().filter(is_page) {
             let text = fs::read_to_string(&path).expect("a text file");
             for (number, line) in (1..).zip(text.lines()) {
