@@ -71,6 +71,9 @@ pub enum CloseReason {
     PipePeerClosed,
     /// The reactor was shut down, and the connection was still open after the grace time.
     Shutdown,
+    /// A file that was to be [sent](crate::Socket::send_file) could not be read, with the system's error; or it was
+    /// shorter than its range, with the number 0. The peer got a reset.
+    File(OsError),
     /// The system reported an error.
     Error(OsError),
 }
@@ -100,7 +103,7 @@ impl OsError {
 
 impl CloseReason {
     /// The number of reasons.
-    pub const COUNT: usize = 24;
+    pub const COUNT: usize = 25;
 
     /// Every word that [`word`](CloseReason::word) can return, in the order of [`Stats::closed`](crate::Stats::closed).
     pub const WORDS: [&'static str; CloseReason::COUNT] = [
@@ -128,6 +131,7 @@ impl CloseReason {
         "pipe-peer-closed",
         "shutdown",
         "error",
+        "file",
     ];
 
     /// The reason as one word, for logs and counters.
@@ -161,13 +165,15 @@ impl CloseReason {
             CloseReason::PipePeerClosed => 21,
             CloseReason::Shutdown => 22,
             CloseReason::Error(_) => 23,
+            CloseReason::File(_) => 24,
         }
     }
 
     /// Whether the connection ends with a reset, because what was queued for the peer is dropped: after an orderly end
     /// the peer would take what it has got for the whole.
     pub(crate) fn drops_queue(self) -> bool {
-        matches!(self, CloseReason::Aborted | CloseReason::SlowReader | CloseReason::Memory)
+        use CloseReason::{Aborted, File, Memory, SlowReader};
+        matches!(self, Aborted | SlowReader | Memory | File(_))
     }
 
     /// The reason that follows from a failed read or write.
@@ -206,6 +212,8 @@ impl fmt::Display for CloseReason {
             CloseReason::Unreachable(error) => return write!(f, "cannot connect: {error}"),
             CloseReason::ConnectTimeout => "connecting took too long",
             CloseReason::Shutdown => "the reactor shut down",
+            CloseReason::File(OsError(0)) => "a file to be sent is shorter than its range",
+            CloseReason::File(error) => return write!(f, "a file to be sent cannot be read: {error}"),
             CloseReason::Error(error) => return write!(f, "{error}"),
         };
         f.write_str(sentence)
@@ -456,7 +464,7 @@ mod tests {
         words.sort_unstable();
         words.dedup();
         assert_eq!(words.len(), CloseReason::COUNT);
-        assert_eq!(CloseReason::Error(OsError::of(5)).index(), CloseReason::COUNT - 1);
+        assert_eq!(CloseReason::File(OsError::of(5)).index(), CloseReason::COUNT - 1);
     }
 
     #[test]

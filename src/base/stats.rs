@@ -68,8 +68,8 @@ pub struct Stats {
     pub bytes_in: u64,
     /// Bytes written to the kernel, TLS records included.
     pub bytes_out: u64,
-    /// Bytes of these that went from one connection to another inside the kernel: see
-    /// [`Limits::splices`](crate::Limits::splices).
+    /// Bytes of these that moved inside the kernel: from one connection to another (see
+    /// [`Limits::splices`](crate::Limits::splices)), or from a file.
     pub spliced: u64,
     /// Plaintext bytes for which a filter had no room where the received bytes were: see
     /// [`Opened::more`](crate::Opened::more).

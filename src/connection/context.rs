@@ -59,7 +59,8 @@ pub(crate) struct Context {
     pub(crate) sender_waits: SenderWaits,
     // -- queues of the turn ------------------------------------------------------------------------------
     pub(crate) arena: Arena,
-    /// A buffer in which the segments of one TLS record are joined: a filter encrypts one slice at a time.
+    /// A buffer in which the segments of one TLS record are joined, because a filter encrypts one slice at a time, and
+    /// into which a small file is read.
     pub(crate) joined: Vec<u8>,
     pub(crate) ready: Vec<ConnId>,
     pub(crate) dirty: Vec<Dirty>,

@@ -396,8 +396,7 @@ impl Connection {
         }
     }
 
-    /// Closes at once: nothing more is read, written or delivered, and `reap` calls `closed`. If a reason is noted
-    /// already, that one is kept: the first is the cause, and the later ones follow from it.
+    /// Closes at once: nothing more is read, written or delivered, and `reap` calls `closed`.
     pub(crate) fn close_now(&mut self, why: CloseReason, cx: &mut Context) {
         if self.stage == Stage::Dead {
             return;
@@ -405,7 +404,7 @@ impl Connection {
         let lingered = self.stage == Stage::Lingering && self.service != table::REFUSED;
         cx.lingering.count -= usize::from(lingered);
         self.stage = Stage::Dead;
-        self.close_reason.get_or_insert(why);
+        self.note_reason(why, cx);
         cx.to_reap.push(self.id);
     }
 

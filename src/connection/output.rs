@@ -12,15 +12,24 @@ use crate::connection::context::Context;
 use crate::connection::state::{Flag, Half, Stage};
 use crate::connection::{Connection, NOT_DIRTY};
 use crate::parts::arena::{Arena, SegmentList};
-use crate::parts::outbox::{Outbox, Queue};
+use crate::parts::outbox::{FilePart, Outbox, Queue};
 
 impl Connection {
     pub(crate) fn send(&mut self, bytes: &[u8], cx: &mut Context) {
-        self.queue(bytes.len(), cx, |arena, segments| arena.push(segments, bytes));
+        self.queue(bytes.len(), bytes.len(), cx, |arena, segments| arena.push(segments, bytes));
     }
 
     pub(crate) fn send_shared(&mut self, shared: &Shared, cx: &mut Context) {
-        self.queue(shared.bytes().len(), cx, |arena, segments| arena.push_shared(segments, shared));
+        let length = shared.bytes().len();
+        self.queue(length, length, cx, |arena, segments| arena.push_shared(segments, shared));
+    }
+
+    /// Queues a range of a file, in the order of the sends.
+    pub(crate) fn send_file(&mut self, part: FilePart, cx: &mut Context) {
+        self.queue(part.length, 0, cx, |arena, segments| arena.push_file(segments, part));
+        if self.is_live() && self.outgoing == Half::Open {
+            self.fill_outbox(cx, |_, _| 0); // A file is written from the outbox; what has none is written directly.
+        }
     }
 
     /// Adds to the segments of this turn. Bytes that are sent after `close` or `finish` are dropped and counted.
@@ -28,19 +37,26 @@ impl Connection {
     /// A connection is closed as a slow reader when its queue is at its limit *before* a send, counting only bytes that
     /// a write has left behind, unless it reads and the connection whose input is answered [can be made to
     /// wait](Connection::hold_sender). What one callback sends is never cut: an answer longer than the limit reaches a
-    /// peer that reads.
+    /// peer that reads. `memory` of the bytes are in memory; those in files count for the water marks only.
     #[inline]
-    fn queue(&mut self, length: usize, cx: &mut Context, push: impl FnOnce(&mut Arena, &mut SegmentList)) {
+    fn queue(
+        &mut self,
+        length: usize,
+        memory: usize,
+        cx: &mut Context,
+        push: impl FnOnce(&mut Arena, &mut SegmentList),
+    ) {
         if !self.is_live() || self.outgoing != Half::Open {
             cx.stats.sent_too_late += length as u64;
             return;
         }
         let left_behind = self.queued();
-        let at_limit = left_behind > 0 && left_behind >= cx.limits_of(self.service).queue;
+        let in_files = || self.outbox.as_ref().map_or(0, |outbox| outbox.in_files());
+        let at_limit = left_behind > 0 && left_behind - in_files() >= cx.limits_of(self.service).queue;
         if at_limit && length > 0 && !self.can_hold_sender(cx) {
             return self.close_now(CloseReason::SlowReader, cx);
         }
-        if cx.would_exceed_memory(length) {
+        if cx.would_exceed_memory(memory) {
             return self.close_now(CloseReason::Memory, cx);
         }
         let high = cx.high_water(self.service);
@@ -121,13 +137,13 @@ impl Connection {
     }
 
     /// Puts bytes into the outbox, which is made if there is none, and charges the memory that `fill` returns. The
-    /// clock of the minimum rate starts with the outbox.
+    /// clock of the minimum rate starts with the first byte in it.
     pub(crate) fn fill_outbox(
         &mut self,
         cx: &mut Context,
         fill: impl FnOnce(&mut Outbox, &mut Arena) -> usize,
     ) {
-        let begins = self.outbox.is_none();
+        let begins = self.queued() == 0;
         let outbox = self.outbox.get_or_insert_default();
         cx.memory += fill(outbox, &mut cx.arena);
         if begins {
@@ -210,6 +226,16 @@ impl Connection {
         self.last_activity = cx.now;
         self.drop_outbox(cx);
         self.on_released(cx);
+    }
+
+    /// Notes why it ends at once. The first reason is the cause, and later ones follow from it; but a reason that drops
+    /// the queue counts even after `close`, because the peer has to get a reset in place of an orderly end.
+    pub(crate) fn note_reason(&mut self, why: CloseReason, cx: &Context) {
+        if why.drops_queue() && self.unsent(cx) > 0 {
+            self.close_reason = Some(why);
+        } else {
+            self.close_reason.get_or_insert(why);
+        }
     }
 
     /// Whether a write has failed: nothing more is written, and what was queued is dropped.

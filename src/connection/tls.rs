@@ -144,7 +144,7 @@ impl Connection {
 
     /// Moves the bytes that were sent before `start_filter` to the outbox, unencrypted. They are copied, because they
     /// are a line or two. The handshake can start after that.
-    fn settle_clear_prefix(&mut self, segments: &mut SegmentList, cx: &mut Context) {
+    pub(crate) fn settle_clear_prefix(&mut self, segments: &mut SegmentList, cx: &mut Context) {
         let clear = self.tls_mut().map_or(0, |tls| std::mem::take(&mut tls.clear_prefix));
         if clear > 0 {
             self.fill_outbox(cx, |outbox, arena| arena.spill_front(segments, clear, &mut outbox.wire));
@@ -168,7 +168,7 @@ impl Connection {
             if let Some(outbox) = outbox {
                 outbox.plain.gather(&mut batch);
             }
-            if batch.has_room() {
+            if batch.has_room() && outbox.as_ref().is_none_or(|outbox| !outbox.plain.has_file()) {
                 arena.gather(segments, &mut batch);
             }
             let start = out.len();

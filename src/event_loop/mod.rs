@@ -16,6 +16,7 @@ mod poll;
 mod posts;
 mod read;
 mod reap;
+mod send_file;
 mod setup;
 #[cfg(test)]
 mod tests;

@@ -106,7 +106,8 @@ impl<S: System> EventLoop<S> {
     ///
     /// Bytes that the kernel does not accept are copied to the outbox, because the arena is cleared after this phase.
     #[inline(never)]
-    fn write_queue(&mut self, id: ConnId, segments: SegmentList, mut budget: usize) {
+    fn write_queue(&mut self, id: ConnId, mut segments: SegmentList, mut budget: usize) {
+        self.queue_files(id, &mut segments);
         let (connection, _) = self.table.at(id.slot);
         let (mut plain, mut wire) = match connection.is_filtered() {
             true => (segments, SegmentList::EMPTY),
@@ -116,6 +117,9 @@ impl<S: System> EventLoop<S> {
         // that is shared by many connections stays shared.
         let mut sealable = budget;
         for _ in 0..CALLS_MAX {
+            if self.table.at(id.slot).0.filter == FilterStage::Open {
+                self.load_file(id, budget, |outbox| &mut outbox.plain);
+            }
             let (connection, cx) = self.table.at(id.slot);
             if connection.is_filtered() {
                 connection.encrypt(&mut plain, &mut wire, budget, &mut sealable, cx);
@@ -155,14 +159,18 @@ impl<S: System> EventLoop<S> {
 
     /// One system call, if there is anything to write and room for it; returns how many bytes the kernel has accepted.
     fn write_once(&mut self, id: ConnId, segments: &mut SegmentList, budget: usize) -> usize {
-        let (connection, cx) = self.table.at(id.slot);
-        let Some(stream) = &connection.stream else { return 0 };
+        let (connection, _) = self.table.at(id.slot);
         let (wire, in_pipe) =
             connection.outbox.as_ref().map_or((0, 0), |outbox| (outbox.wire.len(), outbox.in_pipe));
         let nothing = wire + in_pipe + segments.len() == 0 || budget == 0;
         if nothing || !connection.flags.contains(Flag::Writable) || !connection.has_stream() {
             return 0;
         }
+        if let Some(written) = self.write_file(id, budget) {
+            return written;
+        }
+        let (connection, cx) = self.table.at(id.slot);
+        let Some(stream) = connection.stream.as_ref().filter(|_| connection.has_stream()) else { return 0 };
         // What is in `wire` is older than what is in the kernel pipe, so that is spliced only when `wire` is empty.
         let from_pipe = if wire == 0 && in_pipe > 0 { self.kernel_pipes.to_sink(id) } else { None };
         let result = match (from_pipe, cx.arena.as_single(segments).filter(|_| wire + in_pipe == 0)) {
@@ -273,8 +281,8 @@ fn gather(
     if let Some(outbox) = outbox {
         outbox.wire.gather(&mut slices);
     }
-    // Bytes in a kernel pipe go between the outbox and this turn's segments, and cannot be part of a `writev`.
-    if slices.has_room() && outbox.is_none_or(|outbox| outbox.in_pipe == 0) {
+    // Bytes in a kernel pipe or a file go between the outbox and this turn's segments, and no `writev` can have them.
+    if slices.has_room() && outbox.is_none_or(|outbox| outbox.in_pipe == 0 && !outbox.wire.has_file()) {
         arena.gather(segments, &mut slices);
     }
     write(slices.slices())

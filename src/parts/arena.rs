@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::base::shared::{Account, Shared};
 use crate::parts::inbox::{Budget, DELIVERY_BUDGET, subslice_range};
-use crate::parts::outbox::{Queue, WriteBatch};
+use crate::parts::outbox::{FilePart, Queue, WriteBatch};
 
 /// The bytes of one turn.
 ///
@@ -37,6 +37,7 @@ pub(crate) struct Arena {
     /// Encrypted bytes of the connection that is being written.
     ciphertext: Vec<u8>,
     shared: Vec<Shared>,
+    files: Vec<FilePart>,
     /// The memory account of this reactor: shared chunks in its queues are charged to it.
     account: Account,
     segments: Vec<Segment>,
@@ -76,6 +77,8 @@ enum SegmentSource {
     Composed,
     Ciphertext,
     Shared(usize),
+    /// A file. A list with one is moved to its outbox before it is written, so no file is ever asked for its bytes.
+    File(usize),
 }
 
 /// What one connection has sent in this turn: a linked list through `Arena::segments`.
@@ -107,6 +110,7 @@ impl Arena {
             composed: Vec::new(),
             ciphertext: Vec::new(),
             shared: Vec::new(),
+            files: Vec::new(),
             account: Account::new(),
             segments: Vec::new(),
             budget: Rc::default(),
@@ -174,6 +178,25 @@ impl Arena {
             self.shared.push(shared.clone());
         }
         self.link(list, SegmentSource::Shared(self.shared.len() - 1), 0..length);
+    }
+
+    /// Appends a range of a file to a list.
+    pub(crate) fn push_file(&mut self, list: &mut SegmentList, part: FilePart) {
+        let length = part.length;
+        self.files.push(part);
+        self.link(list, SegmentSource::File(self.files.len() - 1), 0..length);
+    }
+
+    /// Whether there is a file in a list.
+    pub(crate) fn has_file(&self, list: &SegmentList) -> bool {
+        let mut at = if self.files.is_empty() { END } else { list.first };
+        while let Some(segment) = self.segments.get(at) {
+            if matches!(segment.source, SegmentSource::File(_)) {
+                return true;
+            }
+            at = segment.next;
+        }
+        false
     }
 
     /// Appends a segment to a list. If it follows the last one without a gap, that one is extended: an echo of thirty
@@ -246,6 +269,9 @@ impl Arena {
                 SegmentSource::Shared(index) if segment.range.len() == self.shared[index].bytes().len() => {
                     queue.push_shared(&self.shared[index], self.account)
                 }
+                SegmentSource::File(index) => {
+                    queue.push_file(self.files[index].slice(segment.range.start, segment.range.len()))
+                }
                 source => queue.push(&self.source(source)[segment.range.clone()]),
             };
             at = segment.next;
@@ -260,7 +286,10 @@ impl Arena {
             let segment = &self.segments[list.first];
             let length = left.min(segment.range.len());
             let start = segment.range.start;
-            charged += queue.push(&self.source(segment.source)[start..start + length]);
+            charged += match segment.source {
+                SegmentSource::File(index) => queue.push_file(self.files[index].slice(start, length)),
+                source => queue.push(&self.source(source)[start..start + length]),
+            };
             self.advance(list, length);
             left -= length;
         }
@@ -296,6 +325,7 @@ impl Arena {
             SegmentSource::Composed => &self.composed,
             SegmentSource::Ciphertext => &self.ciphertext,
             SegmentSource::Shared(index) => self.shared[index].bytes(),
+            SegmentSource::File(_) => unreachable!("a list with a file is moved to the outbox first"),
         }
     }
 
@@ -318,6 +348,7 @@ impl Arena {
         // Give memory back that one unusually large turn has needed.
         self.composed.shrink_to(COMPOSED_FULL);
         self.shared.clear();
+        self.files.clear();
         self.segments.clear();
         self.segments.shrink_to(SEGMENTS_FULL);
     }

@@ -3,7 +3,9 @@
 //! Read before: `event_loop/write.rs`, which fills it with the rest of a write.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::IoSlice;
+use std::rc::Rc;
 
 use crate::base::shared::{Account, Shared};
 use crate::parts::inbox::Progress;
@@ -40,12 +42,17 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// All bytes that are to be written.
     pub(crate) fn queued(&self) -> usize {
-        self.buffered() + self.in_pipe
+        self.wire.len() + self.plain.len() + self.in_pipe
     }
 
-    /// The bytes of these that are in this process's memory: all but those in a kernel pipe.
+    /// The bytes of these that are in this process's memory: all but those in a kernel pipe and in files.
     pub(crate) fn buffered(&self) -> usize {
-        self.wire.len() + self.plain.len()
+        self.queued() - self.in_pipe - self.in_files()
+    }
+
+    /// The bytes of these that are still in files.
+    pub(crate) fn in_files(&self) -> usize {
+        self.wire.in_files() + self.plain.in_files()
     }
 
     /// Drops `n` written bytes, of `wire` and then of the kernel pipe; returns the memory freed.
@@ -69,7 +76,7 @@ impl Outbox {
 /// ```text
 ///     front                                   back
 ///     ┌──────────────┬────────────┬──────────────────┐
-///     │ Own ▒▒▒▒░░░░ │ Shared ░░░ │ Own ░░░░░        │   ▒ taken   ░ queued
+///     │ Own ▒▒▒▒░░░░ │ Shared ░░░ │ Own ░░░░░        │   ▒ taken   ░ queued     `File` is a chunk, too
 ///     └──────────────┴────────────┴──────────────────┘
 ///          head ┘                   room for more bytes ┘
 /// ```
@@ -81,12 +88,32 @@ pub(crate) struct Queue {
     /// How many bytes of the front chunk are taken.
     head: usize,
     length: usize,
+    /// How many chunks are files.
+    files: usize,
 }
 
 #[derive(Debug)]
 enum Chunk {
     Own(Vec<u8>),
     Shared(Shared),
+    /// Behind a pointer, because it is rare and larger than the others.
+    File(Box<FilePart>),
+}
+
+/// A range of a file. It is read when it is written, so it takes no memory while it is queued; the descriptor stays
+/// open for as long.
+#[derive(Clone, Debug)]
+pub(crate) struct FilePart {
+    pub(crate) file: Rc<File>,
+    pub(crate) start: u64,
+    pub(crate) length: usize,
+}
+
+impl FilePart {
+    /// The part from `offset` on, of so many bytes.
+    pub(crate) fn slice(&self, offset: usize, length: usize) -> FilePart {
+        FilePart { file: self.file.clone(), start: self.start + offset as u64, length }
+    }
 }
 
 /// Bytes in one `Own` chunk at most. A long queue is many chunks, so it gives memory back while it drains.
@@ -133,11 +160,61 @@ impl Queue {
         CHUNK_COST + charged
     }
 
-    /// Adds the chunks to a batch, from the front, until the batch is full.
+    /// Appends a file; returns the memory taken. Its bytes are in no memory of this process, so they are not charged.
+    pub(crate) fn push_file(&mut self, part: FilePart) -> usize {
+        self.length += part.length;
+        self.files += 1;
+        self.chunks.push_back(Chunk::File(Box::new(part)));
+        CHUNK_COST
+    }
+
+    /// How many of the queued bytes are in files.
+    pub(crate) fn in_files(&self) -> usize {
+        if self.files == 0 {
+            return 0;
+        }
+        let files = self.chunks.iter().filter(|chunk| matches!(chunk, Chunk::File(_)));
+        let front = self.front_file().map_or(0, |_| self.head);
+        files.map(Chunk::len).sum::<usize>() - front
+    }
+
+    /// Whether a file is queued: what is behind it waits until it is written.
+    pub(crate) fn has_file(&self) -> bool {
+        self.files > 0
+    }
+
+    /// What is left of the file at the front, if it is one.
+    pub(crate) fn front_file(&self) -> Option<FilePart> {
+        match self.chunks.front()? {
+            Chunk::File(part) => Some(part.slice(self.head, part.length - self.head)),
+            Chunk::Own(_) | Chunk::Shared(_) => None,
+        }
+    }
+
+    /// Replaces the first bytes of the file at the front by the same bytes, which were read; returns the memory taken.
+    pub(crate) fn replace_front(&mut self, bytes: Vec<u8>) -> usize {
+        let Some(rest) = self.front_file().map(|left| left.slice(bytes.len(), left.length - bytes.len()))
+        else {
+            return 0;
+        };
+        self.chunks.pop_front();
+        self.head = 0;
+        let mut charged = bytes.capacity();
+        if rest.length > 0 {
+            self.chunks.push_front(Chunk::File(Box::new(rest)));
+            charged += CHUNK_COST;
+        } else {
+            self.files -= 1;
+        }
+        self.chunks.push_front(Chunk::Own(bytes));
+        charged
+    }
+
+    /// Adds the chunks to a batch, from the front, until the batch is full or a file comes.
     pub(crate) fn gather<'a>(&'a self, slices: &mut WriteBatch<'a>) {
         let mut skip = self.head;
-        for chunk in &self.chunks {
-            if !slices.push(&chunk.bytes()[skip..]) {
+        for bytes in self.chunks.iter().map_while(Chunk::bytes) {
+            if !slices.push(&bytes[skip..]) {
                 return;
             }
             skip = 0;
@@ -151,11 +228,12 @@ impl Queue {
         self.head += n;
         let mut freed = 0;
         while let Some(front) = self.chunks.front() {
-            let length = front.bytes().len();
+            let length = front.len();
             if self.head < length {
                 break;
             }
             self.head -= length;
+            self.files -= usize::from(matches!(front, Chunk::File(_)));
             freed += front.free();
             self.chunks.pop_front();
         }
@@ -178,10 +256,20 @@ impl Drop for Queue {
 }
 
 impl Chunk {
-    fn bytes(&self) -> &[u8] {
+    /// The bytes, if they are in memory.
+    fn bytes(&self) -> Option<&[u8]> {
         match self {
-            Chunk::Own(bytes) => bytes,
-            Chunk::Shared(shared) => shared.bytes(),
+            Chunk::Own(bytes) => Some(bytes),
+            Chunk::Shared(shared) => Some(shared.bytes()),
+            Chunk::File(_) => None,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Chunk::Own(bytes) => bytes.len(),
+            Chunk::Shared(shared) => shared.bytes().len(),
+            Chunk::File(part) => part.length,
         }
     }
 
@@ -190,6 +278,7 @@ impl Chunk {
             + match self {
                 Chunk::Own(bytes) => bytes.capacity(),
                 Chunk::Shared(shared) => shared.release(),
+                Chunk::File(_) => 0,
             }
     }
 }
@@ -259,12 +348,32 @@ impl<'a> WriteBatch<'a> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+
+    /// A file of all byte values, over and over; it has no name any more.
+    fn pattern() -> (Rc<File>, Vec<u8>) {
+        let path = std::env::temp_dir().join(format!("tidemill-outbox-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..=255u8).cycle().take(300_000).collect();
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        file.write_all(&bytes).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        (Rc::new(file), bytes)
+    }
 
     fn contents(queue: &Queue) -> Vec<u8> {
         let mut all = Vec::new();
         let mut skip = queue.head;
         for chunk in &queue.chunks {
-            all.extend_from_slice(&chunk.bytes()[skip..]);
+            match chunk {
+                Chunk::File(part) => {
+                    let mut bytes = vec![0; part.length - skip];
+                    part.file.read_exact_at(&mut bytes, part.start + skip as u64).unwrap();
+                    all.append(&mut bytes);
+                }
+                chunk => all.extend_from_slice(&chunk.bytes().unwrap()[skip..]),
+            }
             skip = 0;
         }
         all
@@ -313,6 +422,9 @@ mod tests {
     enum Step {
         Push(usize),
         Share(usize),
+        /// A file of so many bytes, of which that many are read at once when it is at the front.
+        File(usize),
+        Load(usize),
         Write(usize),
         Clear,
     }
@@ -321,7 +433,9 @@ mod tests {
         let sizes = prop_oneof![0..100usize, 60_000..70_000usize, Just(CHUNK_MAX), 150_000..200_000usize];
         let step = prop_oneof![
             4 => sizes.clone().prop_map(Step::Push),
-            2 => sizes.prop_map(Step::Share),
+            2 => sizes.clone().prop_map(Step::Share),
+            2 => sizes.prop_map(Step::File),
+            2 => (1..100_000usize).prop_map(Step::Load),
             4 => (0..150_000usize).prop_map(Step::Write),
             1 => Just(Step::Clear),
         ];
@@ -335,6 +449,7 @@ mod tests {
             let (mut queue, mut model, mut stamp) = (Queue::default(), Vec::<u8>::new(), 0u8);
             let (mut charged, mut freed) = (0, 0);
             let account = Account::new();
+            let (file, pattern) = pattern();
             for step in steps {
                 stamp = stamp.wrapping_add(1);
                 match step {
@@ -345,6 +460,19 @@ mod tests {
                     Step::Share(n) => {
                         charged += queue.push_shared(&Shared::from(vec![stamp; n]), account);
                         model.extend(vec![stamp; n]);
+                    }
+                    Step::File(n) => {
+                        if n > 0 {
+                            charged += queue.push_file(FilePart { file: file.clone(), start: n as u64 / 2, length: n });
+                        }
+                        model.extend_from_slice(&pattern[n / 2..][..n]);
+                    }
+                    Step::Load(n) => {
+                        if let Some(left) = queue.front_file() {
+                            let mut bytes = vec![0; n.min(left.length)];
+                            left.file.read_exact_at(&mut bytes, left.start).unwrap();
+                            charged += queue.replace_front(bytes);
+                        }
                     }
                     Step::Write(n) => {
                         let mut slices = WriteBatch::new(n);
@@ -362,7 +490,9 @@ mod tests {
                 }
                 prop_assert_eq!(queue.len(), model.len());
                 prop_assert_eq!(contents(&queue), model.clone());
-                prop_assert!(charged - freed >= model.len(), "memory in use is charged");
+                let in_memory = model.len() - queue.in_files();
+                prop_assert!(charged - freed >= in_memory, "memory in use is charged");
+                prop_assert!(queue.has_file() == (queue.in_files() > 0));
             }
             freed += queue.clear();
             prop_assert_eq!(freed, charged, "everything charged comes back");

@@ -320,6 +320,11 @@ impl System for Kernel {
         stream.kernel().write(from)
     }
 
+    #[cfg(target_os = "linux")]
+    fn send_file(&mut self, file: &File, start: u64, to: &Stream, max: usize) -> io::Result<usize> {
+        super::splice::send_file(file, start, to.kernel(), max)
+    }
+
     fn new_pipe(&mut self) -> io::Result<KernelPipe> {
         KernelPipe::new()
     }

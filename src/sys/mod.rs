@@ -17,6 +17,7 @@ mod stream;
 #[cfg(not(target_family = "wasm"))]
 mod timerfd;
 
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 #[cfg(not(target_family = "wasm"))]
@@ -152,6 +153,27 @@ impl Epoch {
     }
 }
 
+/// Reads a file at an offset, until the buffer is full or the file ends; returns how much was read.
+#[cfg(unix)]
+pub(crate) fn read_file(file: &File, start: u64, into: &mut [u8]) -> io::Result<usize> {
+    let mut read = 0;
+    while read < into.len() {
+        match std::os::unix::fs::FileExt::read_at(file, &mut into[read..], start + read as u64) {
+            Ok(0) => break,
+            Ok(n) => read += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(read)
+}
+
+/// A page in a browser has no files.
+#[cfg(not(unix))]
+pub(crate) fn read_file(_: &File, _: u64, _: &mut [u8]) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// All system calls that the loop makes. Only [`poll`](System::poll) blocks.
 pub(crate) trait System {
     /// A pipe in the kernel, through which bytes go from one stream to another without being copied (splice(2)).
@@ -198,6 +220,12 @@ pub(crate) trait System {
     fn read(&mut self, stream: &Stream, into: &mut [u8]) -> io::Result<usize>;
 
     fn write(&mut self, stream: &Stream, from: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Writes at most `max` bytes of a file, from `start` on; 0 at its end. The error `Unsupported` means that they
+    /// must be read and written.
+    fn send_file(&mut self, _file: &File, _start: u64, _to: &Stream, _max: usize) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Makes a kernel pipe. The error `Unsupported` means that the system has no splice(2).
     fn new_pipe(&mut self) -> io::Result<Self::KernelPipe>;

@@ -1,9 +1,10 @@
-//! Kernel pipes: bytes go from one socket to another without being copied (splice(2), Linux only).
+//! Bytes that go from one socket to another, or from a file to a socket, without being copied: kernel pipes with
+//! splice(2), and sendfile(2). Linux only.
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) use elsewhere::KernelPipe;
 #[cfg(target_os = "linux")]
-pub(crate) use linux::KernelPipe;
+pub(crate) use linux::{KernelPipe, send_file};
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -34,6 +35,12 @@ mod linux {
             }
             error => error.into(),
         }
+    }
+
+    /// Writes at most `max` bytes of a file, from `start` on; 0 at its end.
+    pub(crate) fn send_file(file: impl AsFd, start: u64, to: impl AsFd, max: usize) -> io::Result<usize> {
+        let mut offset = start;
+        rustix::fs::sendfile(to, file, Some(&mut offset), max).map_err(into_io_error)
     }
 
     impl KernelPipe {

@@ -2,11 +2,21 @@
 //!
 //! Read before: `connection/socket.rs`. Next: `connection/output.rs`, which queues.
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::rc::Rc;
 
+use crate::base::reason::{CloseReason, OsError};
 use crate::base::shared::Shared;
 use crate::connection::socket::Socket;
-use crate::connection::state::Flag;
+use crate::connection::state::{Flag, Half};
+use crate::parts::outbox::FilePart;
+use crate::sys::read_file;
+
+/// Files of up to this many bytes are read when they are sent: that takes one system call less than to write them by
+/// sendfile, needs no descriptor meanwhile, and the headers before them go in the same packet.
+const READ_AT_ONCE: usize = 64 * 1024;
 
 /// Output.
 impl Socket<'_> {
@@ -35,6 +45,54 @@ impl Socket<'_> {
     pub fn send_unread(&mut self) {
         let (connection, cx) = self.parts();
         connection.send_unread(cx);
+    }
+
+    /// Queues a range of a file, in the order of the sends: what was sent before comes before it. The file is closed
+    /// when the range is written.
+    ///
+    /// On Linux the kernel moves the bytes (sendfile), one [`Limits::write_budget`](crate::Limits::write_budget) in a
+    /// turn; with TLS and elsewhere they are read piece by piece. They take no memory while they wait, so they
+    /// count neither for [`Limits::memory`](crate::Limits::memory) nor for [`queue`](crate::SocketLimits::queue). They
+    /// do count for [`is_full`](Socket::is_full), so that the next request waits. A file of up to 64 KiB is read at
+    /// once, and is sent with what is before it in one packet.
+    ///
+    /// If the file ends before the range does, or cannot be read, the connection is reset, with
+    /// [`CloseReason::File`](crate::CloseReason::File): half an answer must not look whole. Reading a file blocks the
+    /// loop where the disk is slow.
+    ///
+    /// ```
+    /// use std::{fs::File, io::Write};
+    /// use tidemill::Socket;
+    ///
+    /// fn answer(socket: &mut Socket<'_>, page: File) -> std::io::Result<()> {
+    ///     let length = page.metadata()?.len();
+    ///     write!(socket, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n")?;
+    ///     socket.send_file(page, 0..length);
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn send_file(&mut self, file: File, range: Range<u64>) {
+        let (connection, cx) = self.parts();
+        let length = range.end.saturating_sub(range.start);
+        let Ok(length) = usize::try_from(length) else {
+            return connection.close_now(CloseReason::File(OsError::of(0)), cx); // On a 32-bit target.
+        };
+        if length > READ_AT_ONCE {
+            let part = FilePart { file: Rc::new(file), start: range.start, length };
+            return connection.send_file(part, cx);
+        }
+        if length == 0 || !connection.is_live() || connection.outgoing != Half::Open {
+            cx.stats.sent_too_late += length as u64;
+            return;
+        }
+        let mut bytes = std::mem::take(&mut cx.joined);
+        bytes.resize(length, 0);
+        match read_file(&file, range.start, &mut bytes) {
+            Ok(n) if n == length => connection.send(&bytes, cx),
+            Ok(_) => connection.close_now(CloseReason::File(OsError::of(0)), cx),
+            Err(error) => connection.close_now(CloseReason::File(OsError::from(error)), cx),
+        }
+        cx.joined = bytes;
     }
 
     /// The number of bytes that were sent and that the kernel has not accepted yet.

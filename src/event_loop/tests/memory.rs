@@ -162,3 +162,25 @@ fn a_burst_of_short_lines_to_a_room_is_spread_over_turns_and_arrives_whole() {
     assert_eq!(received.len(), 2 * LINES + "hello\n".len());
     assert!(test.events().iter().any(|event| matches!(event, Event::End(_, rest) if rest.is_empty())));
 }
+
+#[test]
+fn a_closing_connection_that_is_evicted_gets_a_reset() {
+    let limits = Limits { memory: 300_000, ..Limits::default() };
+    let mut test = Setup { limits, ..Setup::default() }.build(|socket, input| {
+        input.take_all();
+        socket.send([b'x'; 200_000]);
+        socket.close();
+    });
+    let (peers, ids): (Vec<_>, Vec<_>) = (0..2).map(|_| test.accept()).unzip();
+    for &peer in &peers {
+        test.script.window(peer, 1_000);
+        test.script.feed(peer, b"1");
+        test.turn_until_quiet();
+    }
+    let evicted = ids.iter().position(|&id| test.close_reason(id) == Some(CloseReason::Memory)).expect("one");
+    assert_eq!(
+        test.script.released(peers[evicted]),
+        Some(Released::Reset),
+        "half an answer must not look whole"
+    );
+}

@@ -19,6 +19,7 @@ mod pipe;
 mod random_scripts;
 mod rate;
 mod readiness;
+mod send_file;
 mod shutdown;
 mod splice;
 mod test_filter;

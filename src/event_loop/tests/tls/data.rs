@@ -234,3 +234,34 @@ fn a_close_notify_waits_for_input_that_the_delivery_budget_left() {
     let (plain, _) = parse_records(&test.script.received(peer));
     assert_eq!((plain.len(), test.close_reason(id)), (100 * 64 * 1024, Some(CloseReason::Finished)));
 }
+
+#[test]
+fn a_file_is_encrypted_between_the_bytes_before_and_behind_it() {
+    use std::io::Write;
+    let limits = SocketLimits { queue: 1 << 22, ..no_idle() };
+    let bytes: Vec<u8> = (0..300_000).map(|at| (at % 251) as u8).collect();
+    let whole = [b"head", &bytes[1..], b"tail"].concat();
+    let mut test = tls_setup(limits).build(move |socket, input| {
+        input.take_all();
+        let path = std::env::temp_dir().join(format!("tidemill-filtered-{}", std::process::id()));
+        let mut file = std::fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.write_all(&bytes).unwrap();
+        socket.send("head");
+        socket.send_file(file, 1..300_000);
+        socket.send("tail");
+        socket.close();
+    });
+    let (peer, id) = handshaken(&mut test);
+    test.script.window(peer, 0);
+    test.script.feed(peer, &record(b"go"));
+    test.turn_until_quiet();
+    assert!(test.queued(id) >= 300_000 && test.event_loop.table.cx.memory < 200_000, "it is read as it goes");
+    let mut received = Vec::new();
+    while !test.script.received_end(peer) {
+        test.script.window(peer, 7_777);
+        test.turn_until_quiet();
+        received.extend(test.script.received(peer));
+    }
+    assert!(parse_records(&received).0 == whole);
+}
