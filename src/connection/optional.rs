@@ -95,6 +95,8 @@ pub(crate) struct Overrides {
     pub(crate) read_idle: Option<IdleTimer>,
     pub(crate) write_idle: Option<IdleTimer>,
     pub(crate) alarms: Alarms,
+    /// In place of `SocketLimits::queue`.
+    pub(crate) queue: Option<usize>,
     /// Its own rate.
     pub(crate) bucket: Option<TokenBucket>,
     /// When it is read again, while it is throttled.

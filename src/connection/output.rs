@@ -52,7 +52,7 @@ impl Connection {
         }
         let left_behind = self.queued();
         let in_files = || self.outbox.as_ref().map_or(0, |outbox| outbox.in_files());
-        let at_limit = left_behind > 0 && left_behind - in_files() >= cx.limits_of(self.service).queue;
+        let at_limit = left_behind > 0 && left_behind - in_files() >= self.queue_limit(cx);
         if at_limit && length > 0 && !self.can_hold_sender(cx) {
             return self.close_now(CloseReason::SlowReader, cx);
         }
@@ -71,6 +71,12 @@ impl Connection {
             self.hold(Flag::Full, cx);
             self.hold_sender(entry, left_behind > 0, cx);
         }
+    }
+
+    /// The bytes above which it is closed as a slow reader, if it takes nothing.
+    fn queue_limit(&self, cx: &Context) -> usize {
+        let own = self.overrides().and_then(|overrides| overrides.queue);
+        own.unwrap_or(cx.limits_of(self.service).queue)
     }
 
     /// Bytes that were sent and that the kernel has not taken.

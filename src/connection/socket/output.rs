@@ -109,6 +109,14 @@ impl Socket<'_> {
         self.connection().flags.contains(Flag::Full)
     }
 
+    /// Sets how many bytes may be queued for this connection, in place of
+    /// [`SocketLimits::queue`](crate::SocketLimits::queue): more for a client that fetches a large answer, less for one
+    /// among ten thousand subscribers. `None`: that of its service.
+    pub fn set_queue(&mut self, bytes: Option<usize>) {
+        let (connection, _) = self.parts();
+        connection.optional().overrides().queue = bytes;
+    }
+
     /// Sends a FIN after everything that is queued (a half-close). The peer can go on sending, and its bytes are
     /// delivered.
     pub fn finish(&mut self) {

@@ -298,3 +298,30 @@ fn a_connection_closed_by_another_gets_no_more_data_and_cannot_be_found() {
     test.turn_until_quiet();
     assert_eq!(test.close_reason(id), Some(CloseReason::Local));
 }
+
+#[test]
+fn a_connection_may_have_a_cap_of_its_own() {
+    let limits = SocketLimits { queue: 100_000, read_when_full: true, ..no_idle() };
+    let mut test = socket_limits(limits).build(|socket, input| {
+        match input.take_all() {
+            b"more" => socket.set_queue(Some(300_000)),
+            b"less" => socket.set_queue(Some(50_000)),
+            b"same" => socket.set_queue(None),
+            _ => {}
+        }
+        socket.send([b'x'; 60_000]);
+    });
+    // How many times it sends until its queue is at the cap: the send behind that closes it.
+    for (cap, sends) in [("more", 5), ("less", 1), ("same", 2)] {
+        let (peer, id) = test.accept();
+        test.script.window(peer, 0);
+        for n in 0..sends {
+            test.script.feed(peer, if n == 0 { cap.as_bytes() } else { b"x" });
+            test.turn_until_quiet();
+        }
+        assert_eq!((test.close_reason(id), test.queued(id)), (None, 60_000 * sends), "{cap}");
+        test.script.feed(peer, b"x");
+        test.turn_until_quiet();
+        assert_eq!(test.close_reason(id), Some(CloseReason::SlowReader), "{cap}");
+    }
+}
