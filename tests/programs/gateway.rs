@@ -157,13 +157,14 @@ impl Service for Gateway {
         self.links.rotate_left(1);
     }
 
-    /// The oldest request has waited too long. Answers come in order, so the link is of no use any more.
-    fn alarm(&mut self, session: &mut Session, link: &mut Socket<'_>) {
+    /// The oldest request has waited too long. Answers come in order, so the link is of no use any more: another one
+    /// takes its place.
+    fn alarm(&mut self, session: &mut Session, link: &mut Socket<'_>, _: u64) {
         let Session::Link(waiting) = session else { return };
         waiting
             .drain(..)
             .for_each(|waiter| answer(&mut link.all(), &waiter, "504 Gateway Timeout", b"late\n"));
-        link.close_as(CloseReason::Unfinished);
+        link.redial();
     }
 
     fn closed(&mut self, session: Session, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {

@@ -10,7 +10,7 @@ use tidemill::{
 
 struct Socks;
 
-enum Leg {
+enum Stage {
     Greeting,
     Request,
     Upstream(ConnId),
@@ -47,35 +47,35 @@ fn reply(socket: &mut Socket<'_>, code: u8, bound: Option<SocketAddr>) {
 }
 
 impl Service for Socks {
-    type Session = Leg;
+    type Session = Stage;
 
-    fn open(&mut self, socket: &mut Socket<'_>) -> Leg {
+    fn open(&mut self, socket: &mut Socket<'_>) -> Stage {
         match socket.origin() {
-            Origin::Dialed { by: Some(client) } => Leg::Upstream(client),
-            _ => Leg::Greeting,
+            Origin::Dialed { by: Some(client), .. } => Stage::Upstream(client),
+            _ => Stage::Greeting,
         }
     }
 
-    fn connected(&mut self, leg: &mut Leg, socket: &mut Socket<'_>) {
+    fn connected(&mut self, stage: &mut Stage, socket: &mut Socket<'_>) {
         let (upstream, bound) = (socket.id(), socket.local_addr().and_then(|address| address.inet()));
-        let Leg::Upstream(client) = *leg else { return };
+        let Stage::Upstream(client) = *stage else { return };
         let Some(mut client) = socket.other(client) else { return socket.close() };
         reply(&mut client, 0, bound);
         client.resume();
         client.pipe(upstream);
     }
 
-    fn data(&mut self, leg: &mut Leg, socket: &mut Socket<'_>, input: &mut Input<'_>) {
-        if let (Leg::Greeting, &[version, methods, ..]) = (&*leg, input.bytes()) {
+    fn data(&mut self, stage: &mut Stage, socket: &mut Socket<'_>, input: &mut Input<'_>) {
+        if let (Stage::Greeting, &[version, methods, ..]) = (&*stage, input.bytes()) {
             let Some(greeting) = input.try_take(2 + usize::from(methods)) else { return };
             if version != 5 || !greeting[2..].contains(&0) {
                 socket.send([5, 0xff]);
                 return socket.close_as(CloseReason::Malformed);
             }
             socket.send([5, 0]);
-            *leg = Leg::Request;
+            *stage = Stage::Request;
         }
-        if let Leg::Request = leg {
+        if let Stage::Request = stage {
             let dialed = match request(input.bytes()) {
                 Ok(None) => return,
                 Ok(Some((to, length))) => {
@@ -93,7 +93,7 @@ impl Service for Socks {
         }
     }
 
-    fn closed(&mut self, leg: Leg, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
+    fn closed(&mut self, stage: Stage, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
         let code = match gone.reason {
             CloseReason::Unresolved => 4,
             CloseReason::ConnectTimeout => 6,
@@ -105,7 +105,7 @@ impl Service for Socks {
             },
             _ => return, // It was connected, and the pipe closes the client.
         };
-        let Leg::Upstream(client) = leg else { return };
+        let Stage::Upstream(client) = stage else { return };
         let Some(mut client) = sockets.get(client) else { return };
         reply(&mut client, code, None);
         client.close();
