@@ -71,8 +71,7 @@ pub enum CloseReason {
     PipePeerClosed,
     /// The reactor was shut down, and the connection was still open after the grace time.
     Shutdown,
-    /// A file that was to be [sent](crate::Socket::send_file) could not be read, with the system's error; or it was
-    /// shorter than its range, with the number 0. The peer got a reset.
+    /// A file to be [sent](crate::Socket::send_file) could not be read, or was shorter than its range (number 0).
     File(OsError),
     /// The system reported an error.
     Error(OsError),
@@ -169,11 +168,9 @@ impl CloseReason {
         }
     }
 
-    /// Whether the connection ends with a reset, because what was queued for the peer is dropped: after an orderly end
-    /// the peer would take what it has got for the whole.
+    /// Whether it ends with a reset: what was queued is dropped, and after an orderly end the answer would look whole.
     pub(crate) fn drops_queue(self) -> bool {
-        use CloseReason::{Aborted, File, Memory, SlowReader};
-        matches!(self, Aborted | SlowReader | Memory | File(_))
+        matches!(self, Self::Aborted | Self::SlowReader | Self::Memory | Self::File(_))
     }
 
     /// The reason that follows from a failed read or write.
@@ -280,10 +277,8 @@ pub struct ClosedInfo {
 impl ClosedInfo {
     /// The message of [`dial_error`](ClosedInfo::dial_error), else of [`filter_error`](ClosedInfo::filter_error).
     pub fn error_text(&self) -> Option<String> {
-        self.dial_error
-            .as_ref()
-            .map(ToString::to_string)
-            .or_else(|| self.filter_error.as_ref().map(ToString::to_string))
+        let dial_error = self.dial_error.as_ref().map(ToString::to_string);
+        dial_error.or_else(|| self.filter_error.as_ref().map(ToString::to_string))
     }
 }
 
