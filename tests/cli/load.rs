@@ -132,7 +132,7 @@ fn the_ceiling_is_printed_first_and_a_plot_is_drawn() {
     assert!(output.contains("p99.99 ") && output.contains("mean ") && output.contains("█"), "{output}");
     assert!(lines.iter().all(|line| line.chars().count() <= 80), "it fits a usual terminal: {output}");
     let svg = std::fs::read_to_string(&picture).expect("a picture");
-    assert!(svg.contains("<polyline") && svg.contains("50 connections"));
+    assert!(svg.contains("<polyline") && svg.contains("50 connections") && svg.contains("closed loop"));
     std::fs::remove_file(&picture).expect("it is ours");
     // A rate that is kept is no limit of the generator's.
     let outcome = run(&["load", &to, "--duration", "200ms", "--rate", "500", "--no-ceiling"], b"");

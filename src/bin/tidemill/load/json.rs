@@ -27,6 +27,11 @@ const QUANTILES: &[(&str, f64)] = &[
 /// Steps of the list of all percentiles: so many each time the distance to 100 % halves.
 const STEPS: u32 = 5;
 
+/// The date and time in UTC.
+pub fn now() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
 impl Report<'_> {
     pub fn json(&self, before: Option<&Before>) -> Value {
         let Report { plan, results, ceiling } = self;
@@ -40,7 +45,7 @@ impl Report<'_> {
             .collect();
         let mut all = json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "date": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            "date": now(),
             "command": std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>(),
             "server": plan.to.to_string(),
             "shape": plan.shape_name(),

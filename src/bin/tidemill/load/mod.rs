@@ -78,7 +78,12 @@ pub fn load(options: &LoadArgs) -> Result<(), CommandError> {
     }
     if let Some(plot) = plot {
         let (shape, connections, size) = (plan.shape_name(), plan.connections, plan.size);
-        let title = format!("{} · {shape} · {connections} connections · {size} bytes", plan.to);
+        let rate = plan.rate.map_or("closed loop".to_string(), |rate| format!("{rate}/s"));
+        let title = format!(
+            "{} · {shape} · {connections} connections · {size} bytes · {rate} · {}",
+            plan.to,
+            json::now()
+        );
         plot.draw(&title, &results.latency).map_err(CommandError::Run)?;
     }
     match (results.cut_short, report.failure()) {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use hdrhistogram::Histogram;
 use plotters::prelude::*;
 
+use super::report::micros;
+
 /// A file that is ready to be written.
 pub struct Plot {
     path: PathBuf,
@@ -52,7 +54,7 @@ fn draw(svg: &mut String, title: &str, latency: &Histogram<u64>) -> Result<(), S
     let root = SVGBackend::with_string(svg, (900, 480)).into_drawing_area();
     root.fill(&WHITE).map_err(text)?;
     let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 18))
+        .caption(title, ("sans-serif", 15))
         .margin(16)
         .x_label_area_size(44)
         .y_label_area_size(70)
@@ -61,7 +63,8 @@ fn draw(svg: &mut String, title: &str, latency: &Histogram<u64>) -> Result<(), S
     chart
         .configure_mesh()
         .x_desc("percentile")
-        .y_desc("latency, µs")
+        .y_desc("latency")
+        .y_label_formatter(&|us| micros((us * 1e3) as u64))
         .x_labels(rarest as usize + 2)
         .x_label_formatter(&|rarity| percentile(*rarity))
         .draw()
@@ -95,6 +98,7 @@ mod tests {
         Plot::create(&path).and_then(|plot| plot.draw("sixty-four bytes", &latency)).expect("a picture");
         let svg = std::fs::read_to_string(&path).expect("a file");
         assert!(svg.contains("sixty-four bytes") && svg.contains("<polyline") && svg.contains("99.9"));
+        assert!(svg.contains("1.0ms"), "the axis has units: {svg}");
         std::fs::remove_file(&path).expect("it is ours");
         assert!(Plot::create(Path::new("x.png")).is_err_and(|error| error.contains("ends in .svg")));
     }
