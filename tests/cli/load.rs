@@ -107,9 +107,10 @@ fn a_server_stopped_in_the_middle_or_at_the_end_shows_the_stall_in_p99_and_max()
         assert!((990.0..=1_001.0).contains(&number(&json["latency_us"], "samples")), "{json}");
         assert_eq!(unanswered > 0.0, at_the_end, "{json}");
         assert!(answered > 20.0, "{json}");
-        for figure in ["p99", "max"] {
+        // The ages of 200 messages are spread over the 400 ms of the stall, so the p99 of 1,000 is 380 ms.
+        for (figure, least) in [("p99", 350_000.0), ("max", 390_000.0)] {
             let us = number(&json["latency_us"], figure);
-            assert!(us > 380_000.0, "at the end: {at_the_end}; {figure} is {us} µs: {json}");
+            assert!(us > least, "at the end: {at_the_end}; {figure} is {us} µs: {json}");
         }
     }
 }
