@@ -51,25 +51,27 @@ fn a_rate_may_be_a_fraction_and_holds_for_every_shape() {
     let _quiet = exclusive();
     let echo = Server::start("echo --raw");
     let to = echo.address;
+    // What is due near the end may be answered after it on a busy machine: it is not in the count, but in the samples.
+    let samples = |json: &Value| json["latency_us"]["samples"].as_u64();
     let json = load(&format!("{to} --rate 2.5 --duration 1s --warm-up 0"));
-    assert_eq!(json["count"], 3, "at 0, 400 and 800 ms: {json}");
+    assert_eq!(samples(&json), Some(3), "at 0, 400 and 800 ms: {json}");
     let json = load(&format!("{to} --rate 50 --duration 1s --warm-up 0 --shape churn --connections 4"));
-    assert_eq!((json["count"].as_u64(), json["unit"].as_str()), (Some(50), Some("connections")), "{json}");
+    assert_eq!((samples(&json), json["unit"].as_str()), (Some(50), Some("connections")), "{json}");
     let json = load(&format!("{to} --rate 50 --duration 1s --shape idle --connections 20"));
     assert_eq!(json["connections_at_end"], 20, "{json}");
-    // The twentieth is due after 380 ms.
-    let first = json["series"][1]["count"].as_u64().expect("a count");
-    assert!((1..20).contains(&first), "they do not come at once: {json}");
+    // The twentieth is due after 380 ms, and an interval of the series is 100 ms.
+    let series = json["series"].as_array().expect("samples");
+    assert!(
+        series.iter().all(|sample| sample["count"].as_u64() < Some(20)),
+        "they do not come at once: {json}"
+    );
     let chat = Server::start("chat --rate 0");
     let json = load(&format!(
         "{} --rate 20 --duration 1s --warm-up 0 --shape fan-out --connections 3",
         chat.address
     ));
-    assert_eq!(
-        (json["count"].as_u64(), json["latency_us"]["samples"].as_u64()),
-        (Some(60), Some(20)),
-        "{json}"
-    );
+    assert_eq!(samples(&json), Some(20), "{json}");
+    assert!((50..=60).contains(&json["count"].as_u64().expect("a count")), "each to three receivers: {json}");
 }
 
 #[test]
