@@ -17,7 +17,7 @@ use crate::config::rules::Rules;
 use crate::connection::table::Table;
 use crate::handle::Handle;
 use crate::parts::lookups::Lookups;
-use crate::service::{AnyService, Event, Service, ServiceState};
+use crate::service::{Event, Service, ServiceState};
 use crate::sys::System;
 
 impl<S: System> EventLoop<S> {
@@ -65,19 +65,9 @@ impl<S: System> EventLoop<S> {
     }
 
     pub(crate) fn add<V: Service>(&mut self, service: V, limits: Option<SocketLimits>) -> ServiceId {
-        self.add_erased(Box::new(ServiceState::new(service)), TypeId::of::<V>(), limits)
-    }
-
-    /// Adds a service whose type was erased; `of` is that type.
-    pub(crate) fn add_erased(
-        &mut self,
-        service: Box<dyn AnyService>,
-        of: TypeId,
-        limits: Option<SocketLimits>,
-    ) -> ServiceId {
         assert!(self.services.len() + 1 < usize::from(u16::MAX), "a reactor has at most 65,534 services");
-        self.services.push(service);
-        self.table.service_types.push(of);
+        self.services.push(Box::new(ServiceState::new(service)));
+        self.table.service_types.push(TypeId::of::<V>());
         let limits = limits.unwrap_or_else(|| self.table.cx.limits.socket.clone());
         let reactor = self.table.reactor;
         assert!(limits.group.is_none_or(|group| group.reactor == reactor), "the group is of another reactor");

@@ -3,11 +3,14 @@
 use super::{Bench, Peer};
 use crate::base::address::Address;
 use crate::base::filter::{Filter, FilterConfig, FilterInfo, Opened};
+use crate::connection::tls::RECORD_MAX;
 
 /// The peer's side of a filter.
 pub(super) struct PeerFilter {
     filter: Box<dyn Filter>,
     last: Opened,
+    /// Whether the other end has announced the end of its stream.
+    other_ended: bool,
     /// What the test has said before the handshake was complete.
     to_seal: Vec<u8>,
     /// Whether FIN is to be sent, and whether its announcement was made.
@@ -28,8 +31,9 @@ impl PeerFilter {
         self.ends = true;
     }
 
-    pub(super) fn peer_ended(&self) -> bool {
-        self.last.peer_ended
+    /// Whether a FIN of the other end is a complete end of its stream.
+    pub(super) fn accepts_end(&self) -> bool {
+        self.other_ended || self.filter.ends_with_fin()
     }
 
     fn is_ready(&self) -> bool {
@@ -46,20 +50,38 @@ impl PeerFilter {
         self.ends && (self.is_ready() || self.last.error.is_some())
     }
 
-    /// Opens what has arrived, and seals what is to be sent.
-    fn step(&mut self, arrived: &[u8]) {
+    /// Opens what has arrived.
+    fn open(&mut self, arrived: &[u8]) {
         let mut wire = vec![0; self.filter.buffered()];
         wire.extend_from_slice(arrived);
-        if self.last.error.is_none() {
-            self.last = self.filter.open(&mut wire, &mut self.out);
-            self.heard.extend_from_slice(&wire[..self.last.plaintext]);
+        self.last = self.filter.open(&mut wire, &mut self.out);
+        self.take_plaintext(&wire);
+        let mut room = [0; RECORD_MAX];
+        while self.last.more && self.last.error.is_none() {
+            self.last = self.filter.more(&mut room, &mut self.out);
+            self.take_plaintext(&room);
+            assert!(
+                !self.last.more || self.last.plaintext > 0,
+                "a filter has more plaintext and returns none"
+            );
         }
+    }
+
+    fn take_plaintext(&mut self, opened: &[u8]) {
+        self.heard.extend_from_slice(&opened[..self.last.plaintext]);
+        self.other_ended |= self.last.peer_ended;
+    }
+
+    /// Seals what is to be sent.
+    fn seal(&mut self) {
         if !self.is_ready() || self.has_announced {
             return;
         }
-        let plain = std::mem::take(&mut self.to_seal);
-        if let Err(error) = self.filter.seal(&plain, &mut self.out) {
-            self.last.error = Some(error);
+        for plain in std::mem::take(&mut self.to_seal).chunks(RECORD_MAX) {
+            if let Err(error) = self.filter.seal(plain, &mut self.out) {
+                self.last.error = Some(error);
+                return;
+            }
         }
         if self.ends {
             self.filter.seal_end(&mut self.out);
@@ -117,13 +139,14 @@ impl Bench {
         let mut filter = PeerFilter {
             filter,
             last: Opened::default(),
+            other_ended: false,
             to_seal: Vec::new(),
             ends: false,
             has_announced: false,
             out: Vec::new(),
             heard: Vec::new(),
         };
-        filter.step(&[]);
+        filter.open(&[]);
         self.script.feed(peer.0, &std::mem::take(&mut filter.out));
         self.filters.insert(peer.0, filter);
         self.run();
@@ -147,7 +170,10 @@ impl Bench {
             if arrived.is_empty() && !filter.has_work() {
                 continue;
             }
-            filter.step(&arrived);
+            if !arrived.is_empty() && filter.last.error.is_none() {
+                filter.open(&arrived);
+            }
+            filter.seal();
             self.script.feed(peer, &std::mem::take(&mut filter.out));
             if filter.may_end() {
                 filter.ends = false;

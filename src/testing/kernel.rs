@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{Bench, Peer};
 use crate::base::address::Address;
-use crate::sys::sim::{DialResult, ECONNREFUSED};
+use crate::sys::sim::{DialResult, ECONNREFUSED, PeerId};
 
 /// How a dial is answered: see [`Bench::set_dial`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,8 +97,9 @@ impl Bench {
         self.set_name(host, NameAnswer::Addresses(addresses.iter().map(parse).collect()));
     }
 
-    /// The upstream of the oldest dial to an address that was not asked for yet. The test plays it as any peer: what it
-    /// [says](Bench::say) arrives at the service that has dialed. The dial may still wait for its answer.
+    /// The upstream of the oldest dial to an address that was not asked for yet, and has not failed. The test plays it
+    /// as any peer: what it [says](Bench::say) arrives at the service that has dialed. The dial may still wait for its
+    /// answer.
     ///
     /// # Panics
     ///
@@ -107,8 +108,8 @@ impl Bench {
     pub fn upstream(&mut self, to: &str) -> Peer {
         let address = parse(to).to_string();
         let dialed = self.script.dialed();
-        let is_next =
-            |peer: &usize| !self.dials_taken.contains(peer) && self.script.dialed_as(*peer) == address;
+        let is_open = |peer| !self.dials_taken.contains(&peer) && !self.script.is_failed_dial(peer);
+        let is_next = |peer: &PeerId| self.script.dialed_as(*peer) == address && is_open(*peer);
         let Some(&peer) = dialed.iter().find(|peer| is_next(peer)) else {
             panic!("no further dial to {to}; the dials so far: {:?}", self.dialed());
         };

@@ -7,14 +7,16 @@ mod recorder;
 mod seed;
 mod services;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::rc::Rc;
 use std::time::Duration;
 
 use self::filter::PeerFilter;
 pub use self::kernel::{DialAnswer, NameAnswer};
 pub use self::peer::{Peer, PeerEnd};
-use self::recorder::Record;
+use self::recorder::{Record, recorder};
 pub use self::seed::seeds;
 use crate::base::address::Address;
 use crate::config::limits::Limits;
@@ -39,7 +41,7 @@ use crate::sys::sim::{PeerId, Script, Sim};
 pub struct Bench {
     event_loop: EventLoop<Sim>,
     script: Script,
-    record: Record,
+    record: Rc<RefCell<Record>>,
     /// The other side of the filter (TLS) of a connection, for the peers that have one.
     filters: BTreeMap<PeerId, PeerFilter>,
     /// The dials that [`upstream`](Bench::upstream) has given out.
@@ -67,10 +69,12 @@ impl Bench {
     pub fn new_with(limits: Limits) -> Bench {
         let (sim, script) = Sim::new();
         script.answer_by_network();
-        let event_loop = EventLoop::new(sim, limits).expect("a simulated kernel has room for a loop");
+        let mut event_loop = EventLoop::new(sim, limits).expect("a simulated kernel has room for a loop");
+        let record = Rc::new(RefCell::new(Record::default()));
+        event_loop.table.cx.observers.add(Box::new(recorder(record.clone(), script.clone())));
         Bench {
             event_loop,
-            record: Record::new(script.clone()),
+            record,
             script,
             filters: BTreeMap::new(),
             dials_taken: Vec::new(),
@@ -231,5 +235,42 @@ impl fmt::Debug for Bench {
             .field("turns", &self.turns())
             .field("seed", &self.seed)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services::Echo;
+
+    #[should_panic(expected = "inboxes hold more than was charged")]
+    #[test]
+    fn a_broken_invariant_fails_the_next_turn() {
+        let mut bench = Bench::new();
+        bench.serve(Echo::new());
+        let peer = bench.connect();
+        bench.say(peer, "qui");
+        assert!(bench.sockets().memory() > 0, "a beginning of a line is kept");
+        bench.event_loop.table.cx.memory = 0;
+        bench.turn();
+    }
+
+    #[test]
+    fn seeds_cause_every_fault() {
+        let mut text = String::new();
+        for seed in 0..20 {
+            let mut bench = Bench::seeded(seed);
+            bench.serve(Echo::raw());
+            let peers = [bench.connect(), bench.connect(), bench.connect()];
+            bench.together(|bench| peers.iter().for_each(|&peer| bench.say(peer, "hello")));
+            assert!(peers.iter().all(|&peer| bench.heard(peer) == "hello"));
+            text += &bench.script.with_trace(|trace| trace.tail());
+        }
+        for step in ["read failed", "write failed", "write 1: 1\n", "read 1: 2\n", "poll: 0\n"] {
+            assert!(text.contains(step), "{step}: {text}");
+        }
+        // Later connections come before earlier ones.
+        let order: Vec<&str> = text.lines().filter(|line| line.contains("data ")).collect();
+        assert!(order.windows(2).any(|pair| pair[0].contains("data 2") && pair[1].contains("data 0")));
     }
 }

@@ -174,13 +174,14 @@ impl Bench {
 
     /// As [`closed`](Bench::closed), with all that the service was told.
     pub fn closed_info(&self, peer: Peer) -> Option<ClosedInfo> {
-        self.record.closed(self.id(peer)?)
+        let id = self.id(peer)?;
+        self.record.borrow().closed.iter().find(|gone| gone.id == id).cloned()
     }
 
     /// Why a peer was refused: by the access policy, at a limit, or for want of a descriptor.
     pub fn refused(&self, peer: Peer) -> Option<Refusal> {
         let from = self.script.address(peer.0)?;
-        let all = self.record.refused();
+        let all = &self.record.borrow().refused;
         all.iter().find(|refused| refused.peer == Address::Inet(from)).map(|refused| refused.reason)
     }
 
@@ -190,7 +191,7 @@ impl Bench {
         if !self.script.is_reached(peer.0) {
             return Some(PeerEnd::Refused);
         }
-        let is_announced = self.filters.get(&peer.0).is_none_or(|filter| filter.peer_ended());
+        let is_announced = self.filters.get(&peer.0).is_none_or(|filter| filter.accepts_end());
         let fin = Some(if is_announced { PeerEnd::Fin } else { PeerEnd::Truncated });
         match self.script.released(peer.0) {
             Some(Released::Reset | Released::ClosedUnread) => Some(PeerEnd::Reset),

@@ -1,11 +1,11 @@
 //! A bench as a reactor: services, listeners, dials, posts, shutdown.
 
-use std::any::TypeId;
 use std::time::Duration;
 
 use super::Bench;
 use crate::base::address::{Address, AddressError};
 use crate::base::id::{ConnId, Key, ListenerId, ServiceId};
+use crate::base::observer::Observer;
 use crate::base::post_error::PostError;
 use crate::base::reason::ClosedInfo;
 use crate::base::setup_error::{DialError, ListenError};
@@ -52,7 +52,7 @@ impl Bench {
     }
 
     fn add_service<S: Service>(&mut self, service: S, limits: Option<SocketLimits>) -> Key<S> {
-        let id = self.event_loop.add_erased(self.record.watch(service), TypeId::of::<S>(), limits);
+        let id = self.event_loop.add(service, limits);
         self.run();
         Key::new(id)
     }
@@ -202,8 +202,13 @@ impl Bench {
         self.event_loop.table.cx.stats.clone()
     }
 
-    /// All connections that have ended, in the order of their beginning, those of dials included.
+    /// All connections of services that have ended, in the order in which they did, those of dials included.
     pub fn all_closed(&self) -> Vec<ClosedInfo> {
-        self.record.all_closed()
+        self.record.borrow().closed.clone()
+    }
+
+    /// Adds an observer of every step of the loop: see [`observer`](crate::observer).
+    pub fn observe(&mut self, observer: impl Observer + 'static) {
+        self.event_loop.table.cx.observers.add(Box::new(observer));
     }
 }

@@ -123,7 +123,9 @@ impl Script {
     /// Answers dials to an address from here on, and those that wait.
     pub(crate) fn set_dial(&self, to: Address, result: DialResult) {
         let mut world = self.0.borrow_mut();
-        let waiting = |socket: &SimSocket| socket.to.as_ref() == Some(&to) && socket.dialed.is_none();
+        let waiting = |socket: &SimSocket| {
+            socket.to.as_ref() == Some(&to) && socket.dialed.is_none() && socket.released.is_none()
+        };
         for key in (0..world.sockets.len()).filter(|&key| waiting(&world.sockets[key])).collect::<Vec<_>>() {
             world.answer_dial(key, result);
         }
@@ -142,6 +144,12 @@ impl Script {
         let world = self.0.borrow();
         let played = |&peer: &PeerId| world.sockets[peer].is_dial && world.sockets[peer].link.is_none();
         (0..world.sockets.len()).filter(played).collect()
+    }
+
+    /// Whether a dial has failed, or was given up before it was answered.
+    pub(crate) fn is_failed_dial(&self, peer: PeerId) -> bool {
+        let socket = &self.0.borrow().sockets[peer];
+        socket.dialed.map_or(socket.released.is_some(), |result| result.is_err())
     }
 
     /// The address under which a peer was dialed.
