@@ -319,6 +319,7 @@ fn names_without_an_answer_delay_neither_the_start_nor_a_caller_of_another_upstr
     let received = folder.join("received");
     let script = "ip link set lo up && mount --bind \"$1\" /etc/resolv.conf || exit 7
         timeout 9 socat -u UDP4-RECV:53 OPEN:/dev/null &
+        until grep -q ':0035 ' /proc/net/udp; do sleep 0.01; done
         timeout 9 socat TCP4-LISTEN:7000,fork EXEC:cat &
         printf through | timeout 9 socat -t9 - TCP4:127.0.0.1:7001,retry=90,interval=0.1 >\"$2\" 2>/dev/null &
         shift 2
