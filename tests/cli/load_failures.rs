@@ -1,7 +1,7 @@
 //! The load generator at servers that stall, fail or lie.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -149,6 +149,9 @@ fn a_server_that_goes_away_is_counted_as_closed_once_and_then_as_refused() {
         let (mut stream, _) = listener.accept().expect("a connection");
         drop(listener);
         echo(&mut stream, 10 * 64);
+        // Closing with unread bytes would be a reset.
+        let _ = stream.shutdown(Shutdown::Write);
+        ignore(stream);
     });
     let mut command = Command::new(TIDEMILL);
     command.args(["load", &to, "--no-ceiling", "--warm-up", "0", "--connections", "1", "--rate", "100"]);

@@ -104,7 +104,8 @@ fn json_names_the_run_and_holds_all_percentiles_and_a_time_series() {
     assert!(all.len() > 20 && all[all.len() - 1][1] == latency["max"], "{json}");
     let series = json["series"].as_array().expect("samples");
     let counts: u64 = series.iter().filter_map(|sample| sample["count"].as_u64()).sum();
-    assert!((4..=6).contains(&series.len()), "one each 100 ms: {json}");
+    // One each 100 ms; a generator without a processor leaves some out.
+    assert!((1..=6).contains(&series.len()) && series[series.len() - 1]["seconds"] == 0.5, "{json}");
     assert_eq!(Some(counts), json["count"].as_u64(), "the series adds up");
     assert_eq!(json["shape"], "echo");
     let kinds = json["errors"].as_object().expect("kinds");

@@ -100,6 +100,10 @@ impl<D: Driver> Run<'_, D> {
             self.driver.begin(&mut self.reactor.sockets(), begun, from);
             self.measure(&mut turns, from)?
         };
+        // A generator without a processor at the end has not sent all that was due before it: that is sent and counted.
+        if self.plan.rate.is_some() && self.interrupt.signal().is_none() {
+            self.driver.step(&mut self.reactor.sockets(), self.own, end - Duration::from_nanos(1));
+        }
         self.driver.end();
         let unreachable = self.is_unreachable();
         if self.interrupt.signal().is_none() && !unreachable {
