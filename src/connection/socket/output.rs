@@ -26,7 +26,7 @@ impl Socket<'_> {
     ///
     /// A service that can send faster than the peer reads must stop while [`is_full`](Socket::is_full). A connection
     /// with more than [`SocketLimits::queue`](crate::SocketLimits::queue) bytes that the kernel did not accept is
-    /// closed with [`CloseReason::SlowReader`](crate::CloseReason::SlowReader).
+    /// closed with [`CloseReason::SlowReader`].
     #[inline]
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let (connection, cx) = self.parts();
@@ -57,7 +57,7 @@ impl Socket<'_> {
     /// once, and is sent with what is before it in one packet.
     ///
     /// If the file ends before the range does, or cannot be read, the connection is reset, with
-    /// [`CloseReason::File`](crate::CloseReason::File): half an answer must not look whole. Reading a file blocks the
+    /// [`CloseReason::File`]: half an answer must not look whole. Reading a file blocks the
     /// loop where the disk is slow.
     ///
     /// ```
