@@ -243,7 +243,7 @@ impl<'a> Input<'a> {
     /// use tidemill::Input;
     ///
     /// let mut input = Input::new(b"\x05hel");
-    /// let length = input.bytes()[0].into();
+    /// let length = usize::from(input.bytes()[0]);
     /// assert_eq!(input.try_take(1 + length), None, "the next call of `data` has more");
     /// assert_eq!(input.len(), 4);
     /// ```
