@@ -79,9 +79,9 @@ pub(crate) struct Connection {
     pub(crate) bytes_out: u64,
 }
 
-/// Most of what an idle connection costs: docs/architecture.md has the sum. Checked in release builds
-/// only: others have larger streams.
-#[cfg(not(any(test, debug_assertions, target_family = "wasm")))]
+/// Most of what an idle connection costs: docs/architecture.md has the sum. Checked in release builds without the
+/// simulation only: others have larger streams.
+#[cfg(not(any(test, feature = "testing", debug_assertions, target_family = "wasm")))]
 const _: () = assert!(size_of::<Connection>() <= 104);
 
 pub(crate) const NOT_DIRTY: u32 = u32::MAX;
