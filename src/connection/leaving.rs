@@ -43,7 +43,7 @@ impl Socket<'_> {
     /// ```
     /// use tidemill::{Input, Leaving, Service, Socket};
     ///
-    /// /// Answers each request after some work elsewhere, and stops the work when nobody reads its result.
+    /// /// Answers each request after some work elsewhere, and stops the work when its result is not read.
     /// struct Slow;
     ///
     /// impl Service for Slow {

@@ -72,7 +72,7 @@ fn a_group_shares_its_rate_evenly() {
     let read = read_in(&mut test, &peers, 10 * SECOND);
     let sum: usize = read.iter().sum();
     assert!((95 * RATE / 10..=105 * RATE / 10).contains(&sum), "{read:?}");
-    assert!(read.iter().all(|&one| one * 10 > sum), "nobody gets less than half his share: {read:?}");
+    assert!(read.iter().all(|&one| one * 10 > sum), "each gets at least half its share: {read:?}");
     // A member that is closed while it is throttled no longer takes a share.
     test.sockets().get(members[0].1).unwrap().abort();
     test.turn_until_quiet();

@@ -172,7 +172,7 @@ fn an_event_of_a_closed_connection_is_dropped() {
     test.turn_until_quiet();
     assert_eq!(test.event_loop.table.cx.stats.stale_events, 1);
     assert_eq!(test.received(newcomer), "");
-    assert!(test.event_loop.table.live(id).is_none(), "the old id finds nobody");
+    assert!(test.event_loop.table.live(id).is_none(), "the old id finds no connection");
 }
 
 #[test]

@@ -123,18 +123,23 @@ fn line(stream: &mut TcpStream) -> String {
     String::from_utf8(line).expect("text")
 }
 
+/// The configuration of an upstream that the test plays itself.
+fn upstream_config(certificates: &Certificates) -> Arc<ServerConfig> {
+    let config = ServerConfig::builder_with_provider(ring())
+        .with_safe_default_protocol_versions()
+        .expect("both versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificates.certificate("server")], certificates.key("server"));
+    Arc::new(config.expect("a server"))
+}
+
 #[test]
 fn the_header_is_sent_in_cleartext_before_the_handshake_with_an_upstream() {
     let _others = shared();
     let certificates = Certificates::of("header-out");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
-    let config = ServerConfig::builder_with_provider(ring())
-        .with_safe_default_protocol_versions()
-        .expect("both versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificates.certificate("server")], certificates.key("server"));
-    let config = Arc::new(config.expect("a server"));
+    let config = upstream_config(&certificates);
     let trusts = format!("--to-tls --to-tls-ca {}", certificates.path("ca.pem"));
     let proxy = Server::start(&format!("proxy --to {address} --proxy-protocol-out v1 {trusts}"));
     let mut client = Peer::connect(proxy.address);
@@ -248,12 +253,7 @@ fn an_upstream_whose_tls_is_cut_off_is_not_passed_on_as_a_proper_end() {
     let certificates = Certificates::of("cut-off");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address");
-    let config = ServerConfig::builder_with_provider(ring())
-        .with_safe_default_protocol_versions()
-        .expect("both versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificates.certificate("server")], certificates.key("server"));
-    let config = Arc::new(config.expect("a server"));
+    let config = upstream_config(&certificates);
     let sides = format!("--to-tls --insecure {}", certificates.server_args("server"));
     for (options, is_proper) in [("", false), ("--on-reset end", true)] {
         let proxy = Server::start(&format!("proxy --to {address} {sides} {options}"));

@@ -10,7 +10,7 @@ fn open_is_called_when_the_handshake_completes_and_not_before() {
     test.script.feed(peer, b"HELLO\n");
     test.turn_until_quiet();
     assert_eq!((test.received(peer).as_str(), test.events()), ("WELCOME\n", vec![]));
-    assert!(test.sockets().ids().is_empty(), "nobody can reach it either");
+    assert!(test.sockets().ids().is_empty(), "no callback can reach it either");
     test.script.feed(peer, b"THANKS\n");
     test.turn_until_quiet();
     assert!(matches!(test.events()[..], [Event::Open(_)]));
@@ -132,7 +132,7 @@ fn a_handshake_stalled_for_a_second_gives_up_its_place() {
         test.script.feed(peer, b"H");
     }
     test.advance(5 * SECOND);
-    assert!(stalling.iter().all(|&peer| !test.script.received_end(peer)), "nobody waits");
+    assert!(stalling.iter().all(|&peer| !test.script.received_end(peer)), "no peer waits");
     let honest = test.script.connect();
     test.script.feed(honest, b"HELLO\nTHANKS\n");
     test.turn_until_quiet();
