@@ -187,11 +187,27 @@ fn the_port_of_another_listener_of_this_server_is_not_blamed_on_another_process(
     let _others = shared();
     // Below the ports that the system gives away by itself.
     let port = 10_000 + std::process::id() % 10_000;
-    let all = [format!("[::]:{port}"), format!("0.0.0.0:{port}")];
+    let all = [format!("0.0.0.0:{port}"), format!("127.0.0.1:{port}")];
     let outcome = run(&["echo", "--listen", &all[0], "--listen", &all[1]], b"");
     assert_eq!(outcome.code, Some(1));
     let sentence = format!("cannot listen on {}: this server listens on {} already", all[1], all[0]);
     assert!(outcome.stderr.contains(&sentence), "{}", outcome.stderr);
     let twice = run(&["echo", "--listen", &all[1], "--listen", &all[1]], b"");
     assert!(twice.stderr.contains("--listen names it twice"), "{}", twice.stderr);
+}
+
+#[test]
+fn all_addresses_of_both_families_may_be_listened_on_with_one_port_in_either_order() {
+    let _others = shared();
+    let port = 20_000 + std::process::id() % 10_000;
+    for all in [["[::]", "0.0.0.0"], ["127.0.0.1", "[::]"]] {
+        let addresses = all.map(|host| format!("{host}:{port}"));
+        let server =
+            Server::start(&format!("echo --raw --listen {} --listen {}", addresses[0], addresses[1]));
+        for host in ["127.0.0.1", "[::1]"] {
+            let address = format!("{host}:{port}").parse().expect("an address");
+            assert!(Peer::connect(address).echoes("both"), "{host} of {all:?}");
+        }
+        drop(server);
+    }
 }

@@ -93,7 +93,8 @@ pub fn serve_as<S: Service>(
     signals::reload_on_hangup(setup.tls, options.tls.clone(), setup.upstream_tls, reopen).map_err(failed)?;
     let mut listening = Vec::new();
     for address in &options.listen {
-        let listener = reactor.listen_with(address, service, &listen);
+        let ipv6_only = leaves_ipv4(address, &options.listen).then_some(true);
+        let listener = reactor.listen_with(address, service, &ListenOptions { ipv6_only, ..listen.clone() });
         let listener =
             listener.map_err(|error| CommandError::Run(cannot_listen(address, &listening, &error)))?;
         listening.extend(reactor.local_addr(listener));
@@ -115,6 +116,20 @@ pub fn serve_as<S: Service>(
 /// The name of a service for people, such as `Echo`: that of its type.
 fn service_name<S>() -> &'static str {
     std::any::type_name::<S>().rsplit("::").next().unwrap_or("service")
+}
+
+/// Whether a listener on all addresses, `[::]:P`, leaves IPv4 to another of this server: to `0.0.0.0:P`, for example.
+/// Without IPV6_V6ONLY it would take the port of IPv4 too.
+fn leaves_ipv4(address: &Address, all: &[Address]) -> bool {
+    let ipv4 =
+        |other: &Address, port| other.inet().is_some_and(|other| other.is_ipv4() && other.port() == port);
+    address.inet().is_some_and(|address| {
+        let port = address.port();
+        address.is_ipv6()
+            && address.ip().is_unspecified()
+            && port != 0
+            && all.iter().any(|other| ipv4(other, port))
+    })
 }
 
 /// An address that this process itself has taken is not taken by "another process".

@@ -1,4 +1,4 @@
-//! The proxy between other programs: HAProxy, nginx, PostgreSQL, Redis, curl, socat, ncat, rsync, WebSocket.
+//! The proxy between other programs: HAProxy, nginx, PostgreSQL, Redis, curl, socat, ncat, rsync, scp, WebSocket, gRPC.
 //!
 //! Each test starts its own instances on free ports of the loopback, with a configuration in a temporary folder. If a
 //! program is missing, its tests print that and pass, unless `TIDEMILL_INTEROP=required` is set.
@@ -13,6 +13,7 @@ use crate::server::{Process, until};
 mod haproxy;
 mod nginx;
 mod postgres;
+mod python;
 mod short_questions;
 mod tools;
 

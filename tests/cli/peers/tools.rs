@@ -1,4 +1,4 @@
-//! socat, ncat, rsync, and a WebSocket.
+//! socat, ncat, rsync, and scp.
 
 use std::process::Command;
 
@@ -90,50 +90,43 @@ fn rsync_copies_a_tree_to_a_daemon_and_back_through_the_proxy() {
 }
 
 #[test]
-fn a_websocket_carries_a_megabyte_fragments_pings_and_its_close_code() {
+fn scp_copies_a_file_to_an_ssh_server_and_back_through_the_proxy() {
     let _others = shared();
-    let python = |words: &[&str]| {
-        let mut command = Command::new("/usr/bin/python3");
-        command.args(words);
-        command
-    };
-    if !has("/usr/bin/python3") || complete(python(&["-c", "import websockets"]), b"").code != Some(0) {
-        let required = std::env::var("TIDEMILL_INTEROP").is_ok_and(|how| how == "required");
-        assert!(!required, "python3-websockets is not installed");
-        println!("skipped: python3-websockets is not installed");
+    if !["scp", "ssh-keygen", "/usr/sbin/sshd"].into_iter().all(has) {
         return;
     }
-    let port = free_port();
-    let server = r"
-import asyncio, sys, websockets
-async def echo(socket):
-    try:
-        async for message in socket:
-            await socket.send(message)
-    except websockets.ConnectionClosed:
-        pass
-async def main():
-    async with websockets.serve(echo, '127.0.0.1', int(sys.argv[1]), max_size=None):
-        await asyncio.Future()
-asyncio.run(main())
-";
-    let client = r"
-import asyncio, os, sys, websockets
-async def main():
-    async with websockets.connect('ws://127.0.0.1:' + sys.argv[1], max_size=None) as socket:
-        for size in [0, 1, 125, 126, 65535, 65536, 1 << 20]:
-            sent = os.urandom(size)
-            await socket.send(sent)
-            assert await socket.recv() == sent, size
-        await socket.send(iter(['a message ', 'in ', 'fragments']))
-        assert await socket.recv() == 'a message in fragments'
-        await asyncio.wait_for(await socket.ping(), 10)
-        await socket.close(4001, 'enough')
-    print(socket.close_code)
-asyncio.run(main())
-";
-    let _server = start(python(&["-c", server, &port.to_string()]), port);
+    let (folder, port) = (Folder::new("scp"), free_port());
+    let sent = Random(seed()).bytes(8 << 20);
+    std::fs::write(folder.0.join("sent"), &sent).expect("a file");
+    for key in ["host", "user"] {
+        let mut command = Command::new("ssh-keygen");
+        command.args(["-q", "-t", "ed25519", "-N", "", "-f", &folder.path(key)]);
+        assert_eq!(complete(command, b"").code, Some(0));
+    }
+    // sshd refuses to run as root without this folder, which the package makes when its service starts.
+    if rustix::process::getuid().is_root() {
+        std::fs::create_dir_all("/run/sshd").expect("the folder of sshd");
+    }
+    let config = folder.write(
+        "sshd_config",
+        &format!(
+            "ListenAddress 127.0.0.1:{port}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\n\
+             PermitRootLogin yes\nStrictModes no\nSubsystem sftp internal-sftp\n",
+            folder.path("host"),
+            folder.path("user.pub")
+        ),
+    );
+    let mut command = Command::new("/usr/sbin/sshd");
+    command.args(["-D", "-f", &config]).stderr(std::process::Stdio::null());
+    let _server = start(command, port);
     let proxy = Server::start(&format!("proxy --to 127.0.0.1:{port}"));
-    let outcome = complete(python(&["-c", client, &proxy.address.port().to_string()]), b"");
-    assert_eq!((outcome.stdout.as_slice(), outcome.code), (&b"4001\n"[..], Some(0)), "{}", outcome.stderr);
+    let there = |name| format!("scp://127.0.0.1:{}/{}", proxy.address.port(), folder.path(name));
+    for (from, to) in [(folder.path("sent"), there("kept")), (there("kept"), folder.path("back"))] {
+        let mut command = Command::new("scp");
+        command.args(["-q", "-B", "-F", "/dev/null", "-i", &folder.path("user")]);
+        command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", &from, &to]);
+        let outcome = complete(command, b"");
+        assert_eq!(outcome.code, Some(0), "{from} to {to}: {}", outcome.stderr);
+    }
+    assert!(std::fs::read(folder.0.join("back")).expect("a copy") == sent);
 }
