@@ -10,6 +10,7 @@ use std::thread::{self, ThreadId};
 
 use crate::base::id::{Key, ReactorId};
 use crate::base::post_error::{PostError, PostRefusal};
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::sockets::Sockets;
 use crate::connection::table::Table;
 use crate::service::{Service, ServiceSockets, run_with};
@@ -256,6 +257,7 @@ impl Mailbox {
         // the flag set, and so neither be taken nor wake the loop.
         if self.has_posts() && self.woken.swap(false, Ordering::AcqRel) {
             into.append(&mut self.lock());
+            let _ = seeded(SeededBug::WakeUpLost) && self.woken.swap(false, Ordering::AcqRel);
             self.room.notify_all();
         }
     }

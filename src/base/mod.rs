@@ -7,6 +7,7 @@ pub(crate) mod leaving;
 pub mod observer;
 pub(crate) mod post_error;
 pub(crate) mod reason;
+pub(crate) mod seeded_bug;
 pub(crate) mod setup_error;
 pub(crate) mod shared;
 pub(crate) mod stats;

@@ -5,6 +5,7 @@
 use std::io;
 
 use crate::base::reason::CloseReason;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::connection::state::Flag;
@@ -76,7 +77,7 @@ impl Connection {
     /// `data` the inbox is out of the connection, and the callback may still leave bytes.
     pub(crate) fn resume(&mut self, cx: &mut Context) {
         if self.flags.contains(Flag::Paused) {
-            self.flags.insert(Flag::Redeliver);
+            self.flags.insert_if(Flag::Redeliver, !seeded(SeededBug::ResumeForgetsInput));
             if self.bytes_in == 0 && cx.limits_of(self.service).first_byte.is_some() {
                 self.optional().overrides().resumed = Some(cx.now);
             }

@@ -32,6 +32,7 @@ pub(crate) mod watch;
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::ConnId;
 use crate::base::reason::CloseReason;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 use crate::connection::context::{Context, Dirty};
 use crate::connection::optional::{Dial, Optional, Overrides, Tls};
@@ -368,7 +369,8 @@ impl Connection {
     /// - on a Unix-domain socket, where a read also ends where a file descriptor was passed (unix(7));
     /// - on kqueue, where it is not documented.
     pub(crate) fn is_short_read_final(&self) -> bool {
-        self.incoming == Half::Open && !self.peer.is_unix() && cfg!(target_os = "linux")
+        let announced = self.incoming != Half::Open && !seeded(SeededBug::ShortReadDrains);
+        !announced && !self.peer.is_unix() && cfg!(target_os = "linux")
     }
 
     // -- the end -------------------------------------------------------------------------------------------

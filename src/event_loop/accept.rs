@@ -13,6 +13,7 @@ use crate::base::filter::FilterConfig;
 use crate::base::id::ConnId;
 use crate::base::observer::{Phase, Step};
 use crate::base::reason::{CloseReason, OsError, Refusal, Refused};
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::config::rules::RefuseMode;
 use crate::connection::admission::Rejection;
 use crate::connection::state::{Flag, Stage};
@@ -86,6 +87,7 @@ impl<S: System> EventLoop<S> {
         let Some(Some(listener)) = self.table.listeners.all.get_mut(index) else { return };
         // An accept has succeeded, so the next failure pauses for the shortest time again.
         listener.resume_accepts();
+        listener.acceptable &= !seeded(SeededBug::AcceptStopsAfterOne);
         let (service, slots) = (listener.service, listener.slots());
         let ip = peer.ip();
         let full = Err((Refusal::Full, RefuseMode::Reply));

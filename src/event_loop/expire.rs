@@ -9,6 +9,7 @@ use super::EventLoop;
 use crate::base::id::ConnId;
 use crate::base::observer::{Due, Phase, Step};
 use crate::base::reason::CloseReason;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::optional::IdleKind;
 use crate::connection::state::Stage;
 use crate::connection::table::Stop;
@@ -41,7 +42,8 @@ impl<S: System> EventLoop<S> {
             // Armed again with what is due next, whether it was acted on or not: an entry that has fired is gone, and a
             // connection without one would never time out.
             let (connection, cx) = self.table.at(slot);
-            if let Some((when, _)) = connection.deadline(cx.limits_of(connection.service)) {
+            let next = connection.deadline(cx.limits_of(connection.service));
+            if let Some((when, _)) = next.filter(|_| !seeded(SeededBug::TimerNotRearmed)) {
                 cx.wheel.arm(slot, when);
             }
         }

@@ -9,6 +9,7 @@ use super::EventLoop;
 use crate::base::id::ConnId;
 use crate::base::observer::Step;
 use crate::base::reason::CloseReason;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::state::{Flag, Half};
 use crate::connection::{Connection, NOT_DIRTY};
 use crate::parts::arena::READ_MAX;
@@ -127,7 +128,8 @@ impl<S: System> EventLoop<S> {
             let may_hide = cx.limits_of(connection.service).end_on_reset;
             connection.optional().incomplete = !may_hide && is_incomplete(gone, why);
             let why = if why == CloseReason::Shutdown { why } else { CloseReason::PipePeerClosed };
-            connection.close(why, cx);
+            let at_once = seeded(SeededBug::PipePeerClosesAtOnce);
+            if at_once { connection.close_now(why, cx) } else { connection.close(why, cx) }
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::EventLoop;
 use crate::base::id::TokenKind;
 use crate::base::observer::{Phase, Step};
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 use crate::connection::Connection;
 use crate::connection::context::Context;
@@ -120,13 +121,13 @@ impl<S: System> EventLoop<S> {
             // Its handshake cannot complete, and while it waits it takes the turn of one that can.
             return connection.fail_tls("the peer left while its handshake waited", cx);
         }
-        if ready.end {
+        if ready.end && !seeded(SeededBug::EndSeenOnlyByRead) {
             connection.note_leaving(cx);
         }
         if ready.error {
             connection.on_socket_error(cx);
         }
-        let connected = connection.stage != Stage::Connecting;
+        let connected = connection.stage != Stage::Connecting && !seeded(SeededBug::WriteEdgeMissed);
         if ready.writable && connected && (connection.outbox.is_some() || connection.owes_end()) {
             connection.push_dirty(cx);
         }

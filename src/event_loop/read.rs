@@ -9,6 +9,7 @@ use super::observe::call_service;
 use crate::base::id::ConnId;
 use crate::base::observer::{Phase, Step as Observed};
 use crate::base::reason::CloseReason;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::config::limits::CALLS_MAX;
 use crate::connection::Connection;
 use crate::connection::context::Context;
@@ -146,6 +147,7 @@ impl<S: System> EventLoop<S> {
             match self.read_once(id, block, budget, round == 0) {
                 Step::Done => return,
                 Step::Uncommon => return self.read_uncommon(id, block),
+                Step::More(0) if seeded(SeededBug::BudgetForgetsInput) => return,
                 Step::More(left) => budget = left,
             }
             if budget == 0 || self.table.cx.arena.is_full() {
@@ -261,7 +263,8 @@ impl<S: System> EventLoop<S> {
                 cx.observers.tell(move || Observed::Read { connection: own, result: Ok(n) });
                 cx.stats.bytes_in += n as u64;
                 connection.on_received(n, cx.now);
-                let last = n < into.len() && connection.is_short_read_final();
+                let last =
+                    n < into.len() && connection.is_short_read_final() || seeded(SeededBug::AnyReadDrains);
                 connection.flags.remove_if(Flag::Readable, last);
                 // Discarded bytes are not charged to a rate: the other members of a group would pay for them.
                 if connection.optional.is_some() && connection.is_open() {

@@ -10,6 +10,7 @@ use super::EventLoop;
 use crate::base::id::ConnId;
 use crate::base::observer::{Phase, Step};
 use crate::base::reason::CloseReason;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::config::limits::CALLS_MAX;
 use crate::connection::context::{Context, Dirty};
 use crate::connection::state::{FilterStage, Flag, Half, Stage};
@@ -151,7 +152,7 @@ impl<S: System> EventLoop<S> {
         }
         // Only now, after the write: what the kernel has taken at once was never a queue, and must not call `drained`.
         connection.check_water_marks(cx);
-        if connection.queued() == 0 {
+        if connection.queued() == 0 || seeded(SeededBug::FinBeforeQueue) && connection.owes_end() {
             connection.drop_outbox(cx);
             self.write_end(id);
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::base::address::Address;
 use crate::base::filter::FilterConfig;
 use crate::base::id::ListenerId;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::shared::Shared;
 use crate::base::tick::Tick;
 use crate::config::listen::{ListenOptions, Overflow};
@@ -74,7 +75,7 @@ impl<L> Listener<L> {
 
     /// Whether an accept now could return a connection.
     pub(crate) fn may_accept(&self, now: Tick) -> bool {
-        self.acceptable && self.paused.is_none_or(|paused| paused.until <= now)
+        self.acceptable && self.paused.is_none_or(|it| it.until <= now || seeded(SeededBug::EmfileSpins))
     }
 
     /// When a paused listener tries again.

@@ -19,6 +19,7 @@ pub use self::peer::{Peer, PeerEnd};
 use self::recorder::{Record, recorder};
 pub use self::seed::seeds;
 use crate::base::address::Address;
+pub use crate::base::seeded_bug::{SeededBug, SwitchedOn};
 use crate::config::limits::Limits;
 use crate::event_loop::{EventLoop, Turn};
 use crate::sys::sim::{PeerId, Script, Sim};
