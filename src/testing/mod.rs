@@ -17,11 +17,14 @@ use self::filter::PeerFilter;
 pub use self::kernel::{DialAnswer, NameAnswer};
 pub use self::peer::{Peer, PeerEnd};
 use self::recorder::{Record, recorder};
+#[cfg(test)]
+pub(crate) use self::seed::each_seed;
 pub use self::seed::seeds;
 use crate::base::address::Address;
 pub use crate::base::seeded_bug::{SeededBug, SwitchedOn};
 use crate::config::limits::Limits;
 use crate::event_loop::{EventLoop, Turn};
+pub use crate::sys::sim::Tape;
 use crate::sys::sim::{PeerId, Script, Sim};
 
 /// A reactor on a simulated kernel, its peers, and the clock of both.
@@ -95,9 +98,21 @@ impl Bench {
 
     /// As [`seeded`](Bench::seeded), with limits.
     pub fn seeded_with(seed: u64, limits: Limits) -> Bench {
-        let mut bench = Bench::new_with(limits);
-        bench.script.inject_faults(seed);
+        let mut bench = Bench::on_tape_with(&Tape::seeded(seed), limits);
         bench.seed = Some(seed);
+        bench
+    }
+
+    /// A bench whose kernel makes the trouble that the tape decides; the test may draw from the same tape what its
+    /// peers do.
+    pub fn on_tape(tape: &Tape) -> Bench {
+        Bench::on_tape_with(tape, Limits::default())
+    }
+
+    /// As [`on_tape`](Bench::on_tape), with limits.
+    pub fn on_tape_with(tape: &Tape, limits: Limits) -> Bench {
+        let bench = Bench::new_with(limits);
+        bench.script.inject_faults(tape);
         bench
     }
 

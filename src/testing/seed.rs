@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::thread;
 
 use super::Bench;
+#[cfg(test)]
+use super::Tape;
 
 /// The seeds for a test that runs with many: `0..count`. With `TIDEMILL_SEED=7` in the environment only that one, to
 /// replay a failure; with `TIDEMILL_SEEDS=100000` so many in place of `count`.
@@ -29,6 +31,32 @@ pub fn seeds(count: u64) -> Range<u64> {
     match (number("TIDEMILL_SEED"), number("TIDEMILL_SEEDS")) {
         (Some(seed), _) => seed..seed.saturating_add(1),
         (None, count_wanted) => 0..count_wanted.unwrap_or(count),
+    }
+}
+
+/// Runs a test of the loop with many tapes: those of [`seeds`], or the one whose bytes `TIDEMILL_TAPE` has, in
+/// hexadecimal. A failure prints its seed, how many choices were drawn, and the command that replays it.
+#[cfg(test)]
+pub(crate) fn each_seed(count: u64, mut run: impl FnMut(&Tape)) {
+    if let Ok(text) = std::env::var("TIDEMILL_TAPE") {
+        let digit = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+        let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(digit).collect();
+        return run(&Tape::from_bytes(
+            bytes.expect("TIDEMILL_TAPE has two hexadecimal digits for each byte"),
+        ));
+    }
+    for seed in seeds(count) {
+        let tape = Tape::seeded(seed);
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&tape)));
+        if let Err(cause) = outcome {
+            let test = thread::current().name().unwrap_or_default().to_string();
+            eprintln!(
+                "seed {seed}, choice {}; replay with: TIDEMILL_SEED={seed} cargo test --all-features --lib -- \
+                 --exact {test}",
+                tape.drawn()
+            );
+            std::panic::resume_unwind(cause);
+        }
     }
 }
 

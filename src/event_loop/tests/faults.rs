@@ -4,19 +4,18 @@ use super::*;
 
 /// Fifty peers echo random bytes through a kernel that injects these faults. No byte may be lost, doubled or reordered,
 /// and no connection may be forgotten.
-fn run_with_faults(seed: u64) {
-    let mut rng = Rng(seed);
+fn run_with_faults(tape: &Tape) {
     let limits = Limits {
         connections: 8,
-        read_budget: 100 + rng.below(3_000) as usize,
-        write_budget: 100 + rng.below(3_000) as usize,
-        carried_over_budget: 1 + rng.below(10_000) as usize,
-        accepts_per_turn: 1 + rng.below(3) as usize,
+        read_budget: 100 + tape.below(3_000) as usize,
+        write_budget: 100 + tape.below(3_000) as usize,
+        carried_over_budget: 1 + tape.below(10_000) as usize,
+        accepts_per_turn: 1 + tape.below(3) as usize,
         socket: SocketLimits { high_water: 2_000, low_water: 500, ..SocketLimits::default() },
         ..Limits::default()
     };
     let listen = ListenOptions { overflow: Overflow::Wait, ..ListenOptions::default() };
-    let by_lines = rng.below(2) == 0;
+    let by_lines = tape.below(2) == 0;
     let mut test = Setup { limits, listen, ..Setup::default() }.build(move |socket, input| {
         if by_lines {
             while let Some(line) = input.take_line() {
@@ -26,25 +25,25 @@ fn run_with_faults(seed: u64) {
             socket.send(input.take_all());
         }
     });
-    test.script.inject_faults(seed);
+    test.script.inject_faults(tape);
     let mut live: Vec<(PeerId, Vec<u8>, usize, Vec<u8>)> = Vec::new();
     for _ in 0..400 {
-        if live.len() < 12 && rng.below(4) == 0 {
+        if live.len() < 12 && tape.below(4) == 0 {
             live.push((test.script.connect(), Vec::new(), 0, Vec::new()));
         }
         if !live.is_empty() {
-            let one = rng.below(live.len() as u64) as usize;
+            let one = tape.below(live.len() as u64) as usize;
             let (peer, sent, stamp, received) = &mut live[one];
-            match rng.below(4) {
+            match tape.below(4) {
                 0 | 1 => {
-                    let n = rng.below(5_000) as usize;
+                    let n = tape.below(5_000) as usize;
                     let mut bytes: Vec<u8> = (*stamp..*stamp + n).map(|i| b'a' + (i % 26) as u8).collect();
                     bytes.push(b'\n');
                     *stamp += n;
                     test.script.feed(*peer, &bytes);
                     sent.extend(bytes);
                 }
-                2 => test.script.window(*peer, rng.below(4_000) as usize),
+                2 => test.script.window(*peer, tape.below(4_000) as usize),
                 _ => received.extend(test.script.received(*peer)),
             }
         }
@@ -59,26 +58,13 @@ fn run_with_faults(seed: u64) {
     test.turn_until_quiet();
     for (peer, sent, _, mut received) in live {
         received.extend(test.script.received(peer));
-        assert!(
-            received == sent,
-            "seed {seed}: peer {peer} sent {} bytes and heard {}",
-            sent.len(),
-            received.len()
-        );
-        assert_eq!(test.script.released(peer), Some(Released::Closed), "seed {seed}: peer {peer}");
+        assert!(received == sent, "peer {peer} sent {} bytes and heard {}", sent.len(), received.len());
+        assert_eq!(test.script.released(peer), Some(Released::Closed), "peer {peer}");
     }
-    assert_eq!((test.event_loop.table.cx.memory, test.event_loop.table.connections()), (0, 0), "seed {seed}");
+    assert_eq!((test.event_loop.table.cx.memory, test.event_loop.table.connections()), (0, 0));
 }
 
 #[test]
 fn nothing_is_lost_under_injected_faults() {
-    let first = std::env::var("TIDEMILL_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = match first {
-        Some(seed) => seed..seed + 1,
-        None => 0..300,
-    };
-    for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| run_with_faults(seed));
-        assert!(outcome.is_ok(), "replay with TIDEMILL_SEED={seed}");
-    }
+    each_seed(300, run_with_faults);
 }

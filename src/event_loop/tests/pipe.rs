@@ -234,7 +234,6 @@ pub(super) fn assert_nothing_is_lost(
     ids: [ConnId; 2],
     sent: [Vec<u8>; 2],
     mut received: [Vec<u8>; 2],
-    seed: u64,
 ) {
     test.script.stop_faults();
     peers.iter().for_each(|&peer| test.script.end(peer));
@@ -245,30 +244,29 @@ pub(super) fn assert_nothing_is_lost(
     for (from, &peer) in peers.iter().enumerate() {
         received[from].extend(test.script.received(peer));
     }
-    assert!(received[1] == sent[0] && received[0] == sent[1], "bytes were lost or changed (seed {seed})");
-    assert_eq!(ids.map(|id| test.close_reason(id)), [Some(CloseReason::Finished); 2], "seed {seed}");
+    assert!(received[1] == sent[0] && received[0] == sent[1], "bytes were lost or changed");
+    assert_eq!(ids.map(|id| test.close_reason(id)), [Some(CloseReason::Finished); 2]);
 }
 
 #[test]
 fn a_pipe_loses_no_byte_under_injected_faults() {
-    for seed in 0..40 {
+    each_seed(40, |tape| {
         let (mut test, peers, ids) = pair();
-        test.script.inject_faults(seed);
-        let mut rng = Rng(seed);
+        test.script.inject_faults(tape);
         let mut sent: [Vec<u8>; 2] = Default::default();
         let mut received: [Vec<u8>; 2] = Default::default();
         for round in 0..60_u8 {
             for (from, &peer) in peers.iter().enumerate() {
-                let bytes = vec![round; rng.below(30_000) as usize];
+                let bytes = vec![round; tape.below(30_000) as usize];
                 test.script.feed(peer, &bytes);
                 sent[from].extend(bytes);
-                test.script.window(peer, rng.below(40_000) as usize);
+                test.script.window(peer, tape.below(40_000) as usize);
                 test.turn();
                 received[from].extend(test.script.received(peer));
             }
         }
-        assert_nothing_is_lost(&mut test, peers, ids, sent, received, seed);
-    }
+        assert_nothing_is_lost(&mut test, peers, ids, sent, received);
+    });
 }
 
 /// A server that reads a header of three bytes in `data` and then pipes its peer with another connection, as servers of

@@ -18,7 +18,7 @@ struct Life {
 
 /// A service that does something at random in every callback.
 struct Random {
-    rng: Rng,
+    tape: Tape,
     own: Option<ServiceId>,
     ids: Vec<ConnId>,
     lives: Rc<RefCell<HashMap<ConnId, Life>>>,
@@ -28,12 +28,12 @@ struct Random {
 
 impl Random {
     fn pick(&mut self) -> Option<ConnId> {
-        let n = self.rng.below(self.ids.len() as u64) as usize;
+        let n = self.tape.below(self.ids.len() as u64) as usize;
         self.ids.get(n).copied()
     }
 
     fn act(&mut self, socket: &mut Socket<'_>) {
-        for _ in 0..self.rng.below(3) {
+        for _ in 0..self.tape.below(3) {
             if !*self.is_quiet.borrow() {
                 self.act_once(socket);
             }
@@ -42,9 +42,9 @@ impl Random {
 
     fn act_once(&mut self, socket: &mut Socket<'_>) {
         let other = self.pick().unwrap_or(socket.id());
-        let n = self.rng.below(6_000) as usize;
-        let span = Duration::from_millis(self.rng.below(2_000));
-        match self.rng.below(24) {
+        let n = self.tape.below(6_000) as usize;
+        let span = Duration::from_millis(self.tape.below(2_000));
+        match self.tape.below(24) {
             0..=3 => socket.send(vec![b's'; n]),
             4 => socket.send_shared(&Shared::from(vec![b'h'; n])),
             5 => socket.pause(),
@@ -101,7 +101,7 @@ impl Service for Random {
     fn data(&mut self, session: &mut ConnId, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         assert_eq!(*session, socket.id(), "the session of another connection");
         self.life(socket.id(), |life| assert!(!life.ended && !life.closed, "data after the end"));
-        let n = self.rng.below(2 * input.len() as u64 + 1) as usize;
+        let n = self.tape.below(2 * input.len() as u64 + 1) as usize;
         input.take(n);
         self.act(socket);
     }
@@ -109,7 +109,7 @@ impl Service for Random {
     fn end(&mut self, _: &mut ConnId, socket: &mut Socket<'_>) {
         self.life(socket.id(), |life| assert!(!std::mem::replace(&mut life.ended, true), "`end` came twice"));
         self.act(socket);
-        if self.rng.below(2) == 0 || *self.is_quiet.borrow() {
+        if self.tape.below(2) == 0 || *self.is_quiet.borrow() {
             socket.finish();
         }
     }
@@ -128,7 +128,7 @@ impl Service for Random {
 
     fn idle(&mut self, _: &mut ConnId, socket: &mut Socket<'_>, _: IdleKind) {
         self.act(socket);
-        if self.rng.below(2) == 0 {
+        if self.tape.below(2) == 0 {
             socket.close();
         }
     }
@@ -143,7 +143,7 @@ impl Service for Random {
 struct World {
     event_loop: EventLoop<Sim>,
     script: Script,
-    rng: Rng,
+    tape: Tape,
     order: Rc<RefCell<observer::Order>>,
     lives: Rc<RefCell<HashMap<ConnId, Life>>>,
     is_quiet: Rc<RefCell<bool>>,
@@ -152,21 +152,20 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> World {
+    fn new(tape: &Tape) -> World {
         let (sim, script) = Sim::new();
-        let mut rng = Rng(seed);
         let socket = SocketLimits {
-            high_water: 1 + rng.below(20_000) as usize,
-            queue: 1 + rng.below(60_000) as usize,
-            message: 1 + rng.below(20_000) as usize,
-            read_when_full: rng.below(2) == 0,
+            high_water: 1 + tape.below(20_000) as usize,
+            queue: 1 + tape.below(60_000) as usize,
+            message: 1 + tape.below(20_000) as usize,
+            read_when_full: tape.below(2) == 0,
             ..SocketLimits::default()
         };
         let limits = Limits {
             connections: 6,
-            read_budget: 1 + rng.below(8_000) as usize,
-            write_budget: 1 + rng.below(8_000) as usize,
-            memory: 20_000 + rng.below(400_000) as usize,
+            read_budget: 1 + tape.below(8_000) as usize,
+            write_budget: 1 + tape.below(8_000) as usize,
+            memory: 20_000 + tape.below(400_000) as usize,
             socket,
             ..Limits::default()
         };
@@ -175,7 +174,7 @@ impl World {
         let order = observer::check_order(&mut event_loop);
         let service = event_loop.add(
             Random {
-                rng: Rng(seed ^ 0x5EED),
+                tape: tape.clone(),
                 own: None,
                 ids: Vec::new(),
                 lives: Rc::clone(&lives),
@@ -183,38 +182,47 @@ impl World {
             },
             None,
         );
-        let filter = (rng.below(4) == 0).then(test_filter::server);
+        let filter = (tape.below(4) == 0).then(test_filter::server);
         let listen = ListenOptions { filter, ..ListenOptions::default() };
         event_loop.listen(&Address::from(address()), service, &listen).unwrap();
-        if rng.below(2) == 0 {
-            script.inject_faults(seed);
+        if tape.below(2) == 0 {
+            script.inject_faults(tape);
         }
-        World { event_loop, script, rng, order, lives, is_quiet, peers: Vec::new(), seen: HashSet::new() }
+        World {
+            event_loop,
+            script,
+            tape: tape.clone(),
+            order,
+            lives,
+            is_quiet,
+            peers: Vec::new(),
+            seen: HashSet::new(),
+        }
     }
 
     fn step(&mut self) {
         let fresh: Vec<PeerId> =
             self.script.dialed().into_iter().filter(|&it| self.seen.insert(it)).collect();
         for peer in fresh {
-            let refused = self.rng.below(4) == 0;
+            let refused = self.tape.below(4) == 0;
             self.script.finish_dial(peer, if refused { Err(111) } else { Ok(()) });
             self.peers.push(peer);
         }
         for (number, _) in self.script.lookups() {
             self.script.resolve(number, &["10.0.0.8:80"]);
         }
-        if self.peers.is_empty() || self.rng.below(6) == 0 {
+        if self.peers.is_empty() || self.tape.below(6) == 0 {
             self.peers.push(self.script.connect());
         }
-        let peer = self.peers[self.rng.below(self.peers.len() as u64) as usize];
-        match self.rng.below(12) {
-            0..=3 => self.script.feed(peer, &vec![b'p'; self.rng.below(9_000) as usize]),
+        let peer = self.peers[self.tape.below(self.peers.len() as u64) as usize];
+        match self.tape.below(12) {
+            0..=3 => self.script.feed(peer, &vec![b'p'; self.tape.below(9_000) as usize]),
             4 => self.script.feed(peer, b"HELLO\nTHANKS\n"),
             5 => self.script.feed(peer, &test_filter::record(b"through the filter")),
-            6 | 7 => self.script.window(peer, self.rng.below(20_000) as usize),
+            6 | 7 => self.script.window(peer, self.tape.below(20_000) as usize),
             8 => self.script.end(peer),
             9 => self.script.reset(peer),
-            10 => self.script.advance(Duration::from_millis(self.rng.below(400))),
+            10 => self.script.advance(Duration::from_millis(self.tape.below(400))),
             _ => drop(self.script.received(peer)),
         }
         self.event_loop.turn_and_check();
@@ -246,24 +254,13 @@ impl World {
     }
 }
 
-fn run(seed: u64) {
-    let mut world = World::new(seed);
-    for _ in 0..300 {
-        world.step();
-    }
-    world.come_to_rest();
-}
-
-/// A bounded share runs every time; `TIDEMILL_SCRIPTS` is how many seeds, and `TIDEMILL_SEED` replays one.
 #[test]
 fn no_script_breaks_the_life_of_a_connection() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("TIDEMILL_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("TIDEMILL_SCRIPTS").unwrap_or(200),
-    };
-    for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| run(seed));
-        assert!(outcome.is_ok(), "replay with TIDEMILL_SEED={seed}");
-    }
+    each_seed(200, |tape| {
+        let mut world = World::new(tape);
+        for _ in 0..300 {
+            world.step();
+        }
+        world.come_to_rest();
+    });
 }

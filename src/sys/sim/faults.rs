@@ -1,4 +1,7 @@
-//! What a seed decides: which calls fail or are cut short, and which events come late, doubled or out of order.
+//! What the tape decides in the kernel: which calls fail or are cut short, and which events come late, doubled or out
+//! of order.
+
+use super::tape::Tape;
 
 /// The faults that a kernel may cause at any time and a program must stand. Each has one chance in so many calls.
 #[derive(Clone, Copy)]
@@ -17,17 +20,17 @@ pub(super) enum Fault {
     SplitArrival = 3,
 }
 
-/// The choices of one seed.
-pub(super) struct Faults(Rng);
+/// The choices of the kernel.
+pub(super) struct Faults(Tape);
 
 impl Faults {
-    pub(super) fn new(seed: u64) -> Faults {
-        Faults(Rng(seed))
+    pub(super) fn new(tape: Tape) -> Faults {
+        Faults(tape)
     }
 
     /// Whether the fault happens now.
     pub(super) fn draw(&mut self, fault: Fault) -> bool {
-        self.0.below(fault as u64) == 0
+        self.0.one_in(fault as u64)
     }
 
     /// A part of `n`, at least 1.
@@ -37,25 +40,6 @@ impl Faults {
 
     /// Puts events in any order: no kernel promises one.
     pub(super) fn shuffle<T>(&mut self, events: &mut [T]) {
-        for last in (1..events.len()).rev() {
-            events.swap(last, self.0.below(last as u64 + 1) as usize);
-        }
-    }
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): a small random generator with a seed, to choose faults.
-pub(crate) struct Rng(pub(crate) u64);
-
-impl Rng {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
+        self.0.shuffle(events);
     }
 }

@@ -6,19 +6,20 @@
 //!                                                    World: sockets, listeners, descriptors, clock
 //!     a test ───────────────────────────▶ script.rs ─┤        │
 //!                                                    └── network.rs: what is on its way, links, answers to dials
-//!                                                        faults.rs: what the seed decides     trace.rs: what happened
+//!                                     tape.rs: choices ──▶ faults.rs: which faults happen      trace.rs: what happened
 //! ```
 //!
 //! Sockets are byte queues. Readiness is edge-triggered as strictly as epoll may be: one edge for each arrival, for new
 //! space after a refused write, and for an end; never a second one for the same thing. Descriptors are counted;
-//! accept(2) takes one before it looks at the backlog, as Linux does. With a seed, writes are also short, bytes arrive
-//! in pieces, calls return `WouldBlock` (a later edge follows) or are interrupted, and events are late, spurious or out
-//! of order.
+//! accept(2) takes one before it looks at the backlog, as Linux does. With a tape of choices, writes are also short,
+//! bytes arrive in pieces, calls return `WouldBlock` (a later edge follows) or are interrupted, and events are late,
+//! spurious or out of order.
 
 mod faults;
 mod network;
 mod script;
 mod system;
+mod tape;
 mod trace;
 
 use std::cell::RefCell;
@@ -28,11 +29,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-#[cfg(test)]
-pub(crate) use self::faults::Rng;
 use self::faults::{Fault, Faults};
 use self::network::{Answers, SimListener};
 pub(crate) use self::network::{DialResult, NameResult};
+pub use self::tape::Tape;
 use self::trace::Trace;
 use crate::base::address::Address;
 use crate::base::id::Token;
@@ -211,7 +211,7 @@ impl Sim {
 }
 
 impl World {
-    /// Whether the seed causes this fault now.
+    /// Whether the tape causes this fault now.
     fn draw_fault(&mut self, fault: Fault) -> bool {
         self.faults.as_mut().is_some_and(|faults| faults.draw(fault))
     }
@@ -221,7 +221,7 @@ impl World {
         self.part_if(Fault::ShortWrite, n).min(self.split)
     }
 
-    /// A part of `n` if the seed causes this fault now, else all of it.
+    /// A part of `n` if the tape causes this fault now, else all of it.
     fn part_if(&mut self, fault: Fault, n: usize) -> usize {
         match &mut self.faults {
             Some(faults) if n > 0 => {

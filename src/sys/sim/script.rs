@@ -11,7 +11,7 @@ use super::faults::Faults;
 #[cfg(test)]
 use super::{AcceptError, Calls, Edge, SocketOption};
 use super::{
-    DialResult, ECONNREFUSED, NameResult, PeerId, Released, Script, SimSocket, Trace, World, address,
+    DialResult, ECONNREFUSED, NameResult, PeerId, Released, Script, SimSocket, Tape, Trace, World, address,
 };
 use crate::base::address::Address;
 use crate::base::id::Token;
@@ -160,9 +160,9 @@ impl Script {
 
 /// The kernel as a whole.
 impl Script {
-    /// From here on, faults are injected into calls and events, determined by the seed.
-    pub(crate) fn inject_faults(&self, seed: u64) {
-        self.0.borrow_mut().faults = Some(Faults::new(seed));
+    /// From here on, faults are injected into calls and events, as the tape decides.
+    pub(crate) fn inject_faults(&self, tape: &Tape) {
+        self.0.borrow_mut().faults = Some(Faults::new(tape.clone()));
     }
 
     /// From here on, at most so many bytes arrive, and are written, in one piece.

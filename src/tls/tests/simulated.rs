@@ -12,7 +12,8 @@ use crate::connection::sockets::Sockets;
 use crate::event_loop::EventLoop;
 use crate::parts::inbox::Input;
 use crate::service::Service;
-use crate::sys::sim::{PeerId, Rng, Script, Sim, address};
+use crate::sys::sim::{PeerId, Script, Sim, Tape, address};
+use crate::testing::each_seed;
 use crate::tls::{CertifiedKey, Client, ClientOptions, Server, ServerOptions, Trust};
 
 struct Echo;
@@ -110,32 +111,31 @@ fn both() -> (Server, Client) {
     (server.unwrap(), Client::new(options).unwrap())
 }
 
-fn run_with_faults(seed: u64, server: &Server, client: &Client) {
-    let mut rng = Rng(seed);
+fn run_with_faults(tape: &Tape, server: &Server, client: &Client) {
     let limits = Limits {
-        read_budget: 100 + rng.below(70_000) as usize,
-        write_budget: 100 + rng.below(70_000) as usize,
-        handshakes: 1 + rng.below(3) as usize,
+        read_budget: 100 + tape.below(70_000) as usize,
+        write_budget: 100 + tape.below(70_000) as usize,
+        handshakes: 1 + tape.below(3) as usize,
         socket: SocketLimits { handshake: None, ..no_idle() },
         ..Limits::default()
     };
     let mut server = TestServer::new(limits, server);
-    server.script.inject_faults(seed);
+    server.script.inject_faults(tape);
     let mut clients: Vec<TestClient> =
         (0..4).map(|_| TestClient::new(server.script.connect(), client)).collect();
     for _ in 0..400 {
-        let one = rng.below(clients.len() as u64) as usize;
+        let one = tape.below(clients.len() as u64) as usize;
         let client = &mut clients[one];
-        match rng.below(5) {
+        match tape.below(5) {
             0 => {
-                let plain: Vec<u8> = (0..rng.below(40_000)).map(|i| (i % 251) as u8).collect();
+                let plain: Vec<u8> = (0..tape.below(40_000)).map(|i| (i % 251) as u8).collect();
                 client.send(&plain);
             }
             1 | 2 => {
-                let n = (rng.below(60_000) as usize).min(client.waiting.len());
+                let n = (tape.below(60_000) as usize).min(client.waiting.len());
                 server.script.feed(client.peer, &client.waiting.drain(..n).collect::<Vec<_>>());
             }
-            3 => server.script.window(client.peer, rng.below(50_000) as usize),
+            3 => server.script.window(client.peer, tape.below(50_000) as usize),
             _ => client.receive(&server.script.received(client.peer)),
         }
         server.turns.turn(Some(Duration::ZERO)).unwrap();
@@ -149,32 +149,24 @@ fn run_with_faults(seed: u64, server: &Server, client: &Client) {
             server.script.feed(client.peer, &std::mem::take(&mut client.waiting));
             server.turn_until_quiet();
             let received = server.script.received(client.peer);
-            assert!(
-                !received.is_empty() || !client.waiting.is_empty(),
-                "seed {seed}: no side makes progress"
-            );
+            assert!(!received.is_empty() || !client.waiting.is_empty(), "no side makes progress");
             client.receive(&received);
         }
         client.session.seal_end(&mut client.waiting);
         server.script.feed(client.peer, &client.waiting);
         server.turn_until_quiet();
         client.receive(&server.script.received(client.peer));
-        assert!(client.ended, "seed {seed}: the end is announced");
+        assert!(client.ended, "the end is announced");
     }
     let stats = Sockets::new(&mut server.turns.table).stats();
-    assert_eq!((stats.handshakes, stats.closed_count(CloseReason::Finished)), (4, 4), "seed {seed}");
-    assert!(server.is_empty(), "seed {seed}");
+    assert_eq!((stats.handshakes, stats.closed_count(CloseReason::Finished)), (4, 4));
+    assert!(server.is_empty());
 }
 
 #[test]
 fn tls_is_exact_under_injected_faults() {
     let (server, client) = both();
-    let one = std::env::var("TIDEMILL_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = one.map_or(0..60, |seed: u64| seed..seed + 1);
-    for seed in seeds {
-        let run = std::panic::AssertUnwindSafe(|| run_with_faults(seed, &server, &client));
-        assert!(std::panic::catch_unwind(run).is_ok(), "replay with TIDEMILL_SEED={seed}");
-    }
+    each_seed(60, |tape| run_with_faults(tape, &server, &client));
 }
 
 /// A client that stops after any byte of its first or last flight is closed at the deadline, and all its memory is

@@ -48,15 +48,14 @@ fn a_stream_that_arrives_byte_by_byte_is_the_one_that_was_sent() {
 }
 
 /// Echoes through a filter on a kernel with short, early, late and interrupted calls.
-fn run_with_faults(seed: u64) {
-    let mut rng = Rng(seed);
+fn run_with_faults(tape: &Tape) {
     let limits = Limits {
-        read_budget: 1_000 + rng.below(30_000) as usize,
-        write_budget: 1_000 + rng.below(30_000) as usize,
+        read_budget: 1_000 + tape.below(30_000) as usize,
+        write_budget: 1_000 + tape.below(30_000) as usize,
         socket: SocketLimits { high_water: 5_000, low_water: 500, ..no_idle() },
         ..Limits::default()
     };
-    let is_zlib = rng.below(2) == 0;
+    let is_zlib = tape.below(2) == 0;
     let filter = if is_zlib { zlib() } else { cipher() };
     let listen = ListenOptions { filter: Some(filter), ..ListenOptions::default() };
     let mut test = Setup { limits, listen, ..Setup::default() }.build(move |socket, input| {
@@ -68,15 +67,15 @@ fn run_with_faults(seed: u64) {
             socket.resume();
         }
     });
-    test.script.inject_faults(seed);
+    test.script.inject_faults(tape);
     let peer = test.script.connect();
     let (mut deflate, mut keys) = (Deflate::new(), Keystream::new());
     let (mut waiting, mut sent, mut received) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..200 {
-        match rng.below(5) {
+        match tape.below(5) {
             0 => {
-                let varied = 1 + rng.below(250);
-                let plain: Vec<u8> = (0..rng.below(60_000)).map(|_| rng.below(varied) as u8).collect();
+                let varied = 1 + tape.below(250);
+                let plain: Vec<u8> = (0..tape.below(60_000)).map(|_| tape.below(varied) as u8).collect();
                 match is_zlib {
                     true => deflate.push(&plain, FlushCompress::Sync, &mut waiting).unwrap(),
                     false => waiting.extend(keys.record(&plain)),
@@ -84,10 +83,10 @@ fn run_with_faults(seed: u64) {
                 sent.extend(plain);
             }
             1 | 2 => {
-                let n = (rng.below(20_000) as usize).min(waiting.len());
+                let n = (tape.below(20_000) as usize).min(waiting.len());
                 test.script.feed(peer, &waiting.drain(..n).collect::<Vec<_>>());
             }
-            3 => test.script.window(peer, rng.below(9_000) as usize),
+            3 => test.script.window(peer, tape.below(9_000) as usize),
             _ => received.extend(test.script.received(peer)),
         }
         test.turn();
@@ -109,11 +108,7 @@ fn run_with_faults(seed: u64) {
 
 #[test]
 fn no_byte_is_lost_in_a_filter_under_injected_faults() {
-    let one = std::env::var("TIDEMILL_SEED").ok().and_then(|seed| seed.parse().ok());
-    for seed in one.map_or(0..15, |seed: u64| seed..seed + 1) {
-        let outcome = std::panic::catch_unwind(|| run_with_faults(seed));
-        assert!(outcome.is_ok(), "replay with TIDEMILL_SEED={seed}");
-    }
+    each_seed(15, run_with_faults);
 }
 
 // -- ends ----------------------------------------------------------------------------------------------------

@@ -3,12 +3,11 @@
 use super::*;
 
 /// Encrypted echoes, half of them through a pipe, on a kernel with short, early, late and interrupted calls.
-fn run_with_faults(seed: u64) {
-    let mut rng = Rng(seed);
+fn run_with_faults(tape: &Tape) {
     let limits = Limits {
-        read_budget: 100 + rng.below(30_000) as usize,
-        write_budget: 100 + rng.below(30_000) as usize,
-        handshakes: 1 + rng.below(3) as usize,
+        read_budget: 100 + tape.below(30_000) as usize,
+        write_budget: 100 + tape.below(30_000) as usize,
+        handshakes: 1 + tape.below(3) as usize,
         socket: SocketLimits { high_water: 5_000, low_water: 500, handshake: None, ..no_idle() },
         ..Limits::default()
     };
@@ -22,25 +21,25 @@ fn run_with_faults(seed: u64) {
         },
         echo,
     );
-    test.script.inject_faults(seed);
+    test.script.inject_faults(tape);
     let mut live = Vec::new();
     for _ in 0..8 {
         live.push((test.script.connect(), b"HELLO\nTHANKS\n".to_vec(), Vec::new(), Vec::new()));
     }
     for _ in 0..600 {
-        let one = rng.below(live.len() as u64) as usize;
+        let one = tape.below(live.len() as u64) as usize;
         let (peer, waiting, sent, received) = &mut live[one];
-        match rng.below(5) {
+        match tape.below(5) {
             0 => {
-                let plain: Vec<u8> = (0..rng.below(9_000)).map(|_| rng.below(256) as u8).collect();
+                let plain: Vec<u8> = (0..tape.below(9_000)).map(|_| tape.below(256) as u8).collect();
                 waiting.extend(record(&plain));
                 sent.extend(plain);
             }
             1 | 2 => {
-                let n = (rng.below(12_000) as usize).min(waiting.len());
+                let n = (tape.below(12_000) as usize).min(waiting.len());
                 test.script.feed(*peer, &waiting.drain(..n).collect::<Vec<_>>());
             }
-            3 => test.script.window(*peer, rng.below(9_000) as usize),
+            3 => test.script.window(*peer, tape.below(9_000) as usize),
             _ => received.extend(test.script.received(*peer)),
         }
         test.turn();
@@ -56,20 +55,15 @@ fn run_with_faults(seed: u64) {
     for (peer, _, sent, mut received) in live {
         received.extend(test.script.received(peer));
         let (plain, _) = parse_records(received.strip_prefix(b"WELCOME\n").expect("a greeting"));
-        assert!(plain == sent, "seed {seed}: {peer} sent {} bytes and heard {}", sent.len(), plain.len());
-        assert!(received.ends_with(END), "seed {seed}");
+        assert!(plain == sent, "{peer} sent {} bytes and heard {}", sent.len(), plain.len());
+        assert!(received.ends_with(END));
     }
-    assert_eq!((test.event_loop.table.cx.memory, test.event_loop.table.connections()), (0, 0), "seed {seed}");
+    assert_eq!((test.event_loop.table.cx.memory, test.event_loop.table.connections()), (0, 0));
 }
 
 #[test]
 fn no_filtered_data_is_lost_under_injected_faults() {
-    let one = std::env::var("TIDEMILL_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = one.map_or(0..200, |seed: u64| seed..seed + 1);
-    for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| run_with_faults(seed));
-        assert!(outcome.is_ok(), "replay with TIDEMILL_SEED={seed}");
-    }
+    each_seed(200, run_with_faults);
 }
 
 #[test]
