@@ -2,6 +2,7 @@
 
 mod args;
 mod client;
+mod generate;
 mod load;
 mod log_filter;
 mod observe;
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     };
     log_filter::init(cli.command.log_format());
     // The servers install handlers of their own.
-    let has_handlers = !matches!(cli.command, Command::Connect(_) | Command::Load(_));
+    let has_handlers = cli.command.server().is_some();
     if let Err(error) = signals::prepare(has_handlers) {
         log::warn!("signals stay as they were when the process started: {error}");
     }
@@ -86,6 +87,8 @@ fn run(command: Command) -> Result<(), CommandError> {
         Command::Proxy { upstreams: options, server } => proxy(&options, &server),
         Command::Load(options) => load::load(&options),
         Command::Connect(options) => client::connect(&options),
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { dir } => generate::man_pages(&dir),
     }
 }
 

@@ -9,10 +9,12 @@ pub mod tls;
 pub mod values;
 mod version;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use tidemill::framing::Framing;
 use tidemill::{AccessPolicy, Address, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
 
@@ -22,7 +24,7 @@ use load::LoadArgs;
 use observe::{LogFormat, ObserveArgs};
 pub use proxy::{OnReset, ProxyArgs};
 use tls::ServerTlsArgs;
-use values::{DurationArg, MinRateArg, OptionalSizeArg, SizeArg, address, keep_alive, overflow};
+use values::{DurationArg, MinRateArg, OptionalSizeArg, SizeArg, address, keep_alive, overflow, shell};
 
 #[derive(Parser)]
 #[command(
@@ -105,18 +107,42 @@ pub enum Command {
                       Example: tidemill load 127.0.0.1:6379 --protocol redis --send 'SET k v\\r\\n' --rate 1000"
     )]
     Load(Box<LoadArgs>),
+    /// Print completions for a shell: bash, zsh or fish
+    #[command(
+        after_help = "Example: tidemill completions bash >/usr/share/bash-completion/completions/tidemill\n\
+                      Example: tidemill completions zsh >/usr/local/share/zsh/site-functions/_tidemill\n\
+                      Example: tidemill completions fish >~/.config/fish/completions/tidemill.fish"
+    )]
+    Completions {
+        #[arg(value_name = "SHELL", hide_possible_values = true, value_parser = shell())]
+        shell: Shell,
+    },
+    /// Write the man pages, one for each command, into a folder
+    #[command(after_help = "Example: tidemill man /usr/local/share/man/man1, and then: man tidemill-proxy")]
+    Man {
+        /// The folder, which is made if it is not there
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 impl Command {
-    /// How the log is written: servers have an option for that.
-    pub fn log_format(&self) -> LogFormat {
+    /// The options of a server; none for the other commands.
+    pub fn server(&self) -> Option<&ServerArgs> {
         match self {
             Command::Echo { server, .. }
             | Command::Chat { server, .. }
             | Command::Frames { server, .. }
-            | Command::Proxy { server, .. } => server.observe.log_format,
-            Command::Connect(_) | Command::Load(_) => LogFormat::Text,
+            | Command::Proxy { server, .. } => Some(server),
+            Command::Connect(_) | Command::Load(_) | Command::Completions { .. } | Command::Man { .. } => {
+                None
+            }
         }
+    }
+
+    /// How the log is written: servers have an option for that.
+    pub fn log_format(&self) -> LogFormat {
+        self.server().map_or(LogFormat::Text, |server| server.observe.log_format)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap_complete::Shell;
 use tidemill::framing::proxy_header::HeaderVersion;
 use tidemill::services::{Balance, Upstream};
 use tidemill::{Address, IpRange, MinRate, Overflow};
@@ -129,6 +130,14 @@ pub fn overflow() -> impl TypedValueParser<Value = Overflow> {
     PossibleValuesParser::new(["refuse", "wait"]).map(|how| match how.as_str() {
         "wait" => Overflow::Wait,
         _ => Overflow::Refuse,
+    })
+}
+
+pub fn shell() -> impl TypedValueParser<Value = Shell> {
+    PossibleValuesParser::new(["bash", "fish", "zsh"]).map(|name| match name.as_str() {
+        "bash" => Shell::Bash,
+        "fish" => Shell::Fish,
+        _ => Shell::Zsh,
     })
 }
 
