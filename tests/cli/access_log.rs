@@ -1,7 +1,10 @@
 //! `--access-log` and `--log-format`.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -159,4 +162,45 @@ fn every_line_of_a_log_in_json_is_an_object_with_level_and_message() {
     let shutdown = shutdown.unwrap_or_else(|| panic!("{log}"));
     assert_eq!(shutdown["level"], "INFO");
     assert!(humantime::parse_rfc3339(shutdown["time"].as_str().expect("text")).is_ok(), "{shutdown}");
+}
+
+/// Starts a server whose stderr is a socket, as under systemd, with JOURNAL_STREAM made from its device and inode.
+/// Returns its log after SIGTERM.
+fn log_to_a_socket(words: &[&str], journal: impl Fn(u64, u64) -> String) -> String {
+    let (mut ours, theirs) = UnixStream::pair().expect("sockets");
+    let stderr = fs::File::from(OwnedFd::from(theirs));
+    let about = stderr.metadata().expect("its inode");
+    let mut command = Command::new(TIDEMILL);
+    command.args(["echo", "--listen", "127.0.0.1:0"]).args(words).env("RUST_LOG", "info");
+    command.env("JOURNAL_STREAM", journal(about.dev(), about.ino()));
+    let mut process = Process(command.stdout(Stdio::piped()).stderr(stderr).spawn().expect("it"));
+    drop(command);
+    let mut line = String::new();
+    BufReader::new(process.0.stdout.take().expect("its stdout"))
+        .read_line(&mut line)
+        .expect("its start line");
+    kill_process(Pid::from_child(&process.0), Signal::TERM).expect("it runs");
+    let mut log = String::new();
+    ours.read_to_string(&mut log).expect("its log");
+    assert_eq!(process.wait_for_exit(SOON).code(), Some(0), "{log}");
+    log
+}
+
+#[test]
+fn lines_for_the_journal_have_a_priority_and_lines_for_other_readers_have_none() {
+    let _others = shared();
+    let log =
+        log_to_a_socket(&["--max-connections", "1000000000"], |device, inode| format!("{device}:{inode}"));
+    assert!(log.contains("<4>tidemill::args: --max-connections 1000000000 is cut to "), "{log}");
+    assert!(log.contains("\n<6>tidemill::signals: shutting down: "), "{log}");
+    assert!(log.lines().all(|line| line.starts_with('<') && line.as_bytes()[2] == b'>'), "{log}");
+    let log = log_to_a_socket(&["--log-format", "json"], |device, inode| format!("{device}:{inode}"));
+    for line in log.lines() {
+        let object: Value =
+            serde_json::from_str(line.strip_prefix("<6>").expect("a priority")).expect("JSON");
+        assert_eq!(object["level"], "INFO");
+    }
+    // A log that was redirected inherits the variable.
+    let log = log_to_a_socket(&[], |device, inode| format!("{device}:{}", inode + 1));
+    assert!(log.contains("shutting down: ") && !log.contains("<6>"), "{log}");
 }

@@ -199,3 +199,30 @@ fn a_prometheus_server_scrapes_and_stores_them() {
     // It is in the folder for temporary files.
     let _ = std::fs::remove_dir_all(&folder);
 }
+
+#[test]
+fn each_scrape_looks_at_the_next_64_tcp_connections_of_both_origins() {
+    let _others = shared();
+    let upstream = Server::start("echo --raw");
+    let (mut server, at) = start(&format!("proxy --to {} --max-per-ip 0", upstream.address));
+    let mut peers: Vec<Peer> = (0..50).map(|_| Peer::connect(server.address)).collect();
+    assert!(peers.iter_mut().all(|peer| peer.echoes("hello")));
+    let count = |body: &str, metric: &str, origin: &str| {
+        value(body, &format!("tidemill_tcp_{metric}_count{{origin=\"{origin}\"}}"))
+    };
+    let both = |body: &str| count(body, "rtt_seconds", "accepted") + count(body, "rtt_seconds", "dialed");
+    // The connection of the scrape itself may be among the 64, and is not counted.
+    let first = scrape(at);
+    assert!((63.0..=64.0).contains(&both(&first)), "{first}");
+    assert!(count(&first, "rtt_seconds", "dialed") >= 13.0, "{first}");
+    let second = scrape(at);
+    assert!((126.0..=128.0).contains(&both(&second)), "{second}");
+    // The second scrape went on with those that the first had left out.
+    assert!(count(&second, "rtt_seconds", "accepted") >= 50.0, "{second}");
+    let time = value(&second, r#"tidemill_tcp_rtt_seconds_sum{origin="accepted"}"#);
+    assert!(time > 0.0 && time < 64.0, "{second}");
+    let retransmits = count(&second, "retransmits", "accepted") + count(&second, "retransmits", "dialed");
+    assert_eq!(retransmits, both(&second));
+    drop(peers);
+    server.end();
+}

@@ -1,9 +1,13 @@
-//! The log's filter, from RUST_LOG. A mistyped level must not silence warnings and errors.
+//! The log: its filter, from RUST_LOG, and its format. A mistyped level must not silence warnings and errors.
 
 use std::env;
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
 
+use log::{Level, Record};
 use serde_json::json;
 
 use crate::args::observe::LogFormat;
@@ -21,12 +25,15 @@ pub fn init(format: LogFormat) {
     let filter = if wrong.is_some() { USUAL } else { &filter };
     let mut logger = env_logger::Builder::new();
     logger.parse_filters(filter).parse_write_style(&style());
-    if format == LogFormat::Json {
-        logger.format(|out, record| {
-            let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-            let (level, target) = (record.level().as_str(), record.target());
-            let message = record.args().to_string();
-            writeln!(out, "{}", json!({"time": time, "level": level, "target": target, "message": message}))
+    let is_journal = is_journal();
+    if format == LogFormat::Json || is_journal {
+        logger.format(move |out, record| {
+            let priority = if is_journal { priority(record.level()) } else { "" };
+            match format {
+                LogFormat::Json => writeln!(out, "{priority}{}", object(record)),
+                // The journal has the time and the level of each line.
+                LogFormat::Text => writeln!(out, "{priority}{}: {}", record.target(), record.args()),
+            }
         });
     }
     logger.init();
@@ -38,6 +45,31 @@ pub fn init(format: LogFormat) {
         // stderr may be closed.
         let _ = writeln!(std::io::stderr(), "{text}; using {USUAL}");
     }
+}
+
+/// Whether stderr is the journal of systemd: then JOURNAL_STREAM has the device and the inode of its socket. A program
+/// whose stderr was redirected inherits the variable, so the numbers must be compared: systemd.exec(5).
+fn is_journal() -> bool {
+    let Ok(given) = env::var("JOURNAL_STREAM") else { return false };
+    let stderr = io::stderr().as_fd().try_clone_to_owned().and_then(|stderr| File::from(stderr).metadata());
+    stderr.is_ok_and(|stderr| given == format!("{}:{}", stderr.dev(), stderr.ino()))
+}
+
+/// The priority of a line for the journal, which takes it off: sd-daemon(3).
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::Error => "<3>",
+        Level::Warn => "<4>",
+        Level::Info => "<6>",
+        Level::Debug | Level::Trace => "<7>",
+    }
+}
+
+fn object(record: &Record<'_>) -> serde_json::Value {
+    let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    let (level, target) = (record.level().as_str(), record.target());
+    let message = record.args().to_string();
+    json!({"time": time, "level": level, "target": target, "message": message})
 }
 
 fn style() -> String {

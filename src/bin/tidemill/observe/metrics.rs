@@ -13,6 +13,7 @@ use tidemill::observer::{Observer, Step};
 use tidemill::{ServiceId, Sockets, Stats};
 
 use super::Names;
+use super::tcp::Sample;
 
 /// Label sets as slices of pairs: their values come from closed sets (services, reasons, callbacks), so that their
 /// number is bounded whatever peers do.
@@ -55,6 +56,7 @@ pub struct Metrics {
     of_loop: Vec<(Counter, Read)>,
     connections: Family<Service, Gauge>,
     buffers: Gauge,
+    tcp: Sample,
     names: Names,
 }
 
@@ -80,11 +82,12 @@ impl Metrics {
             registry.register("slow_callbacks", "Callbacks that took as long as --slow or longer", slow);
         }
         registry.register("buffers_bytes", "Bytes in the buffers of all connections", buffers.clone());
-        (Metrics { registry, of_loop, connections, buffers, names }, recorder)
+        let tcp = Sample::new(&mut registry);
+        (Metrics { registry, of_loop, connections, buffers, tcp, names }, recorder)
     }
 
     /// The metrics as of now, in Prometheus' text format.
-    pub fn encode(&self, sockets: &Sockets<'_>) -> String {
+    pub fn encode(&mut self, sockets: &mut Sockets<'_>) -> String {
         let stats = sockets.stats();
         for (counter, read) in &self.of_loop {
             counter.inner().store(read(&stats), Ordering::Relaxed);
@@ -94,6 +97,7 @@ impl Metrics {
             self.connections.get_or_create(&[("service", name)]).set(open);
         }
         self.buffers.set(i64::try_from(sockets.memory()).unwrap_or(i64::MAX));
+        self.tcp.take(sockets, &self.names);
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = prometheus_text::encode(&mut text, &self.registry);

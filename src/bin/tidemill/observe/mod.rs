@@ -6,6 +6,7 @@ mod chrome;
 mod metrics;
 mod scrape;
 mod slow;
+mod tcp;
 mod text;
 mod trace;
 

@@ -52,7 +52,7 @@ impl Service for Scrape {
             Ok(Status::Partial) => return, // The rest is still to come; `SocketLimits::message` bounds it.
             Ok(Status::Complete(_)) => match (request.method, request.path) {
                 (Some("GET" | "HEAD"), Some(path)) if path.split('?').next() == Some("/metrics") => {
-                    ("200 OK", self.metrics.encode(&socket.all()))
+                    ("200 OK", self.metrics.encode(&mut socket.all()))
                 }
                 (Some("GET" | "HEAD"), _) => ("404 Not Found", "the metrics are at /metrics\n".to_string()),
                 _ => ("405 Method Not Allowed", "only GET and HEAD\n".to_string()),
