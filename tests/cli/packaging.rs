@@ -1,4 +1,4 @@
-//! What a distribution installs beside the binary: the unit for systemd.
+//! What a distribution installs beside the binary: the unit for systemd, and what the Debian package has.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,12 @@ use std::process::{Command, Stdio};
 use crate::interop::has;
 use crate::server::{TIDEMILL, shared};
 
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
 fn unit() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/packaging/tidemill@.service")
+    root().join("docs/packaging/tidemill@.service")
 }
 
 #[test]
@@ -38,4 +42,36 @@ fn the_unit_is_valid_and_its_exposure_is_at_most_two() {
     assert!(level.is_some_and(|level| level <= 2.0), "{level:?}: {said}");
     // It is in the folder for temporary files.
     let _ = fs::remove_dir_all(&folder);
+}
+
+/// The assets of the Debian package: from where, and to which folder or file.
+fn assets() -> Vec<(String, String)> {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("it");
+    let package = manifest.split("[package.metadata.deb]\n").nth(1).expect("the package").to_string();
+    let lines = package.lines().filter(|line| line.starts_with("    [\""));
+    let pairs = lines.map(|line| {
+        let mut texts = line.split('"').skip(1).step_by(2);
+        (texts.next().expect("from").to_string(), texts.next().expect("to").to_string())
+    });
+    pairs.collect()
+}
+
+#[test]
+fn the_debian_package_has_the_files_that_it_names_and_the_unit_starts_its_binary() {
+    let assets = assets();
+    assert!(assets.len() > 10, "{assets:?}");
+    for (from, _) in assets.iter().filter(|(from, _)| !from.starts_with("target/")) {
+        assert!(root().join(from).is_file(), "{from}");
+    }
+    // What the binary makes is made by the script that builds the package.
+    let script = fs::read_to_string(root().join("docs/packaging/deb.sh")).expect("it");
+    for (from, _) in assets.iter().filter(|(from, _)| from.starts_with("target/deb/")) {
+        assert!(script.contains(from.trim_end_matches("/*.1")), "{from}");
+    }
+    let (_, folder) = assets.iter().find(|(from, _)| from == "target/release/tidemill").expect("the binary");
+    let text = fs::read_to_string(unit()).expect("the unit");
+    assert!(text.contains(&format!("\nExecStart=/{folder}tidemill %i")), "{folder}");
+    for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
+        assert!(assets.iter().any(|(from, _)| from == licence), "{licence}");
+    }
 }
