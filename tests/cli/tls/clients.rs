@@ -204,3 +204,14 @@ fn the_connect_command_prints_that_a_server_does_not_speak_tls() {
     let plain = Server::start("echo");
     fails(plain.address, "", "the peer does not speak TLS (it sent \"echo ser\")");
 }
+
+#[test]
+fn cleartext_to_a_server_that_speaks_tls_is_an_error_that_names_the_option() {
+    let _others = shared();
+    let certificates = Certificates::of("cleartext");
+    let server = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
+    let outcome = run(&["connect", &server.address.to_string()], b"hello\n");
+    let sentence = "answers with an alert of TLS: it does not understand cleartext; use --tls";
+    assert_eq!(outcome.stderr, format!("tidemill: {} {sentence}\n", server.address));
+    assert_eq!((outcome.stdout.len(), outcome.code), (7, Some(1)), "the alert itself is not hidden");
+}

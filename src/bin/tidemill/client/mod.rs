@@ -37,6 +37,8 @@ struct Shared {
     gone: Option<ClosedInfo>,
     /// Whether the peer's end came before ours was sent.
     peer_ended_first: bool,
+    /// Whether all that came is an alert of TLS, and TLS is not spoken.
+    is_tls_alert: bool,
 }
 
 /// Runs until both sides have ended. `Ok` means that the connection was established and ended properly: that is what a
@@ -58,6 +60,9 @@ pub fn connect(options: &ConnectArgs) -> Result<(), CommandError> {
     match failed.get() {
         Some(Failure::Text(text)) => Err(CommandError::Run(text.clone())),
         Some(Failure::Interrupt) => Err(CommandError::Interrupted(SIGINT)),
+        None if shared.is_tls_alert => Err(CommandError::Run(format!(
+            "{about} answers with an alert of TLS: it does not understand cleartext; use --tls"
+        ))),
         None => verdict(shared.gone.as_ref(), &about),
     }
 }
@@ -173,6 +178,12 @@ fn limits(options: &ConnectArgs, message: usize) -> SocketLimits {
     }
 }
 
+/// Whether these bytes are one alert of TLS in cleartext: type 21, version 3.x, length 2, a level and a description
+/// (RFC 8446, 5.1 and 6). That is how most servers that speak TLS answer what is no handshake.
+fn is_tls_alert(answer: &[u8]) -> bool {
+    matches!(answer, [21, 3, _, 0, 2, 1..=2, _])
+}
+
 /// One line on stderr. Nothing can be done about a stderr that is closed.
 fn note(text: &str) {
     let _ = writeln!(io::stderr(), "tidemill: {text}");
@@ -245,6 +256,8 @@ impl Service for Relay {
     }
 
     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+        let is_all = socket.bytes_in() == input.len() as u64 && socket.filter_info().is_none();
+        self.shared.borrow_mut().is_tls_alert = is_all && is_tls_alert(input.bytes());
         let mut out = Vec::new();
         let shown = self.incoming.show(input, &mut out);
         if !out.is_empty() && self.streams.output.put(out) {
