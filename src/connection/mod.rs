@@ -370,7 +370,8 @@ impl Connection {
     /// - on kqueue, where it is not documented.
     pub(crate) fn is_short_read_final(&self) -> bool {
         let announced = self.incoming != Half::Open && !seeded(SeededBug::ShortReadDrains);
-        !announced && !self.peer.is_unix() && cfg!(target_os = "linux")
+        // The simulated kernel is as strict as that of Linux, in a page too.
+        !announced && !self.peer.is_unix() && cfg!(any(target_os = "linux", target_family = "wasm"))
     }
 
     // -- the end -------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ impl EventLoop<Sim> {
     }
 
     /// Asserts the invariants that hold between any two turns.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let table = &self.table;
         let inboxes: usize =
             table.slots.iter().filter_map(|(_, c)| c.inbox.as_ref()).map(|i| i.charge()).sum();

@@ -9,6 +9,8 @@ mod check;
 mod deferred;
 mod dial;
 mod expire;
+#[cfg(any(test, feature = "testing"))]
+mod inspect;
 mod leaving;
 mod observe;
 mod pipe;

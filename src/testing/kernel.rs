@@ -106,15 +106,20 @@ impl Bench {
     /// When there is no such dial.
     #[track_caller]
     pub fn upstream(&mut self, to: &str) -> Peer {
+        self.next_upstream(to)
+            .unwrap_or_else(|| panic!("no further dial to {to}; the dials so far: {:?}", self.dialed()))
+    }
+
+    /// As [`upstream`](Bench::upstream); `None` when there is no such dial.
+    #[track_caller]
+    pub(super) fn next_upstream(&mut self, to: &str) -> Option<Peer> {
         let address = parse(to).to_string();
         let dialed = self.script.dialed();
         let is_open = |peer| !self.dials_taken.contains(&peer) && !self.script.is_failed_dial(peer);
         let is_next = |peer: &PeerId| self.script.dialed_as(*peer) == address && is_open(*peer);
-        let Some(&peer) = dialed.iter().find(|peer| is_next(peer)) else {
-            panic!("no further dial to {to}; the dials so far: {:?}", self.dialed());
-        };
+        let peer = dialed.into_iter().find(is_next)?;
         self.dials_taken.push(peer);
-        Peer(peer)
+        Some(Peer(peer))
     }
 
     /// The addresses that were dialed so far, in order, but for those at which a service of the bench listens.

@@ -1,11 +1,20 @@
 // The module's documentation is docs/testing.md: see src/lib.rs.
 
 mod filter;
+mod inspect;
 mod kernel;
+mod outcome;
 mod peer;
 mod recorder;
+mod scenario;
+mod scenario_find;
+mod scenario_run;
+mod scenario_services;
+mod scenarios;
 mod seed;
 mod services;
+mod step;
+mod step_source;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -14,13 +23,22 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use self::filter::PeerFilter;
+pub use self::inspect::{ConnectionState, KernelListener, KernelSocket, KernelState, Snapshot};
 pub use self::kernel::{DialAnswer, NameAnswer};
+pub use self::outcome::Outcome;
 pub use self::peer::{Peer, PeerEnd};
 use self::recorder::{Record, recorder};
+pub use self::scenario::{Scenario, ScenarioError};
+pub use self::scenario_find::Search;
+pub use self::scenario_run::PeerState;
+pub use self::scenarios::{NamedScenario, SCENARIOS};
 #[cfg(test)]
 pub(crate) use self::seed::each_seed;
 pub use self::seed::seeds;
+pub use self::step::{BREAKPOINTS, Cause, Happened, Moment, Stepper};
+pub use self::step_source::{PhaseSource, phase_source};
 use crate::base::address::Address;
+use crate::base::observer::Phase;
 pub use crate::base::seeded_bug::{SeededBug, SwitchedOn};
 use crate::config::limits::Limits;
 use crate::event_loop::{EventLoop, Turn};
@@ -54,6 +72,8 @@ pub struct Bench {
     listening: Vec<Address>,
     seed: Option<u64>,
     max_turns: usize,
+    /// Where a page plays the same, if what happens is a scenario.
+    page_link: Option<String>,
     /// Within [`together`](Bench::together), where the loop does not turn.
     is_held: bool,
 }
@@ -85,6 +105,7 @@ impl Bench {
             listening: Vec::new(),
             seed: None,
             max_turns: TURNS_MAX,
+            page_link: None,
             is_held: false,
         }
     }
@@ -180,6 +201,13 @@ impl Bench {
         turn
     }
 
+    /// One phase of a turn; after the last one the turn has ended.
+    fn run_phase(&mut self, phase: Phase) {
+        if self.event_loop.run_phase(phase).is_some() {
+            self.run_filters();
+        }
+    }
+
     /// Moves the clock, with a turn at each deadline on the way. The loop counts deadlines in ticks of 10 ms, so one of
     /// 60 s has passed after 60.02 s at the latest, and never after less than 60 s.
     ///
@@ -192,21 +220,28 @@ impl Bench {
         self.run();
         let end = self.elapsed() + span;
         let mut at_this_time = 0;
-        while let Some(deadline) = self.event_loop.next_deadline().filter(|&deadline| deadline <= end) {
-            let wait = deadline.saturating_sub(self.elapsed());
-            at_this_time = if wait.is_zero() { at_this_time + 1 } else { 0 };
+        loop {
+            let before = self.elapsed();
+            let now = self.move_clock(end);
+            at_this_time = if now == before { at_this_time + 1 } else { 0 };
             assert!(
                 at_this_time < SAME_DEADLINE_MAX,
-                "the deadline at {deadline:?} does not pass: {}",
+                "the deadline at {now:?} does not pass: {}",
                 self.unfinished()
             );
-            self.script.advance(wait);
             self.turn();
             self.run();
+            if now == end && self.event_loop.next_deadline().is_none_or(|deadline| deadline > end) {
+                return;
+            }
         }
-        self.script.advance(end.saturating_sub(self.elapsed()));
-        self.turn();
-        self.run();
+    }
+
+    /// Moves the clock to the next deadline, or to `end` if there is none before it; returns the time then.
+    fn move_clock(&mut self, end: Duration) -> Duration {
+        let deadline = self.event_loop.next_deadline().unwrap_or(end).min(end);
+        self.script.advance(deadline.saturating_sub(self.elapsed()));
+        self.elapsed()
     }
 
     /// The simulated time since the bench was made.

@@ -7,6 +7,7 @@ use std::thread;
 use super::Bench;
 #[cfg(test)]
 use super::Tape;
+use crate::base::seeded_bug::{SeededBug, seeded};
 
 /// The seeds for a test that runs with many: `0..count`. With `TIDEMILL_SEED=7` in the environment only that one, to
 /// replay a failure; with `TIDEMILL_SEEDS=100000` so many in place of `count`.
@@ -71,6 +72,11 @@ impl Bench {
         let (turns, elapsed) = (self.turns(), self.elapsed());
         let steps = self.script.with_trace(|trace| trace.tail());
         let mut text = format!("\nthe bench after {turns} turns and {elapsed:?} of simulated time; {steps}");
+        if let Some(link) = &self.page_link {
+            let bug = SeededBug::all().find(|&bug| seeded(bug));
+            let bug = bug.map_or(String::new(), |bug| format!("&bug={}", bug.name()));
+            return text + &format!("watch it in a browser: {link}{bug}\n");
+        }
         if let Some(seed) = self.seed {
             let test = match thread::current().name() {
                 // libtest gives the thread the name of the test, except with one thread for all.

@@ -16,6 +16,7 @@
 //! spurious or out of order.
 
 mod faults;
+mod inspect;
 mod network;
 mod script;
 mod system;
@@ -30,6 +31,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use self::faults::{Fault, Faults};
+pub use self::inspect::{KernelListener, KernelSocket, KernelState};
 use self::network::{Answers, SimListener};
 pub(crate) use self::network::{DialResult, NameResult};
 pub use self::tape::Tape;
