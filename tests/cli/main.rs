@@ -29,6 +29,7 @@ mod proxy_legs;
 mod room;
 mod server;
 mod signals;
+mod step;
 mod terminal;
 mod tls;
 mod traffic;

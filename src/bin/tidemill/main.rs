@@ -8,6 +8,8 @@ mod log_filter;
 mod observe;
 mod serve;
 mod signals;
+#[cfg(feature = "testing")]
+mod step;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -87,6 +89,8 @@ fn run(command: Command) -> Result<(), CommandError> {
         Command::Proxy { upstreams: options, server } => proxy(&options, &server),
         Command::Load(options) => load::load(&options),
         Command::Connect(options) => client::connect(&options),
+        #[cfg(feature = "testing")]
+        Command::Step(options) => step::step(&options),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { dir } => generate::man_pages(&dir),
     }

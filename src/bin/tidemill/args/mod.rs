@@ -5,6 +5,8 @@ pub mod connect;
 pub mod load;
 pub mod observe;
 mod proxy;
+#[cfg(feature = "testing")]
+pub mod step;
 pub mod tls;
 pub mod values;
 mod version;
@@ -107,6 +109,13 @@ pub enum Command {
                       Example: tidemill load 127.0.0.1:6379 --protocol redis --send 'SET k v\\r\\n' --rate 1000"
     )]
     Load(Box<LoadArgs>),
+    /// Step the event loop on a simulated kernel, phase by phase
+    #[cfg(feature = "testing")]
+    #[command(
+        after_help = "At a terminal, commands go forward and back; h lists them. Without one all steps are printed.\n\
+                      Example: tidemill step; tidemill step slow-reader; tidemill step echo --all --state"
+    )]
+    Step(step::StepArgs),
     /// Print completions for a shell: bash, zsh or fish
     #[command(
         after_help = "Example: tidemill completions bash >/usr/share/bash-completion/completions/tidemill\n\
@@ -134,9 +143,7 @@ impl Command {
             | Command::Chat { server, .. }
             | Command::Frames { server, .. }
             | Command::Proxy { server, .. } => Some(server),
-            Command::Connect(_) | Command::Load(_) | Command::Completions { .. } | Command::Man { .. } => {
-                None
-            }
+            _ => None,
         }
     }
 
