@@ -131,6 +131,9 @@ pub mod guide {
     #[doc = include_str!("../docs/observing.md")]
     pub mod observing {}
 
+    #[doc = include_str!("../docs/faults.md")]
+    pub mod faults {}
+
     #[cfg(feature = "tls")]
     #[doc = include_str!("../docs/tls.md")]
     pub mod tls {}

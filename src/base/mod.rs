@@ -6,6 +6,7 @@ pub(crate) mod id;
 pub(crate) mod leaving;
 pub mod observer;
 pub(crate) mod post_error;
+pub(crate) mod random;
 pub(crate) mod reason;
 pub(crate) mod seeded_bug;
 pub(crate) mod setup_error;

@@ -147,7 +147,7 @@ impl Table {
     /// Returns the wait.
     pub(crate) fn redial_later(&mut self, mut again: Redial) -> Option<Duration> {
         let backoff = again.options.reconnect?;
-        let wait = backoff.wait(again.failures, self.next_random());
+        let wait = backoff.wait(again.failures, self.rng.next());
         again.failures = again.failures.saturating_add(1);
         let due = self.cx.now.after(wait);
         self.timers.set(TimerAction::Redial(Box::new(again)), due, None);
@@ -168,14 +168,6 @@ impl Table {
                 self.redial_later(again);
             }
         }
-    }
-
-    /// The next random number, by SplitMix64 (Steele, Lea, Flood 2014). Good enough to spread redials; not for secrets.
-    fn next_random(&mut self) -> u64 {
-        self.rng_state = self.rng_state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.rng_state ^ (self.rng_state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
     }
 
     pub(crate) fn set_timer(

@@ -12,6 +12,7 @@ use slab::Slab;
 
 use crate::base::address::PeerAddress;
 use crate::base::id::{ConnId, GenerationCounter, GroupId, ReactorId, ServiceId};
+use crate::base::random::Rng;
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
@@ -58,8 +59,8 @@ pub(crate) struct Table {
     /// What callbacks need of the kernel.
     pub(crate) registrar: Box<dyn Registrar>,
     pub(crate) timers: Timers,
-    /// The state of the random numbers by which redials are spread.
-    pub(crate) rng_state: u64,
+    /// Spreads redials.
+    pub(crate) rng: Rng,
     pub(crate) stop: Option<Stop>,
     /// While shutting down: when the connections that are left are closed.
     pub(crate) drain_deadline: Option<Tick>,
@@ -104,7 +105,7 @@ impl Table {
             watched: Watches::default(),
             registrar,
             timers: Timers::new(first_generation),
-            rng_state: 0,
+            rng: Rng(0),
             stop: None,
             drain_deadline: None,
             reactor: ReactorId::next(),

@@ -10,6 +10,7 @@ use super::pipe::KernelPipes;
 use super::poll::{BusyPoll, LivelockGuard};
 use crate::base::address::Address;
 use crate::base::id::{ListenerId, ServiceId};
+use crate::base::random::Rng;
 use crate::base::setup_error::ListenError;
 use crate::config::limits::{Limits, SocketLimits};
 use crate::config::listen::ListenOptions;
@@ -38,7 +39,7 @@ impl<S: System> EventLoop<S> {
         system.reserve_descriptor();
         let (busy_poll, splices) = (limits.busy_poll, limits.splices);
         let mut table = Table::new(limits, first, system.epoch(), system.registrar()?);
-        table.rng_state = system.seed();
+        table.rng = Rng(system.seed());
         let handle = Handle::new(posts, waker, table.reactor);
         let budget = table.cx.arena.budget();
         Ok(EventLoop {

@@ -9,6 +9,7 @@ mod chat;
 mod connect;
 mod endurance;
 mod fairness;
+mod fault;
 mod generate;
 mod interop;
 mod limits;

@@ -1,5 +1,7 @@
 //! The test bench, as a program uses it to test a service of its own.
 
+mod faults;
+mod mirror;
 mod proxy;
 #[cfg(feature = "tls")]
 mod tls;

@@ -15,9 +15,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use tidemill::AccessPolicy;
 use tidemill::framing::Framing;
 use tidemill::services::{Chat, Echo, Frames, Proxy};
-use tidemill::{AccessPolicy, SocketLimits};
 
 use args::{Cli, Command, CommandError, OnReset};
 
@@ -123,17 +123,27 @@ fn proxy(options: &args::ProxyArgs, server: &args::ServerArgs) -> Result<(), Com
         .accept_header_from(options.proxy_protocol_in.clone())
         .send_header(options.proxy_protocol_out)
         .connect_timeout(options.connect_timeout.0.unwrap_or_default())
-        .check_every(options.check_every.0);
+        .check_every(options.check_every.0)
+        .end_on_reset(options.on_reset == OnReset::End)
+        .mirror(options.mirror.clone());
+    for args::FaultArg { to, faults } in &options.fault {
+        proxy = proxy.fault(to.clone(), faults.clone());
+    }
+    if !options.fault.is_empty() {
+        let seed = options.fault_seed.unwrap_or_else(draw_seed);
+        log::info!("faults of seed {seed}; --fault-seed {seed} repeats them");
+        proxy = proxy.fault_seed(seed);
+    }
     if !options.route.is_empty() {
         proxy = proxy.route_tls(options.route.clone());
     }
     let exempt = options.proxy_protocol_in.clone();
     let guard = AccessPolicy { per_address: Some(100), exempt, ..AccessPolicy::default() };
-    let limits = SocketLimits { end_on_reset: options.on_reset == OnReset::End, ..proxy.limits() };
+    let limits = proxy.limits();
     let upstreams = options.to.iter().chain(options.route.iter().map(|(_, upstream)| upstream));
     let setup = serve::ServeSetup {
         access_policy: guard,
-        upstreams: upstreams.map(|upstream| upstream.to.clone()).collect(),
+        upstreams: upstreams.map(|upstream| upstream.to.clone()).chain(options.mirror.clone()).collect(),
         tls,
         listeners_filter: !behind_something,
         upstream_tls: upstream_tls.map(|tls| (tls, options.tls.clone())),
@@ -141,6 +151,13 @@ fn proxy(options: &args::ProxyArgs, server: &args::ServerArgs) -> Result<(), Com
         busy_reply: "",
     };
     serve::serve_as(proxy, limits, setup, server)
+}
+
+/// A seed that differs from run to run: the keys of a hash map are random.
+fn draw_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    // Short enough to be typed.
+    RandomState::new().hash_one(0) >> 32
 }
 
 /// Prints what clap says: help as it is, an error as one line.

@@ -39,6 +39,8 @@ pub(super) struct Dialing {
     pub(super) delay: Duration,
     /// Attempts under way.
     pub(super) in_flight: Vec<ConnId>,
+    /// In the order in which clients were admitted.
+    pub(super) number: u64,
 }
 
 impl Record {

@@ -1,7 +1,11 @@
 //! A guard in front of another service: connections are passed on to upstreams, within limits.
 
+mod fault;
 mod log;
+mod mirror;
+mod options;
 mod outbound;
+mod relay;
 mod routes;
 #[cfg(feature = "tls")]
 mod tls_routes;
@@ -10,8 +14,11 @@ mod upstreams;
 use std::collections::HashMap;
 use std::time::Duration;
 
+pub use self::fault::{Chance, Fault, FaultAt, Faults, Split};
 use self::log::{Record, RefusedSummary};
+use self::mirror::MIRROR;
 use self::outbound::{CHECKS_AT_ONCE, Outbound, OutboundOptions};
+use self::relay::Relays;
 use self::routes::Classifier;
 pub use self::routes::RouteChoice;
 #[cfg(feature = "tls")]
@@ -22,14 +29,12 @@ use crate::base::address::Address;
 use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};
 use crate::base::reason::{CloseReason, ClosedInfo, Refused};
-use crate::config::dial::KeepAlive;
-use crate::config::limits::SocketLimits;
 use crate::config::rules::IpRange;
 use crate::connection::optional::IdleKind;
 use crate::connection::socket::Socket;
 use crate::connection::sockets::Sockets;
 use crate::connection::state::Origin;
-use crate::framing::proxy_header::{HeaderVersion, ProxyHeader};
+use crate::framing::proxy_header::ProxyHeader;
 use crate::parts::inbox::Input;
 use crate::parts::timers::TimerId;
 use crate::service::Service;
@@ -55,7 +60,7 @@ use ::log::{info, warn};
 /// - **Routes** ([`route`](Proxy::route)) choose the upstream by the client's first bytes, which are passed on as they
 ///   are.
 /// - **A side that is cut off** (reset, or TLS without close_notify) has the other reset, behind what is queued for it,
-///   unless [`SocketLimits::end_on_reset`] is set.
+///   unless [`Proxy::end_on_reset`] is set.
 /// - **Checks** do what a client's connection does: the same header (saying that it stands for no client), the same
 ///   handshake, the same options.
 ///
@@ -88,6 +93,9 @@ pub struct Proxy {
     /// Connections to upstreams: attempts, established ones and checks.
     outbound: HashMap<ConnId, Outbound>,
     refused_summary: RefusedSummary,
+    /// Pairs with faults or a mirror.
+    relays: Relays,
+    ends_on_reset: bool,
 }
 
 /// What a connection of a [`Proxy`] is.
@@ -105,6 +113,19 @@ pub enum Role {
     Upstream(ConnId),
     /// A check of an upstream.
     Check,
+    /// The mirror of what this client sends.
+    Mirror(ConnId),
+}
+
+impl Role {
+    /// The client of the pair that a connection with this id belongs to.
+    fn client(&self, own: ConnId) -> Option<ConnId> {
+        match self {
+            Role::Client => Some(own),
+            Role::Upstream(client) => Some(*client),
+            _ => None,
+        }
+    }
 }
 
 /// How often the log tells which peers were refused.
@@ -132,76 +153,9 @@ impl Proxy {
             records: HashMap::new(),
             outbound: HashMap::new(),
             refused_summary: RefusedSummary::default(),
+            relays: Relays::default(),
+            ends_on_reset: false,
         }
-    }
-
-    /// How an upstream is chosen. Default [`Balance::RoundRobin`].
-    pub fn balance(mut self, balance: Balance) -> Proxy {
-        self.upstreams.balance = balance;
-        self
-    }
-
-    /// Has `choose` select one of these upstreams by the bytes that a client has sent so far. Default: no routes.
-    ///
-    /// The bytes are sent to the upstream unchanged, behind the PROXY header of [`send_header`](Proxy::send_header).
-    /// [`filter_upstreams`](Proxy::filter_upstreams) and [`filter_clients`](Proxy::filter_clients) are not for clients
-    /// that take a route. A client for which `choose` returns [`RouteChoice::Default`] goes to the upstreams that the
-    /// proxy was made with; if there are none, it is closed. A client is closed too if 5 s or 16 KiB have not sufficed
-    /// for a choice, so protocols in which the server speaks first cannot share the listener.
-    pub fn route(
-        mut self,
-        upstreams: Vec<Upstream>,
-        choose: impl Fn(&[u8]) -> RouteChoice + 'static,
-    ) -> Proxy {
-        self.upstreams.set_routes(upstreams);
-        Proxy { classifier: Some(Classifier::new(choose)), ..self }
-    }
-
-    /// Senders that must begin each connection with a PROXY header, which says for which peer it stands. From all other
-    /// senders such a header is payload. None by default.
-    pub fn accept_header_from(self, trusted: Vec<IpRange>) -> Proxy {
-        Proxy { header_sources: trusted, ..self }
-    }
-
-    /// Begins each connection to an upstream with a PROXY header. Off by default.
-    pub fn send_header(mut self, version: Option<HeaderVersion>) -> Proxy {
-        self.outbound_options.header = version;
-        self
-    }
-
-    /// Starts TLS with clients without a route, behind the PROXY header of those that send one. Where no header is
-    /// accepted and there is no route, set [`ListenOptions::filter`](crate::ListenOptions::filter) instead: then a
-    /// client costs nothing before its handshake is done. Off by default.
-    pub fn filter_clients(self, how: Option<FilterConfig>) -> Proxy {
-        Proxy { client_filter: how, ..self }
-    }
-
-    /// Starts TLS with upstreams, behind the PROXY header. Off by default.
-    pub fn filter_upstreams(mut self, how: Option<FilterConfig>) -> Proxy {
-        self.outbound_options.filter = how;
-        self
-    }
-
-    /// Lets the kernel probe a silent upstream. Off by default. For clients see
-    /// [`ListenOptions::keep_alive`](crate::ListenOptions::keep_alive).
-    pub fn keep_alive(mut self, probes: Option<KeepAlive>) -> Proxy {
-        self.outbound_options.keep_alive = probes;
-        self
-    }
-
-    /// How long connecting to an upstream may take, all attempts together. Default 10 s.
-    pub fn connect_timeout(self, within: Duration) -> Proxy {
-        Proxy { connect_timeout: within, ..self }
-    }
-
-    /// How often each of several upstreams is connected to, to see whether it is up. Default 5 s; none: never.
-    pub fn check_every(self, every: Option<Duration>) -> Proxy {
-        Proxy { check_every: every, ..self }
-    }
-
-    /// Limits for what is passed on: an hour without a byte.
-    pub fn limits(&self) -> SocketLimits {
-        SocketLimits { idle: Some(Duration::from_secs(3_600)), ..SocketLimits::default() }
     }
 
     fn is_trusted(&self, peer: &Address) -> bool {
@@ -219,6 +173,15 @@ impl Proxy {
                 self.admit(client, destination, None);
                 Role::Client
             }
+        }
+    }
+
+    /// A connection can be sent what waits for it.
+    fn send_more(&mut self, role: &Role, socket: &mut Socket<'_>) {
+        match (role, role.client(socket.id())) {
+            (Role::Mirror(client), _) => self.send_to_mirror(*client, &mut socket.all()),
+            (_, Some(client)) => self.relay_more(client, socket),
+            _ => {}
         }
     }
 
@@ -244,6 +207,7 @@ impl Service for Proxy {
 
     fn open(&mut self, socket: &mut Socket<'_>) -> Role {
         match socket.origin() {
+            Origin::Dialed { by: Some(client), .. } if socket.tag() == MIRROR => Role::Mirror(client),
             Origin::Dialed { by: Some(client), .. } => Role::Upstream(client),
             Origin::Dialed { by: None, .. } => Role::Check,
             Origin::Accepted | Origin::Adopted if self.is_trusted(&socket.peer_addr()) => {
@@ -255,6 +219,9 @@ impl Service for Proxy {
     }
 
     fn connected(&mut self, role: &mut Role, socket: &mut Socket<'_>) {
+        if let Role::Mirror(client) = role {
+            return self.send_to_mirror(*client, &mut socket.all());
+        }
         let Some(link) = self.outbound.get(&socket.id()).copied() else { return socket.close() };
         let header = match role {
             Role::Upstream(client) => match self.records.get(client) {
@@ -282,17 +249,20 @@ impl Service for Proxy {
             }
             &mut Role::Upstream(client) => self.connect_pair(client, socket),
             Role::Check => self.check_succeeded(socket),
-            Role::AwaitingHeader | Role::AwaitingRoute(_) | Role::Client => {}
+            Role::AwaitingHeader | Role::AwaitingRoute(_) | Role::Client | Role::Mirror(_) => {}
         }
     }
 
-    /// Called for clients whose header or route is awaited, and for checks; all other bytes go through the pipe.
+    /// Called for clients whose header or route is awaited, for checks and mirrors, and where a fault or a mirror is.
+    /// All other bytes go through the pipe.
     fn data(&mut self, role: &mut Role, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         match role {
             Role::AwaitingHeader => {}
             Role::AwaitingRoute(_) => return self.choose_route(role, socket, input),
-            Role::Client | Role::Handshaking(_) | Role::Upstream(_) => return,
-            Role::Check => {
+            Role::Client => return self.relay_bytes(socket.id(), socket, input),
+            &mut Role::Upstream(client) => return self.relay_bytes(client, socket, input),
+            Role::Handshaking(_) => return,
+            Role::Check | Role::Mirror(_) => {
                 input.take_all();
                 return;
             }
@@ -326,6 +296,20 @@ impl Service for Proxy {
         }
     }
 
+    fn end(&mut self, role: &mut Role, socket: &mut Socket<'_>) {
+        if role.client(socket.id()).is_none_or(|client| !self.pass_end_on(client, socket)) {
+            socket.finish();
+        }
+    }
+
+    fn drained(&mut self, role: &mut Role, socket: &mut Socket<'_>) {
+        self.send_more(role, socket);
+    }
+
+    fn poked(&mut self, role: &mut Role, socket: &mut Socket<'_>) {
+        self.send_more(role, socket);
+    }
+
     /// The idle clock of a client does not run while an upstream is dialed for it.
     fn idle(&mut self, _: &mut Role, socket: &mut Socket<'_>, _: IdleKind) {
         let dialing = self.records.get(&socket.id()).is_some_and(|record| record.dialing.is_some());
@@ -334,7 +318,10 @@ impl Service for Proxy {
         }
     }
 
-    fn alarm(&mut self, role: &mut Role, socket: &mut Socket<'_>, _: u64) {
+    fn alarm(&mut self, role: &mut Role, socket: &mut Socket<'_>, tag: u64) {
+        if let (1.., Some(client)) = (tag, role.client(socket.id())) {
+            return self.relay_alarm(client, socket, tag);
+        }
         match role {
             Role::AwaitingHeader => {
                 info!("{}: closed: no PROXY header within {HEADER_WITHIN:?}", socket.peer_addr());
@@ -342,7 +329,7 @@ impl Service for Proxy {
             }
             Role::AwaitingRoute(_) => self.on_no_route(socket),
             Role::Client => self.on_client_alarm(socket),
-            Role::Handshaking(_) | Role::Upstream(_) | Role::Check => {}
+            Role::Handshaking(_) | Role::Upstream(_) | Role::Check | Role::Mirror(_) => {}
         }
     }
 
@@ -356,6 +343,8 @@ impl Service for Proxy {
     fn timer(&mut self, timer: TimerId, sockets: &mut Sockets<'_>) {
         if self.refused_summary.timer == Some(timer) {
             info!("{}", std::mem::take(&mut self.refused_summary));
+        } else if self.relays.mirror_summary.timer == Some(timer) {
+            warn!("{}", std::mem::take(&mut self.relays.mirror_summary));
         } else if let Some(own) = self.service {
             self.check_next(own, sockets);
         }
@@ -363,9 +352,13 @@ impl Service for Proxy {
 
     fn closed(&mut self, role: Role, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
         let link = self.outbound.remove(&gone.id);
+        if let Some(client) = role.client(gone.id) {
+            self.relay_closed(client, gone, sockets);
+        }
         match (role, link) {
             (Role::Client, _) => self.client_ended(gone, sockets),
             (Role::Upstream(client), Some(link)) => self.upstream_ended(client, link, gone, sockets),
+            (Role::Mirror(client), _) => self.mirror_ended(client, gone, sockets),
             (Role::Check, Some(link)) => {
                 self.upstreams.end_check(link.upstream);
                 self.note_failure(link, gone, sockets.elapsed());

@@ -62,6 +62,7 @@ impl Proxy {
             self.tell_refused_soon(&mut client.all());
         }
         untried.reverse();
+        self.relays.clients += 1;
         let share = self.connect_timeout / (untried.len() + 1).min(1_000) as u32;
         let record = Record {
             client: client.peer_addr(),
@@ -72,6 +73,7 @@ impl Proxy {
                 untried,
                 delay: share.clamp(ATTEMPT_DELAY_MIN, ATTEMPT_DELAY_MAX),
                 in_flight: Vec::new(),
+                number: self.relays.clients,
             })),
             connected: None,
             client_end: None,
@@ -162,19 +164,19 @@ impl Proxy {
         self.give_up_attempts(client, &mut upstream.all(), Some(id));
         let Some(record) = self.records.get_mut(&client) else { return upstream.close() };
         record.connected = Some(now - record.started);
+        let number = record.dialing.as_ref().map_or(0, |dialing| dialing.number);
         (record.dialing, record.upstream_end, record.upstream_id) = (None, None, Some(id));
         if let Some(link) = self.outbound.get(&id) {
             record.upstream = link.upstream;
             self.upstreams.mark_up(link.upstream);
         }
-        match upstream.other(client) {
-            Some(mut client) => {
-                client.set_alarm(None);
-                client.resume();
-            }
-            None => return upstream.close(),
+        let to = record.upstream;
+        let Some(mut socket) = upstream.other(client) else { return upstream.close() };
+        socket.set_alarm(None);
+        socket.resume();
+        if !self.start_relay(&mut socket, id, to, number) {
+            upstream.pipe(client);
         }
-        upstream.pipe(client);
     }
 
     /// A connection to an upstream has ended. If the client was not connected, the next upstream is tried.
@@ -231,7 +233,11 @@ impl Proxy {
             return;
         }
         if let Some(record) = self.records.remove(&client) {
-            info!("{} -> {} {record}", record.client, self.upstreams.get(record.upstream).to);
+            let to = self.upstreams.get(record.upstream).to;
+            match self.relays.remove(client) {
+                Some(relay) => info!("{} -> {to} {record}{relay}", record.client),
+                None => info!("{} -> {to} {record}", record.client),
+            }
         }
     }
 

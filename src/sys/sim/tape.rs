@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
+use crate::base::random::Rng;
+
 /// One sequence of choices, from which a simulated world draws all that it decides: which faults the kernel injects,
 /// how long pieces are, in which order events come, and, where a test wants it, what the peers do.
 ///
@@ -245,24 +247,6 @@ fn width(n: u64) -> usize {
         0x100..=0xFFFF => 2,
         0x1_0000..=0xFFFF_FFFF => 4,
         _ => 8,
-    }
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): a small random generator with a seed.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// The high half of a product is a number below `n` without a division (Lemire 2019); the bias is below n / 2^64.
-    fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
 }
 

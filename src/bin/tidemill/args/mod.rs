@@ -2,6 +2,7 @@
 
 mod access;
 pub mod connect;
+mod fault;
 pub mod load;
 pub mod observe;
 mod proxy;
@@ -22,6 +23,7 @@ use tidemill::{AccessPolicy, Address, KeepAlive, Limits, ListenOptions, Overflow
 
 use access::{ACCESS_HEADING, AccessArgs};
 pub use connect::ConnectArgs;
+pub use fault::FaultArg;
 use load::LoadArgs;
 use observe::{LogFormat, ObserveArgs};
 pub use proxy::{OnReset, ProxyArgs};
@@ -85,7 +87,7 @@ pub enum Command {
     )]
     Proxy {
         #[command(flatten)]
-        upstreams: ProxyArgs,
+        upstreams: Box<ProxyArgs>,
         #[command(flatten)]
         server: ServerArgs,
     },

@@ -2,14 +2,16 @@
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use tidemill::IpRange;
 use tidemill::framing::proxy_header::HeaderVersion;
 use tidemill::services::{Balance, RouteMatch, Upstream};
+use tidemill::{Address, IpRange};
 
+use super::fault::FaultArg;
 use super::tls::UpstreamTlsArgs;
-use super::values::{DurationArg, balance, range, upstream, version};
+use super::values::{DurationArg, address, balance, range, upstream, version};
 
 const PROXY: &str = "Proxy";
+const FAULTS: &str = "Testing others";
 
 #[derive(Args)]
 pub struct ProxyArgs {
@@ -44,6 +46,18 @@ pub struct ProxyArgs {
     /// Send a PROXY protocol header to upstreams: v1 or v2
     #[arg(long, value_name = "VERSION", hide_possible_values = true, value_parser = version(), help_heading = PROXY)]
     pub proxy_protocol_out: Option<HeaderVersion>,
+    /// Faults of connections, as [up:|down:]ITEM,ITEM...; repeatable with to=ADDR for one upstream. latency=50ms±10ms:
+    /// delay; rate=1MiB: bytes a second; split=100±50: pieces of so many bytes, gap=20ms apart; slow-close=1s: delay of
+    /// the end. cut=0.1%, reset=1%@4KiB, stall=100%@5s: share of the connections that is ended, is reset, or gets
+    /// nothing more through, at a random place or after so many bytes or so long
+    #[arg(long, value_name = "ITEMS", help_heading = FAULTS, hide_short_help = true)]
+    pub fault: Vec<FaultArg>,
+    /// Repeat the faults that a run with this seed had. Without it one is drawn and logged
+    #[arg(long, value_name = "N", requires = "fault", help_heading = FAULTS, hide_short_help = true)]
+    pub fault_seed: Option<u64>,
+    /// Send a copy of what clients say to this address, too, and drop what it answers. It is never waited for
+    #[arg(long, value_name = "ADDR", value_parser = address, help_heading = FAULTS, hide_short_help = true)]
+    pub mirror: Option<Address>,
     #[command(flatten)]
     pub tls: UpstreamTlsArgs,
 }
@@ -90,6 +104,21 @@ impl ProxyArgs {
             return Err(
                 "--tls-cert has no effect without --to: clients of a --route are not decrypted".to_string()
             );
+        }
+        let mut faults = self.fault.iter().enumerate();
+        if let Some((n, fault)) =
+            faults.find(|(n, fault)| self.fault[..*n].iter().any(|one| one.to == fault.to))
+        {
+            let to = fault.to.as_ref().map_or("all upstreams".to_string(), |to| format!("to={to}"));
+            return Err(format!(
+                "--fault number {} is for {to}, as one before it is: write them as one",
+                n + 1
+            ));
+        }
+        let upstreams = || self.to.iter().chain(self.route.iter().map(|(_, upstream)| upstream));
+        let unknown = |to: &&Address| upstreams().all(|upstream| upstream.to != **to);
+        if let Some(to) = self.fault.iter().filter_map(|fault| fault.to.as_ref()).find(unknown) {
+            return Err(format!("--fault to={to} has no effect: no --to or --route has this address"));
         }
         if self.connect_timeout.0.is_none() {
             return Err("--connect-timeout cannot be 0: a client would wait for ever".to_string());
