@@ -5,6 +5,7 @@
 #![cfg(all(feature = "cli", target_os = "linux"))]
 
 mod access_log;
+mod activation;
 mod chat;
 mod connect;
 mod endurance;

@@ -204,7 +204,7 @@ fn every_option_refuses_a_wrong_value_a_misspelt_name_and_a_second_value() {
                 refused(&format!("{start} {name} {second} {name} {second}"), "cannot be used multiple times");
             }
             // Of these kinds any text may be right.
-            let free = ["FILE", "NAME", "TEXT", "TEXT|@FILE", "TEXT|/RE/", "DELIM", "FILE.svg"];
+            let free = ["COMMAND", "FILE", "NAME", "TEXT", "TEXT|@FILE", "TEXT|/RE/", "DELIM", "FILE.svg"];
             if let Some(kind) = kind.filter(|kind| !free.contains(&kind.as_str())) {
                 values += 1;
                 refused(&format!("{start} {name} !"), &format!("'!' for '{name} <{kind}>'"));

@@ -1,7 +1,7 @@
 //! What a distribution installs beside the binary: the unit for systemd, and what the Debian package has.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::interop::has;
@@ -11,24 +11,32 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn unit() -> PathBuf {
-    root().join("docs/packaging/tidemill@.service")
+fn unit(kind: &str) -> String {
+    fs::read_to_string(root().join(format!("docs/packaging/tidemill@.{kind}"))).expect("the unit")
+}
+
+/// The unit of an instance, with the binary under test.
+fn instance(kind: &str) -> String {
+    unit(kind).replace("%i", "echo").replace("/usr/bin/tidemill", TIDEMILL)
 }
 
 #[test]
-fn the_unit_is_valid_and_its_exposure_is_at_most_two() {
+fn the_units_are_valid_and_the_services_exposure_is_at_most_two() {
     let _others = shared();
     if !has("systemd-analyze") {
         return;
     }
     let folder = std::env::temp_dir().join(format!("tidemill-unit-{}", std::process::id()));
     fs::create_dir_all(&folder).expect("a folder");
-    let text = fs::read_to_string(unit()).expect("the unit").replace("%i", "echo");
     let file = folder.join("tidemill-echo.service");
-    fs::write(&file, text.replace("/usr/bin/tidemill", TIDEMILL)).expect("a file");
+    fs::write(&file, instance("service")).expect("a file");
+    let socket = folder.join("tidemill-echo.socket");
+    fs::write(&socket, instance("socket")).expect("a file");
     let analyze = |words: &[&str]| {
         let mut command = Command::new("systemd-analyze");
-        let output = command.args(words).arg(&file).stdin(Stdio::null()).output().expect("systemd-analyze");
+        let files = [&file, &socket];
+        let files = if words[0] == "verify" { &files[..] } else { &files[..1] };
+        let output = command.args(words).args(files).stdin(Stdio::null()).output().expect("systemd-analyze");
         let said =
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         (output.status.success(), said)
@@ -69,8 +77,7 @@ fn the_debian_package_has_the_files_that_it_names_and_the_unit_starts_its_binary
         assert!(script.contains(from.trim_end_matches("/*.1")), "{from}");
     }
     let (_, folder) = assets.iter().find(|(from, _)| from == "target/release/tidemill").expect("the binary");
-    let text = fs::read_to_string(unit()).expect("the unit");
-    assert!(text.contains(&format!("\nExecStart=/{folder}tidemill %i")), "{folder}");
+    assert!(unit("service").contains(&format!("\nExecStart=/{folder}tidemill %i")), "{folder}");
     for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
         assert!(assets.iter().any(|(from, _)| from == licence), "{licence}");
     }

@@ -128,8 +128,23 @@ impl Server {
         Server::spawn(shell, words)
     }
 
-    fn spawn(mut command: Command, words: &str) -> Server {
-        let mut words: Vec<&str> = words.split_whitespace().collect();
+    /// The same with variables in its environment.
+    pub fn start_with(variables: &[(&str, &str)], words: &str) -> Server {
+        let mut command = Command::new(TIDEMILL);
+        command.envs(variables.iter().copied());
+        Server::spawn(command, words)
+    }
+
+    /// The same with arguments that have spaces.
+    pub fn start_words(words: &[&str]) -> Server {
+        Server::spawn_words(Command::new(TIDEMILL), words.to_vec())
+    }
+
+    fn spawn(command: Command, words: &str) -> Server {
+        Server::spawn_words(command, words.split_whitespace().collect())
+    }
+
+    fn spawn_words(mut command: Command, mut words: Vec<&str>) -> Server {
         let listeners = words.iter().filter(|word| **word == "--listen").count().max(1);
         if !words.contains(&"--listen") {
             words.extend(["--listen", "127.0.0.1:0"]);

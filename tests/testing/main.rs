@@ -1,6 +1,7 @@
 //! The test bench, as a program uses it to test a service of its own.
 
 mod faults;
+mod hold;
 mod mirror;
 mod proxy;
 #[cfg(feature = "tls")]

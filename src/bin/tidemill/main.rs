@@ -6,10 +6,12 @@ mod generate;
 mod load;
 mod log_filter;
 mod observe;
+mod on_demand;
 mod serve;
 mod signals;
 #[cfg(feature = "testing")]
 mod step;
+mod systemd;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -125,7 +127,12 @@ fn proxy(options: &args::ProxyArgs, server: &args::ServerArgs) -> Result<(), Com
         .connect_timeout(options.connect_timeout.0.unwrap_or_default())
         .check_every(options.check_every.0)
         .end_on_reset(options.on_reset == OnReset::End)
-        .mirror(options.mirror.clone());
+        .mirror(options.mirror.clone())
+        .hold(options.hold());
+    if let Some(command) = &options.on_demand {
+        let mut upstream = on_demand::Upstream::new(command.clone());
+        proxy = proxy.on_demand(options.on_demand_idle(), move |is_needed| upstream.control(is_needed));
+    }
     for args::FaultArg { to, faults } in &options.fault {
         proxy = proxy.fault(to.clone(), faults.clone());
     }

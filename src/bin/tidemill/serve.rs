@@ -1,8 +1,8 @@
 //! Runs a service: descriptors, listeners, and the last lines of the log.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
-use std::net::{IpAddr, TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock, mpsc};
@@ -14,13 +14,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tidemill::tls::{Client, Server};
 use tidemill::{
     AccessPolicy, Action, Address, CloseReason, Handle, Limits, ListenError, ListenOptions, Reactor, Refusal,
-    Rules, Service, SocketLimits, Stats,
+    Rules, Service, ServiceId, SocketLimits, Stats,
 };
 
 use crate::args::tls::UpstreamTlsArgs;
+use crate::args::values::ListenArg;
 use crate::args::{CommandError, ServerArgs as Options};
 use crate::observe;
 use crate::signals;
+use crate::systemd::{self, Passed, PassedListener};
 
 /// What a service needs from its reactor beside the limits of its connections.
 pub struct ServeSetup {
@@ -63,6 +65,8 @@ pub fn serve_as<S: Service>(
     options: &Options,
 ) -> Result<(), CommandError> {
     let dials = !setup.upstreams.is_empty();
+    // Before any thread is started.
+    let passed = systemd::passed().map_err(CommandError::Run)?;
     options.check(dials).map_err(CommandError::Usage)?;
     let mut limits = options.socket_limits(usual).map_err(CommandError::Usage)?;
     let extra = observe::extra_connections(&options.observe);
@@ -91,14 +95,8 @@ pub fn serve_as<S: Service>(
     // Before the start line, because a script may send a signal as soon as it has read that.
     signals::drain_on_signal(reactor.handle(), options.drain()).map_err(failed)?;
     signals::reload_on_hangup(setup.tls, options.tls.clone(), setup.upstream_tls, reopen).map_err(failed)?;
-    let mut listening = Vec::new();
-    for address in &options.listen {
-        let ipv6_only = leaves_ipv4(address, &options.listen).then_some(true);
-        let listener = reactor.listen_with(address, service, &ListenOptions { ipv6_only, ..listen.clone() });
-        let listener =
-            listener.map_err(|error| CommandError::Run(cannot_listen(address, &listening, &error)))?;
-        listening.extend(reactor.local_addr(listener));
-    }
+    systemd::notify(&mut reactor);
+    let listening = listen_at(&mut reactor, service.id(), (&options.listen, passed), &listen)?;
     for to in &setup.upstreams {
         refuse_self(to, &listening).map_err(CommandError::Run)?;
     }
@@ -107,10 +105,56 @@ pub fn serve_as<S: Service>(
         return Err(CommandError::Run(error.clone()));
     }
     listening.iter().for_each(announce);
+    systemd::ready();
     reactor.run().map_err(failed)?;
     log_rules(reactor.rules(service));
     log_stats(&reactor.stats());
     self_loop.get().map_or(Ok(()), |error| Err(CommandError::Run(error.clone())))
+}
+
+/// Listens on all addresses that were asked for, and on the sockets that systemd has passed. Returns the addresses.
+fn listen_at(
+    reactor: &mut Reactor,
+    service: ServiceId,
+    (wanted, mut passed): (&[ListenArg], VecDeque<Passed>),
+    options: &ListenOptions,
+) -> Result<Vec<Address>, CommandError> {
+    let usual = match passed.is_empty() {
+        true => ListenArg::At(Address::Inet(SocketAddr::from(([127, 0, 0, 1], 9001)))),
+        false => ListenArg::Systemd(None),
+    };
+    let wanted = if wanted.is_empty() { std::slice::from_ref(&usual) } else { wanted };
+    let at = |one: &ListenArg| if let ListenArg::At(address) = one { Some(address.clone()) } else { None };
+    let addresses: Vec<Address> = wanted.iter().filter_map(at).collect();
+    let mut listening = Vec::new();
+    for address in &addresses {
+        let ipv6_only = leaves_ipv4(address, &addresses).then_some(true);
+        let listener = reactor.listen_with(address, service, &ListenOptions { ipv6_only, ..options.clone() });
+        let listener =
+            listener.map_err(|error| CommandError::Run(cannot_listen(address, &listening, &error)))?;
+        listening.extend(reactor.local_addr(listener));
+    }
+    // Names first: what they leave is for a `systemd` without one.
+    let mut names: Vec<Option<&str>> = wanted.iter().filter_map(ListenArg::passed).collect();
+    names.sort_by_key(Option::is_none);
+    for name in names {
+        let chosen = systemd::take(&mut passed, name).map_err(CommandError::Run)?;
+        for one in chosen {
+            let failed = |error: ListenError| CommandError::Run(format!("socket {}: {error}", one.name));
+            let listener = match one.listener {
+                PassedListener::Tcp(socket) => reactor.adopt(socket, service, options),
+                PassedListener::Unix(socket) => reactor.adopt(socket, service, options),
+            };
+            listening.extend(reactor.local_addr(listener.map_err(failed)?));
+        }
+    }
+    for one in passed {
+        log::warn!(
+            "the socket {} that systemd has passed is not used: no --listen systemd names it",
+            one.name
+        );
+    }
+    Ok(listening)
 }
 
 /// The name of a service for people, such as `Echo`: that of its type.

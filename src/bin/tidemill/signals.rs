@@ -13,6 +13,7 @@ use tidemill::tls::{Client, Server};
 use tidemill::{Handle, Origin, Sockets};
 
 use crate::args::tls::{ServerTlsArgs, UpstreamTlsArgs};
+use crate::systemd;
 
 /// A second signal within this is taken for the same one: `timeout -s INT` sends two, and so does a terminal whose
 /// shell passes Ctrl-C on.
@@ -100,6 +101,7 @@ pub fn reload_on_hangup(
     let mut signals = Signals::new([SIGHUP])?;
     thread::Builder::new().name("reload".into()).spawn(move || {
         for _ in signals.forever() {
+            systemd::reloading();
             if let Some(reopen) = &reopen {
                 reopen.store(true, Ordering::Relaxed);
                 log::info!("SIGHUP: the access log is opened again with its next line");
@@ -116,6 +118,7 @@ pub fn reload_on_hangup(
                 let result = read.and_then(|read| client.replace(read).map_err(|error| error.to_string()));
                 log_reload("certificates for upstreams", result);
             }
+            systemd::ready();
         }
     })?;
     Ok(())

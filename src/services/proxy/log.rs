@@ -41,9 +41,30 @@ pub(super) struct Dialing {
     pub(super) in_flight: Vec<ConnId>,
     /// In the order in which clients were admitted.
     pub(super) number: u64,
+    pub(super) route: Option<usize>,
+    /// When the attempts must have succeeded, since the reactor was made.
+    pub(super) deadline: Duration,
+    /// Whether it waits for an upstream to come up, or has.
+    pub(super) held: Held,
+}
+
+/// Whether a client is held while no upstream can be connected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Held {
+    #[default]
+    Never,
+    /// It is in the line.
+    Now,
+    /// It was, and tries again.
+    Before,
 }
 
 impl Record {
+    /// Whether each upstream has as many connections as it may.
+    pub(super) fn has_no_choice(&self) -> bool {
+        self.dialing.as_ref().is_some_and(|dialing| dialing.untried.is_empty())
+    }
+
     /// Whether both ends have gone and no attempt is under way.
     pub(super) fn is_over(&self) -> bool {
         let attempts = self.dialing.as_ref().is_some_and(|dialing| !dialing.in_flight.is_empty());

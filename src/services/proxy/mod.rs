@@ -1,6 +1,7 @@
 //! A guard in front of another service: connections are passed on to upstreams, within limits.
 
 mod fault;
+mod hold;
 mod log;
 mod mirror;
 mod options;
@@ -15,6 +16,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 pub use self::fault::{Chance, Fault, FaultAt, Faults, Split};
+use self::hold::Hold;
 use self::log::{Record, RefusedSummary};
 use self::mirror::MIRROR;
 use self::outbound::{CHECKS_AT_ONCE, Outbound, OutboundOptions};
@@ -28,6 +30,7 @@ pub use self::upstreams::{Balance, Upstream};
 use crate::base::address::Address;
 use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};
+use crate::base::leaving::Leaving;
 use crate::base::reason::{CloseReason, ClosedInfo, Refused};
 use crate::config::rules::IpRange;
 use crate::connection::optional::IdleKind;
@@ -96,6 +99,7 @@ pub struct Proxy {
     /// Pairs with faults or a mirror.
     relays: Relays,
     ends_on_reset: bool,
+    hold: Hold,
 }
 
 /// What a connection of a [`Proxy`] is.
@@ -155,6 +159,7 @@ impl Proxy {
             refused_summary: RefusedSummary::default(),
             relays: Relays::default(),
             ends_on_reset: false,
+            hold: Hold::default(),
         }
     }
 
@@ -310,6 +315,11 @@ impl Service for Proxy {
         self.send_more(role, socket);
     }
 
+    /// A held client has left.
+    fn left(&mut self, _: &mut Role, socket: &mut Socket<'_>, _: Leaving) {
+        socket.close();
+    }
+
     /// The idle clock of a client does not run while an upstream is dialed for it.
     fn idle(&mut self, _: &mut Role, socket: &mut Socket<'_>, _: IdleKind) {
         let dialing = self.records.get(&socket.id()).is_some_and(|record| record.dialing.is_some());
@@ -345,6 +355,10 @@ impl Service for Proxy {
             info!("{}", std::mem::take(&mut self.refused_summary));
         } else if self.relays.mirror_summary.timer == Some(timer) {
             warn!("{}", std::mem::take(&mut self.relays.mirror_summary));
+        } else if self.hold.timer == Some(timer) {
+            self.try_held(1, sockets);
+        } else if self.hold.demand_timer == Some(timer) {
+            self.stop_if_idle();
         } else if let Some(own) = self.service {
             self.check_next(own, sockets);
         }

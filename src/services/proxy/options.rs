@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::hold::Demand;
 use super::routes::Classifier;
 use super::{Balance, Faults, Proxy, RouteChoice, Upstream};
 use crate::base::address::Address;
@@ -99,6 +100,24 @@ impl Proxy {
     /// copy of that client ends, which is counted and logged. Its connection takes a slot of its own, if there is one.
     pub fn mirror(mut self, to: Option<Address>) -> Proxy {
         self.relays.mirror_to = to;
+        self
+    }
+
+    /// Holds clients for which no upstream can be connected, for this time at most: an upstream that restarts costs
+    /// them a delay. They are not read meanwhile, and are dialed for in the order in which they came. At most 1,024 are
+    /// held; further ones are closed. Off by default.
+    pub fn hold(mut self, limit: Option<Duration>) -> Proxy {
+        self.hold.limit = limit;
+        self
+    }
+
+    /// Has `control` start the upstream when it is needed, and stop it when there has been no client for `idle`.
+    ///
+    /// It is called with `true` before upstreams are dialed for a client, also for one that is [held](Proxy::hold) and
+    /// tries again: so it is called often, and starts nothing that runs already. It is called with `false` once there
+    /// has been no client for that time. It must not block. Off by default.
+    pub fn on_demand(mut self, idle: Duration, control: impl FnMut(bool) + 'static) -> Proxy {
+        self.hold.demand = Some(Demand { idle, control: Box::new(control) });
         self
     }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::Proxy;
-use super::log::{Dialing, Record};
+use super::hold::DIALS_AT_ONCE;
+use super::log::{Dialing, Held, Record};
 use super::upstreams::{Failure, Target};
 use crate::base::address::Address;
 use crate::base::filter::FilterConfig;
@@ -57,11 +58,8 @@ impl Proxy {
             return client.close();
         }
         let mut untried = self.upstreams.order(client.elapsed(), route);
-        if untried.is_empty() {
-            self.refused_summary.no_upstream += 1;
-            self.tell_refused_soon(&mut client.all());
-        }
         untried.reverse();
+        self.demand(client);
         self.relays.clients += 1;
         let share = self.connect_timeout / (untried.len() + 1).min(1_000) as u32;
         let record = Record {
@@ -74,6 +72,9 @@ impl Proxy {
                 delay: share.clamp(ATTEMPT_DELAY_MIN, ATTEMPT_DELAY_MAX),
                 in_flight: Vec::new(),
                 number: self.relays.clients,
+                route,
+                deadline: client.elapsed() + self.connect_timeout,
+                held: Held::Never,
             })),
             connected: None,
             client_end: None,
@@ -81,17 +82,23 @@ impl Proxy {
             upstream_id: None,
         };
         self.records.insert(client.id(), Box::new(record));
-        if !self.dial_next(client) {
-            client.close_as(CloseReason::Local);
+        let is_full = self.records.get(&client.id()).is_some_and(|record| record.has_no_choice());
+        if self.dial_next(client) || self.hold_client(client) {
+            return;
         }
+        if is_full {
+            self.refused_summary.no_upstream += 1;
+            self.tell_refused_soon(&mut client.all());
+        }
+        client.close_as(CloseReason::Local);
     }
 
     /// Dials the next upstream of a client that has not been tried, beside those under way; says whether any is.
     pub(super) fn dial_next(&mut self, client: &mut Socket<'_>) -> bool {
         let now = client.elapsed();
         let Some(record) = self.records.get_mut(&client.id()) else { return false };
-        let left = self.connect_timeout.saturating_sub(now - record.started);
         let Some(dialing) = &mut record.dialing else { return false };
+        let left = dialing.deadline.saturating_sub(now);
         while let Some(upstream) = dialing.untried.pop().filter(|_| !left.is_zero()) {
             if self.upstreams.is_full(upstream) {
                 continue;
@@ -121,17 +128,20 @@ impl Proxy {
 
     /// A client has waited for as long as one attempt, or all of them, may take.
     pub(super) fn on_client_alarm(&mut self, client: &mut Socket<'_>) {
-        let Some(record) = self.records.get(&client.id()) else { return };
-        if record.dialing.is_none() {
-            return;
+        let dialing = self.records.get(&client.id()).and_then(|record| record.dialing.as_ref());
+        let Some(dialing) = dialing else { return };
+        if dialing.held == Held::Now {
+            return client.close_as(CloseReason::ConnectTimeout);
         }
-        if client.elapsed() - record.started < self.connect_timeout {
+        if client.elapsed() < dialing.deadline {
             self.dial_next(client);
             return;
         }
         // Its dials have a timeout of their own; what is left is a handshake behind a PROXY header.
         self.give_up_attempts(client.id(), &mut client.all(), None);
-        client.close_as(CloseReason::ConnectTimeout);
+        if !self.hold_client(client) {
+            client.close_as(CloseReason::ConnectTimeout);
+        }
     }
 
     /// Ends the attempts of a client that are under way. Those that took long are the upstream's fault.
@@ -174,9 +184,12 @@ impl Proxy {
         let Some(mut socket) = upstream.other(client) else { return upstream.close() };
         socket.set_alarm(None);
         socket.resume();
+        socket.notice_leaving(false);
         if !self.start_relay(&mut socket, id, to, number) {
             upstream.pipe(client);
         }
+        self.hold.told = false;
+        self.try_held(DIALS_AT_ONCE, &mut upstream.all());
     }
 
     /// A connection to an upstream has ended. If the client was not connected, the next upstream is tried.
@@ -194,7 +207,7 @@ impl Proxy {
                 record.upstream_id = None;
                 record.upstream_end = Some(Box::new(gone.clone()));
             }
-            return self.log_closed(client);
+            return self.log_closed(client, sockets);
         };
         let before = dialing.in_flight.len();
         dialing.in_flight.retain(|id| *id != gone.id);
@@ -203,8 +216,9 @@ impl Proxy {
         }
         (record.upstream, record.upstream_end) = (link.upstream, Some(Box::new(gone.clone())));
         self.note_failure(link, gone, sockets.elapsed());
-        let Some(mut client) = sockets.get(client) else { return self.log_closed(client) };
-        if gone.reason == CloseReason::Shutdown || !self.dial_next(&mut client) {
+        let Some(mut client) = sockets.get(client) else { return self.log_closed(client, sockets) };
+        let is_over = gone.reason == CloseReason::Shutdown;
+        if is_over || !(self.dial_next(&mut client) || self.hold_client(&mut client)) {
             client.close_as(gone.reason);
         }
     }
@@ -223,12 +237,12 @@ impl Proxy {
             let duration = sockets.elapsed() - record.started;
             // An upstream that is connected is closed by the pipe, behind what it is still to get.
             record.client_end = Some(Box::new((gone.clone(), duration)));
-            self.log_closed(gone.id);
+            self.log_closed(gone.id, sockets);
         }
     }
 
     /// One line for one connection, when both its ends have gone.
-    pub(super) fn log_closed(&mut self, client: ConnId) {
+    pub(super) fn log_closed(&mut self, client: ConnId, sockets: &mut Sockets<'_>) {
         if !self.records.get(&client).is_some_and(|record| record.is_over()) {
             return;
         }
@@ -238,6 +252,7 @@ impl Proxy {
                 Some(relay) => info!("{} -> {to} {record}{relay}", record.client),
                 None => info!("{} -> {to} {record}", record.client),
             }
+            self.stop_soon(sockets);
         }
     }
 

@@ -19,7 +19,7 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use tidemill::framing::Framing;
-use tidemill::{AccessPolicy, Address, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
+use tidemill::{AccessPolicy, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
 
 use access::{ACCESS_HEADING, AccessArgs};
 pub use connect::ConnectArgs;
@@ -28,7 +28,7 @@ use load::LoadArgs;
 use observe::{LogFormat, ObserveArgs};
 pub use proxy::{OnReset, ProxyArgs};
 use tls::ServerTlsArgs;
-use values::{DurationArg, MinRateArg, OptionalSizeArg, SizeArg, address, keep_alive, overflow, shell};
+use values::{DurationArg, ListenArg, MinRateArg, OptionalSizeArg, SizeArg, keep_alive, overflow, shell};
 
 #[derive(Parser)]
 #[command(
@@ -176,10 +176,11 @@ const SPEED: &str = "Speed";
 /// Options of every server command.
 #[derive(Args)]
 pub struct ServerArgs {
-    /// Address to listen on, as HOST:PORT or unix:/path; repeatable. Port 0 picks a free port
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001", value_parser = address,
-          help_heading = WHERE)]
-    pub listen: Vec<Address>,
+    /// Address to listen on, as HOST:PORT, unix:/path, or systemd[:NAME] for sockets that systemd passes; repeatable.
+    /// Port 0 picks a free port. Without this option the sockets that were passed are used, if there are any
+    /// [default: 127.0.0.1:9001]
+    #[arg(long, value_name = "ADDR", help_heading = WHERE)]
+    pub listen: Vec<ListenArg>,
     /// Connections that the kernel queues before they are accepted
     #[arg(long, value_name = "N", default_value_t = 1024, help_heading = WHERE, hide_short_help = true,
           value_parser = clap::value_parser!(u32).range(1..=65_535))]

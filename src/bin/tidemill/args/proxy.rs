@@ -1,5 +1,7 @@
 //! The options of `proxy`.
 
+use std::time::Duration;
+
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use tidemill::framing::proxy_header::HeaderVersion;
@@ -46,6 +48,18 @@ pub struct ProxyArgs {
     /// Send a PROXY protocol header to upstreams: v1 or v2
     #[arg(long, value_name = "VERSION", hide_possible_values = true, value_parser = version(), help_heading = PROXY)]
     pub proxy_protocol_out: Option<HeaderVersion>,
+    /// Hold clients for up to this time while no upstream can be connected, instead of closing them: an upstream
+    /// restarts. At most 1024 at once
+    #[arg(long, value_name = "TIME", help_heading = PROXY, hide_short_help = true)]
+    hold: Option<DurationArg>,
+    /// Start the upstream by this command of the shell for the first client, and stop it by SIGTERM when there has been
+    /// no client for --on-demand-idle. Clients are held meanwhile [default of --hold: 10s]
+    #[arg(long, value_name = "COMMAND", help_heading = PROXY, hide_short_help = true)]
+    pub on_demand: Option<String>,
+    /// Time without a client after which the command of --on-demand is stopped
+    #[arg(long, value_name = "TIME", default_value = "5min", requires = "on_demand", help_heading = PROXY,
+          hide_short_help = true)]
+    on_demand_idle: DurationArg,
     /// Faults of connections, as [up:|down:]ITEM,ITEM...; repeatable with to=ADDR for one upstream. latency=50ms±10ms:
     /// delay; rate=1MiB: bytes a second; split=100±50: pieces of so many bytes, gap=20ms apart; slow-close=1s: delay of
     /// the end. cut=0.1%, reset=1%@4KiB, stall=100%@5s: share of the connections that is ended, is reset, or gets
@@ -88,6 +102,17 @@ fn route(text: &str) -> Result<(RouteMatch, Upstream), String> {
 }
 
 impl ProxyArgs {
+    /// How long clients are held while no upstream can be connected.
+    pub fn hold(&self) -> Option<Duration> {
+        let usual = self.on_demand.as_ref().map(|_| Duration::from_secs(10));
+        self.hold.map_or(usual, |hold| hold.0)
+    }
+
+    /// After which time without a client an upstream that was started is stopped; it may be at once.
+    pub fn on_demand_idle(&self) -> Duration {
+        self.on_demand_idle.0.unwrap_or_default()
+    }
+
     /// A route that can never decide is a mistake, and so is TLS for clients that no option leads anywhere.
     /// `decrypts` says whether clients without a route are served TLS.
     pub fn check(&self, decrypts: bool) -> Result<(), String> {
@@ -119,6 +144,11 @@ impl ProxyArgs {
         let unknown = |to: &&Address| upstreams().all(|upstream| upstream.to != **to);
         if let Some(to) = self.fault.iter().filter_map(|fault| fault.to.as_ref()).find(unknown) {
             return Err(format!("--fault to={to} has no effect: no --to or --route has this address"));
+        }
+        if self.on_demand.is_some() && self.hold().is_none() {
+            return Err(
+                "--on-demand needs --hold: its first client waits while the upstream starts".to_string()
+            );
         }
         if self.connect_timeout.0.is_none() {
             return Err("--connect-timeout cannot be 0: a client would wait for ever".to_string());

@@ -50,6 +50,38 @@ impl FromStr for DurationArg {
     }
 }
 
+/// Where a server listens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ListenArg {
+    At(Address),
+    /// On the sockets that systemd passes: on those with this name, or on all that have no entry of their own.
+    Systemd(Option<String>),
+}
+
+impl ListenArg {
+    /// Which sockets of systemd are meant, if any.
+    pub fn passed(&self) -> Option<Option<&str>> {
+        match self {
+            ListenArg::At(_) => None,
+            ListenArg::Systemd(name) => Some(name.as_deref()),
+        }
+    }
+}
+
+impl FromStr for ListenArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ListenArg, String> {
+        match text.strip_prefix("systemd") {
+            Some("") => Ok(ListenArg::Systemd(None)),
+            Some(name) if name.len() > 1 && name.starts_with(':') => {
+                Ok(ListenArg::Systemd(Some(name[1..].to_string())))
+            }
+            _ => address(text).map(ListenArg::At),
+        }
+    }
+}
+
 /// A number of bytes.
 #[derive(Clone, Copy)]
 pub struct SizeArg(pub usize);
