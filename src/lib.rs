@@ -107,7 +107,7 @@ pub use handle::Handle;
 pub use parts::inbox::Input;
 pub use parts::timers::TimerId;
 #[cfg(not(target_family = "wasm"))]
-pub use reactor::Reactor;
+pub use reactor::{Peers, Reactor, Shards};
 pub use service::{Service, ServiceSockets};
 #[cfg(not(target_family = "wasm"))]
 pub use sys::mio::{Adopted, AdoptedStream};
@@ -130,6 +130,9 @@ pub mod guide {
 
     #[doc = include_str!("../docs/observing.md")]
     pub mod observing {}
+
+    #[doc = include_str!("../docs/shards.md")]
+    pub mod shards {}
 
     #[doc = include_str!("../docs/faults.md")]
     pub mod faults {}

@@ -165,6 +165,8 @@ const KERNEL: &[&str] =
 /// The files in which `Instant` and threads of the user meet the ticks of the loop.
 const FACE: &[&str] = &[
     "reactor/mod.rs",
+    "reactor/shards/mod.rs",
+    "reactor/shards/permit.rs",
     "handle.rs",
     "sys/mod.rs",
     "connection/socket.rs",

@@ -1,6 +1,7 @@
 //! `Reactor`: the event loop on the real kernel, as programs use it.
 
 mod embedded;
+mod shards;
 
 use std::fmt;
 use std::io;
@@ -26,6 +27,8 @@ use crate::event_loop::{EventLoop, Turn};
 use crate::handle::Handle;
 use crate::service::{Service, ServiceSockets};
 use crate::sys::mio::{Adopted, AdoptedStream, Kernel};
+
+pub use self::shards::{Peers, Shards};
 
 /// A single-threaded TCP reactor.
 ///
@@ -83,8 +86,8 @@ use crate::sys::mio::{Adopted, AdoptedStream, Kernel};
 ///
 /// A reactor stays on the thread that made it: it is neither `Send` nor `Sync`, and nor are [`Socket`](crate::Socket),
 /// [`Sockets`], [`ServiceSockets`] and [`Shared`](crate::Shared). A service need not be `Send`. [`Handle`], ids and
-/// keys are `Send`. A second core is a second reactor, made on a second thread; an id, key, group, timer or listener of
-/// one is refused or not found by the other.
+/// keys are `Send`. A second core is a second reactor, made on a second thread, as [`Shards`] does it; an id, key,
+/// group, timer or listener of one is refused or not found by the other.
 ///
 /// ```compile_fail,E0277
 /// fn is_sent<T: Send>() {}

@@ -13,7 +13,7 @@ pub(crate) mod sim;
 #[cfg(not(target_family = "wasm"))]
 mod splice;
 #[cfg(not(target_family = "wasm"))]
-mod stream;
+pub(crate) mod stream;
 #[cfg(not(target_family = "wasm"))]
 mod timerfd;
 

@@ -135,6 +135,18 @@ impl AsFd for Stream {
     }
 }
 
+/// Changes how many established connections the kernel queues: the standard library asks for 128.
+pub(crate) fn set_backlog(listener: &std::net::TcpListener, backlog: u32) -> io::Result<()> {
+    SockRef::from(listener).listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+}
+
+/// Has close(2) send a reset.
+pub(crate) fn reset_on_close(stream: &StdTcpStream) {
+    if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
+        log::debug!("cannot ask for a reset, closing instead: {error}");
+    }
+}
+
 impl ListenSocket {
     pub(super) fn bind(at: &Address, options: &ListenOptions) -> io::Result<ListenSocket> {
         let (address, domain, protocol) = socket_address(at)?;
