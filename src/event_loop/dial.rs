@@ -21,7 +21,7 @@ use crate::connection::state::{Flag, Stage};
 use crate::parts::happy_eyeballs::{HappyEyeballs, Step};
 use crate::parts::lookups::LookupRequest;
 use crate::service::Event;
-use crate::sys::{Stream, System};
+use crate::sys::{Connecting, Stream, System};
 
 /// The attempts to connect for one dial. All of them are registered under the token of their connection, so that the
 /// one that connects need not be registered again. An event therefore names the dial, and each attempt is asked for its
@@ -250,22 +250,23 @@ impl<S: System> EventLoop<S> {
         for (address, stream) in mem::take(&mut attempts.in_flight) {
             match self.system.check_connected(&stream) {
                 // A second one that has connected is dropped, which closes it.
-                Ok(true) if winner.is_none() => winner = Some((address, stream)),
-                Ok(true) => {}
-                Ok(false) => attempts.in_flight.push((address, stream)),
+                Ok(Connecting::Connected { local }) if winner.is_none() => {
+                    winner = Some((address, stream, local));
+                }
+                Ok(Connecting::Connected { .. }) => {}
+                Ok(Connecting::InProgress) => attempts.in_flight.push((address, stream)),
                 Err(error) => attempts.fail(id, address, error, &mut self.table.cx),
             }
         }
         self.extra_attempts = self.extra_attempts - before + attempts.extra();
         match winner {
-            Some((address, stream)) => self.on_connected(id, &address, stream),
+            Some((address, stream, local)) => self.on_connected(id, &address, stream, local),
             None => self.next_attempt(id),
         }
     }
 
-    fn on_connected(&mut self, id: ConnId, address: &Address, stream: Stream) {
+    fn on_connected(&mut self, id: ConnId, address: &Address, stream: Stream, local: Option<SocketAddr>) {
         self.end_attempts(id);
-        let local = self.system.local_address(&stream);
         if let Some(local) = local {
             self.table.set_local(id, local);
         }

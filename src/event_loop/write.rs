@@ -12,6 +12,7 @@ use crate::base::observer::{Phase, Step};
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::config::limits::CALLS_MAX;
+use crate::connection::adopt::ADOPTED;
 use crate::connection::context::{Context, Dirty};
 use crate::connection::state::{FilterStage, Flag, Half, Stage};
 use crate::connection::{Connection, NOT_DIRTY};
@@ -230,8 +231,11 @@ impl<S: System> EventLoop<S> {
         let (connection, cx) = self.table.at(id.slot);
         let Some(stream) = &connection.stream else { return };
         if !leaves {
+            // If the peer has ended too, `reap` closes the stream in this turn, and close(2) sends the FIN; unless
+            // another descriptor refers to the same socket, as may be with an adopted one.
+            let closes = connection.incoming == Half::Ended && connection.place != ADOPTED;
             // ENOTCONN is the usual error: the peer has reset the connection, and no read has found that yet.
-            let result = self.system.shutdown_write(stream);
+            let result = if closes { Ok(()) } else { self.system.shutdown_write(stream) };
             cx.observers.tell(|| Step::Fin { connection: id, result: result.as_ref().copied() });
             if let Err(error) = result {
                 return connection.on_write_failed(&error, cx);

@@ -24,7 +24,7 @@ use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 use crate::sys::resolver::{LookUp, Resolver};
 use crate::sys::{
-    AcceptError, Answer, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker, Watched,
+    AcceptError, Answer, Connecting, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker, Watched,
 };
 
 /// The real kernel.
@@ -257,22 +257,22 @@ impl System for Kernel {
         stream::Stream::connect(to, options).map(Stream::Kernel)
     }
 
-    fn check_connected(&mut self, stream: &Stream) -> io::Result<bool> {
+    fn check_connected(&mut self, stream: &Stream) -> io::Result<Connecting> {
         let stream = stream.kernel();
-        if let Some(error) = stream.take_error()? {
-            return Err(error);
-        }
         let peer = match stream.peer() {
             Ok(peer) => peer,
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                return stream.take_error()?.map_or(Ok(Connecting::InProgress), Err);
+            }
             Err(error) => return Err(error),
         };
+        let local = stream.local()?;
         // A dial of a local port in the ephemeral range can, by TCP's simultaneous open, connect a socket to itself.
         // That counts as refused: no server listens there.
-        if peer.is_some() && peer == stream.local()? {
+        if peer.is_some() && peer == local {
             return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));
         }
-        Ok(true)
+        Ok(Connecting::Connected { local })
     }
 
     fn local_address(&self, stream: &Stream) -> Option<SocketAddr> {

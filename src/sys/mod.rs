@@ -202,8 +202,8 @@ pub(crate) trait System {
     /// Starts to connect. Once the stream is writable, [`check_connected`](System::check_connected) has the result.
     fn connect(&mut self, to: &Address, options: &DialOptions) -> io::Result<Stream>;
 
-    /// Whether the stream is connected: `false` while it is in progress, an error if connecting has failed.
-    fn check_connected(&mut self, stream: &Stream) -> io::Result<bool>;
+    /// Whether the stream is connected; an error if connecting has failed.
+    fn check_connected(&mut self, stream: &Stream) -> io::Result<Connecting>;
 
     /// The local IP address and port; `None` for a Unix-domain socket.
     fn local_address(&self, stream: &Stream) -> Option<SocketAddr>;
@@ -270,6 +270,15 @@ pub(crate) trait System {
 
 /// Ends a [`poll`](System::poll); may be called from any thread.
 pub(crate) type Waker = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
+
+/// How far a dialed stream has come.
+pub(crate) enum Connecting {
+    InProgress,
+    /// With its local address and port; none for a Unix-domain socket.
+    Connected {
+        local: Option<SocketAddr>,
+    },
+}
 
 /// What a failed accept(2) means.
 #[derive(Debug)]

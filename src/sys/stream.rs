@@ -39,8 +39,7 @@ impl Stream {
     /// Starts to connect, without blocking.
     pub(super) fn connect(to: &Address, options: &DialOptions) -> io::Result<Stream> {
         let (address, domain, protocol) = socket_address(to)?;
-        let socket = Socket::new(domain, Type::STREAM, protocol)?;
-        socket.set_nonblocking(true)?;
+        let socket = new_socket(domain, protocol)?;
         if let Some(prepare) = options.prepare {
             prepare(socket.as_fd())?;
         }
@@ -150,8 +149,7 @@ pub(crate) fn reset_on_close(stream: &StdTcpStream) {
 impl ListenSocket {
     pub(super) fn bind(at: &Address, options: &ListenOptions) -> io::Result<ListenSocket> {
         let (address, domain, protocol) = socket_address(at)?;
-        let socket = Socket::new(domain, Type::STREAM, protocol)?;
-        socket.set_nonblocking(true)?;
+        let socket = new_socket(domain, protocol)?;
         let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
         if protocol.is_none() {
             bind_unix(&socket, &address, at)?;
@@ -240,6 +238,19 @@ fn abstract_name(_: &std::os::unix::net::SocketAddr) -> Address {
     Address::Unnamed
 }
 
+/// A socket that is non-blocking and close-on-exec from its creation: that saves two system calls.
+#[cfg(target_os = "linux")]
+fn new_socket(domain: Domain, protocol: Option<Protocol>) -> io::Result<Socket> {
+    Socket::new(domain, Type::STREAM.nonblocking(), protocol)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn new_socket(domain: Domain, protocol: Option<Protocol>) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::STREAM, protocol)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
 /// The address in the form of the system, with the domain and protocol of its socket.
 fn socket_address(address: &Address) -> io::Result<(SockAddr, Domain, Option<Protocol>)> {
     let unusable = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{address}: {why}"));
@@ -315,9 +326,8 @@ fn is_stale(path: &Path, address: &SockAddr) -> io::Result<bool> {
             "a file that is not a socket exists at this path",
         ));
     }
-    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // Non-blocking: if the backlog of a listener is full, connect fails with EAGAIN, so the file is not stale.
-    probe.set_nonblocking(true)?;
+    let probe = new_socket(Domain::UNIX, None)?;
     Ok(probe.connect(address).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
 }
 

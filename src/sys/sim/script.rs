@@ -90,8 +90,10 @@ impl Script {
         world.sockets[peer].inbound.len() + world.sockets[peer].transit.len()
     }
 
+    /// Whether a FIN has come: by shutdown(2), or by a close without unread input.
     pub(crate) fn received_end(&self, peer: PeerId) -> bool {
-        self.0.borrow().sockets[peer].outbound_end
+        let socket = &self.0.borrow().sockets[peer];
+        socket.outbound_end || socket.released == Some(Released::Closed)
     }
 
     pub(crate) fn released(&self, peer: PeerId) -> Option<Released> {

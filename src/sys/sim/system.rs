@@ -15,7 +15,7 @@ use crate::base::leaving::Leaving;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 use crate::sys::{
-    AcceptError, Answer, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker, Watched,
+    AcceptError, Answer, Connecting, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker, Watched,
 };
 
 /// The first port that a listener on port 0 gets: the first of IANA's dynamic ports (RFC 6335).
@@ -160,10 +160,12 @@ impl System for Sim {
         Ok(Stream::Simulated(self.fd(Descriptor::Socket(key))))
     }
 
-    fn check_connected(&mut self, stream: &Stream) -> io::Result<bool> {
-        match self.0.borrow().sockets[key_of(stream)].dialed {
-            None => Ok(false),
-            Some(Ok(())) => Ok(true),
+    fn check_connected(&mut self, stream: &Stream) -> io::Result<Connecting> {
+        let world = self.0.borrow();
+        let key = key_of(stream);
+        match world.sockets[key].dialed {
+            None => Ok(Connecting::InProgress),
+            Some(Ok(())) => Ok(Connecting::Connected { local: world.local_address(key) }),
             Some(Err(number)) => Err(io::Error::from_raw_os_error(number)),
         }
     }
