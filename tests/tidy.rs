@@ -28,6 +28,7 @@ const LIBRARY: &[&str] = &[
 const BINARY: &[&str] = &[
     "args",
     "generate",
+    "log_buffer",
     "log_filter",
     "systemd",
     "signals",

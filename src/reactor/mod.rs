@@ -385,10 +385,16 @@ impl Reactor {
     ///
     /// As [`turn`](Reactor::turn).
     pub fn run(&mut self) -> io::Result<()> {
-        while !self.event_loop.is_finished() {
+        while !self.is_finished() {
             self.turn(None)?;
         }
         Ok(())
+    }
+
+    /// Whether nothing can happen any more, so that [`run`](Reactor::run) returns: for programs that call
+    /// [`turn`](Reactor::turn) themselves.
+    pub fn is_finished(&self) -> bool {
+        self.event_loop.is_finished()
     }
 
     /// When [`turn`](Reactor::turn) must be called even if the descriptor has not become readable. In the past when

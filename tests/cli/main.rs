@@ -6,6 +6,7 @@
 
 mod access_log;
 mod activation;
+mod calls;
 mod chat;
 mod connect;
 mod endurance;

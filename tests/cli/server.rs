@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -128,6 +129,14 @@ impl Server {
         Server::spawn(shell, words)
     }
 
+    /// The same under strace, which writes the system calls of each thread to a file: its path, a dot, and the id.
+    pub fn start_traced(calls: &Path, words: &str) -> Server {
+        let mut strace = Command::new("strace");
+        // -D: the tracer is a process of its own, so that signals reach the server.
+        strace.args(["-D", "-ff", "-o"]).arg(calls).arg(TIDEMILL);
+        Server::spawn(strace, words)
+    }
+
     /// The same with variables in its environment.
     pub fn start_with(variables: &[(&str, &str)], words: &str) -> Server {
         let mut command = Command::new(TIDEMILL);
@@ -185,6 +194,10 @@ impl Server {
         Pid::from_child(&self.process.0)
     }
 
+    pub fn id(&self) -> u32 {
+        self.process.0.id()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).expect("it runs");
     }
@@ -239,6 +252,13 @@ impl Server {
 
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.process.0.id())).expect("it runs").count()
+    }
+
+    /// How often it has called write(2) and the like, send(2) not counted.
+    pub fn write_calls(&self) -> usize {
+        let counters = fs::read_to_string(format!("/proc/{}/io", self.process.0.id())).expect("it runs");
+        let count = counters.lines().find_map(|line| line.strip_prefix("syscw: ")).expect("the counter");
+        count.parse().expect("a number")
     }
 
     /// The processor time it has used.

@@ -2,15 +2,17 @@
 
 use std::env;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
 
+use env_logger::Target;
 use log::{Level, Record};
 use serde_json::json;
 
 use crate::args::observe::LogFormat;
+use crate::log_buffer::LogBuffer;
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// Crates of this binary that log.
@@ -25,6 +27,10 @@ pub fn init(format: LogFormat) {
     let filter = if wrong.is_some() { USUAL } else { &filter };
     let mut logger = env_logger::Builder::new();
     logger.parse_filters(filter).parse_write_style(&style());
+    // On a terminal, env_logger chooses colours by itself, and a person waits for each line.
+    if !io::stderr().is_terminal() {
+        logger.target(Target::Pipe(Box::new(LogBuffer)));
+    }
     let is_journal = is_journal();
     if format == LogFormat::Json || is_journal {
         logger.format(move |out, record| {

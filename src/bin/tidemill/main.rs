@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod generate;
 mod load;
+mod log_buffer;
 mod log_filter;
 mod observe;
 mod on_demand;
@@ -28,6 +29,7 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
+        log_buffer::flush();
         let place = panic.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
         print_error(&format!("this is a bug in tidemill, please report it{}", place.unwrap_or_default()));
     }));

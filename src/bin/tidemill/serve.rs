@@ -20,6 +20,7 @@ use tidemill::{
 use crate::args::tls::UpstreamTlsArgs;
 use crate::args::values::ListenArg;
 use crate::args::{CommandError, ServerArgs as Options};
+use crate::log_buffer::{self, Collecting};
 use crate::observe;
 use crate::signals;
 use crate::systemd::{self, Passed, PassedListener};
@@ -106,7 +107,7 @@ pub fn serve_as<S: Service>(
     }
     listening.iter().for_each(announce);
     systemd::ready();
-    reactor.run().map_err(failed)?;
+    run(&mut reactor).map_err(failed)?;
     log_rules(reactor.rules(service));
     log_stats(&reactor.stats());
     self_loop.get().map_or(Ok(()), |error| Err(CommandError::Run(error.clone())))
@@ -155,6 +156,16 @@ fn listen_at(
         );
     }
     Ok(listening)
+}
+
+/// As [`Reactor::run`], but writes what was logged in a turn with one call.
+fn run(reactor: &mut Reactor) -> io::Result<()> {
+    let _collecting = Collecting::start();
+    while !reactor.is_finished() {
+        reactor.turn(None)?;
+        log_buffer::flush();
+    }
+    Ok(())
 }
 
 /// The name of a service for people, such as `Echo`: that of its type.
