@@ -12,6 +12,9 @@ impl<S: System> EventLoop<S> {
     /// learned of the end by itself. The event that announced the end may be older than the pause, so the kernel is
     /// asked, once for each notice.
     pub(super) fn tell_of_leavers(&mut self) {
+        if self.table.cx.leavers.is_empty() {
+            return;
+        }
         let count = self.table.cx.leavers.len().min(self.table.cx.limits.expirations_per_turn);
         for id in self.table.cx.leavers.drain(..count).collect::<Vec<_>>() {
             let Some((connection, _)) = self.table.get(id) else { continue };

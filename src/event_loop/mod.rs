@@ -184,20 +184,16 @@ impl<S: System> EventLoop<S> {
     fn next_tick(&self) -> Option<Tick> {
         // A listener without a free slot has no deadline: it could not accept when that passes, and a deadline in the
         // past would make every later sleep zero.
-        let able = self.table.listeners.open().filter(|listener| self.has_place(listener));
-        let retries = able.filter_map(Listener::retry_at);
         let (table, cx) = (&self.table, &self.table.cx);
-        let handshakes = cx.handshakes.next_check(cx.limits.handshakes);
+        let mut next = earlier(cx.wheel.next(), table.timers.next());
+        next = earlier(next, cx.sender_waits.next_check());
+        next = earlier(next, cx.handshakes.next_check(cx.limits.handshakes));
+        for listener in table.listeners.open() {
+            next = earlier(next, listener.retry_at().filter(|_| self.has_place(listener)));
+        }
         // The same holds for the end of a shutdown after which nothing is left to close.
         let left = !table.slots.is_empty() || table.timers.len() > 0;
-        let shutdown = table.drain_deadline.filter(|_| left);
-        retries
-            .chain(cx.sender_waits.next_check())
-            .chain(cx.wheel.next())
-            .chain(table.timers.next())
-            .chain(handshakes)
-            .chain(shutdown)
-            .min()
+        earlier(next, table.drain_deadline.filter(|_| left))
     }
 
     /// Calls a callback of a service. Services are numbered from 1: 0 is
@@ -228,6 +224,14 @@ impl<S: System> EventLoop<S> {
         let cx = &self.table.cx;
         let touched = cx.ready.iter().chain(cx.dirty.iter().map(|dirty| &dirty.id)).chain(&cx.to_reap);
         touched.filter_map(|&id| self.table.find(id)).for_each(|connection| connection.check(cx));
+    }
+}
+
+/// The earlier of two deadlines. A chain of iterators for all of them cost a twentieth of a turn with one message.
+fn earlier(one: Option<Tick>, other: Option<Tick>) -> Option<Tick> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 
