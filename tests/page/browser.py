@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Drives the page in headless Chromium through the DevTools protocol, over a pipe: no port, no WebSocket, no package.
 
-    browser.py PAGE HASHES OUT
+    browser.py PAGE HASHES OUT BUG…
 
 HASHES has a line for each script: its hash in the native library, a space, and the script as JSON. OUT is a folder for
-screenshots. Prints what it has checked; fails at the first thing that is wrong.
+screenshots. The bugs are those to be found. Prints what it has checked; fails at the first thing that is wrong.
 """
 
 import base64
@@ -279,8 +279,9 @@ def main():
         check_keyboard_and_address(page)
         check_edited_script(page)
         check_lost_wake_ups(page)
-        wanted = sys.argv[4:] or contents["bugs"]
-        check_bugs(page, [name for name in contents["bugs"] if name in wanted])
+        missing = set(sys.argv[4:]) - set(contents["bugs"])
+        assert not missing, f"the page cannot switch on {missing}"
+        check_bugs(page, sys.argv[4:])
         check_pictures(page, contents["scenarios"])
         check_without_scripts(page)
         assert not page.errors, page.errors

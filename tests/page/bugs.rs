@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tidemill::testing::{SCENARIOS, Scenario, Search, SeededBug};
 
 /// Where each bug shows. One that is missing here shows in none so far: it needs a second thread, or a scenario.
-const SHOWN: &[(&str, &str)] = &[
+pub const SHOWN: &[(&str, &str)] = &[
     ("ShortReadDrains", "half-close"),
     ("AnyReadDrains", "missed-edge"),
     ("BudgetForgetsInput", "flood"),

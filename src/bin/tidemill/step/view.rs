@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use tidemill::observer::Phase;
 use tidemill::testing::{Cause, ConnectionState, KernelSocket, Moment, PeerState, Snapshot, phase_source};
 
 /// What happened.
@@ -14,9 +15,7 @@ pub fn step(moment: &Moment, columns: usize, out: &mut dyn Write) -> io::Result<
         Cause::Clock => "── the clock moves ──".to_string(),
         Cause::Phase(phase) => {
             // The last phase ends the turn, and the snapshot is of the next one.
-            let turn =
-                snapshot.stats.turns.max(snapshot.turn - 1) + u64::from(snapshot.turn > snapshot.stats.turns);
-            let turn = if phase.word() == "accept" { turn - 1 } else { turn };
+            let turn = snapshot.turn - u64::from(phase == &Phase::Accept);
             format!("turn {turn}  {}", phase.word())
         }
         Cause::Over => "── nothing is left to do ──".to_string(),
