@@ -34,6 +34,8 @@ const BINARY: &[&str] = &[
     "signals",
     "on_demand",
     "observe",
+    "reload",
+    "admin",
     "serve",
     "client",
     "load",

@@ -5,6 +5,7 @@ pub(crate) mod filter;
 pub(crate) mod id;
 pub(crate) mod leaving;
 pub mod observer;
+pub(crate) mod observers;
 pub(crate) mod post_error;
 pub(crate) mod random;
 pub(crate) mod reason;

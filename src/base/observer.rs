@@ -1,7 +1,8 @@
 //! Watching a loop: each step that it takes is given to observers, as the value of one enum.
 //!
 //! Traces, metrics and drawings of the loop are made from these steps. [`Reactor::observe`](crate::Reactor::observe)
-//! adds an observer. Without one, each step costs the loop a comparison and a branch.
+//! adds an observer. Without one, each step costs the loop a comparison and a branch. An observer that counts turns and
+//! connections does without the steps of messages: [`Observer::wants_messages`].
 //!
 //! # The order of steps
 //!
@@ -54,13 +55,13 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
-use std::fmt;
 use std::io;
 use std::time::Duration;
 
 use crate::base::address::Address;
 use crate::base::id::{ConnId, ListenerId, ServiceId};
 use crate::base::reason::{ClosedInfo, Refused};
+use crate::base::stats::Stats;
 
 /// Gets every step of a loop. A closure that takes a `&Step<'_>` is one.
 ///
@@ -70,6 +71,13 @@ use crate::base::reason::{ClosedInfo, Refused};
 pub trait Observer {
     /// Called for each step, in the order in which they happen.
     fn observe(&mut self, step: &Step<'_>);
+
+    /// Whether it gets the steps of each message, too: phases, events, callbacks, reads, sends, writes, FINs. Without
+    /// these it costs the loop little: two steps in a turn ([`Step::Woken`] and [`Step::TurnEnd`], which has all
+    /// counters), and those of connections and their deadlines. Asked once, when the observer is added. Default `true`.
+    fn wants_messages(&self) -> bool {
+        true
+    }
 }
 
 impl<F: FnMut(&Step<'_>)> Observer for F {
@@ -208,6 +216,8 @@ pub enum Step<'a> {
         turn: u64,
         /// Whether work is left over, so that the next turn does not sleep.
         carried_over: bool,
+        /// The counters, as of now.
+        stats: &'a Stats,
     },
 }
 
@@ -398,40 +408,4 @@ pub enum Due {
     MinWriteRate,
     /// The peer of a closed connection has not ended in time.
     Linger,
-}
-
-/// The observers of a loop.
-#[derive(Default)]
-pub(crate) struct Observers(Vec<Box<dyn Observer>>);
-
-impl Observers {
-    pub(crate) fn add(&mut self, observer: Box<dyn Observer>) {
-        self.0.push(observer);
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Gives a step to all observers. Without one, it is not even made.
-    #[inline(always)]
-    pub(crate) fn tell<'a>(&mut self, step: impl FnOnce() -> Step<'a>) {
-        if !self.0.is_empty() {
-            self.tell_all(step);
-        }
-    }
-
-    /// The step is made here, so that the common path has no code for that.
-    #[cold]
-    #[inline(never)]
-    fn tell_all<'a>(&mut self, step: impl FnOnce() -> Step<'a>) {
-        let step = step();
-        self.0.iter_mut().for_each(|observer| observer.observe(&step));
-    }
-}
-
-impl fmt::Debug for Observers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Observers({})", self.0.len())
-    }
 }

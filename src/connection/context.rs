@@ -9,7 +9,7 @@ use super::backpressure::SenderWaits;
 use super::deferred::Pokes;
 use super::rate::Group;
 use crate::base::id::ConnId;
-use crate::base::observer::Observers;
+use crate::base::observers::Observers;
 use crate::base::stats::Stats;
 use crate::base::tick::Tick;
 use crate::config::dial::SocketOption;

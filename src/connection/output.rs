@@ -64,7 +64,7 @@ impl Connection {
         let segments = &mut cx.dirty[entry].segments;
         push(&mut cx.arena, segments);
         let connection = self.id;
-        cx.observers.tell(move || Step::Send { connection, bytes: length });
+        cx.observers.tell_message(move || Step::Send { connection, bytes: length });
         // Full from here on, even if the kernel accepts everything later in this turn: a service that has seen
         // `is_full` waits for `drained`, so that must come.
         if left_behind + segments.len() >= high {
@@ -168,7 +168,7 @@ impl Connection {
     #[inline]
     fn on_written(&mut self, n: usize, segments: &mut SegmentList, cx: &mut Context) {
         let connection = self.id;
-        cx.observers.tell(move || Step::Write { connection, result: Ok(n) });
+        cx.observers.tell_message(move || Step::Write { connection, result: Ok(n) });
         cx.stats.bytes_out += n as u64;
         self.on_sent(n, cx.now);
         let mut fresh = n;
@@ -205,7 +205,7 @@ impl Connection {
     /// A signal came first, the kernel has no room, or the connection has failed.
     #[cold]
     fn on_write_error(&mut self, error: &io::Error, cx: &mut Context) {
-        cx.observers.tell(|| Step::Write { connection: self.id, result: Err(error) });
+        cx.observers.tell_message(|| Step::Write { connection: self.id, result: Err(error) });
         match error.kind() {
             io::ErrorKind::Interrupted => {}
             io::ErrorKind::WouldBlock => self.flags.remove(Flag::Writable),

@@ -164,6 +164,11 @@ impl<'a> Socket<'a> {
         self.table.cx.epoch.at(self.table.cx.elapsed)
     }
 
+    /// The time since the connection was accepted, adopted or dialed; resolution 10 ms.
+    pub fn age(&self) -> Duration {
+        self.table.cx.now.since_start() - self.connection().created.since_start()
+    }
+
     /// The time of this turn, counted from when the reactor was created. Unlike [`now`](Socket::now) it can also be
     /// simulated.
     pub fn elapsed(&self) -> Duration {

@@ -13,6 +13,7 @@ use super::socket::Socket;
 use crate::base::id::{ConnId, GroupId, Key, ServiceId};
 use crate::base::stats::Stats;
 use crate::config::access::AccessPolicy;
+use crate::config::limits::SocketLimits;
 use crate::connection::rate::Group;
 use crate::connection::table::{Stop, Table};
 use crate::parts::timers::TimerId;
@@ -159,6 +160,30 @@ impl<'a> Sockets<'a> {
         match self.table.number_of(service.into()) {
             Some(number) => self.table.set_access_policy(number, policy),
             None => log::warn!("ignored an access policy for a service of another reactor"),
+        }
+    }
+
+    /// Replaces the limits of a service, for the connections that it has, too: deadlines are counted from what has
+    /// happened so far, so a shorter one may have passed already. `rate`, `group` and `read_when_full` are for
+    /// connections from now on. Goes through all slots. A service or a group of another reactor is ignored, with a
+    /// warning in the log.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tidemill::{Limits, Reactor, SocketLimits, services::Echo};
+    ///
+    /// let mut reactor = Reactor::new(Limits::default())?;
+    /// let limits = SocketLimits { idle: Some(Duration::from_secs(300)), ..Echo::raw().limits() };
+    /// let echo = reactor.add_with(Echo::raw(), limits.clone());
+    /// // Later, perhaps by `Handle::post`:
+    /// reactor.sockets().set_limits(echo, SocketLimits { idle: Some(Duration::from_secs(5)), ..limits });
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn set_limits(&mut self, service: impl Into<ServiceId>, limits: SocketLimits) {
+        let group = limits.group.filter(|&group| self.table.index_of(group).is_some());
+        match self.table.number_of(service.into()) {
+            Some(number) => self.table.set_limits(number, SocketLimits { group, ..limits }),
+            None => log::warn!("ignored limits for a service of another reactor"),
         }
     }
 

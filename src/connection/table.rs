@@ -125,6 +125,14 @@ impl Table {
         (self.cx.admissions.len() - 1) as u16
     }
 
+    /// Replaces the limits of a service. A deadline that is now earlier needs its alarm earlier.
+    pub(crate) fn set_limits(&mut self, service: u16, limits: SocketLimits) {
+        self.cx.socket_limits[usize::from(service)] = limits;
+        for (_, connection) in self.slots.iter().filter(|(_, connection)| connection.service == service) {
+            connection.rearm(&mut self.cx);
+        }
+    }
+
     // -- look-ups ------------------------------------------------------------------------------------------
 
     /// The connection with this id, closing or not, and the context. `None` if it was reaped: ids can be older than the

@@ -32,9 +32,9 @@ impl<S: System> EventLoop<S> {
             let Some((number, work)) = self.table.later.pop_front() else { return };
             self.table.cx.stats.posts += 1;
             let call = Call::new(Callback::Later, self.table.service_id(number), None);
-            self.table.cx.observers.tell(|| Step::Call(call));
+            self.table.cx.observers.tell_message(|| Step::Call(call));
             self.run_work(number, work);
-            self.table.cx.observers.tell(|| Step::Return(call));
+            self.table.cx.observers.tell_message(|| Step::Return(call));
         }
     }
 

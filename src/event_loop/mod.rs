@@ -122,9 +122,9 @@ impl<S: System> EventLoop<S> {
         self.check_touched();
         self.table.cx.stats.turns += 1;
         let turn = Turn { events: self.events.len(), carried_over: self.has_work() };
-        let cx = &mut self.table.cx;
-        let number = cx.stats.turns;
-        cx.observers.tell(move || Step::TurnEnd { turn: number, carried_over: turn.carried_over });
+        let (cx, carried_over) = (&mut self.table.cx, turn.carried_over);
+        let stats = &cx.stats;
+        cx.observers.tell(move || Step::TurnEnd { turn: stats.turns, carried_over, stats });
         turn
     }
 

@@ -17,7 +17,7 @@ pub(super) fn call_service(
     event: Event<'_, '_>,
 ) {
     let service = &mut *services[usize::from(number) - 1];
-    if table.cx.observers.is_empty() {
+    if !table.cx.observers.want_messages() {
         service.call(table, event)
     } else {
         call_observed(service, number, table, event)
@@ -28,9 +28,9 @@ pub(super) fn call_service(
 #[inline(never)]
 fn call_observed(service: &mut dyn AnyService, number: u16, table: &mut Table, event: Event<'_, '_>) {
     let Some(call) = call_of(service, number, table, &event) else { return service.call(table, event) };
-    table.cx.observers.tell(|| Step::Call(call));
+    table.cx.observers.tell_message(|| Step::Call(call));
     service.call(table, event);
-    table.cx.observers.tell(|| Step::Return(call));
+    table.cx.observers.tell_message(|| Step::Return(call));
 }
 
 /// The call that an event stands for. None without a session, because no callback is called then.
@@ -65,13 +65,13 @@ fn call_of(service: &dyn AnyService, number: u16, table: &Table, event: &Event<'
 impl<S: System> EventLoop<S> {
     /// A phase begins, or goes on.
     pub(super) fn enter(&mut self, phase: Phase) {
-        self.table.cx.observers.tell(|| Step::Phase(phase));
+        self.table.cx.observers.tell_message(|| Step::Phase(phase));
     }
 
     /// Tells of the kernel's events, before they are handled. No callback comes in between, so an id means the same in
     /// both.
     pub(super) fn tell_events(&mut self) {
-        if self.table.cx.observers.is_empty() {
+        if !self.table.cx.observers.want_messages() {
             return;
         }
         for ready in &self.events {
@@ -84,7 +84,7 @@ impl<S: System> EventLoop<S> {
                 Some(TokenKind::Wake) => Source::Waker,
                 _ => Source::Stale,
             };
-            self.table.cx.observers.tell(|| Step::Event {
+            self.table.cx.observers.tell_message(|| Step::Event {
                 source,
                 readable: ready.readable,
                 writable: ready.writable,

@@ -200,7 +200,7 @@ impl<S: System> EventLoop<S> {
         let result = self.system.splice_in(stream, &used.pipe, max);
         let cx = &mut self.table.cx;
         cx.stats.reads += 1;
-        cx.observers.tell(|| Step::Read { connection: source, result: result.as_ref().copied() });
+        cx.observers.tell_message(|| Step::Read { connection: source, result: result.as_ref().copied() });
         match result {
             // The peer's end, or an urgent mark with bytes behind it (tcp(7)): a read tells them apart.
             Ok(0) => self.stop_splicing(source),

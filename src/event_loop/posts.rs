@@ -32,14 +32,14 @@ impl<S: System> EventLoop<S> {
                 Post::Service(number, _) => Some(self.table.service_id(number)),
             };
             let call = Call { callback: Callback::Post, service, connection: None };
-            self.table.cx.observers.tell(|| Step::Call(call));
+            self.table.cx.observers.tell_message(|| Step::Call(call));
             match post {
                 Post::All(work) => work(&mut Sockets::new(&mut self.table)),
                 Post::Service(number, work) => {
                     work(self.services[usize::from(number) - 1].as_any(), &mut self.table)
                 }
             }
-            self.table.cx.observers.tell(|| Step::Return(call));
+            self.table.cx.observers.tell_message(|| Step::Return(call));
         }
     }
 }

@@ -255,12 +255,12 @@ impl<S: System> EventLoop<S> {
         cx.stats.reads += 1;
         match result {
             Ok(0) => {
-                cx.observers.tell(move || Observed::Read { connection: own, result: Ok(0) });
+                cx.observers.tell_message(move || Observed::Read { connection: own, result: Ok(0) });
                 connection.on_end_read();
                 ReadOutcome::None
             }
             Ok(n) => {
-                cx.observers.tell(move || Observed::Read { connection: own, result: Ok(n) });
+                cx.observers.tell_message(move || Observed::Read { connection: own, result: Ok(n) });
                 cx.stats.bytes_in += n as u64;
                 connection.on_received(n, cx.now);
                 let last =
@@ -273,7 +273,7 @@ impl<S: System> EventLoop<S> {
                 if last { ReadOutcome::Drained(n) } else { ReadOutcome::More(n) }
             }
             Err(error) => {
-                cx.observers.tell(|| Observed::Read { connection: own, result: Err(&error) });
+                cx.observers.tell_message(|| Observed::Read { connection: own, result: Err(&error) });
                 connection.on_read_error(&error, cx);
                 ReadOutcome::None
             }

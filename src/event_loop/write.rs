@@ -236,7 +236,7 @@ impl<S: System> EventLoop<S> {
             let closes = connection.incoming == Half::Ended && connection.place != ADOPTED;
             // ENOTCONN is the usual error: the peer has reset the connection, and no read has found that yet.
             let result = if closes { Ok(()) } else { self.system.shutdown_write(stream) };
-            cx.observers.tell(|| Step::Fin { connection: id, result: result.as_ref().copied() });
+            cx.observers.tell_message(|| Step::Fin { connection: id, result: result.as_ref().copied() });
             if let Err(error) = result {
                 return connection.on_write_failed(&error, cx);
             }

@@ -10,6 +10,9 @@ mod proxy;
 pub use chat::Chat;
 pub use echo::Echo;
 pub use frames::Frames;
-pub use proxy::{Balance, Chance, Fault, FaultAt, Faults, Proxy, Role, RouteChoice, Split, Upstream};
+pub use proxy::{
+    Balance, Chance, Fault, FaultAt, Faults, Proxy, Role, RouteChoice, Split, Upstream, UpstreamMode,
+    UpstreamStatus,
+};
 #[cfg(feature = "tls")]
 pub use proxy::{RouteError, RouteMatch};

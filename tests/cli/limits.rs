@@ -312,3 +312,33 @@ fn a_flood_of_bad_frames_logs_one_line_a_second_and_the_summary_counts_them_all(
     assert!((1..=seconds + 2).contains(&lines), "{lines} lines in {seconds} s");
     assert!(summary.contains("accepted=300") && summary.contains(" too-long=300"), "{summary}");
 }
+
+#[test]
+fn two_thousand_hostile_connections_of_a_kind_are_a_line_a_second_in_the_log() {
+    let _others = shared();
+    let upstream = Server::start("echo --raw");
+    let guard = format!("proxy --to {} --max-per-ip 0", upstream.address);
+    let header = "PROXY TCP4 203.0.113.9 127.0.0.1 1 2\r\n";
+    let floods: [(String, &str, &str); 4] = [
+        (format!("{guard} --proxy-protocol-in 127.0.0.0/8"), "GET / HTTP/1.1\r\n\r\n", ": closed: "),
+        (format!("{guard} --proxy-protocol-in 127.0.0.0/8 --deny 203.0.113.0/24"), header, " through "),
+        (format!("{guard} --deny 127.0.0.0/8"), "", "refused"),
+        ("frames".to_string(), "\u{7f}\u{7f}\u{7f}\u{7f}", ": closed after "),
+    ];
+    for (words, sent, line) in floods {
+        let mut server = Server::start(&words);
+        let begun = Instant::now();
+        for _ in 0..20 {
+            let mut peers: Vec<Peer> = (0..100).map(|_| Peer::connect(server.address)).collect();
+            peers.iter_mut().for_each(|peer| peer.send(sent));
+            assert!(peers.iter_mut().all(|peer| peer.receive_all().is_empty()));
+        }
+        let seconds = begun.elapsed().as_secs() as usize;
+        server.end();
+        let log = server.log();
+        let lines = log.lines().filter(|told| told.contains(line)).count();
+        assert!((1..=seconds + 3).contains(&lines), "{words}: {lines} lines in {seconds} s: {log}");
+        // With what a server says at its start and at its end.
+        assert!(log.lines().count() <= lines + 8, "{words}: {log}");
+    }
+}

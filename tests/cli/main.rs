@@ -6,8 +6,10 @@
 
 mod access_log;
 mod activation;
+mod admin;
 mod calls;
 mod chat;
+mod config;
 mod connect;
 mod endurance;
 mod fairness;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::interop::has;
-use crate::server::{TIDEMILL, shared};
+use crate::server::{TIDEMILL, run, shared};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -78,6 +78,9 @@ fn the_debian_package_has_the_files_that_it_names_and_the_unit_starts_its_binary
     }
     let (_, folder) = assets.iter().find(|(from, _)| from == "target/release/tidemill").expect("the binary");
     assert!(unit("service").contains(&format!("\nExecStart=/{folder}tidemill %i")), "{folder}");
+    let example = root().join("docs/packaging/proxy.toml").display().to_string();
+    let checked = run(&["proxy", "--check", "--config", &example], b"");
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
     for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
         assert!(assets.iter().any(|(from, _)| from == licence), "{licence}");
     }

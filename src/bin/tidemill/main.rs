@@ -1,5 +1,6 @@
 //! The `tidemill` command: arguments become limits and a service. It uses nothing but the crate's public API.
 
+mod admin;
 mod args;
 mod client;
 mod generate;
@@ -8,6 +9,7 @@ mod log_buffer;
 mod log_filter;
 mod observe;
 mod on_demand;
+mod reload;
 mod serve;
 mod signals;
 #[cfg(feature = "testing")]
@@ -22,6 +24,7 @@ use tidemill::AccessPolicy;
 use tidemill::framing::Framing;
 use tidemill::services::{Chat, Echo, Frames, Proxy};
 
+use args::config::Arguments;
 use args::{Cli, Command, CommandError, OnReset};
 
 /// The exit code for wrong options, as most commands have it.
@@ -33,9 +36,16 @@ fn main() -> ExitCode {
         let place = panic.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
         print_error(&format!("this is a bug in tidemill, please report it{}", place.unwrap_or_default()));
     }));
-    let cli = match Cli::try_parse() {
+    let arguments = match Arguments::read(std::env::args_os().collect()) {
+        Ok(arguments) => arguments,
+        Err(text) => {
+            print_error(&text);
+            return ExitCode::from(USAGE);
+        }
+    };
+    let cli = match Cli::try_parse_from(&arguments.words) {
         Ok(cli) => cli,
-        Err(error) => return usage_error(&error),
+        Err(error) => return usage_error(&error, &arguments),
     };
     log_filter::init(cli.command.log_format());
     // The servers install handlers of their own.
@@ -43,10 +53,10 @@ fn main() -> ExitCode {
     if let Err(error) = signals::prepare(has_handlers) {
         log::warn!("signals stay as they were when the process started: {error}");
     }
-    match run(cli.command) {
+    match run(cli.command, &arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(CommandError::Usage(text)) => {
-            print_error(&text);
+            print_error(&arguments.place(&text));
             ExitCode::from(USAGE)
         }
         Err(CommandError::Run(text)) => {
@@ -57,11 +67,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), CommandError> {
+fn run(command: Command, arguments: &Arguments) -> Result<(), CommandError> {
     match command {
         Command::Echo { raw, server } => {
             let echo = if raw { Echo::raw() } else { Echo::new() };
-            serve::serve(echo, echo.limits(), &server)
+            serve::serve(echo, echo.limits(), &server, arguments)
         }
         Command::Chat { server, messages } => {
             let chat = match messages.max_length() {
@@ -69,7 +79,7 @@ fn run(command: Command) -> Result<(), CommandError> {
                 None => Chat::new(),
             };
             let limits = chat.limits();
-            serve::serve(chat, limits, &server)
+            serve::serve(chat, limits, &server, arguments)
         }
         Command::Frames { framing, server, messages } => {
             let framing = match (messages.max_length(), framing) {
@@ -88,9 +98,9 @@ fn run(command: Command) -> Result<(), CommandError> {
             };
             let frames = Frames::new(framing);
             let limits = frames.limits();
-            serve::serve(frames, limits, &server)
+            serve::serve(frames, limits, &server, arguments)
         }
-        Command::Proxy { upstreams: options, server } => proxy(&options, &server),
+        Command::Proxy { upstreams: options, server } => proxy(&options, &server, arguments),
         Command::Load(options) => load::load(&options),
         Command::Connect(options) => client::connect(&options),
         #[cfg(feature = "testing")]
@@ -112,7 +122,11 @@ fn header_max(framing: &Framing) -> Option<usize> {
     }
 }
 
-fn proxy(options: &args::ProxyArgs, server: &args::ServerArgs) -> Result<(), CommandError> {
+fn proxy(
+    options: &args::ProxyArgs,
+    server: &args::ServerArgs,
+    arguments: &Arguments,
+) -> Result<(), CommandError> {
     options.check(server.tls.is_on()).map_err(CommandError::Usage)?;
     let upstream_tls = options.tls.client().map_err(CommandError::Run)?;
     let tls = server.tls.server().map_err(CommandError::Run)?;
@@ -159,7 +173,7 @@ fn proxy(options: &args::ProxyArgs, server: &args::ServerArgs) -> Result<(), Com
         // Text in the middle of another protocol would be read as a part of it.
         busy_reply: "",
     };
-    serve::serve_as(proxy, limits, setup, server)
+    serve::serve_as(proxy, limits, setup, server, arguments)
 }
 
 /// A seed that differs from run to run: the keys of a hash map are random.
@@ -170,7 +184,7 @@ fn draw_seed() -> u64 {
 }
 
 /// Prints what clap says: help as it is, an error as one line.
-fn usage_error(error: &clap::Error) -> ExitCode {
+fn usage_error(error: &clap::Error, arguments: &Arguments) -> ExitCode {
     if !error.use_stderr() {
         return match error.print() {
             // A closed pipe is the reader's decision, not an error.
@@ -185,16 +199,10 @@ fn usage_error(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::from(USAGE);
     }
-    let text = error.to_string();
-    let lines: Vec<&str> = text.trim_start_matches("error: ").lines().map(str::trim).collect();
-    let sentence: Vec<&str> = lines.iter().copied().take_while(|line| !line.is_empty()).collect();
-    // The first tip is the similar name, if there is one.
-    let tip = lines.iter().find_map(|line| line.strip_prefix("tip: ")).filter(|tip| tip.contains("similar"));
-    let tip = tip.map_or(String::new(), |tip| format!("; {tip}"));
     let asked = std::env::args_os().nth(1).and_then(|word| word.into_string().ok());
     let asked = asked.filter(|word| Cli::command().find_subcommand(word).is_some());
     let help = asked.map_or("tidemill --help".to_string(), |command| format!("tidemill {command} --help"));
-    print_error(&format!("{}{tip}; see '{help}'", sentence.join(" ")));
+    print_error(&format!("{}; see '{help}'", arguments.place(&args::sentence(error))));
     ExitCode::from(USAGE)
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -17,11 +17,14 @@ use tidemill::{
     Rules, Service, ServiceId, SocketLimits, Stats,
 };
 
+use crate::admin;
+use crate::args::config::Arguments;
 use crate::args::tls::UpstreamTlsArgs;
 use crate::args::values::ListenArg;
 use crate::args::{CommandError, ServerArgs as Options};
 use crate::log_buffer::{self, Collecting};
 use crate::observe;
+use crate::reload::{self, Running};
 use crate::signals;
 use crate::systemd::{self, Passed, PassedListener};
 
@@ -54,63 +57,106 @@ impl ServeSetup {
 }
 
 /// Serves until a signal comes. `usual` are the limits that the service brings along.
-pub fn serve<S: Service>(service: S, usual: SocketLimits, options: &Options) -> Result<(), CommandError> {
+pub fn serve<S: Service>(
+    service: S,
+    usual: SocketLimits,
+    options: &Options,
+    arguments: &Arguments,
+) -> Result<(), CommandError> {
     let setup = ServeSetup::plain(options)?;
-    serve_as(service, usual, setup, options)
+    serve_as(service, usual, setup, options, arguments)
 }
 
 pub fn serve_as<S: Service>(
     service: S,
-    usual: SocketLimits,
+    mut usual: SocketLimits,
     setup: ServeSetup,
     options: &Options,
+    arguments: &Arguments,
 ) -> Result<(), CommandError> {
     let dials = !setup.upstreams.is_empty();
     // Before any thread is started.
     let passed = systemd::passed().map_err(CommandError::Run)?;
     options.check(dials).map_err(CommandError::Usage)?;
-    let mut limits = options.socket_limits(usual).map_err(CommandError::Usage)?;
-    let extra = observe::extra_connections(&options.observe);
+    let limits = options.socket_limits(usual.clone()).map_err(CommandError::Usage)?;
+    let extra = observe::extra_connections(&options.observe)
+        + options.observe.admin.as_ref().map_or(0, |_| admin::CONNECTIONS);
     let max = options.limits(descriptors().saturating_sub(extra));
     let connections = max.connections;
     if dials && max.connections < 2 {
         let what = "a proxied connection takes two of --max-connections, and only 1 is allowed";
         return Err(CommandError::Usage(format!("{what} by it or by the limit of descriptors (ulimit -n)")));
     }
+    if options.config.check {
+        return write_line("the options are right");
+    }
     log_limits(&max);
     let failed = |error: io::Error| CommandError::Run(error.to_string());
     let mut reactor = Reactor::new(Limits { connections: connections + extra, ..max }).map_err(failed)?;
     if let Some(rate) = options.total_rate() {
-        limits.group = Some(reactor.sockets().add_group(rate).map_err(failed)?);
+        usual.group = Some(reactor.sockets().add_group(rate).map_err(failed)?);
     }
-    let service = reactor.add_with(service, limits);
+    let service = reactor.add_with(service, SocketLimits { group: usual.group, ..limits });
     let names = HashMap::from([(service.id(), service_name::<S>())]);
     let reopen = observe::observe(&mut reactor, &names, &options.observe).map_err(CommandError::Run)?;
     // Scrapes take none of the connections of the server, and the other way round.
-    let connections = (extra > 0).then_some(connections);
-    let policy = options.access_policy(setup.access_policy);
-    reactor.set_access_policy(service, AccessPolicy { connections, ..policy });
+    let own = (extra > 0).then_some(connections);
+    let policy = options.access_policy(setup.access_policy.clone());
+    reactor.set_access_policy(service, AccessPolicy { connections: own, ..policy });
     log_default_action(reactor.rules(service));
     let filter = setup.tls.as_ref().filter(|_| setup.listeners_filter).map(Server::filter_config);
     let listen = ListenOptions { reserve_slot: dials, filter, ..options.listen_options(setup.busy_reply) };
     // Before the start line, because a script may send a signal as soon as it has read that.
-    signals::drain_on_signal(reactor.handle(), options.drain()).map_err(failed)?;
-    signals::reload_on_hangup(setup.tls, options.tls.clone(), setup.upstream_tls, reopen).map_err(failed)?;
+    let drain = Arc::new(Mutex::new(options.drain()));
+    signals::drain_on_signal(reactor.handle(), Arc::clone(&drain)).map_err(failed)?;
+    let running = Running {
+        started: arguments.clone(),
+        arguments: arguments.clone(),
+        service: service.id(),
+        usual_limits: usual,
+        usual_policy: setup.access_policy,
+        connections,
+        max_connections: options.max_connections(),
+        shares: extra > 0,
+        dials,
+        drain,
+        tls: setup.tls.map(|tls| (tls, options.tls.clone())),
+        upstream_tls: setup.upstream_tls,
+        reopen,
+    };
+    let running = Arc::new(Mutex::new(running));
+    reload::on_hangup(Arc::clone(&running), reactor.handle()).map_err(failed)?;
+    if let Some(at) = &options.observe.admin {
+        let proxy = reactor.sockets().key(service.id());
+        admin::serve(&mut reactor, at, names, running, proxy).map_err(CommandError::Run)?;
+    }
     systemd::notify(&mut reactor);
     let listening = listen_at(&mut reactor, service.id(), (&options.listen, passed), &listen)?;
-    for to in &setup.upstreams {
-        refuse_self(to, &listening).map_err(CommandError::Run)?;
-    }
-    let self_loop = check_names(&setup.upstreams, &listening, reactor.handle()).map_err(failed)?;
-    if let Some(error) = self_loop.get() {
-        return Err(CommandError::Run(error.clone()));
-    }
+    let self_loop = check_upstreams(&setup.upstreams, &listening, reactor.handle())?;
     listening.iter().for_each(announce);
     systemd::ready();
     run(&mut reactor).map_err(failed)?;
     log_rules(reactor.rules(service));
     log_stats(&reactor.stats());
     self_loop.get().map_or(Ok(()), |error| Err(CommandError::Run(error.clone())))
+}
+
+/// None of the upstreams may be this server itself. Of names that are looked up later, the error is in the cell when
+/// the server has stopped.
+fn check_upstreams(
+    upstreams: &[Address],
+    listening: &[Address],
+    handle: Handle,
+) -> Result<Arc<OnceLock<String>>, CommandError> {
+    for to in upstreams {
+        refuse_self(to, listening).map_err(CommandError::Run)?;
+    }
+    let found = check_names(upstreams, listening, handle);
+    let found = found.map_err(|error| CommandError::Run(error.to_string()))?;
+    match found.get() {
+        Some(error) => Err(CommandError::Run(error.clone())),
+        None => Ok(found),
+    }
 }
 
 /// Listens on all addresses that were asked for, and on the sockets that systemd has passed. Returns the addresses.
@@ -294,6 +340,13 @@ fn log_limits(limits: &Limits) {
     let (connections, memory) = (limits.connections, ByteSize(limits.memory as u64));
     let plural = if connections == 1 { "" } else { "s" };
     log::info!("at most {connections} connection{plural} and {memory} in buffers");
+}
+
+/// The answer of --check.
+fn write_line(text: &str) -> Result<(), CommandError> {
+    let mut stdout = io::stdout().lock();
+    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    written.map_err(|error| CommandError::Run(format!("cannot write to stdout: {error}")))
 }
 
 /// The only line on stdout, for scripts to wait for. stdout may be closed.

@@ -1,18 +1,15 @@
-//! Signals: SIGTERM and SIGINT drain, SIGHUP reloads, whatever the parent process has left behind.
+//! Signals: SIGTERM and SIGINT drain, whatever the parent process has left behind. SIGHUP is in `reload.rs`.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tidemill::tls::{Client, Server};
 use tidemill::{Handle, Origin, Sockets};
 
-use crate::args::tls::{ServerTlsArgs, UpstreamTlsArgs};
 use crate::systemd;
 
 /// A second signal within this is taken for the same one: `timeout -s INT` sends two, and so does a terminal whose
@@ -43,7 +40,8 @@ pub fn prepare(has_handlers: bool) -> io::Result<()> {
 
 /// The first signal drains; a second one ends at once, with the exit code that shells give a process killed by it.
 /// A service can end its connections earlier than that: `Service::stopping`.
-pub fn drain_on_signal(handle: Handle, drain: Duration) -> io::Result<()> {
+/// `drain` can change meanwhile.
+pub fn drain_on_signal(handle: Handle, drain: Arc<Mutex<Duration>>) -> io::Result<()> {
     let mut heeded = vec![SIGTERM];
     heeded.extend((!is_ignored(SIGINT)).then_some(SIGINT));
     let mut signals = Signals::new(heeded)?;
@@ -58,6 +56,7 @@ pub fn drain_on_signal(handle: Handle, drain: Duration) -> io::Result<()> {
                     std::process::exit(128 + signal);
                 }
             }
+            let drain = *drain.lock().unwrap_or_else(PoisonError::into_inner);
             if handle.post(move |sockets| shut_down(sockets, drain)).is_err() {
                 return; // The loop has ended already.
             }
@@ -88,45 +87,4 @@ fn shut_down(sockets: &mut Sockets<'_>, drain: Duration) {
     let connections = if left == 1 { "connection has" } else { "connections have" };
     log::info!("shutting down: listeners closed, {left} {connections} {drain:?} to end");
     sockets.shutdown(drain);
-}
-
-/// SIGHUP reads the files of both sides of TLS again, and asks for the access log to be opened again. An error in the
-/// new files keeps the previous ones.
-pub fn reload_on_hangup(
-    server: Option<Server>,
-    server_args: ServerTlsArgs,
-    upstream: Option<(Client, UpstreamTlsArgs)>,
-    reopen: Option<Arc<AtomicBool>>,
-) -> io::Result<()> {
-    let mut signals = Signals::new([SIGHUP])?;
-    thread::Builder::new().name("reload".into()).spawn(move || {
-        for _ in signals.forever() {
-            systemd::reloading();
-            if let Some(reopen) = &reopen {
-                reopen.store(true, Ordering::Relaxed);
-                log::info!("SIGHUP: the access log is opened again with its next line");
-            } else if server.is_none() && upstream.is_none() {
-                log::info!("SIGHUP: there are no TLS files to reload");
-            }
-            if let Some(server) = &server {
-                let read = server_args.read();
-                let result = read.and_then(|read| server.replace(read).map_err(|error| error.to_string()));
-                log_reload("certificates", result);
-            }
-            if let Some((client, args)) = &upstream {
-                let read = args.read();
-                let result = read.and_then(|read| client.replace(read).map_err(|error| error.to_string()));
-                log_reload("certificates for upstreams", result);
-            }
-            systemd::ready();
-        }
-    })?;
-    Ok(())
-}
-
-fn log_reload(what: &str, result: Result<(), String>) {
-    match result {
-        Ok(()) => log::info!("{what} reloaded, in use for new connections"),
-        Err(why) => log::error!("{why}; keeping the previous {what}"),
-    }
 }

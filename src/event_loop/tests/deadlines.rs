@@ -48,6 +48,47 @@ fn a_connection_kept_after_idle_gets_a_whole_new_span() {
 }
 
 #[test]
+fn limits_that_are_replaced_hold_for_open_connections_too() {
+    let is_idle = |test: &TestLoop, id| test.events().contains(&Event::Idle(id));
+    let mut test = socket_limits(SocketLimits { idle: Some(100 * SECOND), ..no_idle() }).build(echo);
+    let (_, id) = test.accept();
+    test.advance(3 * SECOND);
+    let (service, age) = test.sockets().get(id).map(|socket| (socket.service(), socket.age())).unwrap();
+    assert_about(age, 3 * SECOND);
+    test.sockets().set_limits(service, SocketLimits { idle: Some(5 * SECOND), ..no_idle() });
+    test.advance(SECOND);
+    assert!(!is_idle(&test, id));
+    // Five seconds after it was accepted, and not after the change.
+    test.advance(1_500 * MS);
+    assert!(is_idle(&test, id));
+    // A longer limit: the alarm of the shorter one finds that nothing is due.
+    let (_, id) = test.accept();
+    test.sockets().set_limits(service, SocketLimits { idle: Some(9 * SECOND), ..no_idle() });
+    test.advance(8 * SECOND);
+    assert!(!is_idle(&test, id));
+    test.advance(2 * SECOND);
+    assert!(is_idle(&test, id));
+}
+
+#[test]
+fn limits_and_groups_of_another_reactor_are_ignored() {
+    let mut other = socket_limits(no_idle()).build(discard);
+    let foreign = other.sockets().add_group(1).unwrap();
+    let (_, its) = other.accept();
+    let its_service = other.sockets().get(its).unwrap().service();
+    let mut test = socket_limits(no_idle()).build(discard);
+    let (peer, id) = test.accept();
+    let own = test.sockets().get(id).unwrap().service();
+    test.sockets().set_limits(its_service, SocketLimits { idle: Some(SECOND), ..no_idle() });
+    test.sockets().set_limits(own, SocketLimits { group: Some(foreign), ..no_idle() });
+    test.advance(10 * SECOND);
+    assert_eq!(test.close_reason(id), None);
+    test.script.feed(peer, b"read");
+    test.turn_until_quiet();
+    assert_eq!(test.script.unread(peer), 0);
+}
+
+#[test]
 fn five_hundred_deadlines_at_once_are_spread_over_turns() {
     let limits = Limits {
         accepts_per_turn: 500,

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::*;
 use crate::base::id::Key;
-use crate::base::observer::{Call, Due, Phase, Source, Step};
+use crate::base::observer::{Call, Due, Observer, Phase, Source, Step};
 use crate::base::stats::Stats;
 use crate::config::dial::DialOptions;
 use crate::config::rules::{IpRange, RefuseMode, Rules};
@@ -48,7 +48,9 @@ fn line(step: &Step<'_>) -> String {
         Step::Close { service, gone } => {
             format!("close {} {} service={}", gone.id, gone.reason.word(), service.is_some())
         }
-        Step::TurnEnd { turn, carried_over } => format!("end of turn {turn}, carried over: {carried_over}"),
+        Step::TurnEnd { turn, carried_over, .. } => {
+            format!("end of turn {turn}, carried over: {carried_over}")
+        }
     }
 }
 
@@ -341,4 +343,49 @@ fn a_flood_that_is_written_in_the_middle_of_read_keeps_the_order_of_phases() {
     test.event_loop.table.stop = Some(Stop::Now);
     test.turn_until_quiet();
     order.borrow().assert_complete(&test.event_loop.table.cx.stats);
+}
+
+/// Records the kinds of the steps that it gets.
+struct Sparing(Rc<RefCell<Vec<String>>>);
+
+impl Observer for Sparing {
+    fn observe(&mut self, step: &Step<'_>) {
+        if let Step::TurnEnd { stats, .. } = step {
+            assert!(stats.turns > 0 && stats.writes <= stats.reads);
+        }
+        let text = format!("{step:?}");
+        let kind = text.split([' ', '(']).next().unwrap_or_default();
+        self.0.borrow_mut().push(kind.to_string());
+    }
+
+    fn wants_messages(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn an_observer_that_wants_no_messages_gets_turns_and_connections_also_beside_one_that_does() {
+    for beside in [false, true] {
+        let kinds = Rc::new(RefCell::new(Vec::new()));
+        let mut test = socket_limits(no_idle()).build(echo);
+        test.event_loop.table.cx.observers.add(Box::new(Sparing(Rc::clone(&kinds))));
+        let all = Rc::new(RefCell::new(0));
+        if beside {
+            let own = Rc::clone(&all);
+            test.event_loop.table.cx.observers.add(Box::new(move |_: &Step<'_>| *own.borrow_mut() += 1));
+        }
+        let (peer, _) = test.accept();
+        test.script.feed(peer, b"hello");
+        test.turn_until_quiet();
+        test.script.end(peer);
+        test.turn_until_quiet();
+        let kinds = kinds.borrow();
+        for wanted in ["Woken", "Accept", "Close", "TurnEnd"] {
+            assert!(kinds.iter().any(|kind| kind == wanted), "{wanted}: {kinds:?}");
+        }
+        for left_out in ["Phase", "Event", "Call", "Return", "Read", "Send", "Write", "Fin"] {
+            assert!(!kinds.iter().any(|kind| kind == left_out), "{left_out}: {kinds:?}");
+        }
+        assert!(!beside || *all.borrow() > kinds.len() + 10);
+    }
 }

@@ -26,12 +26,13 @@ pub use self::routes::RouteChoice;
 #[cfg(feature = "tls")]
 pub use self::tls_routes::{RouteError, RouteMatch};
 use self::upstreams::Upstreams;
-pub use self::upstreams::{Balance, Upstream};
+pub use self::upstreams::{Balance, Upstream, UpstreamMode, UpstreamStatus};
 use crate::base::address::Address;
 use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};
 use crate::base::leaving::Leaving;
 use crate::base::reason::{CloseReason, ClosedInfo, Refused};
+use crate::base::tick::Tick;
 use crate::config::rules::IpRange;
 use crate::connection::optional::IdleKind;
 use crate::connection::socket::Socket;
@@ -39,9 +40,10 @@ use crate::connection::sockets::Sockets;
 use crate::connection::state::Origin;
 use crate::framing::proxy_header::ProxyHeader;
 use crate::parts::inbox::Input;
+use crate::parts::log_limit::LogLimit;
 use crate::parts::timers::TimerId;
 use crate::service::Service;
-use ::log::{info, warn};
+use ::log::{Level, info, warn};
 
 /// Connects each client to one of several upstreams.
 ///
@@ -100,6 +102,17 @@ pub struct Proxy {
     relays: Relays,
     ends_on_reset: bool,
     hold: Hold,
+    log_limits: LogLimits,
+}
+
+/// What peers can cause as often as they like is one line a second for each kind.
+#[derive(Debug, Default)]
+struct LogLimits {
+    bad_header: LogLimit,
+    no_header: LogLimit,
+    refused_source: LogLimit,
+    no_route: LogLimit,
+    dial: LogLimit,
 }
 
 /// What a connection of a [`Proxy`] is.
@@ -160,7 +173,32 @@ impl Proxy {
             relays: Relays::default(),
             ends_on_reset: false,
             hold: Hold::default(),
+            log_limits: LogLimits::default(),
         }
+    }
+
+    /// The upstreams as they are at this time of the reactor's clock ([`Sockets::elapsed`]): those of clients without a
+    /// route, then those of routes.
+    ///
+    /// ```
+    /// use tidemill::{Limits, Reactor, services::{Proxy, UpstreamMode}};
+    ///
+    /// let mut reactor = Reactor::new(Limits::default())?;
+    /// let to: tidemill::Address = "127.0.0.1:5432".parse().unwrap();
+    /// let proxy = reactor.add(Proxy::to(vec![to.clone()]));
+    /// reactor.with(proxy, |proxy, sockets| {
+    ///     assert_eq!(proxy.set_upstream_mode(&to, UpstreamMode::Down), 1);
+    ///     assert!(!proxy.upstreams(sockets.elapsed())[0].is_up);
+    /// });
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn upstreams(&self, now: Duration) -> Vec<UpstreamStatus> {
+        self.upstreams.status(now)
+    }
+
+    /// Takes the upstream with this address out of use, or back. Returns how many upstreams have the address.
+    pub fn set_upstream_mode(&mut self, to: &Address, mode: UpstreamMode) -> usize {
+        self.upstreams.set_mode(to, mode)
     }
 
     fn is_trusted(&self, peer: &Address) -> bool {
@@ -280,7 +318,9 @@ impl Service for Proxy {
                 header
             }
             Err(error) => {
-                info!("{peer}: closed: {error}");
+                let limit = &mut self.log_limits.bad_header;
+                let (level, left_out) = limit.level(Level::Info, Tick::at(socket.elapsed()));
+                ::log::log!(level, "{peer}: closed: {error}{left_out}");
                 return socket.close_as(CloseReason::Malformed);
             }
         };
@@ -289,7 +329,9 @@ impl Service for Proxy {
             ProxyHeader::Unknown => None,
             ProxyHeader::For { source, destination } => {
                 if let Err(why) = socket.set_peer_addr(source) {
-                    info!("{source} through {peer}: closed: {why}");
+                    let limit = &mut self.log_limits.refused_source;
+                    let (level, left_out) = limit.level(Level::Info, Tick::at(socket.elapsed()));
+                    ::log::log!(level, "{source} through {peer}: closed: {why}{left_out}");
                     return socket.close();
                 }
                 Some(Address::Inet(destination))
@@ -334,7 +376,10 @@ impl Service for Proxy {
         }
         match role {
             Role::AwaitingHeader => {
-                info!("{}: closed: no PROXY header within {HEADER_WITHIN:?}", socket.peer_addr());
+                let limit = &mut self.log_limits.no_header;
+                let (level, left_out) = limit.level(Level::Info, Tick::at(socket.elapsed()));
+                let peer = socket.peer_addr();
+                ::log::log!(level, "{peer}: closed: no PROXY header within {HEADER_WITHIN:?}{left_out}");
                 socket.close_as(CloseReason::Unfinished);
             }
             Role::AwaitingRoute(_) => self.on_no_route(socket),

@@ -10,11 +10,12 @@ use crate::base::address::Address;
 use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};
 use crate::base::reason::{CloseReason, ClosedInfo};
+use crate::base::tick::Tick;
 use crate::config::dial::{DialOptions, KeepAlive};
 use crate::connection::socket::Socket;
 use crate::connection::sockets::Sockets;
 use crate::framing::proxy_header::{HeaderVersion, ProxyHeader};
-use ::log::{debug, info, warn};
+use ::log::{Level, debug, info};
 
 /// How any connection to an upstream is made, a client's or a check's.
 #[derive(Debug, Default)]
@@ -100,7 +101,7 @@ impl Proxy {
         let Some(dialing) = &mut record.dialing else { return false };
         let left = dialing.deadline.saturating_sub(now);
         while let Some(upstream) = dialing.untried.pop().filter(|_| !left.is_zero()) {
-            if self.upstreams.is_full(upstream) {
+            if !self.upstreams.takes_more(upstream) {
                 continue;
             }
             let target = self.upstreams.get(upstream);
@@ -118,7 +119,10 @@ impl Proxy {
                     dialing.untried.push(upstream);
                     break;
                 }
-                Err(error) => warn!("{}: {error}", record.client),
+                Err(error) => {
+                    let (level, left_out) = self.log_limits.dial.level(Level::Warn, Tick::at(now));
+                    ::log::log!(level, "{}: {error}{left_out}", record.client);
+                }
             }
         }
         let next = if dialing.untried.is_empty() { left + AFTER_TIMEOUT } else { dialing.delay };

@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::{Proxy, Role};
 use crate::base::address::Address;
 use crate::base::reason::CloseReason;
+use crate::base::tick::Tick;
 use crate::connection::socket::Socket;
 use crate::parts::inbox::Input;
-use ::log::info;
+use ::log::Level;
 
 /// What the first bytes of a client say about its upstream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,7 +69,10 @@ impl Proxy {
                 return;
             }
             RouteChoice::Undecided => {
-                info!("{}: closed: no route after {bytes} bytes", client.peer_addr());
+                let (level, left_out) =
+                    self.log_limits.no_route.level(Level::Info, Tick::at(client.elapsed()));
+                let peer = client.peer_addr();
+                ::log::log!(level, "{peer}: closed: no route after {bytes} bytes{left_out}");
                 client.close_as(CloseReason::Malformed);
                 return;
             }
@@ -84,8 +88,10 @@ impl Proxy {
         };
     }
 
-    pub(super) fn on_no_route(&self, client: &mut Socket<'_>) {
-        info!("{}: closed: no route within {ROUTE_WITHIN:?}", client.peer_addr());
+    pub(super) fn on_no_route(&mut self, client: &mut Socket<'_>) {
+        let (level, left_out) = self.log_limits.no_route.level(Level::Info, Tick::at(client.elapsed()));
+        let peer = client.peer_addr();
+        ::log::log!(level, "{peer}: closed: no route within {ROUTE_WITHIN:?}{left_out}");
         client.close_as(CloseReason::Unfinished);
     }
 }

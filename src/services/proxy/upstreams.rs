@@ -40,10 +40,39 @@ impl From<Address> for Upstream {
     }
 }
 
+/// What an operator says about an upstream.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum UpstreamMode {
+    /// It is up or down by what attempts and checks say.
+    #[default]
+    Auto,
+    /// It counts as up, whatever attempts and checks say.
+    Up,
+    /// No client is connected to it, not even if all others are down. Connections that it has stay.
+    Down,
+}
+
+/// An upstream as it is now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct UpstreamStatus {
+    /// As it was given.
+    pub upstream: Upstream,
+    /// Whether a route leads to it.
+    pub is_routed: bool,
+    /// What an operator has said.
+    pub mode: UpstreamMode,
+    /// Whether clients are connected to it, as long as it has room.
+    pub is_up: bool,
+    /// Connections and attempts of clients.
+    pub connections: usize,
+}
+
 /// An upstream and its state.
 #[derive(Debug)]
 struct Entry {
     upstream: Upstream,
+    mode: UpstreamMode,
     /// Only clients of this route are connected to it; none: only clients without a route.
     route: Option<usize>,
     down_until: Option<Duration>,
@@ -139,7 +168,7 @@ impl Upstreams {
                 entry.route == route
                     && entry.is_down(now) == down
                     && entry.upstream.backup == backup
-                    && !entry.is_full()
+                    && entry.takes_more()
             };
             let tier: Vec<usize> = (0..self.entries.len()).filter(|&n| belongs(&self.entries[n])).collect();
             order.extend(self.order_of_tier(tier, order.is_empty()));
@@ -168,8 +197,25 @@ impl Upstreams {
         tier
     }
 
-    pub(super) fn is_full(&self, index: usize) -> bool {
-        self.entries[index].is_full()
+    pub(super) fn takes_more(&self, index: usize) -> bool {
+        self.entries[index].takes_more()
+    }
+
+    pub(super) fn status(&self, now: Duration) -> Vec<UpstreamStatus> {
+        let status = |entry: &Entry| UpstreamStatus {
+            upstream: entry.upstream.clone(),
+            is_routed: entry.route.is_some(),
+            mode: entry.mode,
+            is_up: !entry.is_down(now),
+            connections: entry.active,
+        };
+        self.entries.iter().map(status).collect()
+    }
+
+    /// Returns how many upstreams have this address.
+    pub(super) fn set_mode(&mut self, to: &Address, mode: UpstreamMode) -> usize {
+        let same = self.entries.iter_mut().filter(|entry| entry.upstream.to == *to);
+        same.map(|entry| entry.mode = mode).count()
     }
 
     /// An attempt or a connection of a client begins.
@@ -199,15 +245,20 @@ impl Upstreams {
 
 impl Entry {
     fn new(upstream: Upstream, route: Option<usize>) -> Entry {
-        Entry { upstream, route, down_until: None, checking: false, active: 0, credit: 0 }
+        let mode = UpstreamMode::Auto;
+        Entry { upstream, mode, route, down_until: None, checking: false, active: 0, credit: 0 }
     }
 
     fn is_down(&self, now: Duration) -> bool {
-        self.down_until.is_some_and(|until| until > now)
+        match self.mode {
+            UpstreamMode::Auto => self.down_until.is_some_and(|until| until > now),
+            mode => mode == UpstreamMode::Down,
+        }
     }
 
-    fn is_full(&self) -> bool {
-        self.upstream.max_connections.is_some_and(|max| self.active >= max)
+    fn takes_more(&self) -> bool {
+        let is_full = self.upstream.max_connections.is_some_and(|max| self.active >= max);
+        self.mode != UpstreamMode::Down && !is_full
     }
 }
 
@@ -313,6 +364,22 @@ mod tests {
         assert_eq!((first(&mut all, 2), all.order(Duration::ZERO, None).len()), (vec![1, 1], 1));
         all.end(0);
         assert_eq!(all.order(Duration::ZERO, None).len(), 2);
+    }
+
+    #[test]
+    fn what_an_operator_says_counts_more_than_attempts_and_checks() {
+        let mut all = upstreams(&[(1, false), (1, false)], Balance::RoundRobin);
+        let to = all.entries[0].upstream.to.clone();
+        assert_eq!(all.set_mode(&to, UpstreamMode::Down), 1);
+        assert_eq!(all.order(Duration::ZERO, None), [1], "it is not tried when the other fails");
+        assert!(!all.takes_more(0), "nor by a client that is being connected");
+        all.set_mode(&to, UpstreamMode::Up);
+        all.mark_down(0, &"gone", Duration::ZERO);
+        all.mark_down(1, &"gone", Duration::ZERO);
+        assert_eq!((first(&mut all, 2), all.status(Duration::ZERO)[0].is_up), (vec![0, 0], true));
+        all.set_mode(&to, UpstreamMode::Auto);
+        assert!(all.status(Duration::ZERO).iter().all(|status| !status.is_up));
+        assert_eq!(all.set_mode(&"10.9.9.9:1".parse().unwrap(), UpstreamMode::Down), 0);
     }
 
     #[test]

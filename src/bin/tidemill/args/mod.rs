@@ -1,6 +1,7 @@
 //! The arguments, and the limits they make.
 
 mod access;
+pub mod config;
 pub mod connect;
 mod fault;
 pub mod load;
@@ -22,6 +23,7 @@ use tidemill::framing::Framing;
 use tidemill::{AccessPolicy, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
 
 use access::{ACCESS_HEADING, AccessArgs};
+use config::ConfigArgs;
 pub use connect::ConnectArgs;
 pub use fault::FaultArg;
 use load::LoadArgs;
@@ -155,6 +157,17 @@ impl Command {
     }
 }
 
+/// What clap says about wrong options, as one sentence.
+pub fn sentence(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines: Vec<&str> = text.trim_start_matches("error: ").lines().map(str::trim).collect();
+    let sentence: Vec<&str> = lines.iter().copied().take_while(|line| !line.is_empty()).collect();
+    // The first tip is the similar name, if there is one.
+    let tip = lines.iter().find_map(|line| line.strip_prefix("tip: ")).filter(|tip| tip.contains("similar"));
+    let tip = tip.map_or(String::new(), |tip| format!("; {tip}"));
+    format!("{}{tip}", sentence.join(" "))
+}
+
 /// Why a command failed.
 pub enum CommandError {
     /// The options contradict each other: exit code 2.
@@ -252,6 +265,9 @@ pub struct ServerArgs {
 
     #[command(flatten)]
     pub tls: ServerTlsArgs,
+
+    #[command(flatten)]
+    pub config: ConfigArgs,
 
     #[command(flatten)]
     pub observe: ObserveArgs,
@@ -413,6 +429,10 @@ impl ServerArgs {
             dry_run: self.dry_run,
             ..usual
         }
+    }
+
+    pub fn max_connections(&self) -> Option<usize> {
+        self.max_connections.map(|max| max as usize)
     }
 
     /// Bytes a second that all connections may send together.

@@ -29,6 +29,20 @@ pub struct ObserveArgs {
     /// Serve metrics for Prometheus at http://ADDR/metrics; 8 connections at once, beside --max-connections
     #[arg(long, value_name = "ADDR", value_parser = address, help_heading = OBSERVE)]
     pub metrics: Option<Address>,
+    /// Let the user of this process look into the server and change it, by lines of text: see help there. A file that
+    /// only this user can connect to, as unix:/path; 4 connections at once, beside --max-connections
+    #[arg(long, value_name = "unix:PATH", value_parser = unix_address, help_heading = OBSERVE)]
+    pub admin: Option<Address>,
+}
+
+/// An address with permissions: any user of the machine can connect to a port.
+fn unix_address(text: &str) -> Result<Address, String> {
+    let address = address(text)?;
+    if address.is_unix() {
+        Ok(address)
+    } else {
+        Err("a file is needed, as in unix:/run/tidemill/admin".to_string())
+    }
 }
 
 /// How lines of the logs are written.

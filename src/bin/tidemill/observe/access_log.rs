@@ -114,6 +114,10 @@ fn append_to(path: &Path) -> io::Result<File> {
 }
 
 impl Observer for AccessLog {
+    fn wants_messages(&self) -> bool {
+        false
+    }
+
     fn observe(&mut self, step: &Step<'_>) {
         match step {
             Step::Dial { connection, .. } => {

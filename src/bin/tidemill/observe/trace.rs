@@ -148,6 +148,8 @@ impl Drop for Trace {
 
 #[cfg(test)]
 mod tests {
+    use tidemill::Stats;
+
     use super::*;
 
     /// Turns of a loop that has only events, until the trace stops; the size and the text of the file.
@@ -160,7 +162,7 @@ mod tests {
             let source = tidemill::observer::Source::Waker;
             trace.observe(&Step::Woken { turn, now: Duration::ZERO, events: 1 });
             trace.observe(&Step::Event { source, readable: true, writable: false, end: false, error: false });
-            trace.observe(&Step::TurnEnd { turn, carried_over: false });
+            trace.observe(&Step::TurnEnd { turn, carried_over: false, stats: &Stats::default() });
         }
         assert!(trace.file.is_full, "100,000 turns are more than the maximum");
         drop(trace);
