@@ -215,3 +215,196 @@ fn one_send_of_64_mebibytes_reaches_a_reader_at_an_mtu_of_1500() {
         assert_eq!(big_answer(mebibytes << 20), (mebibytes as u64) << 20);
     }
 }
+
+// -- what the simulated kernel takes for granted --------------------------------------------------------------
+
+/// Both ends of a connection over loopback, of which one is registered with an edge-triggered poll.
+struct Edges {
+    poll: mio::Poll,
+    events: mio::Events,
+    near: mio::net::TcpStream,
+    far: TcpStream,
+}
+
+impl Edges {
+    fn new() -> Edges {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let far = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
+        far.set_nodelay(true).expect("an option");
+        let (near, _) = listener.accept().expect("its other end");
+        near.set_nonblocking(true).expect("an option");
+        let (poll, mut near) = (mio::Poll::new().expect("a poll"), mio::net::TcpStream::from_std(near));
+        poll.registry().register(&mut near, mio::Token(0), Edges::BOTH).expect("a registration");
+        let mut edges = Edges { poll, events: mio::Events::with_capacity(8), near, far };
+        assert_eq!(
+            edges.next(),
+            Some((false, true, false)),
+            "registering raises an edge for the current state"
+        );
+        edges
+    }
+
+    const BOTH: mio::Interest = mio::Interest::READABLE.add(mio::Interest::WRITABLE);
+
+    fn say(&mut self, bytes: &[u8]) {
+        std::io::Write::write_all(&mut self.far, bytes).expect("bytes");
+    }
+
+    /// How many bytes one read returns; `None`: it would block.
+    fn read(&mut self, max: usize) -> Option<usize> {
+        std::io::Read::read(&mut self.near, &mut vec![0; max]).ok()
+    }
+
+    /// The next event: whether it says readable, writable and that the peer has ended. Loopback delivers at once.
+    fn next(&mut self) -> Option<(bool, bool, bool)> {
+        self.poll.poll(&mut self.events, Some(Duration::ZERO)).expect("events");
+        let all: Vec<_> = self.events.iter().collect();
+        assert!(all.len() <= 1, "events of one socket are merged");
+        all.first().map(|event| (event.is_readable(), event.is_writable(), event.is_read_closed()))
+    }
+
+    fn is_readable(&mut self) -> bool {
+        self.next().is_some_and(|(readable, ..)| readable)
+    }
+}
+
+#[test]
+fn several_writes_before_a_poll_are_one_edge_and_each_later_arrival_is_another() {
+    let mut edges = Edges::new();
+    edges.say(b"one");
+    edges.say(b"two");
+    assert!(edges.is_readable());
+    assert_eq!(edges.next(), None, "nothing new has arrived");
+    edges.say(b"three");
+    assert!(edges.is_readable(), "an arrival is an edge, although the bytes before it are unread");
+    assert_eq!(edges.read(100), Some(11));
+}
+
+/// An edge is for arrivals. What a budget leaves in the socket has to be remembered, or asked for by registering again.
+#[test]
+fn a_partial_read_raises_no_edge_and_registering_again_does() {
+    let mut edges = Edges::new();
+    edges.say(b"hello");
+    assert!(edges.is_readable());
+    assert_eq!(edges.read(2), Some(2));
+    assert_eq!(edges.next(), None);
+    let Edges { poll, near, .. } = &mut edges;
+    poll.registry().reregister(near, mio::Token(0), Edges::BOTH).expect("a registration");
+    assert!(edges.is_readable());
+    assert_eq!(edges.read(2), Some(2));
+    edges.say(b"!");
+    assert!(edges.is_readable(), "an arrival after a partial read");
+}
+
+#[test]
+fn an_arrival_after_a_short_read_is_an_edge_although_no_read_has_said_would_block() {
+    let mut edges = Edges::new();
+    for _ in 0..3 {
+        edges.say(b"hello");
+        assert!(edges.is_readable());
+        assert_eq!(edges.read(100), Some(5));
+    }
+    assert_eq!((edges.next(), edges.read(100)), (None, None));
+}
+
+/// So a short read proves that nothing is left only if the event has not announced an end.
+#[test]
+fn bytes_and_a_fin_are_one_edge_and_a_short_read_raises_no_other() {
+    let mut edges = Edges::new();
+    edges.say(b"hello");
+    edges.far.shutdown(std::net::Shutdown::Write).expect("FIN");
+    assert_eq!(edges.next(), Some((true, true, true)));
+    assert_eq!(edges.read(100), Some(5));
+    assert_eq!(edges.next(), None);
+    assert_eq!(edges.read(100), Some(0));
+}
+
+#[test]
+fn a_fin_behind_bytes_that_were_read_is_an_edge_of_its_own() {
+    let mut edges = Edges::new();
+    edges.say(b"hello");
+    assert_eq!(edges.next(), Some((true, true, false)));
+    assert_eq!(edges.read(100), Some(5));
+    edges.far.shutdown(std::net::Shutdown::Write).expect("FIN");
+    assert_eq!(edges.next(), Some((true, true, true)));
+}
+
+#[test]
+fn room_after_a_refused_write_is_an_edge() {
+    let mut edges = Edges::new();
+    let block = [0; 65_536];
+    while std::io::Write::write(&mut edges.near, &block).is_ok() {}
+    assert_eq!(edges.next(), None, "the socket is full");
+    let mut sink = vec![0; 1 << 20];
+    let writable = (0..64).any(|_| {
+        std::io::Read::read(&mut edges.far, &mut sink).expect("bytes");
+        edges.next().is_some_and(|(_, writable, _)| writable)
+    });
+    assert!(writable);
+}
+
+/// So an answer is followed by a FIN and a bounded drain, and never by a bare close.
+#[test]
+fn a_close_over_unread_bytes_loses_what_the_kernel_had_accepted() {
+    for (unread, whole) in [(false, true), (true, false)] {
+        let mut edges = Edges::new();
+        if unread {
+            edges.say(&[1; 1_000]);
+        }
+        let mut accepted = 0;
+        while let Ok(n) = std::io::Write::write(&mut edges.near, &[0; 65_536]) {
+            accepted += n;
+        }
+        drop(edges.near);
+        let mut got = Vec::new();
+        let end = std::io::Read::read_to_end(&mut edges.far, &mut got);
+        assert_eq!((got.len() == accepted, end.is_ok()), (whole, whole), "{} of {accepted} bytes", got.len());
+    }
+}
+
+/// Run by the test below in a process of its own, which may open few descriptors.
+#[test]
+#[ignore = "it needs a limit of descriptors"]
+fn accepts_without_a_descriptor() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+    listener.set_nonblocking(true).expect("an option");
+    let address = listener.local_addr().expect("its address");
+    let mut poll = mio::Poll::new().expect("a poll");
+    let mut events = mio::Events::with_capacity(8);
+    let mut listener = mio::net::TcpListener::from_std(listener);
+    poll.registry().register(&mut listener, mio::Token(0), mio::Interest::READABLE).expect("a registration");
+    let _peer = TcpStream::connect(address).expect("a connection");
+    let mut edge = || {
+        poll.poll(&mut events, Some(Duration::ZERO)).expect("events");
+        !events.is_empty()
+    };
+    assert!(edge());
+    let mut files: Vec<std::fs::File> = std::iter::from_fn(|| std::fs::File::open("/").ok()).collect();
+    let errno =
+        |listener: &mio::net::TcpListener| listener.accept().err().and_then(|error| error.raw_os_error());
+    assert_eq!(errno(&listener), Some(libc::EMFILE));
+    files.truncate(files.len() - 1);
+    assert!(!edge(), "a freed descriptor raises no edge, and a peer is waiting");
+    let accepted = listener.accept().expect("the peer");
+    assert_eq!(
+        errno(&listener),
+        Some(libc::EMFILE),
+        "the backlog is empty, and that is not what accept says"
+    );
+    drop((accepted, files));
+    assert_eq!(errno(&listener), Some(libc::EAGAIN));
+}
+
+#[test]
+fn accept_reports_no_descriptor_before_an_empty_backlog_and_a_freed_one_raises_no_edge() {
+    let script =
+        "ulimit -n 32 && exec \"$0\" --exact accepts_without_a_descriptor --ignored --test-threads=1";
+    let program = std::env::current_exe().expect("this program");
+    let output = Command::new("sh").args(["-c", script]).arg(program).output().expect("a process");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

@@ -2,7 +2,7 @@
 
 use super::{Connection, NOT_DIRTY};
 use crate::connection::context::Context;
-use crate::connection::state::{Flag, Stage};
+use crate::connection::state::{Flag, Half, Stage};
 
 impl Connection {
     /// Asserts what must be true of a connection between two turns. Debug builds and simulations only.
@@ -33,5 +33,25 @@ impl Connection {
             let armed = cx.wheel.when(id.slot);
             assert!(armed.is_some_and(|armed| armed <= when), "{id}: no alarm for its deadline");
         }
+    }
+
+    /// Asserts that nothing is left undone when neither the loop nor the kernel has anything more to do at this time.
+    /// What the kernel would accept is asked of the kernel, and not of the flags: a lost event leaves them wrong.
+    pub(crate) fn check_at_rest(&self, readable: bool, writable: bool) {
+        let id = self.id;
+        let state =
+            || format!("{:?}, in {:?}, out {:?}, {:?}", self.stage, self.incoming, self.outgoing, self.flags);
+        let reads = match self.stage {
+            Stage::Open => self.wants_input() && !self.waits_for_handshake(),
+            Stage::Closing | Stage::Lingering => true,
+            Stage::Connecting | Stage::Tarpitted | Stage::Dead => false,
+        };
+        let unread = readable && reads && self.incoming != Half::Ended;
+        assert!(!unread, "{id}: received bytes, or an end, are left unread: {}", state());
+        assert!(!(writable && self.can_write()), "{id}: a queue is left that could be written: {}", state());
+        // One that is incomplete ends with a reset, after the linger time.
+        let resets = self.stage == Stage::Lingering && self.is_incomplete();
+        let may_end = self.has_stream() && !resets && self.queued() == 0 && !self.filter.is_handshaking();
+        assert!(!(may_end && self.owes_end()), "{id}: its FIN is left unsent: {}", state());
     }
 }

@@ -406,6 +406,10 @@ impl Connection {
         }
         let lingered = self.stage == Stage::Lingering && self.service != table::REFUSED;
         cx.lingering.count -= usize::from(lingered);
+        if self.unsent(cx) > 0 {
+            // Whatever the reason: after a FIN, what the peer has received would look complete.
+            self.optional().incomplete = true;
+        }
         self.stage = Stage::Dead;
         self.note_reason(why, cx);
         cx.to_reap.push(self.id);

@@ -10,9 +10,33 @@ use crate::sys::sim::Sim;
 impl EventLoop<Sim> {
     /// Turns once without moving the clock.
     pub(crate) fn turn_and_check(&mut self) -> Turn {
-        let turn = self.turn(Some(Duration::ZERO)).expect("a simulated poll does not fail");
+        self.turn_for_and_check(Some(Duration::ZERO))
+    }
+
+    /// Turns once; a poll without events moves the clock.
+    pub(crate) fn turn_for_and_check(&mut self, wait: Option<Duration>) -> Turn {
+        let turn = self.turn(wait).expect("a simulated poll does not fail");
         self.check();
         turn
+    }
+
+    /// Asserts that no wake-up was lost, when neither the loop nor the kernel has anything more to do at this time: no
+    /// stream is left readable, writable or to be ended, and no backlog to be accepted from. Then the descriptors in
+    /// use are those of the connections and listeners.
+    pub(crate) fn check_at_rest(&self) {
+        let streams = self.table.slots.iter().filter_map(|(_, it)| Some((it, it.stream.as_ref()?)));
+        for (connection, stream) in streams.clone() {
+            let (readable, writable) = self.system.readiness(stream);
+            connection.check_at_rest(readable, writable);
+        }
+        for listener in self.table.listeners.open() {
+            let accepts = self.has_place(listener) && listener.retry_at().is_none();
+            let waits = accepts && self.system.has_backlog(&listener.socket);
+            assert!(!waits, "{}: connections are left in the backlog", listener.address);
+        }
+        let dials = self.attempts.values().map(|attempts| attempts.count()).sum::<usize>();
+        let listeners = self.table.listeners.open().count();
+        assert_eq!(self.system.descriptors(), streams.count() + dials + listeners, "descriptors in use");
     }
 
     /// What the next turn has to do, for a message: the parts of [`has_work`](EventLoop::has_work).

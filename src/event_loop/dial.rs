@@ -48,6 +48,12 @@ impl Attempts {
         self.in_flight.len().saturating_sub(1)
     }
 
+    /// The number of attempts under way.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn count(&self) -> usize {
+        self.in_flight.len()
+    }
+
     /// Connecting to one address has failed.
     fn fail(&mut self, id: ConnId, to: Address, error: io::Error, cx: &mut Context) {
         cx.observers.tell(|| Observed::AttemptFailed { connection: id, to: &to, error: &error });

@@ -126,7 +126,7 @@ impl<S: System> EventLoop<S> {
             self.table.unpipe(other);
         } else if let Some((connection, cx)) = self.table.get(other) {
             let may_hide = cx.limits_of(connection.service).end_on_reset;
-            connection.optional().incomplete = !may_hide && is_incomplete(gone, why);
+            connection.optional().incomplete |= !may_hide && is_incomplete(gone, why);
             let why = if why == CloseReason::Shutdown { why } else { CloseReason::PipePeerClosed };
             let at_once = seeded(SeededBug::PipePeerClosesAtOnce);
             if at_once { connection.close_now(why, cx) } else { connection.close(why, cx) }

@@ -158,6 +158,9 @@ impl<S: System> EventLoop<S> {
     ) -> ReadOutcome {
         let (connection, cx) = self.table.at(id.slot);
         let (allowed, prefix) = (connection.allowance(cx).min(*budget), prefix(connection));
+        if allowed == 0 {
+            return ReadOutcome::None; // Its group has used up the rate. A read of no bytes would look like an end.
+        }
         let undecrypted = match connection.checked_buffered() {
             Ok(buffered) => buffered,
             Err(why) => {

@@ -32,9 +32,9 @@ pub use self::scenario::{Scenario, ScenarioError};
 pub use self::scenario_find::Search;
 pub use self::scenario_run::PeerState;
 pub use self::scenarios::{NamedScenario, SCENARIOS};
-#[cfg(test)]
-pub(crate) use self::seed::each_seed;
 pub use self::seed::seeds;
+#[cfg(test)]
+pub(crate) use self::seed::{IS_SHRINKING, each_seed, run_seed, tape_of_environment};
 pub use self::step::{BREAKPOINTS, Cause, Happened, Moment, Stepper};
 pub use self::step_source::{PhaseSource, phase_source};
 use crate::base::address::Address;
@@ -191,6 +191,9 @@ impl Bench {
             );
             left -= 1;
             self.turn();
+        }
+        if !self.is_held {
+            self.event_loop.check_at_rest();
         }
     }
 

@@ -36,29 +36,69 @@ pub fn seeds(count: u64) -> Range<u64> {
 }
 
 /// Runs a test of the loop with many tapes: those of [`seeds`], or the one whose bytes `TIDEMILL_TAPE` has, in
-/// hexadecimal. A failure prints its seed, how many choices were drawn, and the command that replays it.
+/// hexadecimal. A failure prints its seed, how many choices were drawn, and the commands that replay it and a shorter
+/// tape that fails as well.
 #[cfg(test)]
 pub(crate) fn each_seed(count: u64, mut run: impl FnMut(&Tape)) {
-    if let Ok(text) = std::env::var("TIDEMILL_TAPE") {
-        let digit = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
-        let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(digit).collect();
-        return run(&Tape::from_bytes(
-            bytes.expect("TIDEMILL_TAPE has two hexadecimal digits for each byte"),
-        ));
+    match tape_of_environment() {
+        Some(tape) => run(&tape),
+        None => seeds(count).for_each(|seed| run_seed(seed, &mut run)),
     }
-    for seed in seeds(count) {
-        let tape = Tape::seeded(seed);
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&tape)));
-        if let Err(cause) = outcome {
-            let test = thread::current().name().unwrap_or_default().to_string();
-            eprintln!(
-                "seed {seed}, choice {}; replay with: TIDEMILL_SEED={seed} cargo test --all-features --lib -- \
-                 --exact {test}",
-                tape.drawn()
-            );
-            std::panic::resume_unwind(cause);
+}
+
+/// A longer tape is no help to a reader: its seed replays it as well.
+#[cfg(test)]
+const PRINTED_MAX: usize = 2_000;
+
+/// The tape in `TIDEMILL_TAPE`.
+#[cfg(test)]
+pub(crate) fn tape_of_environment() -> Option<Tape> {
+    let text = std::env::var("TIDEMILL_TAPE").ok()?;
+    let digit = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+    let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(digit).collect();
+    Some(Tape::from_bytes(bytes.expect("TIDEMILL_TAPE has two hexadecimal digits for each byte")))
+}
+
+/// Runs a test with one seed, and says how to replay it when it fails.
+#[cfg(test)]
+pub(crate) fn run_seed<R>(seed: u64, run: &mut impl FnMut(&Tape) -> R) -> R {
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind, set_hook, take_hook};
+    let tape = Tape::seeded(seed);
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(&tape)));
+    outcome.unwrap_or_else(|cause| {
+        let test = thread::current().name().unwrap_or_default().to_string();
+        let command = format!("cargo test --all-features --lib -- --exact {test}");
+        eprintln!("seed {seed}, choice {}; replay with: TIDEMILL_SEED={seed} {command}", tape.drawn());
+        // The tries print nothing; a failure of another test at the same time prints less, too.
+        let hook = take_hook();
+        set_hook(Box::new(|_| {}));
+        IS_SHRINKING.set(true);
+        let message = kind_of(&*cause);
+        let fails = |tape: &Tape| {
+            catch_unwind(AssertUnwindSafe(|| run(tape))).is_err_and(|other| kind_of(&*other) == message)
+        };
+        let short: String =
+            Tape::shrink(&tape.bytes(), fails).iter().map(|byte| format!("{byte:02x}")).collect();
+        IS_SHRINKING.set(false);
+        set_hook(hook);
+        if short.len() <= PRINTED_MAX {
+            eprintln!("a shorter tape that fails: TIDEMILL_TAPE={short} {command}");
         }
-    }
+        resume_unwind(cause)
+    })
+}
+
+/// The message of a panic without its numbers: a shorter tape must fail in the same way.
+#[cfg(test)]
+fn kind_of(cause: &(dyn std::any::Any + Send)) -> String {
+    let text = cause.downcast_ref::<String>().map(String::as_str).or(cause.downcast_ref::<&str>().copied());
+    text.unwrap_or_default().chars().filter(|letter| !letter.is_ascii_digit()).collect()
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Whether a failing tape is made shorter: its many failures print nothing.
+    pub(crate) static IS_SHRINKING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 fn number(name: &str) -> Option<u64> {

@@ -184,6 +184,28 @@ fn a_peer_above_the_minimum_rate_stays_connected() {
     assert_eq!(test.close_reason(id), None);
 }
 
+/// A FIN says that everything was sent: a peer that reads late would take half an answer for a whole one.
+#[test]
+fn a_deadline_that_drops_a_queue_ends_the_connection_with_a_reset() {
+    let limits = SocketLimits { half_closed: Some(SECOND), min_write_rate: None, ..no_idle() };
+    let mut test = Setup { finishes: false, ..socket_limits(limits) }.build(echo);
+    let (peer, id) = test.accept();
+    test.script.window(peer, 3);
+    test.script.feed(peer, b"hello");
+    test.script.end(peer);
+    test.advance(5 * SECOND);
+    assert_eq!(test.close_reason(id), Some(CloseReason::HalfClosed));
+    assert_eq!((test.received(peer).as_str(), test.script.received_end(peer)), ("hel", false));
+    assert_eq!(test.script.released(peer), Some(Released::Reset));
+    // With nothing queued it is an orderly end.
+    let (peer, id) = test.accept();
+    test.script.feed(peer, b"hello");
+    test.script.end(peer);
+    test.advance(5 * SECOND);
+    assert_eq!(test.close_reason(id), Some(CloseReason::HalfClosed));
+    assert_eq!((test.received(peer).as_str(), test.script.received_end(peer)), ("hello", true));
+}
+
 #[test]
 fn a_half_closed_connection_times_out_without_traffic() {
     let mut plan = socket_limits(SocketLimits { half_closed: Some(SECOND), ..no_idle() });

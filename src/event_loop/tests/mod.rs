@@ -25,6 +25,7 @@ mod splice;
 mod test_filter;
 mod timers;
 mod tls;
+mod world;
 
 use std::cell::RefCell;
 use std::num::NonZeroU32;

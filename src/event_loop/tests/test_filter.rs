@@ -102,7 +102,7 @@ impl Filter for TestFilter {
             let length = usize::from(u16::from_be_bytes([high, low]));
             let body = at + 3..at + 3 + length;
             match kind {
-                b'E' => opened.peer_ended = true,
+                b'E' if length == 0 => opened.peer_ended = true,
                 b'D' if body.end > wire.len() => break,
                 b'D' => {
                     wire.copy_within(body.clone(), opened.plaintext);

@@ -36,7 +36,8 @@ pub struct KernelSocket {
     pub window: Option<usize>,
     /// Whether the loop has sent its FIN.
     pub finished: bool,
-    /// The edge that the next poll reports, as words: `readable`, `writable`, `end`, `error`. Empty: no event comes.
+    /// The edge that the next poll reports, as words: `readable`, `writable`, `end`, `error`, `urgent`. Empty: no
+    /// event comes.
     pub edge: Vec<&'static str>,
 }
 
@@ -112,7 +113,7 @@ impl Script {
     pub(crate) fn repeat_event(&self, peer: PeerId) {
         let mut world = self.0.borrow_mut();
         let token = world.sockets[peer].token;
-        let reset = Edge { readable: true, writable: true, end: true, error: true };
+        let reset = Edge { end: true, error: true, ..Edge::SPURIOUS };
         world.stale.extend(token.map(|token| reset.ready(token)));
     }
 }
@@ -154,8 +155,14 @@ impl SimSocket {
 
 impl Edge {
     fn words(self) -> Vec<&'static str> {
-        let Edge { readable, writable, end, error } = self;
-        let all = [(readable, "readable"), (writable, "writable"), (end, "end"), (error, "error")];
+        let Edge { readable, writable, end, error, priority } = self;
+        let all = [
+            (readable, "readable"),
+            (writable, "writable"),
+            (end, "end"),
+            (error, "error"),
+            (priority, "urgent"),
+        ];
         all.iter().filter(|(is_set, _)| *is_set).map(|(_, word)| *word).collect()
     }
 }

@@ -9,8 +9,9 @@
 //!                                     tape.rs: choices ──▶ faults.rs: which faults happen      trace.rs: what happened
 //! ```
 //!
-//! Sockets are byte queues. Readiness is edge-triggered as strictly as epoll may be: one edge for each arrival, for new
-//! space after a refused write, and for an end; never a second one for the same thing. Descriptors are counted;
+//! Sockets are byte queues. Readiness is edge-triggered, in one of three profiles (readiness.rs); the usual one is as
+//! strict as epoll may be: one edge for each arrival, for new space after a refused write, and for an end; never a
+//! second one for the same thing. A backlog overflows, as `ListenOptions::backlog` says. Descriptors are counted;
 //! accept(2) takes one before it looks at the backlog, as Linux does. With a tape of choices, writes are also short,
 //! bytes arrive in pieces, calls return `WouldBlock` (a later edge follows) or are interrupted, and events are late,
 //! spurious or out of order.
@@ -18,6 +19,7 @@
 mod faults;
 mod inspect;
 mod network;
+mod readiness;
 mod script;
 mod system;
 mod tape;
@@ -34,6 +36,7 @@ use self::faults::{Fault, Faults};
 pub use self::inspect::{KernelListener, KernelSocket, KernelState};
 use self::network::{Answers, SimListener};
 pub(crate) use self::network::{DialResult, NameResult};
+pub(crate) use self::readiness::Profile;
 pub use self::tape::Tape;
 use self::trace::Trace;
 use crate::base::address::Address;
@@ -69,6 +72,13 @@ struct World {
     epoch: Epoch,
     now: Duration,
     sockets: Vec<SimSocket>,
+    /// Those that are not closed, by index; a poll forgets those that are.
+    live: Vec<usize>,
+    /// The sockets of dials, in order.
+    dialed: Vec<usize>,
+    /// The last tokens of closed sockets.
+    gone: VecDeque<Token>,
+    profile: Profile,
     listeners: Vec<SimListener>,
     open: usize,
     descriptors: usize,
@@ -124,6 +134,10 @@ struct SimSocket {
     /// Bytes that the kernel still accepts from the reactor.
     window: usize,
     reset: bool,
+    /// The error of a reset: ECONNRESET, or another when the network has failed.
+    failure: i32,
+    /// How many bytes are to be read before the urgent mark.
+    urgent: Option<usize>,
     /// The other end, if it is a socket of the loop too.
     link: Option<usize>,
     /// The result of a dial; `None` while it is in progress.
@@ -135,15 +149,18 @@ struct SimSocket {
     options: Vec<SocketOption>,
     released: Option<Released>,
     edge: Edge,
+    /// Whether a read has said `WouldBlock` since the last event.
+    read_armed: bool,
     write_refused: bool,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Edge {
     readable: bool,
     writable: bool,
     end: bool,
     error: bool,
+    priority: bool,
 }
 
 /// How the reactor closed a connection.
@@ -167,10 +184,12 @@ const LINK_BUFFER: usize = 64 * 1024;
 
 // Error numbers of Linux (errno(3)), written out because the simulation also builds where there is no libc.
 const EMFILE: i32 = 24;
+const EINVAL: i32 = 22;
 const ENOSPC: i32 = 28;
 const EPIPE: i32 = 32;
 const EADDRNOTAVAIL: i32 = 99;
 const ECONNRESET: i32 = 104;
+const ENOTCONN: i32 = 107;
 /// On the BSDs and macOS it is 61.
 pub(crate) const ECONNREFUSED: i32 = if cfg!(target_os = "linux") { 111 } else { 61 };
 
@@ -189,6 +208,10 @@ impl Sim {
             epoch: Epoch::from_now(),
             now: Duration::ZERO,
             sockets: Vec::new(),
+            live: Vec::new(),
+            dialed: Vec::new(),
+            gone: VecDeque::new(),
+            profile: Profile::default(),
             listeners: Vec::new(),
             open: 0,
             descriptors: usize::MAX,
@@ -241,6 +264,12 @@ impl World {
         if self.open >= self.descriptors { Err(error(EMFILE, io::ErrorKind::Other)) } else { Ok(()) }
     }
 
+    fn add_socket(&mut self, socket: SimSocket) -> usize {
+        self.sockets.push(socket);
+        self.live.push(self.sockets.len() - 1);
+        self.sockets.len() - 1
+    }
+
     fn note(&mut self, what: &'static str, of: Option<usize>, n: i64) {
         self.trace.add(self.now, what, of, n);
     }
@@ -259,6 +288,8 @@ impl Default for SimSocket {
             outbound_end: false,
             window: usize::MAX,
             reset: false,
+            failure: ECONNRESET,
+            urgent: None,
             link: None,
             dialed: None,
             is_dial: false,
@@ -267,21 +298,8 @@ impl Default for SimSocket {
             options: Vec::new(),
             released: None,
             edge: Edge::default(),
+            read_armed: true,
             write_refused: false,
         }
-    }
-}
-
-impl Edge {
-    /// A spurious edge, as a kernel may raise one.
-    const SPURIOUS: Edge = Edge { readable: true, writable: true, end: false, error: false };
-
-    fn ready(self, token: Token) -> Ready {
-        let Edge { readable, writable, end, error } = self;
-        Ready { token, readable, writable, end, error, priority: false }
-    }
-
-    fn any(self) -> bool {
-        self.readable || self.writable || self.end
     }
 }

@@ -2,11 +2,11 @@
 //! and the answers to names and dials.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
+use std::io::{self, IoSlice, Read};
 use std::net::{IpAddr, SocketAddr};
 
 use super::faults::Fault;
-use super::{ECONNREFUSED, Edge, LINK_BUFFER, Released, SimSocket, World};
+use super::{ECONNREFUSED, LINK_BUFFER, Profile, Released, SimSocket, World};
 use crate::base::address::Address;
 use crate::base::id::Token;
 use crate::sys::Answer;
@@ -16,13 +16,32 @@ pub(super) struct SimListener {
     pub(super) address: Address,
     pub(super) token: Option<Token>,
     pub(super) backlog: VecDeque<usize>,
+    /// How many connections the backlog holds. The handshakes of further ones are repeated until it has room.
+    pub(super) max: usize,
+    pub(super) beyond: VecDeque<usize>,
     pub(super) edge: bool,
+    /// Whether accept(2) has found the backlog empty since the last event.
+    pub(super) armed: bool,
     pub(super) is_open: bool,
 }
 
 impl SimListener {
-    pub(super) fn new(address: Address) -> SimListener {
-        SimListener { address, token: None, backlog: VecDeque::new(), edge: false, is_open: true }
+    pub(super) fn new(address: Address, max: usize) -> SimListener {
+        SimListener {
+            address,
+            token: None,
+            backlog: VecDeque::new(),
+            max: max.max(1),
+            beyond: VecDeque::new(),
+            edge: false,
+            armed: true,
+            is_open: true,
+        }
+    }
+
+    /// Whether a connection beyond the backlog can be moved into it.
+    pub(super) fn can_refill(&self) -> bool {
+        self.is_open && !self.beyond.is_empty() && self.backlog.len() < self.max
     }
 }
 
@@ -60,7 +79,9 @@ impl World {
     /// The kernel resets the connections that a closed listener has not accepted.
     pub(super) fn close_listener(&mut self, listener: usize) {
         self.listeners[listener].is_open = false;
-        for key in std::mem::take(&mut self.listeners[listener].backlog) {
+        let mut waiting = std::mem::take(&mut self.listeners[listener].backlog);
+        waiting.append(&mut self.listeners[listener].beyond);
+        for key in waiting {
             self.sockets[key].released = Some(Released::Reset);
             self.tell_other_end(key);
         }
@@ -68,18 +89,26 @@ impl World {
 
     /// A socket that waits in the backlog of a listener.
     pub(super) fn push_backlog(&mut self, listener: usize, socket: SimSocket) -> usize {
-        self.sockets.push(socket);
-        let key = self.sockets.len() - 1;
-        self.listeners[listener].backlog.push_back(key);
-        self.listeners[listener].edge = true;
+        let key = self.add_socket(socket);
+        self.listeners[listener].beyond.push_back(key);
+        self.refill_backlog(listener);
         key
+    }
+
+    /// Completes handshakes for as long as the backlog has room.
+    pub(super) fn refill_backlog(&mut self, listener: usize) {
+        let (listener, profile) = (&mut self.listeners[listener], self.profile);
+        while listener.can_refill() {
+            listener.backlog.extend(listener.beyond.pop_front());
+            listener.edge |= profile != Profile::Contract || std::mem::take(&mut listener.armed);
+        }
     }
 
     /// The socket of a dial. Where a listener of this simulation is at the address, both ends are sockets of the loop.
     pub(super) fn dial(&mut self, to: &Address) -> usize {
         let dial = SimSocket { is_dial: true, to: Some(to.clone()), ..SimSocket::default() };
-        self.sockets.push(dial);
-        let key = self.sockets.len() - 1;
+        let key = self.add_socket(dial);
+        self.dialed.push(key);
         let from = self.local_address(key);
         if let Some(listener) = self.listener_at(to).filter(|_| self.answers.network) {
             let accepted = SimSocket { link: Some(key), from, ..SimSocket::default() };
@@ -144,22 +173,22 @@ impl World {
     /// Lets the next piece of what was sent to a socket arrive. Without splitting that is all of it.
     pub(super) fn arrive(&mut self, key: usize) {
         let piece = self.part_if(Fault::SplitArrival, self.sockets[key].transit.len()).min(self.split);
-        let socket = &mut self.sockets[key];
+        let (profile, socket) = (self.profile, &mut self.sockets[key]);
         if piece > 0 {
-            socket.inbound.extend(socket.transit.drain(..piece));
-            socket.edge.readable = true;
+            move_front(&mut socket.transit, &mut socket.inbound, piece);
+            socket.announce_readable(profile);
         }
+        socket.announce_urgent(profile);
         if !socket.transit.is_empty() {
             return;
         }
         if std::mem::take(&mut socket.transit_end) {
             socket.inbound_end = true;
-            socket.edge.readable = true;
-            socket.edge.end = true;
+            socket.announce_end(profile);
         }
         if std::mem::take(&mut socket.transit_reset) {
             socket.reset = true;
-            socket.edge = Edge { readable: true, writable: true, end: true, error: true };
+            socket.announce_failure(profile);
         }
     }
 
@@ -181,7 +210,16 @@ impl World {
     }
 
     /// Carries written bytes to the other end.
-    pub(super) fn carry(&mut self, key: usize, bytes: &[u8]) {
+    pub(super) fn carry(&mut self, key: usize, from: &[IoSlice<'_>], n: usize) {
+        let mut left = n;
+        for slice in from {
+            let part = slice.len().min(left);
+            left -= part;
+            self.carry_one(key, &slice[..part]);
+        }
+    }
+
+    fn carry_one(&mut self, key: usize, bytes: &[u8]) {
         let socket = &mut self.sockets[key];
         let Some(other) = socket.link else {
             socket.outbound.extend_from_slice(bytes);
@@ -215,4 +253,20 @@ impl World {
         }
         self.arrive_unless_split(other);
     }
+}
+
+/// Moves the first `n` bytes of one queue to the end of another.
+fn move_front(from: &mut VecDeque<u8>, to: &mut VecDeque<u8>, n: usize) {
+    if n == from.len() && to.is_empty() {
+        return std::mem::swap(from, to);
+    }
+    to.extend(from.range(..n));
+    from.drain(..n);
+}
+
+/// Takes the first bytes of a queue; returns how many.
+pub(super) fn take_front(from: &mut VecDeque<u8>, into: &mut [u8]) -> usize {
+    let n = from.len().min(into.len());
+    from.read_exact(&mut into[..n]).expect("there are as many");
+    n
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::faults::Faults;
 #[cfg(test)]
-use super::{AcceptError, Calls, Edge, SocketOption};
+use super::{AcceptError, Calls, Edge, Profile, SocketOption};
 use super::{
     DialResult, ECONNREFUSED, NameResult, PeerId, Released, Script, SimSocket, Tape, Trace, World, address,
 };
@@ -26,10 +26,7 @@ impl Script {
         let socket = SimSocket { from, ..SimSocket::default() };
         match world.listener_at(to) {
             Some(listener) => world.push_backlog(listener, socket),
-            None => {
-                world.sockets.push(SimSocket { dialed: Some(Err(ECONNREFUSED)), ..socket });
-                world.sockets.len() - 1
-            }
+            None => world.add_socket(SimSocket { dialed: Some(Err(ECONNREFUSED)), ..socket }),
         }
     }
 
@@ -144,8 +141,7 @@ impl Script {
     /// All peers that were dialed, in order, but for those that a listener of the simulation has accepted.
     pub(crate) fn dialed(&self) -> Vec<PeerId> {
         let world = self.0.borrow();
-        let played = |&peer: &PeerId| world.sockets[peer].is_dial && world.sockets[peer].link.is_none();
-        (0..world.sockets.len()).filter(played).collect()
+        world.dialed.iter().copied().filter(|&peer| world.sockets[peer].link.is_none()).collect()
     }
 
     /// Whether a dial has failed, or was given up before it was answered.
@@ -211,10 +207,10 @@ impl Script {
 
 impl World {
     fn first_event(&self) -> Option<String> {
-        let sockets = || self.sockets.iter().enumerate();
+        let sockets = || self.live.iter().map(|&key| (key, &self.sockets[key]));
         let edge = sockets().find(|(_, s)| s.token.is_some() && s.released.is_none() && s.edge.any());
-        let arrival = sockets().find(|(key, s)| s.token.is_some() && self.has_arrival(*key));
-        let accept = self.listeners.iter().find(|listener| listener.is_open && listener.edge);
+        let arrival = sockets().find(|&(key, s)| s.token.is_some() && self.has_arrival(key));
+        let accept = self.listeners.iter().find(|it| it.is_open && (it.edge || it.can_refill()));
         edge.map(|(key, _)| format!("socket {key} has an event"))
             .or_else(|| arrival.map(|(key, s)| format!("{} bytes are sent to socket {key}", s.transit.len())))
             .or_else(|| accept.map(|listener| format!("{} has connections to accept", listener.address)))
@@ -239,11 +235,67 @@ impl Script {
         self.0.borrow_mut().from = Some(ip);
     }
 
+    /// The sockets of dials, in order, without the first `n`.
+    pub(crate) fn dialed_since(&self, n: usize) -> Vec<PeerId> {
+        self.0.borrow().dialed.get(n..).map_or(Vec::new(), <[PeerId]>::to_vec)
+    }
+
     /// Sets the result of a dial.
     pub(crate) fn finish_dial(&self, peer: PeerId, result: Result<(), i32>) {
         let mut world = self.0.borrow_mut();
         world.sockets[peer].dialed = None;
         world.answer_dial(peer, Some(result));
+    }
+
+    /// From here on, all faults are injected, each as often as the tape decides.
+    pub(crate) fn draw_faults(&self, tape: &Tape) {
+        self.0.borrow_mut().faults = Some(Faults::drawn(tape.clone()));
+    }
+
+    /// Which events the kernel reports; to be set before anything is registered.
+    pub(crate) fn set_profile(&self, profile: Profile) {
+        self.0.borrow_mut().profile = profile;
+    }
+
+    /// A peer sends an urgent byte behind what it has sent.
+    pub(crate) fn urgent(&self, peer: PeerId) {
+        let mut world = self.0.borrow_mut();
+        let (profile, socket) = (world.profile, &mut world.sockets[peer]);
+        socket.urgent = Some(socket.inbound.len() + socket.transit.len());
+        socket.announce_urgent(profile);
+    }
+
+    /// Whether the connection of a peer was reset by it, or has failed.
+    pub(crate) fn is_broken(&self, peer: PeerId) -> bool {
+        let world = self.0.borrow();
+        world.sockets[peer].reset || world.sockets[peer].transit_reset
+    }
+
+    /// The sockets that are open, a line each, as netstat(8) has them.
+    pub(crate) fn netstat(&self) -> String {
+        let world = self.0.borrow();
+        let line = |&key: &usize| {
+            let it = &world.sockets[key];
+            let (transit, inbound, edge) = (it.transit.len(), it.inbound.len(), it.edge);
+            let ends = [it.transit_end, it.transit_reset, it.inbound_end, it.reset, it.outbound_end];
+            let state = (ends, it.window, it.urgent, it.dialed, it.read_armed, it.write_refused);
+            format!(
+                "  {key} {:?}: {transit} + {inbound} bytes, {state:?}, {edge:?}\n",
+                it.token.map(|it| it.kind())
+            )
+        };
+        world.live.iter().map(line).collect()
+    }
+
+    /// The peer of the connection that is registered under a token, if it is connected.
+    pub(crate) fn peer_of(&self, token: Token) -> Option<PeerId> {
+        let world = self.0.borrow();
+        let is_it = |&&key: &&usize| {
+            let socket = &world.sockets[key];
+            let connected = !socket.is_dial || socket.dialed == Some(Ok(()));
+            socket.token == Some(token) && socket.released.is_none() && connected
+        };
+        world.live.iter().find(is_it).copied()
     }
 
     pub(crate) fn stop_faults(&self) {

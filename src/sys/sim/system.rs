@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::faults::Fault;
-use super::network::SimListener;
+use super::network::{SimListener, take_front};
 use super::{
-    Descriptor, EADDRNOTAVAIL, ECONNRESET, ENOSPC, EPIPE, Edge, Fd, Released, Sim, SimPipe, World, error,
+    Descriptor, EADDRNOTAVAIL, ECONNRESET, EINVAL, ENOSPC, ENOTCONN, EPIPE, Fd, Released, Sim, SimPipe,
+    World, error,
 };
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::Token;
@@ -28,38 +29,8 @@ impl Sim {
     }
 }
 
-impl World {
-    /// The events of one poll.
-    fn take_events(&mut self, ready: &mut Vec<Ready>) {
-        ready.append(&mut self.stale);
-        for listener in &mut self.listeners {
-            let Some(token) = listener.token.filter(|_| listener.is_open) else { continue };
-            if std::mem::take(&mut listener.edge) {
-                ready.push(Edge { readable: true, ..Edge::default() }.ready(token));
-            }
-        }
-        for key in 0..self.sockets.len() {
-            let (late, spurious) = (self.draw_fault(Fault::LateEvent), self.draw_fault(Fault::SpuriousEvent));
-            if self.has_arrival(key) && !late {
-                self.arrive(key);
-            }
-            let socket = &mut self.sockets[key];
-            let (Some(token), None) = (socket.token, socket.released) else { continue };
-            if socket.edge.any() && !late {
-                let edge = std::mem::take(&mut socket.edge);
-                ready.push(edge.ready(token));
-            } else if spurious {
-                ready.push(Edge::SPURIOUS.ready(token));
-            }
-        }
-        if let Some(faults) = &mut self.faults {
-            faults.shuffle(ready);
-        }
-    }
-}
-
 impl Registrar for Sim {
-    fn bind(&self, at: &Address, _: &ListenOptions) -> io::Result<(ListenSocket, Address)> {
+    fn bind(&self, at: &Address, options: &ListenOptions) -> io::Result<(ListenSocket, Address)> {
         let mut world = self.0.borrow_mut();
         world.take_descriptor()?;
         let index = world.listeners.len();
@@ -72,7 +43,7 @@ impl Registrar for Sim {
         if world.listeners.iter().any(|other| other.is_open && other.address == address) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
-        world.listeners.push(SimListener::new(address.clone()));
+        world.listeners.push(SimListener::new(address.clone(), options.backlog as usize));
         drop(world);
         Ok((ListenSocket::Simulated(self.fd(Descriptor::Listener(index))), address))
     }
@@ -113,8 +84,12 @@ impl System for Sim {
         world.seen.calls.polls += 1;
         world.seen.last_wait = Some(wait);
         world.take_events(ready);
-        if ready.is_empty() {
+        if ready.is_empty() && !world.draw_fault(Fault::EarlyWake) {
             world.now += wait.unwrap_or(Duration::ZERO);
+            if world.draw_fault(Fault::LateWake) {
+                let late = world.faults.as_mut().map_or(0, |faults| faults.part(3_000));
+                world.now += Duration::from_millis(late as u64);
+            }
             if wait == Some(Duration::ZERO) {
                 let takes = world.poll_cost;
                 world.now += takes;
@@ -134,11 +109,17 @@ impl System for Sim {
         if let Some(injected) = world.accept_errors.pop_front() {
             return Err(injected);
         }
+        if let Some(error) = world.draw_accept_error() {
+            world.note("accept failed", None, 0);
+            return Err(error);
+        }
         if world.take_descriptor().is_err() {
             world.note("accept without a descriptor", None, 0);
             return Err(AcceptError::NoDescriptor);
         }
-        let Some(key) = world.listeners[index_of(listener)].backlog.pop_front() else {
+        let listener = &mut world.listeners[index_of(listener)];
+        let Some(key) = listener.backlog.pop_front() else {
+            listener.armed = true;
             return Err(AcceptError::Empty);
         };
         let from = world.sockets[key].from;
@@ -182,7 +163,11 @@ impl System for Sim {
     }
 
     fn set_option(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()> {
-        self.0.borrow_mut().sockets[key_of(stream)].options.push(option);
+        let mut world = self.0.borrow_mut();
+        if world.draw_fault(Fault::OptionFails) {
+            return Err(error(EINVAL, io::ErrorKind::InvalidInput));
+        }
+        world.sockets[key_of(stream)].options.push(option);
         Ok(())
     }
 
@@ -210,15 +195,18 @@ impl System for Sim {
 
     fn register(&mut self, stream: &mut Stream, token: Token) -> io::Result<()> {
         let mut world = self.0.borrow_mut();
-        if world.register_errors > 0 {
-            world.register_errors -= 1;
+        if world.register_errors > 0 || world.draw_fault(Fault::RegisterFails) {
+            world.register_errors = world.register_errors.saturating_sub(1);
             return Err(error(ENOSPC, io::ErrorKind::StorageFull));
         }
+        let profile = world.profile;
         let socket = &mut world.sockets[key_of(stream)];
         socket.token = Some(token);
         // Registering raises an edge for the current state.
         socket.edge.writable |= socket.window > 0 && (!socket.is_dial || socket.dialed.is_some());
-        socket.edge.readable |= !socket.inbound.is_empty();
+        if !socket.inbound.is_empty() {
+            socket.announce_readable(profile);
+        }
         Ok(())
     }
 
@@ -269,15 +257,16 @@ impl System for Sim {
 
     fn read_pipe(&mut self, pipe: &SimPipe, into: &mut [u8]) -> io::Result<usize> {
         let mut contents = pipe.0.borrow_mut();
-        let n = into.len().min(contents.len());
-        into.iter_mut().zip(contents.drain(..n)).for_each(|(place, byte)| *place = byte);
-        Ok(n)
+        Ok(take_front(&mut contents, into))
     }
 
     fn shutdown_write(&mut self, stream: &Stream) -> io::Result<()> {
         let key = key_of(stream);
         let mut world = self.0.borrow_mut();
         assert!(!world.sockets[key].outbound_end, "FIN was sent twice");
+        if world.sockets[key].reset {
+            return Err(error(ENOTCONN, io::ErrorKind::NotConnected));
+        }
         world.tell_other_end(key);
         world.sockets[key].outbound_end = true;
         world.note("shutdown", Some(key), 0);
@@ -314,30 +303,50 @@ impl System for Sim {
 }
 
 impl World {
+    /// The error of accept(2), if the tape says that it fails.
+    fn draw_accept_error(&mut self) -> Option<AcceptError> {
+        if !self.draw_fault(Fault::AcceptFails) {
+            return None;
+        }
+        Some(match self.faults.as_mut()?.part(3) {
+            1 => AcceptError::PeerGone,
+            2 => AcceptError::NoDescriptor,
+            _ => AcceptError::NoMemory,
+        })
+    }
+
     fn read(&mut self, key: usize, into: &mut [u8]) -> io::Result<usize> {
         self.seen.calls.reads += 1;
+        assert!(!into.is_empty(), "a read of no bytes returns 0, as an end does");
         if self.draw_fault(Fault::Interrupted) {
             return Err(io::ErrorKind::Interrupted.into());
         }
         if self.draw_fault(Fault::WouldBlock) {
             let socket = &mut self.sockets[key];
+            socket.read_armed = true;
             socket.edge.readable = true;
             socket.edge.end |= socket.inbound_end || socket.reset;
+            socket.edge.priority |= socket.urgent.is_some_and(|mark| mark <= socket.inbound.len());
             return Err(io::ErrorKind::WouldBlock.into());
         }
         // Bytes received before a reset can still be read, as on Linux. Reads are never shortened: after a short read,
         // the reactor may rely on a new edge for further bytes. Arrivals are split instead.
         let socket = &mut self.sockets[key];
-        let n = socket.inbound.len().min(into.len());
+        socket.urgent = socket.urgent.filter(|&mark| mark > 0); // A read that begins at the mark goes on behind it.
+        let before_mark = into.len().min(socket.urgent.unwrap_or(usize::MAX));
+        let n = take_front(&mut socket.inbound, &mut into[..before_mark]);
         if n > 0 {
-            into.iter_mut().zip(socket.inbound.drain(..n)).for_each(|(place, byte)| *place = byte);
+            socket.urgent = socket.urgent.map(|mark| mark - n);
             self.make_room(key);
             return Ok(n);
         }
         match (socket.reset, socket.inbound_end) {
-            (true, _) => Err(error(ECONNRESET, io::ErrorKind::ConnectionReset)),
+            (true, _) => Err(error(socket.failure, io::ErrorKind::ConnectionReset)),
             (false, true) => Ok(0),
-            (false, false) => Err(io::ErrorKind::WouldBlock.into()),
+            (false, false) => {
+                socket.read_armed = true;
+                Err(io::ErrorKind::WouldBlock.into())
+            }
         }
     }
 
@@ -350,20 +359,42 @@ impl World {
             self.sockets[key].edge.writable = true;
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let all: Vec<u8> = from.iter().flat_map(|slice| slice.iter().copied()).collect();
-        assert!(!all.is_empty(), "an empty write is a wasted call");
-        let max = self.shorten(all.len());
+        let length = from.iter().map(|slice| slice.len()).sum();
+        assert!(length > 0, "an empty write is a wasted call");
+        let max = self.shorten(length);
         assert!(!self.sockets[key].outbound_end, "written after FIN");
         if self.sockets[key].reset {
-            return Err(error(EPIPE, io::ErrorKind::BrokenPipe));
+            let number = Some(self.sockets[key].failure).filter(|&number| number != ECONNRESET);
+            return Err(error(number.unwrap_or(EPIPE), io::ErrorKind::BrokenPipe));
         }
         let n = max.min(self.space(key));
         if n == 0 {
             self.sockets[key].write_refused = true;
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.carry(key, &all[..n]);
+        self.carry(key, from, n);
         Ok(n)
+    }
+}
+
+impl Sim {
+    /// Whether a read of this stream would return something, and whether a write would be accepted.
+    pub(crate) fn readiness(&self, stream: &Stream) -> (bool, bool) {
+        let (world, key) = (self.0.borrow(), key_of(stream));
+        let socket = &world.sockets[key];
+        let readable = !socket.inbound.is_empty() || socket.inbound_end || socket.reset;
+        (readable, socket.reset || world.space(key) > 0)
+    }
+
+    /// The descriptors in use, but for the spare one.
+    pub(crate) fn descriptors(&self) -> usize {
+        let world = self.0.borrow();
+        world.open - usize::from(world.reserve)
+    }
+
+    /// Whether a connection waits in the backlog of this listener.
+    pub(crate) fn has_backlog(&self, listener: &ListenSocket) -> bool {
+        !self.0.borrow().listeners[index_of(listener)].backlog.is_empty()
     }
 }
 

@@ -265,3 +265,22 @@ fn a_file_is_encrypted_between_the_bytes_before_and_behind_it() {
     }
     assert!(parse_records(&received).0 == whole);
 }
+
+/// A read of no bytes returns 0, and that looks like a FIN without an announcement.
+#[test]
+fn a_filtered_connection_is_not_read_while_its_group_has_no_rate_left() {
+    let mut test = tls_setup(no_idle()).build(discard);
+    let (busy, waiting) = (handshaken(&mut test), handshaken(&mut test));
+    let group = test.sockets().add_group(100).unwrap();
+    for (_, id) in [busy, waiting] {
+        test.sockets().get(id).unwrap().join_group(Some(group));
+    }
+    test.script.feed(busy.0, &record(&[b'x'; 9_000]));
+    test.turn_until_quiet();
+    test.script.feed(waiting.0, &record(b"late"));
+    test.turn_until_quiet();
+    assert_eq!(test.close_reason(waiting.1), None);
+    test.advance(100 * SECOND);
+    assert_eq!(test.close_reason(waiting.1), None);
+    assert!(received_data(&test).windows(4).any(|bytes| bytes == b"late"));
+}
