@@ -162,6 +162,9 @@ pub mod guide {
     #[doc = include_str!("../docs/glossary.md")]
     pub mod glossary {}
 
+    #[doc = include_str!("../docs/simulation.md")]
+    pub mod simulation {}
+
     #[doc = include_str!("../docs/load.md")]
     pub mod load {}
 

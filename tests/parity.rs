@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -103,7 +103,10 @@ impl Service for Parity {
     }
 }
 
-fn draw(tape: &Tape) -> (Mode, Vec<Op>) {
+/// The steps of a script: what is in one step happens before the loop turns.
+type Steps = Vec<Vec<Op>>;
+
+fn draw(tape: &Tape) -> (Mode, Steps) {
     let limit = 1 + tape.below(3_000);
     let mode = match tape.below(8) {
         0 | 1 => Mode::Echo,
@@ -117,7 +120,14 @@ fn draw(tape: &Tape) -> (Mode, Vec<Op>) {
     let mut ops: Vec<Op> = (0..tape.below(5)).map(|_| Op::Say(1 + tape.below(2_000) as usize)).collect();
     let last = if tape.one_in(3) { Op::Reset } else { Op::HalfClose };
     ops.insert(ops.len() - tape.below(ops.len() as u64 + 1).min(1) as usize, last);
-    (mode, ops)
+    let mut steps = Steps::new();
+    for op in ops {
+        match steps.last_mut().filter(|_| tape.one_in(2)) {
+            Some(step) => step.push(op),
+            None => steps.push(vec![op]),
+        }
+    }
+    (mode, steps)
 }
 
 /// The bytes of a step.
@@ -126,23 +136,30 @@ fn bytes(step: usize, n: usize) -> Vec<u8> {
 }
 
 /// What was seen after each step, in the simulation.
-fn simulated(mode: Mode, ops: &[Op]) -> Vec<Seen> {
+fn simulated(mode: Mode, steps: &Steps) -> Vec<Seen> {
     let shared = Shared::default();
     shared.borrow_mut().0 = Some(mode);
     let mut bench = Bench::new();
     bench.serve(Parity(Rc::clone(&shared)));
     let peer: Peer = bench.connect();
-    let mut is_reset = false;
+    let (mut is_reset, mut has_ended) = (false, false);
     let mut after = Vec::new();
-    for (step, op) in ops.iter().enumerate() {
-        match *op {
-            Op::Say(n) => bench.say(peer, bytes(step, n)),
-            Op::HalfClose => bench.end(peer),
-            Op::Reset => {
-                is_reset = true;
-                bench.reset(peer);
+    for (step, ops) in steps.iter().enumerate() {
+        bench.together(|bench| {
+            for op in ops {
+                if is_reset {
+                    return;
+                }
+                match *op {
+                    Op::Say(_) if has_ended => {} // On Linux that send fails.
+                    Op::Say(n) => bench.say(peer, bytes(step, n)),
+                    Op::HalfClose => bench.end(peer),
+                    Op::Reset => bench.reset(peer),
+                }
+                is_reset |= matches!(op, Op::Reset);
+                has_ended |= matches!(op, Op::HalfClose);
             }
-        }
+        });
         let seen = &mut shared.borrow_mut().1;
         seen.heard.extend(bench.heard_bytes(peer));
         if !is_reset {
@@ -171,25 +188,14 @@ impl Real {
     }
 
     /// Runs a script; after each step it waits until the same was seen as in the simulation.
-    fn run(&mut self, mode: Mode, ops: &[Op], expected: &[Seen]) -> Result<(), String> {
+    fn run(&mut self, mode: Mode, steps: &Steps, expected: &[Seen]) -> Result<(), String> {
         *self.shared.borrow_mut() = (Some(mode), Seen::default());
         let mut peer = Some(TcpStream::connect(self.address).expect("a connection"));
         let stream = peer.as_ref().expect("just made");
         stream.set_nonblocking(true).expect("an option");
         stream.set_nodelay(true).expect("an option");
-        for (step, (op, expected)) in ops.iter().zip(expected).enumerate() {
-            match (*op, &mut peer) {
-                (Op::Say(n), Some(stream)) => {
-                    // After an end of the service's a send may fail.
-                    let _ = stream.write_all(&bytes(step, n));
-                }
-                (Op::HalfClose, Some(stream)) => drop(stream.shutdown(std::net::Shutdown::Write)),
-                (Op::Reset, Some(stream)) => {
-                    SockRef::from(&*stream).set_linger(Some(Duration::ZERO)).expect("an option");
-                    peer = None;
-                }
-                (_, None) => {}
-            }
+        for (step, (ops, expected)) in steps.iter().zip(expected).enumerate() {
+            ops.iter().for_each(|&op| act(op, step, &mut peer));
             let start = Instant::now();
             for tries in 0.. {
                 // Most often everything is there at once, so nothing has to be waited for.
@@ -229,6 +235,20 @@ impl Real {
     }
 }
 
+/// A peer over loopback does what a step of its script says.
+fn act(op: Op, step: usize, peer: &mut Option<TcpStream>) {
+    let Some(stream) = peer else { return };
+    match op {
+        // After an end of the service's these may fail.
+        Op::Say(n) => drop(stream.write_all(&bytes(step, n))),
+        Op::HalfClose => drop(stream.shutdown(Shutdown::Write)),
+        Op::Reset => {
+            SockRef::from(&*stream).set_linger(Some(Duration::ZERO)).expect("an option");
+            *peer = None;
+        }
+    }
+}
+
 /// What was seen, without the bytes themselves.
 fn brief(seen: &Seen) -> (u64, bool, Option<CloseReason>, usize, Option<PeerEnd>) {
     (seen.delivered, seen.ended, seen.closed, seen.heard.len(), seen.end)
@@ -239,11 +259,11 @@ fn a_thousand_scripts_come_to_the_same_on_linux_and_in_the_simulation() {
     let mut real = Real::new();
     let mut counts = [0; 3];
     for seed in tidemill::testing::seeds(SCRIPTS) {
-        let (mode, ops) = draw(&Tape::seeded(seed));
-        let expected = simulated(mode, &ops);
-        if let Err(why) = real.run(mode, &ops, &expected) {
+        let (mode, steps) = draw(&Tape::seeded(seed));
+        let expected = simulated(mode, &steps);
+        if let Err(why) = real.run(mode, &steps, &expected) {
             panic!(
-                "replay with TIDEMILL_SEED={seed}: {mode:?} {ops:?}: Linux, then the simulation, at {why}"
+                "replay with TIDEMILL_SEED={seed}: {mode:?} {steps:?}: Linux, then the simulation, at {why}"
             );
         }
         let end = expected.last().and_then(|seen| seen.end);
@@ -251,6 +271,6 @@ fn a_thousand_scripts_come_to_the_same_on_linux_and_in_the_simulation() {
     }
     // No class of outcomes is missing: open or reset by the peer, ended with FIN, reset by the service.
     let searched = counts.iter().sum::<u64>() == SCRIPTS;
-    assert!(!searched || counts.iter().all(|&n| n > 50), "{counts:?}");
+    assert!(!searched || counts.iter().all(|&n| n > 20), "{counts:?}");
     println!("{counts:?} scripts ended without an end for the peer, with FIN, with a reset");
 }

@@ -93,7 +93,7 @@ impl Actor {
                 socket.send_shared(&crate::base::shared::Shared::from(bytes));
             }),
             7 | 8 => socket.pause(),
-            9..=11 => socket.resume(),
+            9..=11 => self.resume(socket),
             12 => socket.finish(),
             13 => socket.close(),
             14 if yes => socket.abort(),
@@ -125,12 +125,19 @@ impl Actor {
     fn act_on(&mut self, socket: &mut Socket<'_>, other: ConnId) {
         let Some(mut other) = socket.other(other) else { return };
         match self.below(6) {
-            0 => other.resume(),
+            0 => self.resume(&mut other),
             1 => other.close(),
             2 => other.pause(),
             3 => other.poke(),
             _ => self.send_own(&mut other, self.length(), |other, bytes| other.send(bytes)),
         }
+    }
+
+    /// What it has left untaken while it was paused is delivered again; in its own `data`, with the next bytes.
+    fn resume(&self, socket: &mut Socket<'_>) {
+        let waits = socket.is_paused() && !socket.unread().is_empty() && self.in_data != Some(socket.id());
+        self.shared.borrow_mut().ledger.life(socket.id()).owes_data |= waits;
+        socket.resume();
     }
 
     fn pipe(&mut self, socket: &mut Socket<'_>, other: ConnId) {

@@ -53,6 +53,8 @@ pub(super) struct Life {
     relayed: bool,
     /// Its bytes are not followed: it has a filter, or a pipe to one that has.
     pub(super) wild: bool,
+    /// Whether it was resumed with unread input: that is to be delivered again.
+    pub(super) owes_data: bool,
     pub(super) ended: bool,
     pub(super) closed: bool,
     /// Turns that it has waited in the ready list without being read.
@@ -85,6 +87,7 @@ impl Ledger {
     pub(super) fn check_input(&mut self, id: ConnId, bytes: &[u8]) {
         let life = self.life(id);
         assert!(!life.ended && !life.closed, "{id}: data after the end");
+        life.owes_data = false;
         assert!(!bytes.is_empty(), "{id}: data without any");
         let (Some(key), false) = (life.peer, life.wild) else { return };
         assert!(

@@ -17,6 +17,7 @@ use self::actor::{Actor, Shared};
 use self::peers::{Remote, draw_script};
 use super::*;
 use crate::base::observer::Step;
+use crate::connection::Connection;
 use crate::connection::table::Stop;
 use crate::sys::AcceptError;
 use crate::sys::sim::{Calls, Profile};
@@ -270,6 +271,12 @@ impl World {
         self.event_loop.check_at_rest();
         let table = &self.event_loop.table;
         assert_eq!(table.cx.stats.livelocks_broken, 0, "the loop has turned without progress");
+        for (id, life) in &self.shared.borrow().ledger.lives {
+            let takes = |it: &Connection| it.is_open() && it.wants_input() && it.pipe_peer().is_none();
+            let owed =
+                life.owes_data && table.find(*id).is_some_and(|it| takes(it) && !it.unread().is_empty());
+            assert!(!owed, "{id}: resumed, and its unread input was not delivered again");
+        }
         let now = table.cx.elapsed;
         for (id, due) in &self.shared.borrow().alarms {
             let open = table.find(*id).is_some_and(|connection| connection.is_live());
