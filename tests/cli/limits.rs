@@ -157,7 +157,7 @@ fn out_of_descriptors(words: &str) -> (Server, Vec<Peer>, Vec<Peer>) {
 
 #[test]
 fn sixty_four_descriptors_and_two_thousand_peers_use_no_processor_time() {
-    let _quiet = exclusive();
+    let _others = shared();
     raise_descriptors();
     let server =
         Server::start_with_descriptors(64, "echo --raw --overflow wait --backlog 4096 --idle-timeout 0");
@@ -171,7 +171,7 @@ fn sixty_four_descriptors_and_two_thousand_peers_use_no_processor_time() {
 
 #[test]
 fn a_server_that_truly_runs_out_of_descriptors_serves_on_and_recovers_by_itself() {
-    let _quiet = exclusive();
+    let _others = shared();
     let (mut server, mut inside, mut outside) =
         out_of_descriptors("echo --raw --overflow wait --backlog 4096 --idle-timeout 0");
     assert_idle(&server, &mut inside);
@@ -188,7 +188,7 @@ fn a_server_that_truly_runs_out_of_descriptors_serves_on_and_recovers_by_itself(
 
 #[test]
 fn without_descriptors_excess_peers_are_closed() {
-    let _quiet = exclusive();
+    let _others = shared();
     let (mut server, mut inside, mut outside) =
         out_of_descriptors("echo --raw --backlog 4096 --idle-timeout 0");
     for peer in &mut outside {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::server::{Server, TIDEMILL, exclusive, run, until};
+use crate::server::{Server, TIDEMILL, exclusive, run, shared, until};
 
 /// Loads a server for a moment; gives what is told as JSON.
 #[track_caller]
@@ -29,7 +29,7 @@ fn number(output: &Value, key: &str) -> f64 {
 
 #[test]
 fn each_shape_of_load_is_carried_and_no_byte_is_wrong() {
-    let _quiet = exclusive();
+    let _others = shared();
     let echo = Server::start("echo --raw");
     let to = echo.address;
     for words in [
@@ -65,7 +65,7 @@ fn each_shape_of_load_is_carried_and_no_byte_is_wrong() {
 
 #[test]
 fn it_counts_what_the_server_has_seen() {
-    let _quiet = exclusive();
+    let _others = shared();
     let mut echo = Server::start("echo --raw");
     let output = load(&format!("{} --duration 500ms --rate 4000 --size 100", echo.address));
     let count = number(&output, "count");
@@ -80,7 +80,7 @@ fn it_counts_what_the_server_has_seen() {
 /// see one slow message in a stall, and with a stall at the end none.
 #[test]
 fn a_server_stopped_in_the_middle_or_at_the_end_shows_the_stall_in_p99_and_max() {
-    let _quiet = exclusive();
+    let _others = shared();
     for at_the_end in [false, true] {
         let echo = Server::start("echo --raw");
         let to = echo.address.to_string();
@@ -117,7 +117,7 @@ fn a_server_stopped_in_the_middle_or_at_the_end_shows_the_stall_in_p99_and_max()
 
 #[test]
 fn the_ceiling_is_printed_first_and_a_plot_is_drawn() {
-    let _quiet = exclusive();
+    let _others = shared();
     let echo = Server::start("echo --raw");
     let picture = std::env::temp_dir().join(format!("tidemill-load-{}.svg", std::process::id()));
     let to = echo.address.to_string();

@@ -57,7 +57,7 @@ fn load(to: &str, words: &str) -> (Outcome, Value) {
 
 #[test]
 fn a_server_that_stops_answering_is_charged_up_to_the_end() {
-    let _quiet = exclusive();
+    let _others = shared();
     // Thirty messages of 64 bytes, then nothing: 300 ms at a hundred a second over one connection.
     let to = serve(|mut stream| {
         if echo(&mut stream, 30 * 64) {
@@ -81,7 +81,7 @@ fn a_server_that_stops_answering_is_charged_up_to_the_end() {
 
 #[test]
 fn a_closed_loop_is_charged_for_a_stall_at_its_end() {
-    let _quiet = exclusive();
+    let _others = shared();
     let to = serve(|mut stream| {
         let end = Instant::now() + Duration::from_millis(300);
         while Instant::now() < end {
@@ -124,7 +124,7 @@ fn a_server_that_never_answers_is_a_failure_in_every_shape() {
 
 #[test]
 fn failed_connections_are_dialed_again_and_do_not_end_the_run() {
-    let _quiet = exclusive();
+    let _others = shared();
     let to = serve(|mut stream| {
         echo(&mut stream, 20 * 64);
     });
@@ -170,7 +170,7 @@ fn a_server_that_goes_away_is_counted_as_closed_once_and_then_as_refused() {
 
 #[test]
 fn a_fan_out_goes_on_without_a_receiver_that_fails() {
-    let _quiet = exclusive();
+    let _others = shared();
     let mut chat = Server::start("chat --max-lifetime 700ms --rate 0");
     let words = "--shape fan-out --connections 3 --rate 50 --duration 1500ms";
     let (outcome, json) = load(&chat.address.to_string(), words);
@@ -182,7 +182,7 @@ fn a_fan_out_goes_on_without_a_receiver_that_fails() {
 
 #[test]
 fn wrong_bytes_resets_and_refusals_are_counted_by_kind_and_shown() {
-    let _quiet = exclusive();
+    let _others = shared();
     let spoils = serve(|mut stream| {
         if echo(&mut stream, 200_000) {
             let mut next = [0; 64];
@@ -218,7 +218,7 @@ fn wrong_bytes_resets_and_refusals_are_counted_by_kind_and_shown() {
 
 #[test]
 fn a_signal_ends_the_run_with_what_was_measured() {
-    let _quiet = exclusive();
+    let _others = shared();
     let server = Server::start("echo --raw");
     let to = server.address.to_string();
     for (signal, code, name) in

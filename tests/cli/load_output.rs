@@ -20,7 +20,7 @@ fn load(words: &str) -> Value {
 
 #[test]
 fn exactly_as_many_requests_are_sent_as_asked_for() {
-    let _quiet = exclusive();
+    let _others = shared();
     for shape in ["echo --pipeline 4", "echo --rate 5000", "churn"] {
         let mut echo = Server::start("echo --raw");
         let json =
@@ -38,7 +38,7 @@ fn exactly_as_many_requests_are_sent_as_asked_for() {
 
 #[test]
 fn a_run_by_requests_ends_when_nothing_is_answered_any_more() {
-    let _quiet = exclusive();
+    let _others = shared();
     let silent = serve(|mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink())));
     let to = silent.to_string();
     let outcome = run(&["load", &to, "--requests", "10", "--connections", "2", "--no-ceiling"], b"");
@@ -76,7 +76,7 @@ fn a_rate_may_be_a_fraction_and_holds_for_every_shape() {
 
 #[test]
 fn connections_come_from_other_addresses_only_when_asked_for() {
-    let _quiet = exclusive();
+    let _others = shared();
     let limited = Server::start("echo --raw --max-per-ip 5");
     let to = limited.address.to_string();
     let words = ["load", &to, "--no-ceiling", "--connections", "20", "--rate", "100", "--duration", "300ms"];
@@ -90,7 +90,7 @@ fn connections_come_from_other_addresses_only_when_asked_for() {
 
 #[test]
 fn json_names_the_run_and_holds_all_percentiles_and_a_time_series() {
-    let _quiet = exclusive();
+    let _others = shared();
     let echo = Server::start("echo --raw");
     let json = load(&format!("{} --rate 1000 --duration 500ms --connections 3", echo.address));
     assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
@@ -145,7 +145,7 @@ fn results_that_cannot_be_written_are_failures() {
 
 #[test]
 fn a_run_is_compared_with_an_earlier_one() {
-    let _quiet = exclusive();
+    let _others = shared();
     let echo = Server::start("echo --raw");
     let words = format!("{} --rate 500 --duration 300ms --warm-up 0 --connections 2", echo.address);
     let path = std::env::temp_dir().join(format!("tidemill-before-{}.json", std::process::id()));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::interop::{has, node_server};
-use crate::server::{Process, Server, exclusive, run, until};
+use crate::server::{Process, Server, run, shared, until};
 
 #[track_caller]
 fn load(to: SocketAddr, words: &[&str]) -> (Option<i32>, Value) {
@@ -38,7 +38,7 @@ fn redis() -> (Process, SocketAddr) {
 
 #[test]
 fn redis_is_loaded_with_ping_and_set() {
-    let _quiet = exclusive();
+    let _others = shared();
     if !has("redis-server") {
         return;
     }
@@ -64,7 +64,7 @@ fn redis_is_loaded_with_ping_and_set() {
 
 #[test]
 fn an_http_server_is_loaded_with_keep_alive_and_chunks() {
-    let _quiet = exclusive();
+    let _others = shared();
     if !has("node") {
         return;
     }
@@ -101,7 +101,7 @@ sys.stdin.read()
 
 #[test]
 fn an_smtp_server_speaks_first_and_is_loaded() {
-    let _quiet = exclusive();
+    let _others = shared();
     let python = "/usr/bin/python3";
     let probe = Command::new(python).args(["-c", "import aiosmtpd"]).stderr(Stdio::null()).status();
     let there = probe.is_ok_and(|status| status.success());
@@ -126,7 +126,7 @@ fn an_smtp_server_speaks_first_and_is_loaded() {
 
 #[test]
 fn frames_and_delimiters_are_held_against_the_expectation() {
-    let _quiet = exclusive();
+    let _others = shared();
     let frames = Server::start("frames --framing u16be");
     fine(load(frames.address, &["--framing", "u16be", "--send", "hello", "--expect", "hello"]));
     let (code, json) = load(frames.address, &["--framing", "u16be", "--send", "hello", "--expect", "/^x/"]);

@@ -169,7 +169,7 @@ fn clients_of_a_listener_for_both_versions_of_ip_are_written_as_ipv4() {
 
 #[test]
 fn a_slow_client_of_200_mib_costs_no_more_than_the_water_marks() {
-    let _quiet = exclusive();
+    let _others = shared();
     const ALL: usize = 200 << 20;
     let (listener, address) = listener();
     let proxy = Server::start(&format!("proxy --to {address}"));
@@ -363,7 +363,7 @@ fn the_cap_for_one_address_is_exact_and_its_rate_of_connects_too() {
 
 #[test]
 fn a_rate_of_one_mib_a_second_is_held_within_a_twentieth_over_ten_seconds() {
-    let _quiet = exclusive();
+    let _others = shared();
     let (listener, address) = listener();
     let proxy = Server::start(&format!("proxy --to {address} --rate 1MiB"));
     let mut client = Peer::connect(proxy.address);

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::peer::Peer;
-use crate::server::{Server, exclusive, meanwhile, raise_descriptors, until, within_one_of_three};
+use crate::server::{Server, meanwhile, raise_descriptors, shared, until, within_one_of_three};
 
 const MIB: usize = 1024 * 1024;
 
@@ -58,7 +58,7 @@ fn settled(server: &Server) {
 /// 64 KiB of two-byte lines are 32,768 lines for each of a thousand members: 33 million deliveries from one read.
 #[test]
 fn a_thousand_members_survive_a_burst_of_short_lines_within_the_memory_limit() {
-    let _quiet = exclusive();
+    let _others = shared();
     assert!(raise_descriptors() > 2_500, "descriptors for a thousand connections at both ends");
     within_one_of_three("another member's /help", Duration::from_secs(1), || {
         // Without a rate, so that nothing but the limits of the loop protects the room.
@@ -111,7 +111,7 @@ fn a_thousand_members_survive_a_burst_of_short_lines_within_the_memory_limit() {
 
 #[test]
 fn members_on_slow_links_keep_their_place_while_one_sends_a_quarter_of_a_mebibyte() {
-    let _quiet = exclusive();
+    let _others = shared();
     let mut server = Server::start("chat --rate 0 --drain 0");
     // 10 KB each 10 ms are 1 MB/s.
     let members = join(20, server.address);
