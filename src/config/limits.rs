@@ -215,8 +215,9 @@ impl Limits {
     pub fn for_descriptors(n: usize) -> Limits {
         Limits {
             connections: Limits::connections_within(n).min(10_000),
-            // Twelve of these descriptors are left for the standard streams, the poll, the waker and listeners.
-            refusals: descriptors_set_aside(n).saturating_sub(12).clamp(2, 256),
+            // Fourteen of these descriptors are left for the standard streams, the poll, its timer and its waker, the
+            // reserve, listeners and the pipes of signals.
+            refusals: descriptors_set_aside(n).saturating_sub(14).clamp(2, 256),
             tarpitted: (descriptors_set_aside(n) / 4).clamp(1, 64),
             extra_attempts: (descriptors_set_aside(n) / 4).clamp(1, 64),
             splices: (descriptors_set_aside(n) / 16).min(64),

@@ -327,13 +327,17 @@ fn check_names(
     Ok(found)
 }
 
-/// How many descriptors the process may open, after asking for as many as it is ever allowed.
+/// How many descriptors the process may open beside those it was started with, after asking for as many as it is ever
+/// allowed.
 pub fn descriptors() -> usize {
+    // The three standard streams are among those that `Limits::for_descriptors` sets aside; the folder itself is open.
+    let inherited = std::fs::read_dir("/dev/fd").map_or(0, |open| open.count().saturating_sub(4));
     let before = getrlimit(Resource::Nofile);
     // macOS reports no limit but refuses to set it; then the limit stays as it was.
     let raised = Rlimit { current: before.maximum, maximum: before.maximum };
     let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { before };
-    now.current.map_or(1 << 20, |max| usize::try_from(max).unwrap_or(usize::MAX).min(1 << 20))
+    let max = now.current.map_or(1 << 20, |max| usize::try_from(max).unwrap_or(usize::MAX).min(1 << 20));
+    max.saturating_sub(inherited)
 }
 
 fn log_limits(limits: &Limits) {

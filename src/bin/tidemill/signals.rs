@@ -10,8 +10,6 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tidemill::{Handle, Origin, Sockets};
 
-use crate::systemd;
-
 /// A second signal within this is taken for the same one: `timeout -s INT` sends two, and so does a terminal whose
 /// shell passes Ctrl-C on.
 const SAME_SIGNAL: Duration = Duration::from_millis(250);
