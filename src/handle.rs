@@ -4,8 +4,8 @@ use std::any::Any;
 use std::fmt;
 #[cfg(doc)]
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, ThreadId};
 
 use crate::base::id::{Key, ReactorId};
@@ -15,6 +15,12 @@ use crate::connection::sockets::Sockets;
 use crate::connection::table::Table;
 use crate::service::{Service, ServiceSockets, run_with};
 use crate::sys::Waker;
+
+// The tests run the mailbox in every order of its steps, so these are theirs, which are `std`'s with steps.
+#[cfg(not(test))]
+use std::sync::{Condvar, Mutex, MutexGuard, atomic::AtomicBool};
+#[cfg(test)]
+use tests::stepped::{AtomicBool, Condvar, Mutex, MutexGuard};
 
 /// Lets other threads run work on the loop's thread. Cheap to clone; [`Reactor::handle`](crate::Reactor::handle) makes
 /// one.
@@ -283,3 +289,6 @@ impl fmt::Debug for Handle {
         write!(f, "Handle({} posts waiting)", self.0.lock().len())
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -165,6 +165,9 @@ pub mod guide {
     #[doc = include_str!("../docs/simulation.md")]
     pub mod simulation {}
 
+    #[doc = include_str!("../docs/seeded-bugs.md")]
+    pub mod seeded_bugs {}
+
     #[doc = include_str!("../docs/load.md")]
     pub mod load {}
 

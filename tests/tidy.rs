@@ -464,7 +464,8 @@ fn lines_fit_the_page() {
     for folder in folders.iter().filter(|folder| folder.is_dir()) {
         // Pictures, data and what is built are not read by people. The list of public items has one a line, for `diff`.
         let is_page = |path: &PathBuf| {
-            let is_data = path.extension().is_some_and(|ending| ending == "svg" || ending == "json");
+            let is_data = path.extension().is_some_and(|ending| ending == "svg" || ending == "json")
+                || path.components().any(|part| part.as_os_str() == "corpus");
             !is_data && !path.ends_with("docs/api.txt") && !path.ends_with("docs/page/index.html")
         };
         for path in files(folder).into_iter().filter(is_page) {

@@ -5,6 +5,8 @@ use std::marker::PhantomData;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::base::seeded_bug::{SeededBug, seeded};
+
 /// The id of one connection. It may be kept for any time: once the connection has ended, a look-up finds nothing.
 ///
 /// ```text
@@ -220,7 +222,9 @@ impl GenerationCounter {
 
     pub(crate) fn next(&mut self) -> NonZeroU32 {
         let generation = self.0;
-        self.0 = generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
+        self.0 = generation
+            .checked_add(u32::from(!seeded(SeededBug::GenerationStands)))
+            .unwrap_or(NonZeroU32::MIN);
         generation
     }
 }

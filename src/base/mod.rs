@@ -4,6 +4,7 @@ pub(crate) mod address;
 pub(crate) mod filter;
 pub(crate) mod id;
 pub(crate) mod leaving;
+pub(crate) mod mark;
 pub mod observer;
 pub(crate) mod observers;
 pub(crate) mod post_error;

@@ -385,6 +385,48 @@ mod tests {
     }
 
     #[test]
+    fn a_range_covers_what_lies_in_it_whole() {
+        let range = |text: &str| text.parse::<IpRange>().unwrap();
+        let net = range("10.1.0.0/16");
+        assert!(net.covers(&net) && net.covers(&range("10.1.2.3")));
+        for other in ["10.0.255.255-10.1.0.1", "10.1.255.255-10.2.0.0", "10.0.0.0/8", "::/0"] {
+            assert!(!net.covers(&range(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_is_wrong_with_which_text() {
+        let error = "10.0.0.1/8".parse::<IpRange>().unwrap_err();
+        assert_eq!(error.reason(), "did you mean 10.0.0.0/8?");
+        assert_eq!(error.to_string(), "\"10.0.0.1/8\" is not an address range: did you mean 10.0.0.0/8?");
+    }
+
+    #[test]
+    fn each_way_to_refuse_has_its_word() {
+        let all =
+            [RefuseMode::Reply, RefuseMode::End, RefuseMode::Reset, RefuseMode::Tarpit].map(Ok::<_, String>);
+        assert_eq!(["reply", "end", "reset", "tarpit"].map(str::parse), all);
+    }
+
+    #[test]
+    fn rules_count_themselves_and_the_addresses_that_none_applies_to() {
+        let mut rules = Rules::default();
+        assert!(rules.is_empty() && rules.len() == 0 && rules.iter().next().is_none());
+        rules.allow("10.0.0.0/8".parse().unwrap());
+        rules.deny("10.0.0.1".parse().unwrap(), RefuseMode::Reset);
+        assert!(!rules.is_empty() && rules.len() == 2 && rules.iter().count() == 2);
+        for outside in ["192.0.2.1", "::1"] {
+            assert_eq!(
+                rules.decide(ip(outside)),
+                Action::Allow,
+                "the last rule denies, so others are allowed"
+            );
+        }
+        rules.decide(ip("10.2.0.1"));
+        assert_eq!((rules.unmatched(), rules.iter().map(|rule| rule.hits).sum::<u64>()), (2, 1));
+    }
+
+    #[test]
     fn a_range_is_read_and_printed() {
         for (text, printed) in [
             ("10.0.0.0/8", "10.0.0.0/8"),

@@ -2,6 +2,8 @@
 
 use super::table::Table;
 use crate::base::id::ConnId;
+use crate::base::mark::mark;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 use crate::connection::Connection;
 use crate::connection::context::Context;
@@ -101,6 +103,7 @@ impl Table {
             let Some((connection, cx)) = self.get(receiver) else { continue };
             let (bytes_out, checked) = (connection.bytes_out, cx.now);
             if connection.flags.contains(Flag::Full) {
+                mark!("a sender waits for a receiver");
                 cx.sender_waits.waits.push(Wait { sender, receiver, bytes_out, checked });
                 let (connection, cx) = self.at(sender.slot);
                 connection.hold(Flag::ReceiverFull, cx);
@@ -129,6 +132,7 @@ impl Table {
             let Some((connection, cx)) = self.get(sender).filter(|_| !waits_on) else { continue };
             // A pipe has a receiver of its own, and releases it itself.
             if !connection.flags.contains(Flag::Piped) {
+                mark!("a sender is released");
                 connection.release(Flag::ReceiverFull, cx);
             }
         }
@@ -137,9 +141,11 @@ impl Table {
 
     /// Whether a sender still has to wait.
     fn is_awaited(&mut self, wait: &mut Wait) -> bool {
-        let Some((receiver, cx)) = self.get(wait.receiver) else { return false };
+        let Some((receiver, cx)) = self.get(wait.receiver) else {
+            return seeded(SeededBug::ClosedReceiverAwaited);
+        };
         if !receiver.is_live() || !receiver.flags.contains(Flag::Full) {
-            return false;
+            return !receiver.is_live() && seeded(SeededBug::ClosedReceiverAwaited);
         }
         // Nothing can be written before it is connected and its handshake complete; both have deadlines.
         let can_read = receiver.has_stream() && !receiver.filter.is_handshaking();

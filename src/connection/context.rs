@@ -10,6 +10,7 @@ use super::deferred::Pokes;
 use super::rate::Group;
 use crate::base::id::ConnId;
 use crate::base::observers::Observers;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::stats::Stats;
 use crate::base::tick::Tick;
 use crate::config::dial::SocketOption;
@@ -151,7 +152,7 @@ impl Context {
 
     /// Whether the memory limit is exceeded, so that a connection must be [evicted](super::table::Table::evict).
     pub(crate) fn is_over_memory(&self) -> bool {
-        self.memory > self.limits.memory
+        self.memory > self.limits.memory && !seeded(SeededBug::MemoryUnbounded)
     }
 
     /// Whether this turn's arena, with so many bytes more, would alone exceed the memory limit. Such a send closes its

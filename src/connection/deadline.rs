@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use crate::base::observer::Due;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 use crate::config::limits::{MinRate, SocketLimits};
 use crate::connection::Connection;
@@ -34,6 +35,7 @@ impl Connection {
                 earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed);
                 // A closing connection has passed its lifetime at most by the time that lingering may take.
                 let lifetime = self.lifetime(limits).map(|lifetime| lifetime.saturating_add(limits.linger));
+                let lifetime = lifetime.filter(|_| !seeded(SeededBug::ClosingOutlivesLifetime));
                 earliest.consider(self.created, lifetime, Due::Lifetime);
             }
             Stage::Open => self.consider_open(limits, &mut earliest),
@@ -112,7 +114,7 @@ impl Connection {
             }
         }
         earliest.at(overrides.alarms.next(), Due::Alarm);
-        if self.flags.contains(Flag::Throttled) {
+        if self.flags.contains(Flag::Throttled) && !seeded(SeededBug::RefillForgotten) {
             earliest.at(overrides.refill, Due::Refill);
         }
     }

@@ -4,6 +4,7 @@
 
 use std::io;
 
+use crate::base::mark::mark;
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::Connection;
@@ -60,10 +61,13 @@ impl Connection {
     /// paused may have left complete messages, so the limit does not apply then.
     pub(crate) fn after_delivery(&mut self, is_cut: bool, cx: &mut Context) {
         if is_cut {
-            self.flags.insert(Flag::Redeliver);
+            mark!("a delivery was cut");
+            self.flags.insert_if(Flag::Redeliver, !seeded(SeededBug::HiddenInputForgotten));
         } else if self.unread().len() > cx.limits_of(self.service).message
             && !self.flags.contains(Flag::Paused)
+            && !seeded(SeededBug::MessageUnbounded)
         {
+            mark!("a message is too long");
             self.close(CloseReason::TooLong, cx);
         }
     }
@@ -77,6 +81,7 @@ impl Connection {
     /// `data` the inbox is out of the connection, and the callback may still leave bytes.
     pub(crate) fn resume(&mut self, cx: &mut Context) {
         if self.flags.contains(Flag::Paused) {
+            mark!("resumed");
             self.flags.insert_if(Flag::Redeliver, !seeded(SeededBug::ResumeForgetsInput));
             if self.bytes_in == 0 && cx.limits_of(self.service).first_byte.is_some() {
                 self.optional().overrides().resumed = Some(cx.now);
@@ -105,7 +110,7 @@ impl Connection {
     pub(crate) fn on_read_error(&mut self, error: &io::Error, cx: &mut Context) {
         match error.kind() {
             io::ErrorKind::WouldBlock => self.on_read_would_block(),
-            io::ErrorKind::Interrupted => {}
+            io::ErrorKind::Interrupted if !seeded(SeededBug::InterruptCloses) => {}
             _ => self.close_now(CloseReason::from_io(error), cx),
         }
     }

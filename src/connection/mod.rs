@@ -31,6 +31,7 @@ pub(crate) mod watch;
 
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::ConnId;
+use crate::base::mark::mark;
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
@@ -199,7 +200,9 @@ impl Connection {
     /// for good.
     fn is_delivery_held(&self) -> bool {
         let flags = self.flags;
-        let full = flags.contains(Flag::Full) && !flags.any(&[Flag::Piped, Flag::ReadWhenFull]);
+        let reads_on =
+            flags.any(&[Flag::Piped, Flag::ReadWhenFull]) && !seeded(SeededBug::PipeEndsWaitForEachOther);
+        let full = flags.contains(Flag::Full) && !reads_on;
         full || flags.any(&[Flag::Paused, Flag::ReceiverFull])
     }
 
@@ -214,6 +217,9 @@ impl Connection {
     /// Adds a hold: it is not read until the hold is released, and the clocks of its message are suspended.
     pub(crate) fn hold(&mut self, hold: Flag, cx: &mut Context) {
         self.flags.insert(hold);
+        // `Readable` stays: what has arrived was announced already, and is not announced again when the hold is
+        // released.
+        self.flags.remove_if(Flag::Readable, seeded(SeededBug::HoldForgetsReadiness));
         self.note_leaving(cx);
         self.update_message_clocks(cx.now);
         if self.flags.contains(Flag::Broken) {
@@ -340,6 +346,7 @@ impl Connection {
     pub(crate) fn on_read_would_block(&mut self) {
         self.flags.remove(Flag::Readable);
         if self.incoming == Half::Ending {
+            mark!("an announced end was not there");
             // What was announced is not there. If it was a FIN, a new event announces it when it can be read.
             self.incoming = Half::Open;
         }
@@ -387,6 +394,7 @@ impl Connection {
                 self.last_activity = cx.now;
                 self.drop_inbox(cx);
                 if self.filter.is_handshaking() {
+                    mark!("closed during the handshake");
                     // The handshake will not complete, so plaintext that waits for it can never be sent.
                     cx.handshakes.remove(self.id);
                     self.stop_encrypting(cx);
@@ -401,7 +409,7 @@ impl Connection {
 
     /// Closes at once: nothing more is read, written or delivered, and `reap` calls `closed`.
     pub(crate) fn close_now(&mut self, why: CloseReason, cx: &mut Context) {
-        if self.stage == Stage::Dead {
+        if self.stage == Stage::Dead && !seeded(SeededBug::ClosedTwice) {
             return;
         }
         let lingered = self.stage == Stage::Lingering && self.service != table::REFUSED;

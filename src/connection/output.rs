@@ -4,8 +4,10 @@
 
 use std::io;
 
+use crate::base::mark::mark;
 use crate::base::observer::Step;
 use crate::base::reason::CloseReason;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::shared::Shared;
 use crate::config::dial::SocketOption;
 use crate::connection::context::Context;
@@ -47,16 +49,19 @@ impl Connection {
         push: impl FnOnce(&mut Arena, &mut SegmentList),
     ) {
         if !self.is_live() || self.outgoing != Half::Open {
+            mark!("sent too late");
             cx.stats.sent_too_late += length as u64;
             return;
         }
         let left_behind = self.queued();
         let in_files = || self.outbox.as_ref().map_or(0, |outbox| outbox.in_files());
         let at_limit = left_behind > 0 && left_behind - in_files() >= self.queue_limit(cx);
-        if at_limit && length > 0 && !self.can_hold_sender(cx) {
+        if at_limit && length > 0 && !self.can_hold_sender(cx) && !seeded(SeededBug::SlowReaderKept) {
+            mark!("a slow reader");
             return self.close_now(CloseReason::SlowReader, cx);
         }
         if cx.would_exceed_memory(memory) {
+            mark!("a send would exceed the memory");
             return self.close_now(CloseReason::Memory, cx);
         }
         let high = cx.high_water(self.service);
@@ -68,6 +73,7 @@ impl Connection {
         // Full from here on, even if the kernel accepts everything later in this turn: a service that has seen
         // `is_full` waits for `drained`, so that must come.
         if left_behind + segments.len() >= high {
+            mark!("full by a send");
             self.hold(Flag::Full, cx);
             self.hold_sender(entry, left_behind > 0, cx);
         }
@@ -160,7 +166,7 @@ impl Connection {
 
     pub(crate) fn drop_outbox(&mut self, cx: &mut Context) {
         if let Some(mut outbox) = self.outbox.take() {
-            cx.memory -= outbox.clear();
+            cx.memory -= outbox.clear() * usize::from(!seeded(SeededBug::QueueNotDischarged));
         }
     }
 
@@ -192,6 +198,7 @@ impl Connection {
         cx.stats.writes += 1;
         match result {
             Ok(n) => {
+                self.flags.remove_if(Flag::Writable, seeded(SeededBug::AnyWriteBlocks));
                 self.on_written(n, segments, cx);
                 n
             }
@@ -219,11 +226,13 @@ impl Connection {
     pub(crate) fn on_write_failed(&mut self, error: &io::Error, cx: &mut Context) {
         let reason = CloseReason::from_io(error);
         let may_read = self.is_open() && self.incoming != Half::Ended && !self.filter.is_handshaking();
-        if !may_read {
+        if !may_read || seeded(SeededBug::FailedWriteDropsInput) {
+            mark!("a write failed when nothing is left to read");
             return self.close_now(reason, cx);
         }
         self.close_reason.get_or_insert(reason);
         self.outgoing = Half::Ended;
+        mark!("a write failed and input is left");
         self.incoming = Half::Ending;
         self.flags.insert(Flag::Broken);
         self.flags.insert(Flag::Readable);
@@ -238,6 +247,7 @@ impl Connection {
     /// the queue counts even after `close`, because the peer has to get a reset in place of an orderly end.
     pub(crate) fn note_reason(&mut self, why: CloseReason, cx: &Context) {
         if why.drops_queue() && self.unsent(cx) > 0 {
+            mark!("a reason that drops the queue");
             self.close_reason = Some(why);
         } else {
             self.close_reason.get_or_insert(why);
@@ -272,8 +282,10 @@ impl Connection {
         let limits = cx.limits_of(self.service);
         let low = limits.low_water.min(limits.high_water);
         if queued >= cx.high_water(self.service) {
+            mark!("full after a write");
             self.hold(Flag::Full, cx);
-        } else if queued <= low && self.flags.take(Flag::Full) {
+        } else if queued <= low && !seeded(SeededBug::FullNeverDrained) && self.flags.take(Flag::Full) {
+            mark!("drained");
             cx.drained.push(self.id);
         }
     }

@@ -4,6 +4,8 @@
 
 use super::table::Table;
 use crate::base::id::ConnId;
+use crate::base::mark::mark;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::input::discharge;
 use crate::connection::state::{Flag, Half};
 
@@ -32,6 +34,7 @@ impl Table {
         let ended = connection.incoming == Half::Ended;
         let inbox = connection.inbox.take();
         if let (Some(inbox), Some((sink, cx))) = (&inbox, self.get(to)) {
+            mark!("unread input is relayed");
             sink.send(inbox.unread(), cx);
         }
         let undecrypted = inbox.as_ref().map_or(0, |inbox| inbox.undecrypted);
@@ -58,7 +61,7 @@ impl Table {
         cx.unpiped = true;
         connection.flags.remove(Flag::Piped);
         connection.flags.remove(Flag::Spliced);
-        connection.flags.remove(Flag::ReceiverFull);
+        connection.flags.remove_if(Flag::ReceiverFull, !seeded(SeededBug::UnpipeKeepsHold));
         let pipe_peer = connection.optional.as_mut().and_then(|optional| optional.pipe_peer.take());
         connection.on_released(cx);
         pipe_peer

@@ -3,6 +3,8 @@
 //! Read before: `parts/token_bucket.rs`, which measures a rate.
 
 use super::table::Table;
+use crate::base::mark::mark;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 use crate::connection::Connection;
 use crate::connection::context::Context;
@@ -73,14 +75,19 @@ impl Connection {
         });
         // At least one tick later: a deadline in this tick would be due again at once.
         optional.overrides().refill = Some(own.max(shared).max(Tick(now.0 + 1)));
+        mark!("throttled");
         self.hold(Flag::Throttled, cx);
         cx.stats.throttled += 1;
         self.rearm(cx);
         0
     }
 
-    /// Charges bytes that were read to its own rate and to that of its group.
+    /// Charges bytes that were read to its own rate and to that of its group. Discarded bytes are not charged: the
+    /// other members of the group would pay for them.
     pub(crate) fn spend_rate(&mut self, bytes: usize, cx: &mut Context) {
+        if !self.is_open() && !seeded(SeededBug::DiscardSpendsRate) {
+            return;
+        }
         let Some(optional) = &mut self.optional else { return };
         if let Some(bucket) = optional.overrides.as_mut().and_then(|overrides| overrides.bucket.as_mut()) {
             bucket.take(bytes, cx.now);
@@ -127,7 +134,7 @@ impl Table {
         // Throttled members wait until a time that was computed from the old rate.
         for (_, connection) in &mut self.slots {
             let member = connection.optional.as_ref().is_some_and(|optional| optional.group == Some(index));
-            if member && connection.flags.contains(Flag::Throttled) {
+            if member && connection.flags.contains(Flag::Throttled) && !seeded(SeededBug::OldRateWaitedFor) {
                 connection.unthrottle(&mut self.cx);
             }
         }

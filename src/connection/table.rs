@@ -12,6 +12,7 @@ use slab::Slab;
 
 use crate::base::address::PeerAddress;
 use crate::base::id::{ConnId, GenerationCounter, GroupId, ReactorId, ServiceId};
+use crate::base::mark::mark;
 use crate::base::random::Rng;
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
@@ -271,6 +272,7 @@ impl Table {
                 "{id}: closed at the memory limit: it held the most, {buffered} bytes{left_out}"
             );
             largest.close_now(CloseReason::Memory, cx);
+            mark!("evicted at the memory limit");
             largest.drop_inbox(cx);
             largest.drop_outbox(cx);
         }

@@ -11,6 +11,7 @@ use super::EventLoop;
 use crate::base::address::{Address, PeerAddress};
 use crate::base::filter::FilterConfig;
 use crate::base::id::ConnId;
+use crate::base::mark::mark;
 use crate::base::observer::{Phase, Step};
 use crate::base::reason::{CloseReason, OsError, Refusal, Refused};
 use crate::base::seeded_bug::{SeededBug, seeded};
@@ -47,6 +48,7 @@ impl<S: System> EventLoop<S> {
         let after = self.table.cx.stats.accepted + self.table.cx.stats.refused;
         // The greeting of a new connection must not wait for the next turn's `write`, which may follow a sleep.
         if (after > before || greets) && !self.table.cx.dirty.is_empty() {
+            mark!("a greeting is written at once");
             self.write();
         }
     }
@@ -54,7 +56,8 @@ impl<S: System> EventLoop<S> {
     /// Accepts from one listener until its backlog is empty, its budget ends, or there is no place. Readiness of a
     /// listener is edge-triggered too, so `acceptable` stays set until accept(2) says that the backlog is empty.
     fn accept_from(&mut self, index: usize) {
-        for _ in 0..self.table.cx.limits.accepts_per_turn {
+        let times = if seeded(SeededBug::AcceptsUnbounded) { 1_000 } else { 1 };
+        for _ in 0..times * self.table.cx.limits.accepts_per_turn {
             // Looked up in each round: `judge` calls services, and a callback may close the listener or take the last
             // slot.
             let Some(Some(listener)) = self.table.listeners.all.get(index) else { return };
@@ -66,8 +69,14 @@ impl<S: System> EventLoop<S> {
                 Err(error) => match error {
                     // Only this peer is gone; the next in the backlog may be fine. It uses up one accept of the
                     // budget, so a flood of such peers ends too.
+                    AcceptError::PeerGone if seeded(SeededBug::AbortedPeerEndsListener) => {
+                        return self.table.listeners.all[index] = None;
+                    }
                     AcceptError::PeerGone => self.table.cx.stats.accept_aborted += 1,
                     AcceptError::Empty => return self.on_backlog_empty(index),
+                    AcceptError::NoDescriptor if seeded(SeededBug::EmfileIsEmpty) => {
+                        return self.on_backlog_empty(index);
+                    }
                     AcceptError::NoDescriptor => return self.out_of_descriptors(index),
                     AcceptError::NoMemory => return self.pause_accepts(index, "kernel memory"),
                     AcceptError::Broken(error) => {
@@ -87,6 +96,7 @@ impl<S: System> EventLoop<S> {
         let Some(Some(listener)) = self.table.listeners.all.get_mut(index) else { return };
         // An accept has succeeded, so the next failure pauses for the shortest time again.
         listener.resume_accepts();
+        // One accept says nothing about the rest of the backlog, so the listener stays acceptable.
         listener.acceptable &= !seeded(SeededBug::AcceptStopsAfterOne);
         let (service, slots) = (listener.service, listener.slots());
         let ip = peer.ip();
@@ -133,7 +143,9 @@ impl<S: System> EventLoop<S> {
 
     /// Registers the stream of a connection that has a slot, and calls `open`; with TLS, after the handshake.
     fn start_connected(&mut self, id: ConnId, stream: Stream, filter: Option<FilterConfig>) {
-        let registered = self.register(id, stream);
+        let registered = self
+            .register(id, stream)
+            .or_else(|error| if seeded(SeededBug::UnregisteredKept) { Ok(()) } else { Err(error) });
         let (connection, cx) = self.table.at(id.slot);
         let service = connection.service;
         // A new socket has an empty send buffer. Without this the first write would wait for an event.
@@ -141,6 +153,7 @@ impl<S: System> EventLoop<S> {
         if let Err(error) = registered {
             // No event would ever come for it. It is closed before `open`, so its service does not see it.
             log::debug!("{id}: cannot be watched and is closed: {error}");
+            mark!("a stream was not registered");
             return connection.close_now(CloseReason::Error(OsError::from(error)), cx);
         }
         match filter {
@@ -157,6 +170,7 @@ impl<S: System> EventLoop<S> {
     /// take longer than this turn; those are bounded by [`Limits::refusals`](crate::Limits::refusals).
     fn refuse(&mut self, index: usize, stream: Stream, peer: PeerAddress, (why, how): Rejection) {
         self.table.cx.stats.refused += 1;
+        mark!("refused");
         self.notify_refused(index, peer, why);
         let Some(Some(listener)) = self.table.listeners.all.get(index) else { return };
         let busy = listener.busy_reply.clone();
@@ -214,6 +228,7 @@ impl<S: System> EventLoop<S> {
     fn out_of_descriptors(&mut self, index: usize) {
         let Some(Some(listener)) = self.table.listeners.all.get(index) else { return };
         if listener.refuses_excess && self.system.release_descriptor() {
+            mark!("shed with the spare descriptor");
             let mut empty = false;
             // Each round closes what it has accepted, so one free descriptor serves for all of them.
             for _ in 0..SHED_MAX {
@@ -247,6 +262,7 @@ impl<S: System> EventLoop<S> {
         let now = self.table.cx.now;
         let Some(Some(listener)) = self.table.listeners.all.get_mut(index) else { return };
         self.table.cx.stats.starved += 1;
+        mark!("a listener pauses");
         listener.pause_accepts(now);
         let (level, left_out) = self.table.cx.log_limits.accepts_paused.level(Level::Warn, now);
         log::log!(

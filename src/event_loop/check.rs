@@ -15,6 +15,8 @@ impl EventLoop<Sim> {
 
     /// Turns once; a poll without events moves the clock.
     pub(crate) fn turn_for_and_check(&mut self, wait: Option<Duration>) -> Turn {
+        #[cfg(test)]
+        Self::count_turn();
         let turn = self.turn(wait).expect("a simulated poll does not fail");
         self.check();
         turn

@@ -2,6 +2,7 @@
 
 use super::EventLoop;
 use crate::base::id::{ConnId, Key};
+use crate::base::mark::mark;
 use crate::base::observer::{Call, Callback, Step};
 use crate::connection::state::Stage;
 use crate::service::{Event, Service, ServiceSockets, run_with};
@@ -57,6 +58,7 @@ impl<S: System> EventLoop<S> {
         let service = connection.service;
         let dialed = connection.stage == Stage::Connecting && self.table.pending_dials.contains(&id);
         if dialed || self.table.pending_adoptions.contains(&id) {
+            mark!("poked before open");
             // Phase 8 calls `open`; before that there is no session.
             return self.table.cx.pokes.push(id);
         }

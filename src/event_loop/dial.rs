@@ -11,8 +11,10 @@ use std::time::Duration;
 use super::EventLoop;
 use crate::base::address::Address;
 use crate::base::id::ConnId;
+use crate::base::mark::mark;
 use crate::base::observer::Step as Observed;
 use crate::base::reason::{Attempt, CloseReason, ConnectError, OsError, os_message};
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 use crate::config::dial::Family;
 use crate::config::rules::Action;
@@ -103,6 +105,7 @@ impl<S: System> EventLoop<S> {
             }
             LookupRequest::Joined(number) => number,
             LookupRequest::Full => {
+                mark!("too many lookups");
                 let why = format!("{max} names are being looked up already (Limits::lookups)");
                 // Our own limit, and no fault of the name: "try again".
                 return self.fail_lookup(id, why, CloseReason::Unreachable(OsError::TRY_AGAIN));
@@ -201,6 +204,7 @@ impl<S: System> EventLoop<S> {
                 Step::Try(address) => {
                     let is_first = attempts.in_flight.is_empty();
                     if !is_first && self.extra_attempts >= cx.limits.extra_attempts {
+                        mark!("an attempt is postponed");
                         attempts.plan.postpone(now);
                     } else {
                         attempts.plan.started(now);
@@ -260,6 +264,9 @@ impl<S: System> EventLoop<S> {
                     winner = Some((address, stream, local));
                 }
                 Ok(Connecting::Connected { .. }) => {}
+                Ok(Connecting::InProgress) if seeded(SeededBug::WritableMeansConnected) => {
+                    winner = Some((address, stream, None));
+                }
                 Ok(Connecting::InProgress) => attempts.in_flight.push((address, stream)),
                 Err(error) => attempts.fail(id, address, error, &mut self.table.cx),
             }
@@ -293,7 +300,8 @@ impl<S: System> EventLoop<S> {
     /// Drops the attempts that are left, which closes them. Returns the results of all.
     pub(super) fn end_attempts(&mut self, id: ConnId) -> Option<ConnectError> {
         let attempts = self.attempts.remove(&id)?;
-        self.extra_attempts -= attempts.extra();
+        self.extra_attempts -= attempts.extra() * usize::from(!seeded(SeededBug::LostAttemptsCounted));
+        mark!("attempts end");
         Some(attempts.into_error())
     }
 
@@ -301,6 +309,7 @@ impl<S: System> EventLoop<S> {
     pub(super) fn cancel_lookup(&mut self, number: u64, id: ConnId) {
         // A lookup that has begun cannot be stopped. It may hang, so a later dial of the same name must not join it.
         if self.lookups.cancel_waiter(number, id) {
+            mark!("a lookup is cancelled");
             self.system.cancel_look_up(number);
             self.lookups.complete(number);
         }

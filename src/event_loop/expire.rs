@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::EventLoop;
 use crate::base::id::ConnId;
+use crate::base::mark::mark;
 use crate::base::observer::{Due, Phase, Step};
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
@@ -109,6 +110,7 @@ impl<S: System> EventLoop<S> {
         // `Socket::close` notes `Local`. In this callback the cause is the timeout, and counters should say so.
         let (connection, _) = self.table.at(id.slot);
         if !connection.is_open() && connection.close_reason == Some(CloseReason::Local) {
+            mark!("closed by idle");
             connection.close_reason = Some(CloseReason::Idle);
         }
     }
@@ -154,8 +156,11 @@ impl<S: System> EventLoop<S> {
             }
         }
         if self.table.drain_deadline.is_some_and(|by| by <= self.table.cx.now) {
+            mark!("the grace of a shutdown is over");
             // A `closed` callback of this shutdown may have set new timers, and `run` would wait for them.
-            self.table.timers.clear();
+            if !seeded(SeededBug::TimersOutliveShutdown) {
+                self.table.timers.clear();
+            }
             self.table.close_all_now(false);
         }
     }

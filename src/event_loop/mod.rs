@@ -2,6 +2,9 @@
 //!
 //! Read before: `docs/one-turn.md`, which describes the phases. [`turn`](EventLoop::turn) is the table of contents:
 //! each phase is a method in a file of its own. Next: `event_loop/poll.rs`.
+//!
+//! Two kinds of lines are for tests, and nothing in a plain build: `seeded(…)` is a fault that a test can switch on
+//! (see `base/seeded_bug/`), and `mark!(…)` notes that a rare branch was taken (see `base/mark.rs`).
 
 mod accept;
 #[cfg(any(test, feature = "testing"))]
@@ -34,6 +37,7 @@ use std::time::Duration;
 
 use crate::base::id::ConnId;
 use crate::base::observer::Step;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 use crate::connection::context::Dirty;
 use crate::connection::table::Table;
@@ -135,7 +139,9 @@ impl<S: System> EventLoop<S> {
         let written =
             cx.dirty.is_empty() && cx.drained.is_empty() && cx.pokes.is_empty() && cx.leavers.is_empty();
         let queued = !(written && cx.ready.is_empty() && cx.to_reap.is_empty());
-        let posted = !self.posts.is_empty() || !table.later.is_empty() || self.handle.mailbox().has_posts();
+        let posted = !self.posts.is_empty() && !seeded(SeededBug::PostsForgotten)
+            || !table.later.is_empty()
+            || self.handle.mailbox().has_posts();
         let asked = posted
             || table.stop.is_some()
             || !table.pending_adoptions.is_empty()
@@ -189,7 +195,8 @@ impl<S: System> EventLoop<S> {
         next = earlier(next, cx.sender_waits.next_check());
         next = earlier(next, cx.handshakes.next_check(cx.limits.handshakes));
         for listener in table.listeners.open() {
-            next = earlier(next, listener.retry_at().filter(|_| self.has_place(listener)));
+            let may_retry = self.has_place(listener) || seeded(SeededBug::FullListenerSpins);
+            next = earlier(next, listener.retry_at().filter(|_| may_retry));
         }
         // The same holds for the end of a shutdown after which nothing is left to close.
         let left = !table.slots.is_empty() || table.timers.len() > 0;

@@ -7,6 +7,7 @@ use std::io;
 
 use super::EventLoop;
 use crate::base::id::ConnId;
+use crate::base::mark::mark;
 use crate::base::observer::Step;
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
@@ -70,7 +71,7 @@ impl<C> KernelPipes<C> {
     /// Takes it away from its connection. Only an empty one is kept for the next: bytes of one connection must never
     /// reach another.
     fn release(&mut self, sink: ConnId) {
-        let used = self.in_use.remove(&sink).filter(|used| used.held == 0);
+        let used = self.in_use.remove(&sink).filter(|used| used.held == 0 || seeded(SeededBug::UsedPipeKept));
         if let Some(InUse { pipe, .. }) = used.filter(|_| self.spare.len() < SPARE_MAX) {
             self.spare.push(pipe);
         }
@@ -87,6 +88,7 @@ impl<S: System> EventLoop<S> {
     /// block, and the other one's list refers to them there.
     pub(super) fn relay(&mut self, source: ConnId, bytes: &[u8]) {
         let Some(sink) = self.table.live_pipe_peer(source) else {
+            mark!("relayed to an end that is closing");
             // The other end is on its way out, and takes this one along when it has gone.
             let (connection, cx) = self.table.at(source.slot);
             return connection.hold(Flag::ReceiverFull, cx);
@@ -100,7 +102,7 @@ impl<S: System> EventLoop<S> {
 
     /// Sends the end of one to the other, behind everything that was sent before it.
     pub(super) fn relay_fin(&mut self, source: ConnId) {
-        if let Some(sink) = self.table.live_pipe_peer(source) {
+        if let Some(sink) = self.table.live_pipe_peer(source).filter(|_| !seeded(SeededBug::FinNotRelayed)) {
             let (connection, cx) = self.table.at(sink.slot);
             connection.finish(cx);
         }
@@ -108,7 +110,9 @@ impl<S: System> EventLoop<S> {
 
     /// One end of a pipe is no longer full: the other is read again.
     pub(super) fn resume_pipe_peer(&mut self, sink: ConnId) {
-        if let Some(source) = self.table.live_pipe_peer(sink) {
+        if let Some(source) =
+            self.table.live_pipe_peer(sink).filter(|_| !seeded(SeededBug::PipePeerNotResumed))
+        {
             let (connection, cx) = self.table.at(source.slot);
             connection.release(Flag::ReceiverFull, cx);
         }
@@ -123,6 +127,7 @@ impl<S: System> EventLoop<S> {
     pub(super) fn on_pipe_peer_closed(&mut self, gone: &Connection, why: CloseReason) {
         let Some(other) = gone.pipe_peer().filter(|_| gone.flags.contains(Flag::Piped)) else { return };
         if why == CloseReason::Finished {
+            mark!("one end of a pipe has finished");
             self.table.unpipe(other);
         } else if let Some((connection, cx)) = self.table.get(other) {
             let may_hide = cx.limits_of(connection.service).end_on_reset;
@@ -157,6 +162,7 @@ impl<S: System> EventLoop<S> {
             return true;
         }
         if pipes.in_use.len() >= pipes.max {
+            mark!("no kernel pipe is left");
             return false;
         }
         let fresh = pipes.spare.pop().map_or_else(|| self.system.new_pipe(), Ok);
@@ -183,15 +189,17 @@ impl<S: System> EventLoop<S> {
             return self.stop_splicing(source);
         };
         let (connection, cx) = self.table.at(sink.slot);
-        if connection.outgoing != Half::Open {
+        if connection.outgoing != Half::Open && !seeded(SeededBug::SpliceBehindFin) {
             return self.stop_splicing(source); // Nothing more can be sent to it; copied bytes are counted and dropped.
         }
         if connection.outbox.is_some() {
             // It is to be empty first, and to be told of as drained.
+            mark!("spliced into a queue");
             connection.hold(Flag::Full, cx);
             return self.table.update_receiver_full(source, sink);
         }
         if connection.dirty != NOT_DIRTY {
+            mark!("spliced behind a send of this turn");
             return; // What was copied before goes first; that is with the next turn.
         }
         let max = SPLICE_MAX.min(cx.limits_of(connection.service).queue);
@@ -208,6 +216,7 @@ impl<S: System> EventLoop<S> {
                 used.held += n;
                 self.on_spliced_in(source, sink, n);
                 if n < TRICKLE.min(max) {
+                    mark!("a splice trickles");
                     self.stop_splicing(source);
                 }
             }
@@ -270,6 +279,7 @@ impl<S: System> EventLoop<S> {
             return; // Nearly always; and zeroing a block for nothing was most of the cost of a line to a slow reader.
         }
         let mut block = vec![0; READ_MAX];
+        mark!("a kernel pipe is read out");
         while let Some(pipe) = self.kernel_pipes.to_sink(sink) {
             let (connection, cx) = self.table.at(sink.slot);
             let Some(outbox) = &mut connection.outbox else { return };
@@ -293,6 +303,7 @@ impl<S: System> EventLoop<S> {
     /// Releases a kernel pipe, if it is empty.
     fn detach_kernel_pipe(&mut self, sink: ConnId) {
         if self.kernel_pipes.in_use.get(&sink).is_some_and(|used| used.held == 0) {
+            mark!("a kernel pipe is given back");
             self.kernel_pipes.release(sink);
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::EventLoop;
 use crate::base::id::TokenKind;
+use crate::base::mark::mark;
 use crate::base::observer::{Phase, Step};
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
@@ -88,7 +89,9 @@ impl<S: System> EventLoop<S> {
         self.carried_over = self.table.cx.ready.len();
         let events = std::mem::take(&mut self.events);
         self.table.cx.stats.events += events.len() as u64;
-        for &ready in &events {
+        // All of the batch: an event that is not applied now does not come again.
+        let count = events.len() - usize::from(events.len() > 1 && seeded(SeededBug::LastEventDropped));
+        for &ready in &events[..count] {
             match ready.token.kind() {
                 Some(TokenKind::Connection(id)) => match self.table.get(id) {
                     Some((connection, cx)) => Self::apply_event(connection, ready, cx),
@@ -115,16 +118,18 @@ impl<S: System> EventLoop<S> {
         flags.insert_if(Flag::Readable, ready.readable || ready.end);
         flags.insert_if(Flag::Writable, ready.writable);
         if (ready.end || ready.priority) && connection.incoming == Half::Open {
-            connection.incoming = Half::Ending;
+            connection.incoming = if seeded(SeededBug::EndBeforeData) { Half::Ended } else { Half::Ending };
         }
         if ready.end && connection.filter == FilterStage::Queued && connection.is_open() {
+            mark!("an end while the handshake waits");
             // Its handshake cannot complete, and while it waits it takes the turn of one that can.
             return connection.fail_tls("the peer left while its handshake waited", cx);
         }
         if ready.end && !seeded(SeededBug::EndSeenOnlyByRead) {
             connection.note_leaving(cx);
         }
-        if ready.error {
+        if ready.error && !seeded(SeededBug::ErrorEventIgnored) {
+            mark!("an error event");
             connection.on_socket_error(cx);
         }
         let connected = connection.stage != Stage::Connecting && !seeded(SeededBug::WriteEdgeMissed);

@@ -7,6 +7,7 @@ use std::mem;
 use super::EventLoop;
 use super::observe::call_service;
 use crate::base::id::ConnId;
+use crate::base::mark::mark;
 use crate::base::observer::{Phase, Step as Observed};
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
@@ -148,6 +149,7 @@ impl<S: System> EventLoop<S> {
                 Step::Done => return,
                 Step::Uncommon => return self.read_uncommon(id, block),
                 Step::More(0) if seeded(SeededBug::BudgetForgetsInput) => return,
+                Step::More(_) if seeded(SeededBug::BudgetIgnored) => {}
                 Step::More(left) => budget = left,
             }
             if budget == 0 || self.table.cx.arena.is_full() {
@@ -167,7 +169,7 @@ impl<S: System> EventLoop<S> {
             return Step::Done; // What the callback did has put it in line again.
         }
         connection.flags.remove(Flag::Ready);
-        if !connection.wants_turn() {
+        if !connection.wants_turn() && !seeded(SeededBug::ReadsWhilePaused) {
             return Step::Done; // A callback has paused, throttled or closed it since it was added to the list.
         }
         if !connection.is_open()
@@ -266,8 +268,7 @@ impl<S: System> EventLoop<S> {
                 let last =
                     n < into.len() && connection.is_short_read_final() || seeded(SeededBug::AnyReadDrains);
                 connection.flags.remove_if(Flag::Readable, last);
-                // Discarded bytes are not charged to a rate: the other members of a group would pay for them.
-                if connection.optional.is_some() && connection.is_open() {
+                if connection.optional.is_some() {
                     connection.spend_rate(n, cx);
                 }
                 if last { ReadOutcome::Drained(n) } else { ReadOutcome::More(n) }
@@ -379,16 +380,17 @@ impl<S: System> EventLoop<S> {
         let (connection, cx) = self.table.at(id.slot);
         if !connection.is_open() || inbox.is_empty() {
             cx.memory -= before;
-        } else if connection.flags.contains(Flag::Piped) {
+        } else if connection.flags.contains(Flag::Piped) && !seeded(SeededBug::PipedRestKept) {
+            mark!("input left by the callback that piped");
             cx.memory -= before;
             self.relay(id, inbox.unread());
         } else {
-            let begins = before == 0 || delivered.taken > 0;
+            let begins = before == 0 || delivered.taken > 0 || seeded(SeededBug::DribbleRenewsMessage);
             connection.put_inbox(inbox, before, arrived, begins, cx);
             connection.after_delivery(delivered.is_cut, cx);
             connection.push_ready(cx);
             // Checked here and not once per turn: inboxes of a thousand connections can grow in one phase.
-            if cx.is_over_memory() {
+            if cx.is_over_memory() && !seeded(SeededBug::EvictedAfterAll) {
                 self.table.evict();
             }
         }
@@ -400,7 +402,7 @@ impl<S: System> EventLoop<S> {
         let (connection, cx) = self.table.at(id.slot);
         connection.on_end_read();
         connection.last_activity = cx.now;
-        let finished = connection.outgoing == Half::Ended;
+        let finished = connection.outgoing == Half::Ended || seeded(SeededBug::EndClosesBothWays);
         if connection.flags.contains(Flag::Piped) {
             self.relay_fin(id);
         } else {

@@ -6,8 +6,10 @@ use std::mem;
 
 use super::EventLoop;
 use crate::base::id::ConnId;
+use crate::base::mark::mark;
 use crate::base::observer::{Phase, Step};
 use crate::base::reason::{CloseReason, ClosedInfo};
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::Connection;
 use crate::connection::state::{Flag, Half};
 use crate::connection::table::REFUSED;
@@ -32,7 +34,8 @@ impl<S: System> EventLoop<S> {
         let mut reaped = 0;
         // Stops when the arena is full of what the callbacks have sent; the next turn writes it. At least one
         // connection is reaped, so that every turn makes progress.
-        while reaped < line.len().min(CLOSED_PER_TURN) && (reaped == 0 || !self.table.cx.arena.is_full()) {
+        let max = if seeded(SeededBug::ReapUnbounded) { usize::MAX } else { CLOSED_PER_TURN };
+        while reaped < line.len().min(max) && (reaped == 0 || !self.table.cx.arena.is_full()) {
             self.reap_one(line[reaped]);
             reaped += 1;
         }
@@ -63,6 +66,7 @@ impl<S: System> EventLoop<S> {
         let (peer, local) = (connection.peer_address(), self.table.local(&connection));
         if let Some(stream) = connection.stream.take() {
             let incomplete = connection.is_incomplete() && connection.outgoing != Half::Ended;
+            mark!("reaped with its stream");
             match reason.drops_queue() || incomplete {
                 // An abort, an error or a limit dropped bytes: a FIN would tell the peer that the reply is complete.
                 true => self.system.reset(stream),
@@ -88,6 +92,7 @@ impl<S: System> EventLoop<S> {
         let service = (connection.service != REFUSED).then(|| self.table.service_id(connection.service));
         self.table.cx.observers.tell(|| Step::Close { service, gone: &gone });
         if service.is_none() {
+            mark!("a refused connection ends");
             return; // No service has seen it.
         }
         if let Some(lookup) = connection.dial().and_then(|dial| dial.lookup) {
@@ -106,6 +111,7 @@ impl<S: System> EventLoop<S> {
         let Some(dialed_by) = gone.optional.as_ref().and_then(|optional| optional.dialed_by) else { return };
         let holder = self.table.find(dialed_by);
         if holder.is_some_and(|holder| holder.flags.contains(Flag::UsedReservedSlot) && holder.is_live()) {
+            mark!("a slot is reserved again");
             self.table.reserve(dialed_by);
         }
     }

@@ -9,7 +9,9 @@ use super::read::{ReadOutcome, Target, prefix};
 use crate::base::address::Address;
 use crate::base::filter::Opened;
 use crate::base::id::ConnId;
+use crate::base::mark::mark;
 use crate::base::reason::CloseReason;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::state::{FilterStage, Flag, Half};
 use crate::connection::tls::RECORD_MAX;
 use crate::parts::arena::READ_MAX;
@@ -71,7 +73,9 @@ impl<S: System> EventLoop<S> {
                 return;
             }
             let Some(id) = self.next_handshake() else { return };
+            mark!("a queued handshake starts");
             if let Some(slow) = self.table.cx.handshakes.to_evict(max, now) {
+                mark!("a stalled handshake gives up its place");
                 self.table.cx.handshakes.remove(slow);
                 if let Some((connection, cx)) = self.table.get(slow) {
                     connection.close(CloseReason::HandshakeTimeout, cx);
@@ -112,7 +116,8 @@ impl<S: System> EventLoop<S> {
         }
         // Bytes that arrived after the STARTTLS request are handshake data. If they were delivered as plaintext, an
         // attacker could insert commands before the encryption starts.
-        let mut early = connection.unread().to_vec();
+        let mut early =
+            if seeded(SeededBug::EarlyRecordLost) { Vec::new() } else { connection.unread().to_vec() };
         let length = early.len();
         connection.drop_inbox(cx);
         self.decrypt(id, &mut early, 0, 0, length);
@@ -127,6 +132,7 @@ impl<S: System> EventLoop<S> {
         connection.filter = FilterStage::Open;
         connection.last_activity = cx.now;
         if let Some(outbox) = &mut connection.outbox {
+            mark!("bytes waited for the handshake");
             outbox.progress.since = cx.now; // The minimum write rate starts here: nothing could be written before.
         }
         let open_pending = connection.tls().is_some_and(|tls| tls.open_pending);
@@ -241,11 +247,14 @@ impl<S: System> EventLoop<S> {
         let Outcome { opened, buffered, fault, mut out } = outcome;
         let (connection, cx) = self.table.at(id.slot);
         if let Some(why) = fault {
+            mark!("a filter broke its contract");
             return connection.fail_tls(why, cx); // Nothing that it has returned can be used.
         }
         if !out.is_empty() && connection.filter != FilterStage::Ended && !connection.is_write_failed() {
             connection.push_wire(&out, cx);
-            connection.push_dirty(cx);
+            if !seeded(SeededBug::FilterOutputUnsent) {
+                connection.push_dirty(cx);
+            }
         }
         out.clear();
         out.shrink_to(SPARE_MAX);
@@ -272,7 +281,9 @@ impl<S: System> EventLoop<S> {
     /// After decryption: if plaintext is left in the filter, the next turn goes on with it; else its end is acted on.
     fn after_opened(&mut self, id: ConnId) {
         let (connection, _) = self.table.at(id.slot);
-        if connection.is_open() && connection.tls().is_some_and(|tls| tls.has_more) {
+        let more = connection.tls().is_some_and(|tls| tls.has_more) && !seeded(SeededBug::PlaintextForgotten);
+        if connection.is_open() && more {
+            mark!("plaintext is left in the filter");
             connection.flags.insert(Flag::Redeliver);
         }
         self.end_after_delivery(id);
@@ -281,9 +292,9 @@ impl<S: System> EventLoop<S> {
     /// The peer's FIN came, and it had not announced its end: the filter says whether it is one.
     pub(super) fn on_fin_below_filter(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
-        let is_ready = connection.filter.is_ready();
+        let (is_ready, unnoticed) = (connection.filter.is_ready(), seeded(SeededBug::TruncationUnnoticed));
         match connection.filter_mut() {
-            Some(filter) if is_ready && filter.ends_with_fin() => self.on_peer_end(id),
+            Some(filter) if is_ready && (filter.ends_with_fin() || unnoticed) => self.on_peer_end(id),
             _ => connection.on_truncated(cx),
         }
     }
@@ -311,6 +322,7 @@ impl<S: System> EventLoop<S> {
             tls.no_plaintext_yet = false;
         }
         if connection.flags.contains(Flag::Paused) {
+            mark!("plaintext for a paused connection");
             // `open` has paused it, and these bytes came in the same read as the end of the handshake.
             let mut inbox = connection.inbox.take().unwrap_or_default();
             let before = inbox.charge();

@@ -8,6 +8,7 @@ use std::mem;
 
 use super::EventLoop;
 use crate::base::id::ConnId;
+use crate::base::mark::mark;
 use crate::base::observer::{Phase, Step};
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
@@ -134,6 +135,7 @@ impl<S: System> EventLoop<S> {
             }
         }
         if wire.len() > 0 {
+            mark!("bytes behind a kernel pipe");
             // These bytes go behind those in a kernel pipe, so the pipe's bytes must be in the outbox before them.
             self.read_out(id);
         }
@@ -148,7 +150,9 @@ impl<S: System> EventLoop<S> {
         if !goes_on {
             return;
         }
-        if connection.can_write() && connection.flags.contains(Flag::Writable) {
+        let more = connection.can_write() && !seeded(SeededBug::BudgetForgetsOutput);
+        if more && connection.flags.contains(Flag::Writable) {
+            mark!("the write budget ended");
             connection.push_dirty(cx); // The budget ended, and the kernel has room: no event will come.
         }
         // Only now, after the write: what the kernel has taken at once was never a queue, and must not call `drained`.
@@ -201,16 +205,18 @@ impl<S: System> EventLoop<S> {
             return;
         }
         if connection.filter.is_handshaking() && connection.is_open() {
+            mark!("an end waits for the handshake");
             return; // Bytes may still be sent after the handshake, and the FIN goes behind them.
         }
         if connection.is_incomplete() && connection.stage == Stage::Closing && !leaves {
+            mark!("an incomplete stream gets no FIN");
             // A reset makes the kernel drop what it has not sent yet, so it comes after the linger time.
             return match connection.incoming {
                 Half::Ended => connection.close_now(CloseReason::PipePeerClosed, cx),
                 _ => connection.start_linger(cx),
             };
         }
-        if connection.filter == FilterStage::Open && !leaves {
+        if connection.filter == FilterStage::Open && !leaves && !seeded(SeededBug::CloseNotifyNotSent) {
             connection.push_close_notify(cx);
             // At once, and without a budget: it is some thirty bytes, and the FIN cannot be sent before it.
             let mut nothing = SegmentList::EMPTY;
@@ -244,7 +250,11 @@ impl<S: System> EventLoop<S> {
         connection.outgoing = Half::Ended;
         connection.last_activity = cx.now;
         match (connection.incoming, connection.stage) {
+            (Half::Ended, _) if seeded(SeededBug::BothEndsStayOpen) => {}
             (Half::Ended, _) => connection.close_now(CloseReason::Finished, cx),
+            (_, Stage::Closing) if seeded(SeededBug::CloseWithoutLinger) => {
+                connection.close_now(CloseReason::Local, cx)
+            }
             (_, Stage::Closing) => connection.start_linger(cx),
             _ => connection.rearm(cx),
         }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::base::id::ConnId;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 
 /// The inbound connections whose handshakes wait or are in progress.
@@ -63,7 +64,10 @@ impl HandshakeQueue {
 
     /// Whether one more handshake may start now: one waits, and a place is free or can be made free.
     pub(crate) fn may_start(&self, max: usize, now: Tick) -> bool {
-        !self.waiting.is_empty() && (self.in_progress.len() < max || self.slowest(max, now).is_some())
+        !self.waiting.is_empty()
+            && (self.in_progress.len() < max
+                || self.slowest(max, now).is_some()
+                || seeded(SeededBug::HandshakesUnbounded))
     }
 
     /// The handshake to evict before another one is started; `None` while a place is free.

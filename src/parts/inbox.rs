@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use memchr::memmem;
 
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 
 /// The input that a service has not taken yet.
@@ -95,7 +96,8 @@ impl Inbox {
     /// then a peer that is throttled again and again would never have to complete its message.
     pub(crate) fn resume_clocks(&mut self, now: Tick) {
         if let Some(since) = self.suspended.take() {
-            let span = now.0.saturating_sub(since.0);
+            let begin = if seeded(SeededBug::HoldRenewsMessage) { self.message_start } else { since };
+            let span = now.0.saturating_sub(begin.0);
             self.message_start.0 += span;
             self.progress.since.0 += span;
         }
@@ -209,7 +211,8 @@ impl<'a> Input<'a> {
 
     /// Whether the budget is spent and hides the bytes that are left.
     pub(crate) fn is_cut(&self) -> bool {
-        self.budget.is_some_and(|budget| budget.spent() >= DELIVERY_BUDGET) && self.taken < self.length
+        let spent = self.budget.is_some_and(|budget| budget.spent() >= DELIVERY_BUDGET);
+        spent && self.taken < self.length && !seeded(SeededBug::CallbackUnbounded)
     }
 
     /// The bytes that are not taken. They stay untaken.
@@ -299,7 +302,8 @@ impl<'a> Input<'a> {
         let here = self.bytes();
         let end = here.len().min(limit.saturating_add(needle.len()));
         // A needle may begin in the last bytes already searched and end in the new ones.
-        let from = self.scanned.saturating_sub(needle.len().saturating_sub(1)).min(end);
+        let back = if seeded(SeededBug::SplitNeedleMissed) { 0 } else { needle.len().saturating_sub(1) };
+        let from = self.scanned.saturating_sub(back).min(end);
         let found = match needle {
             [byte] => memchr::memchr(*byte, &here[from..end]),
             _ => memmem::find(&here[from..end], needle),

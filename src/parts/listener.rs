@@ -70,7 +70,7 @@ impl<L> Listener<L> {
 
     /// How many slots an accepted connection takes: two, if it reserves one to dial.
     pub(crate) fn slots(&self) -> usize {
-        1 + usize::from(self.reserve_slot)
+        1 + usize::from(self.reserve_slot && !seeded(SeededBug::PairTakesOneSlot))
     }
 
     /// Whether an accept now could return a connection.
@@ -80,7 +80,9 @@ impl<L> Listener<L> {
 
     /// When a paused listener tries again.
     pub(crate) fn retry_at(&self) -> Option<Tick> {
-        self.paused.filter(|_| self.acceptable).map(|paused| paused.until)
+        self.paused
+            .filter(|_| self.acceptable && !seeded(SeededBug::PausedListenerSleeps))
+            .map(|paused| paused.until)
     }
 
     /// Pauses for lack of descriptors or memory: for 10 ms, doubled each time up to 500 ms.

@@ -30,6 +30,7 @@
 use std::fmt;
 
 use crate::base::id::SLOTS_MAX;
+use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 
 /// A timer wheel: which slots are due, and when.
@@ -262,7 +263,7 @@ impl Wheel {
         }
         // Does not overflow: the digits above the span of a tick in `FAR` are greater than those of `elapsed`, so
         // those of `elapsed` are not the greatest possible.
-        let anyone = self.links[FAR as usize].next() != FAR;
+        let anyone = self.links[FAR as usize].next() != FAR && !seeded(SeededBug::FarDeadlineForgotten);
         anyone.then(|| (FAR, ((self.elapsed >> SPAN) + 1) << SPAN))
     }
 
@@ -273,7 +274,7 @@ impl Wheel {
         self.elapsed = if bucket == FAR { self.earliest_far().min(now) } else { start };
         self.links[bucket as usize] = Link::empty_bucket(bucket);
         self.mark_empty(bucket);
-        if bucket < PER_LEVEL {
+        if bucket < PER_LEVEL || seeded(SeededBug::WheelFiresEarly) {
             // All entries have the same tick, and `DUE` is empty (`pop_due` opens no bucket before): move the whole
             // ring.
             self.join(DUE, first);

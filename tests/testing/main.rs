@@ -1,6 +1,8 @@
 //! The test bench, as a program uses it to test a service of its own.
 
 mod faults;
+#[path = "../fuzz/mod.rs"]
+mod fuzz;
 mod hold;
 mod mirror;
 mod proxy;

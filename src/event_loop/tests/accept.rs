@@ -4,7 +4,7 @@ use super::*;
 use crate::config::dial::DialOptions;
 
 #[test]
-fn accepts_are_budgeted_and_carried_over() {
+pub(super) fn accepts_are_budgeted_and_carried_over() {
     let mut test = Setup::default().build(echo);
     let peers: Vec<PeerId> = (0..100).map(|_| test.script.connect()).collect();
     test.turn();
@@ -71,7 +71,7 @@ fn beyond_the_cap_on_refusals_the_rest_wait_in_the_backlog() {
 }
 
 #[test]
-fn accept_errors_of_one_peer_do_not_stop_the_next() {
+pub(super) fn accept_errors_of_one_peer_do_not_stop_the_next() {
     let mut test = Setup::default().build(echo);
     for errno in [libc::ECONNABORTED, libc::EPROTO, libc::EPERM, libc::EINTR] {
         test.script.fail_accept(std::io::Error::from_raw_os_error(errno).into());
@@ -97,7 +97,7 @@ fn a_broken_listener_is_closed_and_its_connections_live_on() {
 }
 
 #[test]
-fn a_stream_that_cannot_be_registered_is_closed_alone() {
+pub(super) fn a_stream_that_cannot_be_registered_is_closed_alone() {
     let mut test = Setup::default().build(echo);
     test.script.fail_register(1);
     let unlucky = test.script.connect();
@@ -116,7 +116,7 @@ fn with_descriptors(n: usize, overflow: Overflow) -> TestLoop {
 }
 
 #[test]
-fn without_descriptors_waiting_connections_are_served_when_some_are_freed() {
+pub(super) fn without_descriptors_waiting_connections_are_served_when_some_are_freed() {
     let mut test = with_descriptors(5, Overflow::Wait);
     let peers: Vec<PeerId> = (0..10).map(|_| test.script.connect()).collect();
     test.turn_until_quiet();
@@ -145,7 +145,7 @@ fn without_descriptors_the_listener_retries_by_itself() {
 }
 
 #[test]
-fn without_descriptors_excess_connections_are_closed_with_the_spare_descriptor() {
+pub(super) fn without_descriptors_excess_connections_are_closed_with_the_spare_descriptor() {
     let mut test = with_descriptors(5, Overflow::Refuse);
     let peers: Vec<PeerId> = (0..10).map(|_| test.script.connect()).collect();
     test.turn_until_quiet();
@@ -168,7 +168,7 @@ fn out_of_descriptors_on_an_empty_backlog_ends_the_accept_loop() {
 }
 
 #[test]
-fn a_paused_listener_without_a_free_slot_lets_the_loop_sleep() {
+pub(super) fn a_paused_listener_without_a_free_slot_lets_the_loop_sleep() {
     let mut test = at_capacity(1, Overflow::Wait);
     test.script.fail_accept(std::io::Error::from_raw_os_error(libc::EMFILE).into());
     test.script.connect();

@@ -192,7 +192,7 @@ fn a_service_has_its_own_connection_cap_and_can_close_its_listener() {
 }
 
 #[test]
-fn a_connection_that_reserves_a_slot_is_accepted_only_with_room_for_both() {
+pub(super) fn a_connection_that_reserves_a_slot_is_accepted_only_with_room_for_both() {
     let limits = Limits { connections: 5, ..Limits::default() };
     let listen = ListenOptions { reserve_slot: true, ..ListenOptions::default() };
     let mut test = Setup { limits, listen, ..Setup::default() }.build(echo);

@@ -79,7 +79,7 @@ fn a_member_that_does_not_read_stops_a_sender_for_a_moment_and_is_closed_at_its_
 }
 
 #[test]
-fn a_sender_is_read_again_when_the_receiver_that_it_waits_for_is_gone() {
+pub(super) fn a_sender_is_read_again_when_the_receiver_that_it_waits_for_is_gone() {
     let (mut test, members) = room(limits(16 * 1024 * 1024));
     let peers: Vec<PeerId> = (0..2).map(|_| test.script.connect()).collect();
     test.turn_until_quiet();
@@ -96,7 +96,7 @@ fn a_sender_is_read_again_when_the_receiver_that_it_waits_for_is_gone() {
 }
 
 #[test]
-fn what_one_callback_makes_is_bounded_by_the_memory_limit() {
+pub(super) fn what_one_callback_makes_is_bounded_by_the_memory_limit() {
     let limits = Limits { memory: 1024 * 1024, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(|socket, input| {
         input.take_all();

@@ -18,7 +18,7 @@ fn assert_about(passed: Duration, expected: Duration) {
 }
 
 #[test]
-fn the_idle_timeout_is_never_early() {
+pub(super) fn the_idle_timeout_is_never_early() {
     let limits = SocketLimits { idle: Some(2 * SECOND), ..no_idle() };
     for said_by_peer in [true, false] {
         let mut test = socket_limits(limits.clone()).build(discard);
@@ -223,7 +223,7 @@ fn a_half_closed_connection_times_out_without_traffic() {
 }
 
 #[test]
-fn a_lifetime_ends_a_connection_that_is_closing_too() {
+pub(super) fn a_lifetime_ends_a_connection_that_is_closing_too() {
     let mut test = socket_limits(SocketLimits { lifetime: Some(5 * SECOND), ..no_idle() }).build(discard);
     let (peer, id) = test.accept();
     test.script.window(peer, 0);
@@ -239,7 +239,7 @@ fn a_lifetime_ends_a_connection_that_is_closing_too() {
 }
 
 #[test]
-fn a_rate_does_not_restart_the_clocks_of_a_message() {
+pub(super) fn a_rate_does_not_restart_the_clocks_of_a_message() {
     for rate in [None, Some(1_000)] {
         let limits = SocketLimits { rate, message_timeout: Some(60 * SECOND), ..no_idle() };
         let mut test = socket_limits(limits).build(|_, _| {});

@@ -254,7 +254,7 @@ fn a_poke_of_a_connection_that_ends_reaches_neither_it_nor_the_next_in_its_slot(
 }
 
 #[test]
-fn a_poke_of_a_dial_waits_until_open_has_been_called() {
+pub(super) fn a_poke_of_a_dial_waits_until_open_has_been_called() {
     let mut test = Nudges::new(discard, |_| {});
     let service = test.service;
     let id = test.sockets().dial("10.0.0.9:1", service).expect("a slot");

@@ -13,7 +13,7 @@ fn dial(test: &mut TestLoop, port: u16) -> ConnId {
 }
 
 #[test]
-fn a_dialed_connection_gets_the_same_callbacks() {
+pub(super) fn a_dialed_connection_gets_the_same_callbacks() {
     let mut test = Setup::default().build_with(|socket| socket.send(b"hello"), discard);
     let id = dial(&mut test, 80);
     let peer = test.script.dialed()[0];

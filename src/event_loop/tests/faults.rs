@@ -4,7 +4,7 @@ use super::*;
 
 /// Fifty peers echo random bytes through a kernel that injects these faults. No byte may be lost, doubled or reordered,
 /// and no connection may be forgotten.
-fn run_with_faults(tape: &Tape) {
+pub(super) fn run_with_faults(tape: &Tape) {
     let limits = Limits {
         connections: 8,
         read_budget: 100 + tape.below(3_000) as usize,

@@ -67,7 +67,7 @@ fn a_line_that_comes_byte_by_byte_is_searched_once() {
 }
 
 #[test]
-fn a_message_of_the_limit_is_kept_and_one_byte_more_closes() {
+pub(super) fn a_message_of_the_limit_is_kept_and_one_byte_more_closes() {
     let limits = SocketLimits { message: 1_000, ..no_idle() };
     let mut test = socket_limits(limits).build(|_, _| {});
     let (peer, id) = test.accept();
@@ -82,7 +82,7 @@ fn a_message_of_the_limit_is_kept_and_one_byte_more_closes() {
 }
 
 #[test]
-fn a_paused_socket_is_not_read_and_gets_what_was_left_when_it_resumes() {
+pub(super) fn a_paused_socket_is_not_read_and_gets_what_was_left_when_it_resumes() {
     let mut test = Setup::default().build(|socket, input| {
         socket.send(input.take(2));
         if !input.is_empty() {

@@ -45,7 +45,7 @@ fn busy(wants: bool) -> (EventLoop<Sim>, Script, Busy) {
 }
 
 #[test]
-fn a_peer_that_leaves_a_paused_connection_is_noticed_in_that_turn() {
+pub(super) fn a_peer_that_leaves_a_paused_connection_is_noticed_in_that_turn() {
     let (mut event_loop, script, busy) = busy(true);
     let peer = script.connect();
     script.feed(peer, b"p");

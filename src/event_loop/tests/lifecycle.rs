@@ -26,7 +26,7 @@ fn shutdown_closes_listeners_at_once_and_connections_after_the_grace_period() {
 }
 
 #[test]
-fn posts_run_in_their_order_and_within_their_budget() {
+pub(super) fn posts_run_in_their_order_and_within_their_budget() {
     let limits = Limits { posts: 10, posts_per_turn: 4, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(echo);
     let handle = test.event_loop.handle();
@@ -152,7 +152,7 @@ impl Service for SetsTimers {
 }
 
 #[test]
-fn a_shutdown_ends_although_closed_sets_a_timer() {
+pub(super) fn a_shutdown_ends_although_closed_sets_a_timer() {
     let (sim, script) = Sim::new();
     let mut event_loop = EventLoop::new(sim, Limits::default()).unwrap();
     let service = event_loop.add(SetsTimers(None), None);
@@ -170,7 +170,7 @@ fn a_shutdown_ends_although_closed_sets_a_timer() {
 }
 
 #[test]
-fn no_more_posts_wait_than_the_limit() {
+pub(super) fn no_more_posts_wait_than_the_limit() {
     let limits = Limits { posts: 10, posts_per_turn: 1, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(echo);
     let handle = test.event_loop.handle();
@@ -188,7 +188,7 @@ fn no_more_posts_wait_than_the_limit() {
 }
 
 #[test]
-fn closed_callbacks_of_one_turn_are_bounded() {
+pub(super) fn closed_callbacks_of_one_turn_are_bounded() {
     let limits = Limits { accepts_per_turn: 5_000, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(discard);
     let peers: Vec<PeerId> = (0..2_000).map(|_| test.script.connect()).collect();

@@ -140,7 +140,7 @@ fn a_late_lookup_answer_is_ignored() {
 }
 
 #[test]
-fn pending_lookups_are_bounded() {
+pub(super) fn pending_lookups_are_bounded() {
     let limits = Limits { lookups: 3, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(discard);
     let ids: Vec<ConnId> = (0..4).map(|n| dial(&mut test, &format!("n{n}.example:1"))).collect();
@@ -238,7 +238,7 @@ fn two_attempts_that_connect_at_once_are_one_connection() {
 }
 
 #[test]
-fn closing_or_aborting_a_dial_in_any_state_gives_one_closed_callback_and_leaves_nothing_open() {
+pub(super) fn closing_or_aborting_a_dial_in_any_state_gives_one_closed_callback_and_leaves_nothing_open() {
     for abort in [false, true] {
         for state in 0..4 {
             let mut test = test_loop();
@@ -306,7 +306,7 @@ fn only_addresses_of_the_version_asked_for_and_none_that_a_rule_forbids_are_trie
 }
 
 #[test]
-fn extra_attempts_are_bounded_in_the_whole_reactor() {
+pub(super) fn extra_attempts_are_bounded_in_the_whole_reactor() {
     let limits = Limits { extra_attempts: 2, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(discard);
     for n in 0..4 {

@@ -58,7 +58,7 @@ fn a_line_queued_in_two_loops_of_one_thread_is_charged_to_each() {
 }
 
 #[test]
-fn past_the_memory_the_largest_queue_goes_first_and_only_until_it_fits() {
+pub(super) fn past_the_memory_the_largest_queue_goes_first_and_only_until_it_fits() {
     let limits = Limits { memory: 300_000, socket: no_idle(), ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(|socket, input| {
         let n = input.take_all().len();
@@ -100,7 +100,7 @@ fn near_the_memory_limit_a_connection_with_a_queue_is_not_read() {
 }
 
 #[test]
-fn inboxes_that_grow_in_one_turn_keep_to_the_memory_limit() {
+pub(super) fn inboxes_that_grow_in_one_turn_keep_to_the_memory_limit() {
     let seen = Rc::new(RefCell::new(0_usize));
     let max = seen.clone();
     let limits = Limits { memory: 1 << 20, accepts_per_turn: 1_000, socket: no_idle(), ..Limits::default() };
@@ -141,7 +141,7 @@ fn room_of_a_hundred() -> (TestLoop, Vec<PeerId>) {
 }
 
 #[test]
-fn a_burst_of_short_lines_to_a_room_is_spread_over_turns_and_arrives_whole() {
+pub(super) fn a_burst_of_short_lines_to_a_room_is_spread_over_turns_and_arrives_whole() {
     const LINES: usize = 8 * 1024;
     let (mut test, peers) = room_of_a_hundred();
     test.script.feed(peers[0], &b"x\n".repeat(LINES));

@@ -8,10 +8,12 @@ mod deferred;
 mod dial;
 mod faults;
 mod filters;
+mod hunt;
 mod input;
 mod leaving;
 mod lifecycle;
 mod lookups;
+mod marks;
 mod memory;
 mod observer;
 mod output;
@@ -27,7 +29,7 @@ mod timers;
 mod tls;
 mod world;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
@@ -295,7 +297,16 @@ fn at_capacity(max: usize, overflow: Overflow) -> TestLoop {
     Setup { limits, listen, ..Setup::default() }.build(echo)
 }
 
+thread_local! {
+    /// Turns that all loops of this thread have taken.
+    static TURNS: Cell<u64> = const { Cell::new(0) };
+}
+
 impl EventLoop<Sim> {
+    pub(super) fn count_turn() {
+        TURNS.set(TURNS.get() + 1);
+    }
+
     /// Turns until neither the loop nor a peer has anything to do.
     pub(crate) fn turn_until_quiet(&mut self, script: &Script) {
         for _ in 0..10_000 {

@@ -143,7 +143,7 @@ fn an_answer_larger_than_the_cap_reaches_a_peer_that_reads() {
 }
 
 #[test]
-fn a_further_send_to_a_queue_beyond_the_cap_closes_the_slow_reader_with_a_reset() {
+pub(super) fn a_further_send_to_a_queue_beyond_the_cap_closes_the_slow_reader_with_a_reset() {
     let limits = SocketLimits { queue: 100_000, read_when_full: true, ..no_idle() };
     let mut test = socket_limits(limits).build(|socket, input| {
         input.take_all();
@@ -181,7 +181,7 @@ fn our_end_follows_the_queue_and_not_before() {
 }
 
 #[test]
-fn a_close_with_unread_input_lingers_so_that_no_reset_destroys_the_reply() {
+pub(super) fn a_close_with_unread_input_lingers_so_that_no_reset_destroys_the_reply() {
     let mut test = Setup::default().build(|socket, input| {
         input.take_all();
         socket.send(b"goodbye");

@@ -136,7 +136,7 @@ fn a_pipe_whose_ends_both_stop_reading_is_closed_by_the_minimum_rate() {
 }
 
 #[test]
-fn when_one_end_is_reset_the_other_gets_its_data_and_then_a_reset() {
+pub(super) fn when_one_end_is_reset_the_other_gets_its_data_and_then_a_reset() {
     let (mut test, [a, b], ids) = pair();
     test.script.window(b, 0);
     test.script.feed(a, b"last words");
@@ -248,25 +248,27 @@ pub(super) fn assert_nothing_is_lost(
     assert_eq!(ids.map(|id| test.close_reason(id)), [Some(CloseReason::Finished); 2]);
 }
 
+pub(super) fn run_with_faults(tape: &Tape) {
+    let (mut test, peers, ids) = pair();
+    test.script.inject_faults(tape);
+    let mut sent: [Vec<u8>; 2] = Default::default();
+    let mut received: [Vec<u8>; 2] = Default::default();
+    for round in 0..60_u8 {
+        for (from, &peer) in peers.iter().enumerate() {
+            let bytes = vec![round; tape.below(30_000) as usize];
+            test.script.feed(peer, &bytes);
+            sent[from].extend(bytes);
+            test.script.window(peer, tape.below(40_000) as usize);
+            test.turn();
+            received[from].extend(test.script.received(peer));
+        }
+    }
+    assert_nothing_is_lost(&mut test, peers, ids, sent, received);
+}
+
 #[test]
 fn a_pipe_loses_no_byte_under_injected_faults() {
-    each_seed(40, |tape| {
-        let (mut test, peers, ids) = pair();
-        test.script.inject_faults(tape);
-        let mut sent: [Vec<u8>; 2] = Default::default();
-        let mut received: [Vec<u8>; 2] = Default::default();
-        for round in 0..60_u8 {
-            for (from, &peer) in peers.iter().enumerate() {
-                let bytes = vec![round; tape.below(30_000) as usize];
-                test.script.feed(peer, &bytes);
-                sent[from].extend(bytes);
-                test.script.window(peer, tape.below(40_000) as usize);
-                test.turn();
-                received[from].extend(test.script.received(peer));
-            }
-        }
-        assert_nothing_is_lost(&mut test, peers, ids, sent, received);
-    });
+    each_seed(40, run_with_faults);
 }
 
 /// A server that reads a header of three bytes in `data` and then pipes its peer with another connection, as servers of
@@ -289,7 +291,7 @@ fn pipes_in_data() -> (TestLoop, [PeerId; 2], [ConnId; 2]) {
 }
 
 #[test]
-fn input_left_by_the_callback_that_pipes_is_relayed_at_once_and_once() {
+pub(super) fn input_left_by_the_callback_that_pipes_is_relayed_at_once_and_once() {
     let (mut test, [a, b], _) = pipes_in_data();
     test.script.feed(a, b"HDRrest");
     test.turn_until_quiet();

@@ -254,13 +254,15 @@ impl World {
     }
 }
 
+pub(super) fn run(tape: &Tape) {
+    let mut world = World::new(tape);
+    for _ in 0..300 {
+        world.step();
+    }
+    world.come_to_rest();
+}
+
 #[test]
 fn no_script_breaks_the_life_of_a_connection() {
-    each_seed(200, |tape| {
-        let mut world = World::new(tape);
-        for _ in 0..300 {
-            world.step();
-        }
-        world.come_to_rest();
-    });
+    each_seed(200, run);
 }

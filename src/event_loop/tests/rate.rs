@@ -19,7 +19,7 @@ fn stuffed(test: &mut TestLoop) -> (PeerId, ConnId) {
 }
 
 #[test]
-fn a_rate_is_held_within_a_twentieth_over_ten_seconds() {
+pub(super) fn a_rate_is_held_within_a_twentieth_over_ten_seconds() {
     for rate in [20_000, RATE, 2 * RATE] {
         let mut test = socket_limits(SocketLimits { rate: Some(rate), ..no_idle() }).build(discard);
         let (peer, id) = stuffed(&mut test);
@@ -95,7 +95,7 @@ fn a_dry_run_counts_connections_that_would_be_throttled() {
 const GROUP_RATE: usize = 100_000;
 
 #[test]
-fn input_discarded_while_closing_spends_no_rate_of_its_group() {
+pub(super) fn input_discarded_while_closing_spends_no_rate_of_its_group() {
     let mut test = socket_limits(no_idle()).build(discard);
     let group = test.sockets().add_group(GROUP_RATE).unwrap();
     let ((closing, id), (other, id_other)) = (test.accept(), test.accept());
@@ -137,7 +137,7 @@ fn discarding_input_keeps_to_the_read_budget_of_a_turn() {
 }
 
 #[test]
-fn a_raised_group_rate_reaches_throttled_members() {
+pub(super) fn a_raised_group_rate_reaches_throttled_members() {
     let mut test = socket_limits(no_idle()).build(discard);
     let group = test.sockets().add_group(2).unwrap();
     let (peer, id) = test.accept();

@@ -80,7 +80,7 @@ fn what_a_budget_cut_off_is_read_in_the_next_turn_without_an_event() {
 }
 
 #[test]
-fn a_flood_on_one_socket_does_not_starve_another() {
+pub(super) fn a_flood_on_one_socket_does_not_starve_another() {
     let mut test = Setup::default().build(echo);
     let (blaster, _) = test.accept();
     let (pinger, _) = test.accept();
@@ -122,7 +122,7 @@ fn a_newly_readable_connection_is_read_before_those_carried_over() {
 }
 
 #[test]
-fn extra_read_budgets_are_granted_while_no_connection_waits_and_at_most_eight() {
+pub(super) fn extra_read_budgets_are_granted_while_no_connection_waits_and_at_most_eight() {
     let limits = Limits { read_budget: 1_000, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(discard);
     let blasters = [test.accept().0, test.accept().0];
@@ -160,7 +160,7 @@ fn what_came_before_a_reset_is_delivered() {
 }
 
 #[test]
-fn an_event_of_a_closed_connection_is_dropped() {
+pub(super) fn an_event_of_a_closed_connection_is_dropped() {
     let mut test = Setup::default().build(echo);
     let (peer, id) = test.accept();
     let token = test.script.token(peer).unwrap();
@@ -208,7 +208,7 @@ fn an_idle_loop_sleeps_until_a_connection_arrives() {
 }
 
 #[test]
-fn a_connection_paused_by_another_gets_no_data_although_it_is_in_the_ready_list() {
+pub(super) fn a_connection_paused_by_another_gets_no_data_although_it_is_in_the_ready_list() {
     let target: Rc<RefCell<Option<ConnId>>> = Rc::default();
     let pauses = target.clone();
     let mut test = socket_limits(no_idle()).build(move |socket, input| {
@@ -251,7 +251,7 @@ fn unlimited_budgets_do_not_stop_the_loop() {
 }
 
 #[test]
-fn input_that_came_before_a_reset_is_delivered_although_a_write_fails_first() {
+pub(super) fn input_that_came_before_a_reset_is_delivered_although_a_write_fails_first() {
     let limits = Limits { read_budget: 1_000, carried_over_budget: 1_000, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(|socket, input| {
         input.take_all();
@@ -271,7 +271,7 @@ fn input_that_came_before_a_reset_is_delivered_although_a_write_fails_first() {
 }
 
 #[test]
-fn a_reset_is_noticed_within_a_second_while_the_connection_is_held() {
+pub(super) fn a_reset_is_noticed_within_a_second_while_the_connection_is_held() {
     for held in ["paused", "full", "half-closed"] {
         let limits = SocketLimits { min_write_rate: None, half_closed: None, ..no_idle() };
         let setup = Setup { finishes: false, ..socket_limits(limits) };

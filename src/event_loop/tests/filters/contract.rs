@@ -184,7 +184,8 @@ fn a_filter_that_returns_plaintext_in_its_handshake_ends_its_connection() {
 }
 
 #[test]
-fn a_filter_that_promises_more_plaintext_and_returns_none_ends_its_connection() {
+pub(in crate::event_loop::tests) fn a_filter_that_promises_more_plaintext_and_returns_none_ends_its_connection()
+ {
     let text = "Tls: the filter says that there is more plaintext, and returns none";
     assert_eq!(after(Lie::MoreForEver, echo), text);
 }

@@ -1,7 +1,7 @@
 //! Filters that are not TLS: a cipher without a handshake, and a compressor. In `contract`, filters that are wrong.
 
 mod cipher;
-mod contract;
+pub(super) mod contract;
 mod zlib;
 
 use flate2::FlushCompress;
@@ -48,7 +48,7 @@ fn a_stream_that_arrives_byte_by_byte_is_the_one_that_was_sent() {
 }
 
 /// Echoes through a filter on a kernel with short, early, late and interrupted calls.
-fn run_with_faults(tape: &Tape) {
+pub(super) fn run_with_faults(tape: &Tape) {
     let limits = Limits {
         read_budget: 1_000 + tape.below(30_000) as usize,
         write_budget: 1_000 + tape.below(30_000) as usize,
@@ -230,7 +230,7 @@ fn a_filter_that_starts_in_mid_stream_leaves_what_was_sent_before_as_it_is() {
 const MIB: usize = 1024 * 1024;
 
 #[test]
-fn a_compression_bomb_takes_many_turns_and_little_memory() {
+pub(super) fn a_compression_bomb_takes_many_turns_and_little_memory() {
     const BUDGET: usize = 4 * 1024;
     const LENGTH: usize = 64 * MIB;
     let taken = Rc::new(RefCell::new(0));

@@ -57,7 +57,7 @@ fn a_close_notify_is_a_clean_end() {
 }
 
 #[test]
-fn a_fin_without_close_notify_is_truncation() {
+pub(in crate::event_loop::tests) fn a_fin_without_close_notify_is_truncation() {
     let mut test = tls_setup(no_idle()).build(echo);
     let (peer, id) = handshaken(&mut test);
     test.script.feed(peer, &record(b"and then"));
@@ -141,7 +141,7 @@ fn a_message_over_several_records_is_put_together() {
 }
 
 #[test]
-fn a_connection_paused_in_open_gets_no_data_until_resumed() {
+pub(in crate::event_loop::tests) fn a_connection_paused_in_open_gets_no_data_until_resumed() {
     let mut test = tls_setup(no_idle()).build_with(|socket| socket.pause(), echo);
     let peer = test.script.connect();
     test.script.feed(peer, &[&b"HELLO\nTHANKS\n"[..], &record(b"early")].concat());

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Encrypted echoes, half of them through a pipe, on a kernel with short, early, late and interrupted calls.
-fn run_with_faults(tape: &Tape) {
+pub(in crate::event_loop::tests) fn run_with_faults(tape: &Tape) {
     let limits = Limits {
         read_budget: 100 + tape.below(30_000) as usize,
         write_budget: 100 + tape.below(30_000) as usize,

@@ -97,7 +97,7 @@ fn silent_and_slow_handshakes_end_at_the_deadline() {
 }
 
 #[test]
-fn concurrent_handshakes_are_limited_and_the_newest_starts_next() {
+pub(in crate::event_loop::tests) fn concurrent_handshakes_are_limited_and_the_newest_starts_next() {
     let mut plan = tls_setup(no_idle());
     plan.limits.handshakes = 3;
     let mut test = plan.build(echo);
@@ -123,7 +123,7 @@ fn concurrent_handshakes_are_limited_and_the_newest_starts_next() {
 }
 
 #[test]
-fn a_handshake_stalled_for_a_second_gives_up_its_place() {
+pub(in crate::event_loop::tests) fn a_handshake_stalled_for_a_second_gives_up_its_place() {
     let mut plan = tls_setup(no_idle());
     plan.limits.handshakes = 2;
     let mut test = plan.build(echo);

@@ -1,11 +1,11 @@
 //! Connections with a filter, of which TLS is one.
 
-mod data;
+pub(super) mod data;
 mod dial;
-mod faults;
-mod handshake;
+pub(super) mod faults;
+pub(super) mod handshake;
 mod pipe;
-mod starttls;
+pub(super) mod starttls;
 
 use super::test_filter::{client, parse_records, record, server};
 use super::*;

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn after_starttls_bytes_behind_the_request_are_not_plaintext() {
+pub(in crate::event_loop::tests) fn after_starttls_bytes_behind_the_request_are_not_plaintext() {
     let mut test = Setup::default().build(|socket, input| {
         if socket.filter_info().is_some() {
             return socket.send(input.take_all());
@@ -147,7 +147,7 @@ fn a_connection_queued_for_its_handshake_does_not_keep_the_loop_awake() {
 }
 
 #[test]
-fn bytes_read_between_start_filter_and_the_handshake_are_not_lost() {
+pub(in crate::event_loop::tests) fn bytes_read_between_start_filter_and_the_handshake_are_not_lost() {
     let mut test = socket_limits(no_idle()).build(|socket, input| {
         if input.bytes().starts_with(b"STARTTLS\n") {
             input.take(9);

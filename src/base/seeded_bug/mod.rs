@@ -5,7 +5,13 @@
 //! each bug on and counts the turns until a test fails; `docs/seeded-bugs.md` has its table.
 
 #[cfg(any(test, feature = "testing"))]
+mod table;
+
+#[cfg(any(test, feature = "testing"))]
 use std::cell::Cell;
+
+#[cfg(any(test, feature = "testing"))]
+use self::table::TABLE;
 
 /// A fault of an event loop that can be switched on, to see that a test finds it.
 ///
@@ -34,20 +40,86 @@ pub enum SeededBug {
     ShortReadDrains,
     AnyReadDrains,
     BudgetForgetsInput,
+    BudgetForgetsOutput,
+    BudgetIgnored,
+    HoldForgetsReadiness,
     WriteEdgeMissed,
+    AnyWriteBlocks,
+    EndBeforeData,
     EndSeenOnlyByRead,
+    ErrorEventIgnored,
+    LastEventDropped,
+    InterruptCloses,
     GenerationUnchecked,
+    GenerationStands,
+    // Callbacks
+    ClosedTwice,
+    ReadsWhilePaused,
+    CallbackUnbounded,
+    HiddenInputForgotten,
     ResumeForgetsInput,
+    FullNeverDrained,
+    ClosedReceiverAwaited,
     // Accept
     AcceptStopsAfterOne,
+    AcceptsUnbounded,
+    AbortedPeerEndsListener,
+    EmfileIsEmpty,
     EmfileSpins,
+    PausedListenerSleeps,
+    FullListenerSpins,
+    UnregisteredKept,
+    PairTakesOneSlot,
     // Writing and closing
     FinBeforeQueue,
+    CloseWithoutLinger,
+    EndClosesBothWays,
+    BothEndsStayOpen,
+    FailedWriteDropsInput,
+    SlowReaderKept,
+    MemoryUnbounded,
+    EvictedAfterAll,
+    QueueNotDischarged,
+    MessageUnbounded,
+    ReapUnbounded,
+    // Pipes
     PipePeerClosesAtOnce,
+    PipePeerNotResumed,
+    PipeEndsWaitForEachOther,
+    FinNotRelayed,
+    PipedRestKept,
+    UnpipeKeepsHold,
+    SpliceBehindFin,
+    UsedPipeKept,
     // Time
     TimerNotRearmed,
+    DeadlineEarly,
+    WheelFiresEarly,
+    FarDeadlineForgotten,
+    DribbleRenewsMessage,
+    HoldRenewsMessage,
+    ClosingOutlivesLifetime,
+    TimersOutliveShutdown,
+    // Rates
+    RefillForgotten,
+    OldRateWaitedFor,
+    DiscardSpendsRate,
+    // Dials
+    WritableMeansConnected,
+    LostAttemptsCounted,
+    // Framing
+    SplitNeedleMissed,
+    // TLS
+    PlaintextForgotten,
+    FilterOutputUnsent,
+    CloseNotifyNotSent,
+    TruncationUnnoticed,
+    EarlyRecordLost,
+    HandshakesUnbounded,
     // Other threads
     WakeUpLost,
+    PostsForgotten,
+    MailboxUnbounded,
 }
 
 /// Whether this bug is switched on, in this thread.
@@ -108,81 +180,17 @@ impl SeededBug {
         TABLE[self as usize].2
     }
 
+    /// The bug that is switched on in this thread.
+    #[cfg(test)]
+    pub(crate) fn current() -> Option<SeededBug> {
+        SWITCHED_ON.get()
+    }
+
     /// Switches the bug on, in this thread and in place of any other, until the returned value is dropped.
     pub fn switch_on(self) -> SwitchedOn {
         SwitchedOn(SWITCHED_ON.replace(Some(self)))
     }
 }
-
-/// In the order of the variants: what goes wrong, and where it happened.
-#[cfg(any(test, feature = "testing"))]
-const TABLE: &[(SeededBug, &str, &str)] = &[
-    (
-        SeededBug::ShortReadDrains,
-        "A short read clears readiness although the peer's end was announced: the end is never read.",
-        "dotnet/runtime #38747, tokio #5866, haproxy #169",
-    ),
-    (
-        SeededBug::AnyReadDrains,
-        "Every read clears readiness, also one that filled its buffer: what is left waits for the next arrival.",
-        "mio #45; the documentation of mio under \"Draining readiness\"",
-    ),
-    (
-        SeededBug::BudgetForgetsInput,
-        "A connection whose read budget is used up is not put back into the ready list.",
-        "vibe-d/eventcore #20",
-    ),
-    (
-        SeededBug::WriteEdgeMissed,
-        "The event that tells of room in the send buffer does not schedule the queue.",
-        "sozu: \"Edge-triggered epoll TLS flush safety\" in its changelog",
-    ),
-    (
-        SeededBug::EndSeenOnlyByRead,
-        "The announcement of an end is not passed on, so a paused service never learns that its peer has left.",
-        "tidemill 0.1",
-    ),
-    (
-        SeededBug::GenerationUnchecked,
-        "Ids are compared by slot only: a late event or an old id reaches the next connection in the slot.",
-        "mio #172 and #219, nginx (`instance` bit), RUSTSEC-2024-0019",
-    ),
-    (
-        SeededBug::ResumeForgetsInput,
-        "A resumed connection waits for the next arrival although it has input that was not taken.",
-        "curl #17596, mongoose #47",
-    ),
-    (
-        SeededBug::AcceptStopsAfterOne,
-        "One accept clears the readiness of the listener: the rest of the backlog waits for the next peer.",
-        "vibe-d/eventcore #20",
-    ),
-    (
-        SeededBug::EmfileSpins,
-        "Without a descriptor left, accept is tried again at once: the loop spins.",
-        "bun #32705, libmill #182, warp #928, ranch #36",
-    ),
-    (
-        SeededBug::FinBeforeQueue,
-        "The FIN is sent while bytes are queued, and the queue is dropped.",
-        "haproxy #2505",
-    ),
-    (
-        SeededBug::PipePeerClosesAtOnce,
-        "When one end of a pipe closes, the other is closed without its queue being written.",
-        "haproxy #2505",
-    ),
-    (
-        SeededBug::TimerNotRearmed,
-        "A deadline that fired early is not armed again for the rest: the connection never times out.",
-        "theine-go #64",
-    ),
-    (
-        SeededBug::WakeUpLost,
-        "The loop clears its wake-up flag after it has taken the posts: one that comes in between is not noticed.",
-        "the comment at `Mailbox::take`: the order of its two steps",
-    ),
-];
 
 #[cfg(test)]
 mod tests {
@@ -196,7 +204,7 @@ mod tests {
             assert!(bug.fault().ends_with('.') && !bug.seen_in().is_empty(), "{bug:?}");
         }
         // The last variant; a bug added behind it must be added to the table, and here.
-        assert_eq!(SeededBug::all().count(), SeededBug::WakeUpLost as usize + 1);
+        assert_eq!(SeededBug::all().count(), SeededBug::MailboxUnbounded as usize + 1);
     }
 
     #[test]
