@@ -411,7 +411,7 @@ mod tests {
     #[test]
     fn rules_count_themselves_and_the_addresses_that_none_applies_to() {
         let mut rules = Rules::default();
-        assert!(rules.is_empty() && rules.len() == 0 && rules.iter().next().is_none());
+        assert!(rules.is_empty() && rules.iter().next().is_none());
         rules.allow("10.0.0.0/8".parse().unwrap());
         rules.deny("10.0.0.1".parse().unwrap(), RefuseMode::Reset);
         assert!(!rules.is_empty() && rules.len() == 2 && rules.iter().count() == 2);

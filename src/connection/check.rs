@@ -2,7 +2,7 @@
 
 use super::{Connection, NOT_DIRTY};
 use crate::connection::context::Context;
-use crate::connection::state::{Flag, Half, Stage};
+use crate::connection::state::{Flag, Stage};
 
 impl Connection {
     /// Asserts what must be true of a connection between two turns. Debug builds and simulations only.
@@ -37,7 +37,9 @@ impl Connection {
 
     /// Asserts that nothing is left undone when neither the loop nor the kernel has anything more to do at this time.
     /// What the kernel would accept is asked of the kernel, and not of the flags: a lost event leaves them wrong.
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn check_at_rest(&self, readable: bool, writable: bool) {
+        use crate::connection::state::Half;
         let id = self.id;
         let state =
             || format!("{:?}, in {:?}, out {:?}, {:?}", self.stage, self.incoming, self.outgoing, self.flags);

@@ -69,14 +69,8 @@ impl<S: System> EventLoop<S> {
                 Err(error) => match error {
                     // Only this peer is gone; the next in the backlog may be fine. It uses up one accept of the
                     // budget, so a flood of such peers ends too.
-                    AcceptError::PeerGone if seeded(SeededBug::AbortedPeerEndsListener) => {
-                        return self.table.listeners.all[index] = None;
-                    }
                     AcceptError::PeerGone => self.table.cx.stats.accept_aborted += 1,
                     AcceptError::Empty => return self.on_backlog_empty(index),
-                    AcceptError::NoDescriptor if seeded(SeededBug::EmfileIsEmpty) => {
-                        return self.on_backlog_empty(index);
-                    }
                     AcceptError::NoDescriptor => return self.out_of_descriptors(index),
                     AcceptError::NoMemory => return self.pause_accepts(index, "kernel memory"),
                     AcceptError::Broken(error) => {
@@ -143,9 +137,7 @@ impl<S: System> EventLoop<S> {
 
     /// Registers the stream of a connection that has a slot, and calls `open`; with TLS, after the handshake.
     fn start_connected(&mut self, id: ConnId, stream: Stream, filter: Option<FilterConfig>) {
-        let registered = self
-            .register(id, stream)
-            .or_else(|error| if seeded(SeededBug::UnregisteredKept) { Ok(()) } else { Err(error) });
+        let registered = self.register(id, stream);
         let (connection, cx) = self.table.at(id.slot);
         let service = connection.service;
         // A new socket has an empty send buffer. Without this the first write would wait for an event.

@@ -252,9 +252,6 @@ impl<S: System> EventLoop<S> {
         match (connection.incoming, connection.stage) {
             (Half::Ended, _) if seeded(SeededBug::BothEndsStayOpen) => {}
             (Half::Ended, _) => connection.close_now(CloseReason::Finished, cx),
-            (_, Stage::Closing) if seeded(SeededBug::CloseWithoutLinger) => {
-                connection.close_now(CloseReason::Local, cx)
-            }
             (_, Stage::Closing) => connection.start_linger(cx),
             _ => connection.rearm(cx),
         }

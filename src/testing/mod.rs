@@ -6,12 +6,12 @@ mod kernel;
 mod outcome;
 mod peer;
 mod recorder;
+mod report;
 mod scenario;
 mod scenario_find;
 mod scenario_run;
 mod scenario_services;
 mod scenarios;
-mod seed;
 mod services;
 mod step;
 mod step_source;
@@ -32,9 +32,6 @@ pub use self::scenario::{Scenario, ScenarioError};
 pub use self::scenario_find::Search;
 pub use self::scenario_run::PeerState;
 pub use self::scenarios::{NamedScenario, SCENARIOS};
-pub use self::seed::seeds;
-#[cfg(test)]
-pub(crate) use self::seed::{IS_SHRINKING, each_seed, run_seed, tape_of_environment};
 pub use self::step::{BREAKPOINTS, Cause, Happened, Moment, Stepper};
 pub use self::step_source::{PhaseSource, phase_source};
 use crate::base::address::Address;
@@ -42,8 +39,8 @@ use crate::base::observer::Phase;
 pub use crate::base::seeded_bug::{SeededBug, SwitchedOn};
 use crate::config::limits::Limits;
 use crate::event_loop::{EventLoop, Turn};
-pub use crate::sys::sim::Tape;
 use crate::sys::sim::{PeerId, Script, Sim};
+pub use crate::sys::sim::{Tape, seeds};
 
 /// A reactor on a simulated kernel, its peers, and the clock of both.
 ///

@@ -35,6 +35,8 @@ use self::table::TABLE;
 #[non_exhaustive]
 // `fault` says of each what it does, for programs that list them.
 #[allow(missing_docs)]
+// Public by `testing` only.
+#[cfg_attr(not(any(test, feature = "testing")), allow(unreachable_pub))]
 pub enum SeededBug {
     // Readiness
     ShortReadDrains,
@@ -63,16 +65,12 @@ pub enum SeededBug {
     // Accept
     AcceptStopsAfterOne,
     AcceptsUnbounded,
-    AbortedPeerEndsListener,
-    EmfileIsEmpty,
     EmfileSpins,
     PausedListenerSleeps,
     FullListenerSpins,
-    UnregisteredKept,
     PairTakesOneSlot,
     // Writing and closing
     FinBeforeQueue,
-    CloseWithoutLinger,
     EndClosesBothWays,
     BothEndsStayOpen,
     FailedWriteDropsInput,

@@ -109,16 +109,6 @@ pub(super) const TABLE: &[(SeededBug, &str, &str)] = &[
     ),
     (SeededBug::AcceptsUnbounded, "All connections of the backlog are accepted in one turn.", "redis #12178"),
     (
-        SeededBug::AbortedPeerEndsListener,
-        "A connection that was aborted in the backlog (ECONNABORTED) closes the listener.",
-        "tiny-http #283, hickory-dns #3725, grpc #29318",
-    ),
-    (
-        SeededBug::EmfileIsEmpty,
-        "An accept without a free descriptor counts as an empty backlog: the peers in it wait for the next one.",
-        "tokio #4782, payjoin #1608",
-    ),
-    (
         SeededBug::EmfileSpins,
         "Without a descriptor left, accept is tried again at once: the loop spins.",
         "bun #32705, libmill #182, warp #928, ranch #36",
@@ -134,11 +124,6 @@ pub(super) const TABLE: &[(SeededBug, &str, &str)] = &[
         "tidemill 0.1",
     ),
     (
-        SeededBug::UnregisteredKept,
-        "A stream that the kernel did not register is kept: no event comes for it.",
-        "capnproto #2365, swift-nio #1030",
-    ),
-    (
         SeededBug::PairTakesOneSlot,
         "A connection that will dial is accepted with room for itself only.",
         "sozu #714",
@@ -147,12 +132,6 @@ pub(super) const TABLE: &[(SeededBug, &str, &str)] = &[
         SeededBug::FinBeforeQueue,
         "The FIN is sent while bytes are queued, and the queue is dropped.",
         "haproxy #2505",
-    ),
-    (
-        SeededBug::CloseWithoutLinger,
-        "A closed connection is not read any more: the kernel answers unread input by a reset, which can \
-         destroy the reply.",
-        "Rocket #2783, seastar #1325, ureq #676",
     ),
     (
         SeededBug::EndClosesBothWays,

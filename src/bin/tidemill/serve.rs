@@ -83,10 +83,7 @@ pub fn serve_as<S: Service>(
         + options.observe.admin.as_ref().map_or(0, |_| admin::CONNECTIONS);
     let max = options.limits(descriptors().saturating_sub(extra));
     let connections = max.connections;
-    if dials && max.connections < 2 {
-        let what = "a proxied connection takes two of --max-connections, and only 1 is allowed";
-        return Err(CommandError::Usage(format!("{what} by it or by the limit of descriptors (ulimit -n)")));
-    }
+    room_for_a_pair(dials, &max)?;
     if options.config.check {
         return write_line("the options are right");
     }
@@ -139,6 +136,15 @@ pub fn serve_as<S: Service>(
     log_rules(reactor.rules(service));
     log_stats(&reactor.stats());
     self_loop.get().map_or(Ok(()), |error| Err(CommandError::Run(error.clone())))
+}
+
+/// A proxied connection is two.
+fn room_for_a_pair(dials: bool, max: &Limits) -> Result<(), CommandError> {
+    if !dials || max.connections >= 2 {
+        return Ok(());
+    }
+    let what = "a proxied connection takes two of --max-connections, and only 1 is allowed";
+    Err(CommandError::Usage(format!("{what} by it or by the limit of descriptors (ulimit -n)")))
 }
 
 /// None of the upstreams may be this server itself. Of names that are looked up later, the error is in the cell when

@@ -48,8 +48,7 @@ use crate::event_loop::EventLoop;
 use crate::parts::inbox::Input;
 use crate::parts::timers::TimerId;
 use crate::service::Service;
-use crate::sys::sim::{PeerId, Released, Script, Sim, Tape, address};
-use crate::testing::each_seed;
+use crate::sys::sim::{PeerId, Released, Script, Sim, Tape, address, each_seed};
 
 /// The callbacks that a service got, in order.
 #[derive(Clone, Debug, PartialEq)]

@@ -20,6 +20,7 @@ mod faults;
 mod inspect;
 mod network;
 mod readiness;
+mod replay;
 mod script;
 mod system;
 mod tape;
@@ -37,6 +38,9 @@ pub use self::inspect::{KernelListener, KernelSocket, KernelState};
 use self::network::{Answers, SimListener};
 pub(crate) use self::network::{DialResult, NameResult};
 pub(crate) use self::readiness::Profile;
+pub use self::replay::seeds;
+#[cfg(test)]
+pub(crate) use self::replay::{IS_SHRINKING, each_seed, run_seed, tape_of_environment};
 pub use self::tape::Tape;
 use self::trace::Trace;
 use crate::base::address::Address;

@@ -12,8 +12,8 @@ use crate::connection::sockets::Sockets;
 use crate::event_loop::EventLoop;
 use crate::parts::inbox::Input;
 use crate::service::Service;
+use crate::sys::sim::each_seed;
 use crate::sys::sim::{PeerId, Script, Sim, Tape, address};
-use crate::testing::each_seed;
 use crate::tls::{CertifiedKey, Client, ClientOptions, Server, ServerOptions, Trust};
 
 struct Echo;

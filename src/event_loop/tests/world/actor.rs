@@ -169,7 +169,7 @@ impl Actor {
 
     fn dial(&mut self, socket: &mut Socket<'_>) {
         let to = self.dials[self.below(self.dials.len() as u64)];
-        let backoff = Backoff { first: 50 * MS, max: 400 * MS, ..Backoff::default() };
+        let backoff = Backoff { first: 50 * MS, max: 400 * MS };
         let options = DialOptions {
             reconnect: (self.below(6) == 0).then_some(backoff),
             timeout: (self.below(3) == 0).then(|| self.span()),

@@ -20,8 +20,7 @@ use crate::base::observer::Step;
 use crate::connection::Connection;
 use crate::connection::table::Stop;
 use crate::sys::AcceptError;
-use crate::sys::sim::{Calls, Profile};
-use crate::testing::{IS_SHRINKING, run_seed, tape_of_environment};
+use crate::sys::sim::{Calls, IS_SHRINKING, Profile, run_seed, tape_of_environment};
 
 /// Turns of one world before it comes to rest.
 const TURNS: u64 = 1_500;

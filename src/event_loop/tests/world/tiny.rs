@@ -3,7 +3,6 @@
 
 use super::peers::Op;
 use super::*;
-use crate::services::Echo;
 
 /// What each peer does after it has connected.
 type Steps = [Op; 3];
@@ -17,6 +16,18 @@ const PAIRS: [[Steps; 2]; 3] = [
 
 /// The orders of two times four steps, and whether a turn follows each of the eight.
 const SCHEDULES: u64 = 70 * (1 << 8);
+
+struct Echo;
+
+impl Service for Echo {
+    type Session = ();
+
+    fn open(&mut self, _: &mut Socket<'_>) {}
+
+    fn data(&mut self, (): &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+        socket.send(input.take_all());
+    }
+}
 
 struct Tiny<'t> {
     event_loop: EventLoop<Sim>,
@@ -68,7 +79,7 @@ fn run(tape: &Tape, profile: Profile, scripts: &[Steps; 2]) {
     // Budgets below the length of a message: what they cut off is announced by no event.
     let limits = Limits { connections: 2, read_budget: 4, write_budget: 4, socket, ..Limits::default() };
     let mut event_loop = EventLoop::new(sim, limits).unwrap();
-    let service = event_loop.add(Echo::raw(), None);
+    let service = event_loop.add(Echo, None);
     let listen =
         if profile == Profile::Strict { Address::from(address()) } else { "unix:/x".parse().unwrap() };
     event_loop.listen(&listen, service, &ListenOptions::default()).unwrap();

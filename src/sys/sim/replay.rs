@@ -1,13 +1,11 @@
-//! Seeds: which ones a test runs, and what is printed when it fails.
+//! Which seeds and tapes a test runs, and how a failure is replayed.
 
-use std::io::{self, Write};
 use std::ops::Range;
+#[cfg(test)]
 use std::thread;
 
-use super::Bench;
 #[cfg(test)]
-use super::Tape;
-use crate::base::seeded_bug::{SeededBug, seeded};
+use super::tape::Tape;
 
 /// The seeds for a test that runs with many: `0..count`. With `TIDEMILL_SEED=7` in the environment only that one, to
 /// replay a failure; with `TIDEMILL_SEEDS=100000` so many in place of `count`.
@@ -68,7 +66,8 @@ pub(crate) fn run_seed<R>(seed: u64, run: &mut impl FnMut(&Tape) -> R) -> R {
     outcome.unwrap_or_else(|cause| {
         let test = thread::current().name().unwrap_or_default().to_string();
         let command = format!("cargo test --all-features --lib -- --exact {test}");
-        eprintln!("seed {seed}, choice {}; replay with: TIDEMILL_SEED={seed} {command}", tape.drawn());
+        let at = tape.drawn();
+        tell(&format!("seed {seed}, choice {at}; replay with: TIDEMILL_SEED={seed} {command}\n"));
         // The tries print nothing; a failure of another test at the same time prints less, too.
         let hook = take_hook();
         set_hook(Box::new(|_| {}));
@@ -82,10 +81,16 @@ pub(crate) fn run_seed<R>(seed: u64, run: &mut impl FnMut(&Tape) -> R) -> R {
         IS_SHRINKING.set(false);
         set_hook(hook);
         if short.len() <= PRINTED_MAX {
-            eprintln!("a shorter tape that fails: TIDEMILL_TAPE={short} {command}");
+            tell(&format!("a shorter tape that fails: TIDEMILL_TAPE={short} {command}\n"));
         }
         resume_unwind(cause)
     })
+}
+
+#[cfg(test)]
+fn tell(text: &str) {
+    // stderr may be closed; the test fails in any case.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
 }
 
 /// The message of a panic without its numbers: a shorter tape must fail in the same way.
@@ -104,37 +109,4 @@ thread_local! {
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is not a number")))
-}
-
-impl Bench {
-    /// What a failed test prints: the last steps, the seed, and how to replay it.
-    fn report(&self) -> String {
-        let (turns, elapsed) = (self.turns(), self.elapsed());
-        let steps = self.script.with_trace(|trace| trace.tail());
-        let mut text = format!("\nthe bench after {turns} turns and {elapsed:?} of simulated time; {steps}");
-        if let Some(link) = &self.page_link {
-            let bug = SeededBug::all().find(|&bug| seeded(bug));
-            let bug = bug.map_or(String::new(), |bug| format!("&bug={}", bug.name()));
-            return text + &format!("watch it in a browser: {link}{bug}\n");
-        }
-        if let Some(seed) = self.seed {
-            let test = match thread::current().name() {
-                // libtest gives the thread the name of the test, except with one thread for all.
-                Some(name) if name != "main" => format!(" -- --exact {name}"),
-                _ => String::new(),
-            };
-            let package = std::env::var("CARGO_PKG_NAME").map_or(String::new(), |name| format!(" -p {name}"));
-            text += &format!("seed {seed}; replay with: TIDEMILL_SEED={seed} cargo test{package}{test}\n");
-        }
-        text
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            // A failed print must not panic: in a drop while panicking, that would abort the process.
-            let _ = io::stderr().write_all(self.report().as_bytes());
-        }
-    }
 }
