@@ -65,7 +65,7 @@ fn each_shape_of_load_is_carried_and_no_byte_is_wrong() {
 
 #[test]
 fn it_counts_what_the_server_has_seen() {
-    let _others = shared();
+    let _quiet = exclusive();
     let mut echo = Server::start("echo --raw");
     let output = load(&format!("{} --duration 500ms --rate 4000 --size 100", echo.address));
     let count = number(&output, "count");
