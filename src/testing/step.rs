@@ -17,8 +17,9 @@ use crate::base::observer::{Observer, Phase, Source, Step};
 ///
 /// let scenario: Scenario = "serve echo\nann connects\nann says \"hello\"".parse().unwrap();
 /// let moments: Vec<_> = Stepper::new(&scenario).collect();
+/// // Turn 1 accepts; the new socket is writable in turn 2.
 /// let read = moments.iter().find(|moment| moment.happened.iter().any(|it| it.kind == "data")).unwrap();
-/// assert_eq!((read.cause.clone(), read.snapshot.turn), (Cause::Phase(Phase::Read), 2));
+/// assert_eq!((read.cause.clone(), read.snapshot.turn), (Cause::Phase(Phase::Read), 3));
 /// assert_eq!(read.snapshot.dirty[0].1, 5, "the answer waits for phase 6");
 /// ```
 ///
