@@ -7,7 +7,6 @@ use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use listenfd::ListenFd;
-use rustix::net::sockopt::socket_acceptconn;
 use sd_notify::NotifyState;
 use tidemill::{Input, Reactor, Service, ServiceId, ServiceSockets, Socket, Sockets, TimerId};
 
@@ -40,8 +39,8 @@ pub fn passed() -> Result<VecDeque<Passed>, String> {
         let any =
             tcp.or_else(|_| sockets.take_unix_listener(index).map(|unix| unix.map(PassedListener::Unix)));
         let listener = any.ok().flatten().filter(|listener| match listener {
-            PassedListener::Tcp(socket) => socket_acceptconn(socket.as_fd()).unwrap_or(false),
-            PassedListener::Unix(socket) => socket_acceptconn(socket.as_fd()).unwrap_or(false),
+            PassedListener::Tcp(socket) => is_listening(socket),
+            PassedListener::Unix(socket) => is_listening(socket),
         });
         let wrong = || {
             let descriptor = 3 + index;
@@ -53,6 +52,18 @@ pub fn passed() -> Result<VecDeque<Passed>, String> {
         listener.map(|listener| Passed { name: name.clone(), listener }).ok_or_else(wrong)
     };
     (0..count).map(take).collect()
+}
+
+/// Whether listen(2) was called on it (SO_ACCEPTCONN). Apple's systems have the name of the option, but not the option:
+/// there the first accept(2) reports the error.
+#[cfg(not(target_vendor = "apple"))]
+fn is_listening(socket: impl AsFd) -> bool {
+    rustix::net::sockopt::socket_acceptconn(socket).unwrap_or(false)
+}
+
+#[cfg(target_vendor = "apple")]
+fn is_listening(_: impl AsFd) -> bool {
+    true
 }
 
 /// Takes the sockets with this name, or all.
