@@ -207,11 +207,15 @@ pub(super) fn chat(bytes: &[u8]) {
     assert!(bench.heard_bytes(late).len() > 1, "a later member is greeted");
 }
 
+/// What one peer says at most. Each byte may take some turns of its own, and a bench gives up after 100,000.
+const SAID_MAX: usize = 10_000;
+
 /// One step of peers, as two bytes decide; `true` when the peer has gone.
 fn act(bench: &mut Bench, peer: Peer, choice: usize, n: usize, said: &mut Vec<u8>) -> bool {
     match choice % 8 {
         0..=2 => {
-            let piece: Vec<u8> = (0..n * 40).map(|i| (said.len() + i) as u8).collect();
+            let length = (n * 40).min(SAID_MAX - said.len());
+            let piece: Vec<u8> = (0..length).map(|i| (said.len() + i) as u8).collect();
             bench.say(peer, &piece);
             said.extend(piece);
         }
