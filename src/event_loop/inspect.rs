@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::dial::Attempts;
 use super::{EventLoop, Turn};
 use crate::base::id::ConnId;
 use crate::base::observer::Phase;
@@ -36,7 +37,7 @@ impl EventLoop<Sim> {
 
     /// How many sockets a dial has that are not connected yet.
     pub(crate) fn attempts_of(&self, id: ConnId) -> usize {
-        self.attempts.get(&id).map_or(0, |attempts| 1 + attempts.extra())
+        self.attempts.get(&id).map_or(0, Attempts::count)
     }
 
     /// How many closures other threads have posted that have not run.

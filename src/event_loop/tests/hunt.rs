@@ -10,6 +10,7 @@ use std::path::Path;
 
 use super::*;
 use crate::base::seeded_bug::SeededBug;
+use crate::sys::sim::number_of;
 
 /// A world that a seed decides.
 type World = fn(&Tape);
@@ -330,13 +331,9 @@ fn row(bug: SeededBug, all: &[Found]) -> String {
     format!("{} {world} | {median} | {p95} | `{message}` |\n", beginning(bug))
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[test]
 fn every_seeded_bug_is_found() {
-    let searches = number("TIDEMILL_HUNTS").unwrap_or(3);
+    let searches = number_of("TIDEMILL_HUNTS").unwrap_or(3);
     let (mut rows, mut missed) = (String::new(), Vec::new());
     for bug in SeededBug::all() {
         let all: Option<Vec<Found>> = match directed(bug) {

@@ -40,7 +40,9 @@ pub(crate) use self::network::{DialResult, NameResult};
 pub(crate) use self::readiness::Profile;
 pub use self::replay::seeds;
 #[cfg(test)]
-pub(crate) use self::replay::{IS_SHRINKING, each_seed, run_seed, tape_of_environment};
+pub(crate) use self::replay::{
+    IS_SHRINKING, each_seed, in_hexadecimal, number_of, run_seed, tape_of_environment, tell,
+};
 pub use self::tape::Tape;
 use self::trace::Trace;
 use crate::base::address::Address;

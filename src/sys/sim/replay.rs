@@ -27,7 +27,7 @@ use super::tape::Tape;
 ///
 /// When one of the variables is set and is not a number.
 pub fn seeds(count: u64) -> Range<u64> {
-    match (number("TIDEMILL_SEED"), number("TIDEMILL_SEEDS")) {
+    match (number_of("TIDEMILL_SEED"), number_of("TIDEMILL_SEEDS")) {
         (Some(seed), _) => seed..seed.saturating_add(1),
         (None, count_wanted) => 0..count_wanted.unwrap_or(count),
     }
@@ -76,8 +76,7 @@ pub(crate) fn run_seed<R>(seed: u64, run: &mut impl FnMut(&Tape) -> R) -> R {
         let fails = |tape: &Tape| {
             catch_unwind(AssertUnwindSafe(|| run(tape))).is_err_and(|other| kind_of(&*other) == message)
         };
-        let short: String =
-            Tape::shrink(&tape.bytes(), fails).iter().map(|byte| format!("{byte:02x}")).collect();
+        let short = in_hexadecimal(&Tape::shrink(&tape.bytes(), fails));
         IS_SHRINKING.set(false);
         set_hook(hook);
         if short.len() <= PRINTED_MAX {
@@ -87,9 +86,16 @@ pub(crate) fn run_seed<R>(seed: u64, run: &mut impl FnMut(&Tape) -> R) -> R {
     })
 }
 
+/// A tape for `TIDEMILL_TAPE`.
 #[cfg(test)]
-fn tell(text: &str) {
-    // stderr may be closed; the test fails in any case.
+pub(crate) fn in_hexadecimal(tape: &[u8]) -> String {
+    tape.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Prints on stderr, also from a drop while panicking: there a failed print must not panic, which would abort.
+#[cfg(test)]
+pub(crate) fn tell(text: &str) {
+    // The test fails in any case.
     let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
 }
 
@@ -106,7 +112,8 @@ thread_local! {
     pub(crate) static IS_SHRINKING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-fn number(name: &str) -> Option<u64> {
+/// The number in a variable of the environment; a text that is none fails the test that asks.
+pub(crate) fn number_of(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is not a number")))
 }

@@ -20,7 +20,9 @@ use crate::base::observer::Step;
 use crate::connection::Connection;
 use crate::connection::table::Stop;
 use crate::sys::AcceptError;
-use crate::sys::sim::{Calls, IS_SHRINKING, Profile, run_seed, tape_of_environment};
+use crate::sys::sim::{
+    Calls, IS_SHRINKING, Profile, in_hexadecimal, number_of, run_seed, tape_of_environment, tell,
+};
 
 /// Turns of one world before it comes to rest.
 const TURNS: u64 = 1_500;
@@ -331,7 +333,8 @@ impl Drop for World {
         if std::thread::panicking() && !IS_SHRINKING.get() {
             let turns = self.event_loop.table.cx.stats.turns;
             let steps = self.script.with_trace(|trace| trace.tail());
-            eprintln!("the world after {turns} turns; {steps}open sockets:\n{}", self.script.netstat());
+            let sockets = self.script.netstat();
+            tell(&format!("the world after {turns} turns; {steps}open sockets:\n{sockets}\n"));
         }
     }
 }
@@ -356,8 +359,7 @@ fn search(profile: Profile) {
         run(&tape, profile);
         return;
     }
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
-    let (first, target) = (number("TIDEMILL_SEED"), number("TIDEMILL_TURNS").unwrap_or(TURNS_USUAL));
+    let (first, target) = (number_of("TIDEMILL_SEED"), number_of("TIDEMILL_TURNS").unwrap_or(TURNS_USUAL));
     let (mut turns, start) = (0, Instant::now());
     for seed in first.unwrap_or(0).. {
         let (made, hash) = run_seed(seed, &mut |tape| run(tape, profile));

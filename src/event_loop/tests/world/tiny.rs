@@ -62,11 +62,9 @@ impl Tiny<'_> {
 impl Drop for Tiny<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let choices: String = self.tape.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-            eprintln!(
-                "replay with TIDEMILL_TAPE={choices}; {}",
-                self.script.with_trace(|trace| trace.tail())
-            );
+            let choices = in_hexadecimal(&self.tape.bytes());
+            let steps = self.script.with_trace(|trace| trace.tail());
+            tell(&format!("replay with TIDEMILL_TAPE={choices}; {steps}\n"));
         }
     }
 }
