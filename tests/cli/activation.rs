@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,15 +11,10 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::interop::has;
-use crate::peer::Peer;
+use crate::peer::{Peer, free_address};
 use crate::server::{Process, Server, TIDEMILL, shared, until};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// A port that was free a moment ago.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port")
-}
 
 fn temporary(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("tidemill-{name}-{}", std::process::id()))
@@ -27,7 +22,7 @@ fn temporary(name: &str) -> PathBuf {
 
 /// A server that the first connection starts, and its addresses on TCP and on a Unix-domain socket.
 fn activated(words: &[&str], name: &str) -> (Process, SocketAddr, PathBuf) {
-    let (address, path) = (free(), temporary(name));
+    let (address, path) = (free_address(), temporary(name));
     // Left by a process with the same number.
     let _ = fs::remove_file(&path);
     let mut command = Command::new("systemd-socket-activate");
@@ -144,7 +139,7 @@ fn a_service_manager_is_told_of_readiness_reloads_the_turning_loop_and_the_end()
 #[test]
 fn an_upstream_is_started_for_the_first_client_and_stopped_when_none_is_left() {
     let _others = shared();
-    let upstream = free();
+    let upstream = free_address();
     let proxy = Server::start_words(&[
         "proxy",
         "--to",
@@ -173,7 +168,7 @@ fn an_upstream_is_started_for_the_first_client_and_stopped_when_none_is_left() {
 #[test]
 fn a_client_waits_while_its_upstream_restarts() {
     let _others = shared();
-    let upstream = free();
+    let upstream = free_address();
     let listen = format!("echo --raw --listen {upstream}");
     let mut first = Server::start(&listen);
     let proxy = Server::start(&format!("proxy --to {upstream} --hold 10s"));

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::peer::Random;
+use crate::peer::{Random, free_address};
 use crate::server::{Process, Server, TIDEMILL, exclusive, run, shared, until};
 
 #[test]
@@ -136,10 +136,8 @@ fn names_and_unix_domain_sockets_can_be_connected_to() {
 
 #[test]
 fn a_refused_connection_is_one_sentence_with_exit_1() {
-    // No other test may take the port meanwhile.
-    let _quiet = exclusive();
-    let free =
-        TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").to_string();
+    let _others = shared();
+    let free = free_address().to_string();
     let outcome = run(&["connect", &free], b"hello\n");
     assert_eq!(outcome.stderr, format!("tidemill: cannot connect to {free}: connection refused\n"));
     assert_eq!(outcome.code, Some(1));

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::peer::free_address;
 use crate::server::{Outcome, Server, TIDEMILL, complete, exclusive, run, shared, until};
 
 /// A server whose connections are each served by this function on a thread of its own.
@@ -111,7 +112,7 @@ fn a_server_that_never_answers_is_a_failure_in_every_shape() {
             outcome.stderr
         );
     }
-    let free = TcpListener::bind("127.77.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+    let free = free_address();
     for shape in ["echo", "churn", "idle", "fan-out"] {
         let (outcome, json) = load(&free.to_string(), &format!("--duration 20s --shape {shape}"));
         assert_eq!((outcome.code, json["unreachable"].as_bool()), (Some(1), Some(true)), "{json}");

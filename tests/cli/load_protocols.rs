@@ -1,13 +1,14 @@
 //! The load generator at servers of other protocols: Redis, HTTP/1.1, SMTP.
 
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::interop::{has, node_server};
+use crate::peer::free_address;
 use crate::server::{Process, Server, run, shared, until};
 
 #[track_caller]
@@ -27,7 +28,7 @@ fn fine((code, json): (Option<i32>, Value)) {
 }
 
 fn redis() -> (Process, SocketAddr) {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+    let free = free_address();
     let port = free.port().to_string();
     let mut command = Command::new("redis-server");
     command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);

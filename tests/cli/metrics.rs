@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::interop::has;
-use crate::peer::Peer;
+use crate::peer::{Peer, free_address};
 use crate::server::{Process, Server, run, shared, until};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -180,8 +180,8 @@ fn a_prometheus_server_scrapes_and_stores_them() {
     let target = format!("[{{targets: ['{at}']}}]");
     let text = format!("scrape_configs: [{{job_name: t, scrape_interval: 1s, static_configs: {target}}}]\n");
     std::fs::write(&config, text).expect("a file");
-    // A port that was free a moment ago: Prometheus does not say which one it got.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+    // Prometheus does not say which port it got.
+    let free = free_address();
     let mut command = Command::new("prometheus");
     command.arg(format!("--config.file={}", config.display()));
     command.arg(format!("--storage.tsdb.path={}", folder.join("data").display()));

@@ -105,6 +105,17 @@ pub fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
+/// A port of the loopback on which nothing listens. It stays bound until the tests end, so no other test that asks for
+/// any port gets it; a listener on it is possible: Linux refuses the same address only to a second one that listens.
+pub fn free_address() -> SocketAddr {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.set_reuse_address(true).expect("an option");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+    let address = socket.local_addr().ok().and_then(|address| address.as_socket()).expect("its address");
+    std::mem::forget(socket);
+    address
+}
+
 /// A listener whose backlog is full: a connection attempt is not answered. Kept with what fills it.
 pub fn black_hole() -> (socket2::Socket, SocketAddr, Vec<TcpStream>) {
     let listener =

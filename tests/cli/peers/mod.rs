@@ -3,11 +3,12 @@
 //! Each test starts its own instances on free ports of the loopback, with a configuration in a temporary folder. If a
 //! program is missing, its tests print that and pass, unless `TIDEMILL_INTEROP=required` is set.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::peer::free_address;
 use crate::server::{Process, until};
 
 mod haproxy;
@@ -59,9 +60,8 @@ impl Drop for Folder {
     }
 }
 
-/// A free port. Another process may take it before it is used, which the start of the program then reports.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port()
+    free_address().port()
 }
 
 fn at(port: u16) -> SocketAddr {
