@@ -7,7 +7,7 @@ mod echo;
 mod frames;
 mod proxy;
 
-pub use chat::Chat;
+pub use chat::{Chat, Elsewhere};
 pub use echo::Echo;
 pub use frames::Frames;
 pub use proxy::{

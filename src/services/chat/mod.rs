@@ -1,10 +1,15 @@
-//! A chat room.
+//! A chat room. Its lines can go on to rooms elsewhere: `elsewhere.rs`.
+
+mod elsewhere;
+mod full;
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
+pub use self::elsewhere::Elsewhere;
+use self::full::FullMembers;
 use crate::base::address::Address;
-use crate::base::id::ConnId;
+use crate::base::id::{ConnId, ServiceId};
 use crate::base::reason::ClosedInfo;
 use crate::base::shared::Shared;
 use crate::base::text::printable;
@@ -13,6 +18,7 @@ use crate::connection::socket::Socket;
 use crate::connection::sockets::Sockets;
 use crate::framing::Lines;
 use crate::parts::inbox::Input;
+use crate::parts::timers::TimerId;
 use crate::service::{Service, ServiceSockets};
 
 /// A chat room: each line of a member is sent to all members, in the same order.
@@ -55,6 +61,11 @@ pub struct Chat {
     /// Chosen names, in lower case: `Ada` and `ada` are the same name.
     taken: HashSet<String>,
     lines: Lines,
+    /// Members that do not take lines from elsewhere as fast as they come.
+    full: FullMembers,
+    elsewhere: Option<Box<dyn Elsewhere>>,
+    /// Members whose lines are not taken until the rooms elsewhere have room.
+    waiting: Vec<ConnId>,
 }
 
 /// Characters in a name.
@@ -98,6 +109,45 @@ impl Chat {
         }
     }
 
+    /// Also sends the lines of this room to other rooms, of other shards or other machines.
+    pub fn elsewhere(self, rooms: impl Elsewhere) -> Chat {
+        Chat { elsewhere: Some(Box::new(rooms)), ..self }
+    }
+
+    /// Sends a line from elsewhere, which ends in a line feed, to the members of this room. Returns whether more can be
+    /// taken: if not, [`Elsewhere::drained`] is called later. A line that is given all the same is sent all the same,
+    /// until members that do not read are closed as slow readers.
+    pub fn hear(&mut self, line: impl Into<Shared>, sockets: &mut Sockets<'_>) -> bool {
+        let line = line.into();
+        for &id in self.members.keys() {
+            if let Some(mut member) = sockets.get(id) {
+                member.send_shared(&line);
+                self.full.look_at(&member);
+            }
+        }
+        self.full.set_timer(sockets);
+        self.full.is_empty()
+    }
+
+    /// The rooms elsewhere have room again: members that [`Elsewhere::tell`] had wait are read again.
+    pub fn go_on(&mut self, sockets: &mut Sockets<'_>) {
+        for id in self.waiting.drain(..) {
+            if let Some(mut member) = sockets.get(id) {
+                member.resume();
+            }
+        }
+    }
+
+    /// The number of members of this room.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether this room has no member.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
     fn line(&mut self, socket: &mut Socket<'_>, line: &[u8]) {
         let text = printable(line);
         let text = text.trim_end();
@@ -107,7 +157,7 @@ impl Chat {
             ("/who", "") => socket.send(self.who().as_bytes()),
             ("/help", "") => socket.send(HELP.as_bytes()),
             ("/quit", "") => {
-                self.leave(socket.id(), &mut Others::Socket(socket));
+                self.leave(socket.id(), &mut socket.all());
                 socket.close();
             }
             (word, _) if word.starts_with('/') => {
@@ -116,23 +166,22 @@ impl Chat {
             _ => {
                 let Some(name) = self.members.get(&socket.id()) else { return };
                 let said = format!("{name}: {text}\n");
-                self.broadcast(&mut Others::Socket(socket), said);
+                self.say(said, Some(socket.id()), &mut socket.all());
             }
         }
     }
 
     fn rename(&mut self, socket: &mut Socket<'_>, name: &str) {
-        if let Err(why) = self.check(name) {
+        let id = socket.id();
+        let Some(before) = self.members.get(&id).cloned() else { return };
+        if let Err(why) = self.take_name(id, &before, name) {
             return socket.send(format!("{why}\n").as_bytes());
         }
-        let Some(before) = self.members.insert(socket.id(), name.to_string()) else { return };
-        self.taken.remove(&before.to_lowercase());
-        self.taken.insert(name.to_lowercase());
-        self.broadcast(&mut Others::Socket(socket), format!("{before} is now {name}\n"));
+        self.say(format!("{before} is now {name}\n"), Some(id), &mut socket.all());
     }
 
-    /// Whether a name is allowed and free.
-    fn check(&self, name: &str) -> Result<(), String> {
+    /// Gives a member another name, if it is allowed and free.
+    fn take_name(&mut self, id: ConnId, before: &str, name: &str) -> Result<(), String> {
         let plain = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
         if name.is_empty() {
             return Err("a name, please: /nick NAME".into());
@@ -143,55 +192,88 @@ impl Chat {
         if !name.chars().all(plain) {
             return Err("a name is made of letters, digits, - and _".into());
         }
-        if self.taken.contains(&name.to_lowercase()) {
+        let is_free_elsewhere = |rooms: &mut Box<dyn Elsewhere>| rooms.name(id, Some(name));
+        if self.taken.contains(&name.to_lowercase()) || !self.elsewhere.as_mut().is_none_or(is_free_elsewhere)
+        {
             return Err(format!("{name} is taken"));
         }
+        self.taken.remove(&before.to_lowercase());
+        self.taken.insert(name.to_lowercase());
+        self.members.insert(id, name.to_string());
         Ok(())
     }
 
     fn who(&self) -> String {
-        let names: Vec<&str> = self.members.values().take(WHO_MAX).map(String::as_str).collect();
-        let more = match self.members.len() - names.len() {
+        let mut names: Vec<String> = self.members.values().take(WHO_MAX).cloned().collect();
+        let mut count = self.members.len();
+        if let Some(rooms) = &self.elsewhere {
+            let (others, their_names) = rooms.members(WHO_MAX - names.len());
+            count += others;
+            names.extend(their_names);
+        }
+        let more = match count - names.len() {
             0 => String::new(),
             n => format!(" and {n} more"),
         };
-        format!("{} here: {}{more}\n", self.members.len(), names.join(", "))
+        format!("{count} here: {}{more}\n", names.join(", "))
     }
 
-    fn leave(&mut self, id: ConnId, others: &mut Others<'_, '_>) {
+    fn leave(&mut self, id: ConnId, sockets: &mut Sockets<'_>) {
         let Some(name) = self.members.remove(&id) else { return };
         self.taken.remove(&name.to_lowercase());
-        self.broadcast(others, format!("{name} left\n"));
+        if let Some(rooms) = &mut self.elsewhere {
+            rooms.name(id, None);
+        }
+        self.say(format!("{name} left\n"), None, sockets);
     }
 
-    /// Sends a line to every member. It is in memory once.
-    fn broadcast(&self, others: &mut Others<'_, '_>, line: String) {
-        let line = Shared::from(line);
+    /// Sends a line to every member, here and elsewhere. A sender may have to wait behind it.
+    fn say(&mut self, line: String, sender: Option<ConnId>, sockets: &mut Sockets<'_>) {
+        let goes_on = match &mut self.elsewhere {
+            Some(rooms) => rooms.tell(&line, sender, sockets),
+            None => true,
+        };
+        self.broadcast(&Shared::from(line), sockets);
+        if let Some(mut sender) = sender.filter(|_| !goes_on).and_then(|id| sockets.get(id)) {
+            sender.pause();
+            self.waiting.push(sender.id());
+        }
+    }
+
+    /// Sends a line to every member of this room. It is in memory once.
+    fn broadcast(&self, line: &Shared, sockets: &mut Sockets<'_>) {
         for &id in self.members.keys() {
-            if let Some(mut member) = others.find(id) {
-                member.send_shared(&line);
+            if let Some(mut member) = sockets.get(id) {
+                member.send_shared(line);
             }
         }
     }
-}
 
-/// Access to the members: from a member's callback, and from `closed`.
-enum Others<'a, 'b> {
-    Socket(&'a mut Socket<'b>),
-    Rest(&'a mut Sockets<'b>),
-}
+    /// Calls the rooms elsewhere, which may call this room.
+    fn with_elsewhere(&mut self, call: impl FnOnce(&mut dyn Elsewhere, &mut Chat)) {
+        if let Some(mut rooms) = self.elsewhere.take() {
+            call(&mut *rooms, self);
+            self.elsewhere = Some(rooms);
+        }
+    }
 
-impl Others<'_, '_> {
-    fn find(&mut self, id: ConnId) -> Option<Socket<'_>> {
-        match self {
-            Others::Socket(socket) => socket.other(id),
-            Others::Rest(rest) => rest.get(id),
+    /// Some member has drained, or is waited for no longer.
+    fn on_less_full(&mut self, sockets: &mut Sockets<'_>) {
+        if self.full.is_empty() {
+            self.with_elsewhere(|rooms, room| rooms.drained(room, sockets));
         }
     }
 }
 
 impl Service for Chat {
     type Session = ();
+
+    fn start(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
+        self.full.start(own);
+        if let Some(key) = sockets.key(own) {
+            self.with_elsewhere(|rooms, _| rooms.start(key, sockets));
+        }
+    }
 
     fn open(&mut self, socket: &mut Socket<'_>) {
         // Peers on a Unix-domain socket have no address of their own.
@@ -200,13 +282,16 @@ impl Service for Chat {
             address => address.to_string(),
         };
         let joined = format!("{name} joined\n");
+        if let Some(rooms) = &mut self.elsewhere {
+            rooms.name(socket.id(), Some(&name));
+        }
         self.members.insert(socket.id(), name);
-        self.broadcast(&mut Others::Socket(socket), joined);
+        self.say(joined, None, &mut socket.all());
     }
 
     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
         // After /quit, further lines of the same packet are ignored.
-        while self.members.contains_key(&socket.id()) {
+        while self.members.contains_key(&socket.id()) && !socket.is_paused() {
             match self.lines.next(input) {
                 Ok(Some(line)) => self.line(socket, line),
                 Ok(None) => return,
@@ -215,6 +300,20 @@ impl Service for Chat {
                     return socket.close_as(error.into());
                 }
             }
+        }
+    }
+
+    fn drained(&mut self, (): &mut (), socket: &mut Socket<'_>) {
+        if self.full.remove(socket.id()) {
+            self.on_less_full(&mut socket.all());
+        }
+    }
+
+    fn timer(&mut self, timer: TimerId, sockets: &mut Sockets<'_>) {
+        if !self.full.on_timer(timer, sockets) {
+            self.with_elsewhere(|rooms, room| rooms.timer(timer, room, sockets));
+        } else {
+            self.on_less_full(sockets);
         }
     }
 
@@ -228,7 +327,10 @@ impl Service for Chat {
     }
 
     fn closed(&mut self, _: (), gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
-        self.leave(gone.id, &mut Others::Rest(sockets));
+        self.leave(gone.id, sockets);
+        if self.full.remove(gone.id) {
+            self.on_less_full(sockets);
+        }
     }
 }
 
