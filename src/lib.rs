@@ -134,6 +134,9 @@ pub mod guide {
     #[doc = include_str!("../docs/shards.md")]
     pub mod shards {}
 
+    #[doc = include_str!("../docs/backplane.md")]
+    pub mod backplane {}
+
     #[doc = include_str!("../docs/faults.md")]
     pub mod faults {}
 

@@ -1,5 +1,5 @@
-//! The programs of docs/patterns.md and docs/embedding.md, driven by clients over real sockets. The pages show
-//! exactly these files: after a change, `TIDEMILL_DOCS=write cargo test --test guides` copies them there.
+//! The programs of docs/patterns.md, docs/embedding.md and docs/backplane.md, driven by clients over real sockets. The
+//! pages show exactly these files: after a change, `TIDEMILL_DOCS=write cargo test --test guides` copies them there.
 #![cfg(target_os = "linux")]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -26,6 +26,9 @@ mod rooms;
 #[allow(dead_code)]
 #[path = "guides/shards.rs"]
 mod shards;
+#[allow(dead_code)]
+#[path = "guides/side_connection.rs"]
+mod side_connection;
 #[allow(dead_code)]
 #[path = "guides/stopping.rs"]
 mod stopping;
@@ -400,6 +403,32 @@ fn two_shards_answer_for_each_other_over_one_port() {
     }
 }
 
+/// The broker takes the first of three events, answers half of the second, and leaves.
+#[test]
+fn what_a_broker_has_not_acknowledged_is_sent_to_it_again() {
+    let broker = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let to = Address::from(broker.local_addr().expect("its address"));
+    let (mut reactor, listener) = side_connection::serve("127.0.0.1:0", to).expect("a listener");
+    let at = reactor.local_addr(listener).expect("its address");
+    let talk = thread::spawn(move || {
+        let mut client = Client::new(&at);
+        client.say("one\ntwo\nthree\n");
+        (0..3).for_each(|_| assert_eq!(client.hear(), "noted\n", "the broker is not waited for"));
+        let accept = || Client(BufReader::new(broker.accept().expect("a connection").0));
+        let sent = |event: &str| format!("RPUSH events {event:?}\r\n");
+        let mut link = accept();
+        assert_eq!([link.hear(), link.hear(), link.hear()], ["one", "two", "three"].map(sent));
+        link.say(":1\r\n:");
+        drop(link);
+        let mut link = accept();
+        assert_eq!([link.hear(), link.hear()], ["two", "three"].map(sent));
+    });
+    while !talk.is_finished() {
+        reactor.turn(Some(Duration::from_millis(10))).expect("a turn");
+    }
+    talk.join().expect("a good talk");
+}
+
 // -- the pages -----------------------------------------------------------------------------------------------
 
 /// Each program stands in its page as it is here, and has less than 80 lines that are neither blank nor comments.
@@ -407,7 +436,7 @@ fn two_shards_answer_for_each_other_over_one_port() {
 fn the_pages_show_these_programs() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut shown = 0;
-    for page in ["docs/patterns.md", "docs/embedding.md"] {
+    for page in ["docs/patterns.md", "docs/embedding.md", "docs/backplane.md"] {
         let text = std::fs::read_to_string(root.join(page)).expect("a page");
         let mut fresh = String::new();
         let mut rest = text.as_str();
@@ -431,5 +460,5 @@ fn the_pages_show_these_programs() {
         let now = std::fs::read_to_string(root.join(page)).expect("a page");
         assert!(now == fresh, "{page} shows other programs: TIDEMILL_DOCS=write cargo test --test guides");
     }
-    assert_eq!(shown, 10);
+    assert_eq!(shown, 11);
 }

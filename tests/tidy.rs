@@ -26,6 +26,7 @@ const LIBRARY: &[&str] = &[
 
 /// The layers of the binary, in the same order. They use the public API of the library.
 const BINARY: &[&str] = &[
+    "backplane",
     "args",
     "generate",
     "log_buffer",

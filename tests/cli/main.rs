@@ -7,6 +7,7 @@
 mod access_log;
 mod activation;
 mod admin;
+mod backplane;
 mod calls;
 mod chat;
 mod config;

@@ -203,8 +203,19 @@ fn every_option_refuses_a_wrong_value_a_misspelt_name_and_a_second_value() {
                 twice += 1;
                 refused(&format!("{start} {name} {second} {name} {second}"), "cannot be used multiple times");
             }
-            // Of these kinds any text may be right.
-            let free = ["COMMAND", "FILE", "NAME", "TEXT", "TEXT|@FILE", "TEXT|/RE/", "DELIM", "FILE.svg"];
+            // Of these kinds any text may be right; a wrong URL is not repeated, because a password may be in it.
+            let free = [
+                "COMMAND",
+                "FILE",
+                "KEY",
+                "NAME",
+                "TEXT",
+                "TEXT|@FILE",
+                "TEXT|/RE/",
+                "DELIM",
+                "FILE.svg",
+                "URL",
+            ];
             if let Some(kind) = kind.filter(|kind| !free.contains(&kind.as_str())) {
                 values += 1;
                 refused(&format!("{start} {name} !"), &format!("'!' for '{name} <{kind}>'"));

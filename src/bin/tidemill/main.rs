@@ -2,6 +2,7 @@
 
 mod admin;
 mod args;
+mod backplane;
 mod client;
 mod generate;
 mod load;
@@ -20,9 +21,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use tidemill::AccessPolicy;
 use tidemill::framing::Framing;
 use tidemill::services::{Chat, Echo, Frames, Proxy};
+use tidemill::{AccessPolicy, Reactor, ServiceId};
 
 use args::config::Arguments;
 use args::{Cli, Command, CommandError, OnReset};
@@ -73,13 +74,12 @@ fn run(command: Command, arguments: &Arguments) -> Result<(), CommandError> {
             let echo = if raw { Echo::raw() } else { Echo::new() };
             serve::serve(echo, echo.limits(), &server, arguments)
         }
-        Command::Chat { server, messages } => {
+        Command::Chat { backplane, server, messages } => {
             let chat = match messages.max_length() {
                 Some(bytes) => Chat::new().max_line(bytes),
                 None => Chat::new(),
             };
-            let limits = chat.limits();
-            serve::serve(chat, limits, &server, arguments)
+            chat_with(chat, &backplane, &server, arguments)
         }
         Command::Frames { framing, server, messages } => {
             let framing = match (messages.max_length(), framing) {
@@ -120,6 +120,27 @@ fn header_max(framing: &Framing) -> Option<usize> {
         "u24be" | "u24le" => Some(16_777_215 - 3 * own),
         _ => None,
     }
+}
+
+fn chat_with(
+    chat: Chat,
+    options: &args::BackplaneArgs,
+    server: &args::ServerArgs,
+    arguments: &Arguments,
+) -> Result<(), CommandError> {
+    let limits = chat.limits();
+    let Some((broker, tls)) = options.broker()? else { return serve::serve(chat, limits, server, arguments) };
+    let (chat, pending) = backplane::connect(chat, broker);
+    let add = |reactor: &mut Reactor, chat: ServiceId| {
+        let chat = reactor.sockets().key(chat);
+        chat.map(|chat| (pending.add(reactor, chat), "Backplane"))
+    };
+    let setup = serve::ServeSetup {
+        upstream_tls: tls.map(|tls| (tls, options.upstream_tls())),
+        beside: Some(serve::Beside { connections: backplane::CONNECTIONS, add: Box::new(add) }),
+        ..serve::ServeSetup::plain(server)?
+    };
+    serve::serve_as(chat, limits, setup, server, arguments)
 }
 
 fn proxy(
@@ -170,6 +191,7 @@ fn proxy(
         tls,
         listeners_filter: !behind_something,
         upstream_tls: upstream_tls.map(|tls| (tls, options.tls.clone())),
+        beside: None,
         // Text in the middle of another protocol would be read as a part of it.
         busy_reply: "",
     };

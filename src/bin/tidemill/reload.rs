@@ -122,8 +122,10 @@ impl Running {
         if let Some((_, args)) = self.tls.as_mut().filter(|_| options.tls.is_on()) {
             *args = options.tls.clone();
         }
-        if let (Some((_, args)), Command::Proxy { upstreams, .. }) = (&mut self.upstream_tls, &cli.command) {
-            *args = upstreams.tls.clone();
+        match (&mut self.upstream_tls, &cli.command) {
+            (Some((_, args)), Command::Proxy { upstreams, .. }) => *args = upstreams.tls.clone(),
+            (Some((_, args)), Command::Chat { backplane, .. }) => *args = backplane.upstream_tls(),
+            _ => {}
         }
         self.arguments = new;
         Ok((Change { service: self.service, limits, policy, total_rate, rate }, changed, fixed))
@@ -199,6 +201,7 @@ impl Running {
             "max-handshakes" => false,
             "insecure" => self.upstream_tls.is_some(),
             name if name.starts_with("to-tls") => self.upstream_tls.is_some() && name != "to-tls",
+            name if name.starts_with("backplane-tls-") => self.upstream_tls.is_some(),
             name if name.starts_with("tls-") => self.tls.is_some() && options.tls.is_on(),
             name => LIVE.contains(&name),
         }

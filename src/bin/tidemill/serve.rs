@@ -38,19 +38,31 @@ pub struct ServeSetup {
     pub listeners_filter: bool,
     /// The client side of TLS, and where it was read from.
     pub upstream_tls: Option<(Client, UpstreamTlsArgs)>,
+    /// A service that this one needs.
+    pub beside: Option<Beside>,
     /// What a refused peer is sent unless --busy-reply says otherwise.
     pub busy_reply: &'static str,
 }
 
+/// A service beside that of the command, with connections of its own.
+pub struct Beside {
+    pub connections: usize,
+    pub add: AddBeside,
+}
+
+/// Adds the service to a reactor that has the service of the command. Returns it with its name.
+type AddBeside = Box<dyn FnOnce(&mut Reactor, ServiceId) -> Option<(ServiceId, &'static str)>>;
+
 impl ServeSetup {
     /// For a service whose listeners start TLS with each peer, if that was asked for.
-    fn plain(options: &Options) -> Result<ServeSetup, CommandError> {
+    pub fn plain(options: &Options) -> Result<ServeSetup, CommandError> {
         Ok(ServeSetup {
             access_policy: AccessPolicy::default(),
             upstreams: Vec::new(),
             tls: options.tls.server().map_err(CommandError::Run)?,
             listeners_filter: true,
             upstream_tls: None,
+            beside: None,
             busy_reply: "server busy",
         })
     }
@@ -80,7 +92,8 @@ pub fn serve_as<S: Service>(
     options.check(dials).map_err(CommandError::Usage)?;
     let limits = options.socket_limits(usual.clone()).map_err(CommandError::Usage)?;
     let extra = observe::extra_connections(&options.observe)
-        + options.observe.admin.as_ref().map_or(0, |_| admin::CONNECTIONS);
+        + options.observe.admin.as_ref().map_or(0, |_| admin::CONNECTIONS)
+        + setup.beside.as_ref().map_or(0, |beside| beside.connections);
     let max = options.limits(descriptors().saturating_sub(extra));
     let connections = max.connections;
     room_for_a_pair(dials, &max)?;
@@ -94,7 +107,8 @@ pub fn serve_as<S: Service>(
         usual.group = Some(reactor.sockets().add_group(rate).map_err(failed)?);
     }
     let service = reactor.add_with(service, SocketLimits { group: usual.group, ..limits });
-    let names = HashMap::from([(service.id(), service_name::<S>())]);
+    let mut names = HashMap::from([(service.id(), service_name::<S>())]);
+    names.extend(setup.beside.and_then(|beside| (beside.add)(&mut reactor, service.id())));
     let reopen = observe::observe(&mut reactor, &names, &options.observe).map_err(CommandError::Run)?;
     // Scrapes take none of the connections of the server, and the other way round.
     let own = (extra > 0).then_some(connections);

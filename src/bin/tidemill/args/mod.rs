@@ -1,6 +1,7 @@
 //! The arguments, and the limits they make.
 
 mod access;
+mod backplane;
 pub mod config;
 pub mod connect;
 mod fault;
@@ -23,6 +24,7 @@ use tidemill::framing::Framing;
 use tidemill::{AccessPolicy, KeepAlive, Limits, ListenOptions, Overflow, SocketLimits};
 
 use access::{ACCESS_HEADING, AccessArgs};
+pub use backplane::BackplaneArgs;
 use config::ConfigArgs;
 pub use connect::ConnectArgs;
 pub use fault::FaultArg;
@@ -64,6 +66,8 @@ pub enum Command {
         after_help = "Example: tidemill chat --listen [::]:9001 --max-connections 1000 --idle-timeout 2h"
     )]
     Chat {
+        #[command(flatten)]
+        backplane: Box<BackplaneArgs>,
         #[command(flatten)]
         server: ServerArgs,
         #[command(flatten)]

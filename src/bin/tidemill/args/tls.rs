@@ -11,6 +11,7 @@ use tidemill::tls::{
     Trust,
 };
 
+use super::backplane::BACKPLANE;
 use super::values::DurationArg;
 
 const TLS: &str = "TLS";
@@ -101,6 +102,28 @@ pub struct UpstreamTlsArgs {
     insecure: bool,
 }
 
+/// TLS from a chat to the broker of its backplane.
+#[derive(Args, Clone)]
+pub struct BackplaneTlsArgs {
+    /// Trust only these authorities for rediss://, in PEM [default: those of the system]. SIGHUP reads the file again
+    #[arg(long, value_name = "FILE", help_heading = BACKPLANE, requires = "backplane", conflicts_with = "insecure",
+          hide_short_help = true)]
+    backplane_tls_ca: Option<PathBuf>,
+    /// Name that the broker's certificate must be valid for, instead of the host in --backplane
+    #[arg(long, value_name = "NAME", help_heading = BACKPLANE, requires = "backplane", hide_short_help = true)]
+    backplane_tls_name: Option<String>,
+    /// Client certificate for the broker, in PEM. SIGHUP reads it again
+    #[arg(long, value_name = "FILE", help_heading = BACKPLANE, requires_all = ["backplane", "backplane_tls_key"],
+          hide_short_help = true)]
+    backplane_tls_cert: Option<PathBuf>,
+    /// The key of that certificate, in PEM
+    #[arg(long, value_name = "FILE", help_heading = BACKPLANE, requires = "backplane_tls_cert", hide_short_help = true)]
+    backplane_tls_key: Option<PathBuf>,
+    /// Do not verify the broker's certificate: an attacker on the path can read and change everything
+    #[arg(long, help_heading = BACKPLANE, requires = "backplane", hide_short_help = true)]
+    insecure: bool,
+}
+
 fn version() -> impl TypedValueParser<Value = TlsVersion> {
     PossibleValuesParser::new(["1.2", "1.3"]).map(|name| match name.as_str() {
         "1.3" => TlsVersion::V13,
@@ -170,6 +193,28 @@ impl ClientTlsArgs {
             server_name: self.tls_name.clone(),
             ..ClientOptions::default()
         })
+    }
+}
+
+impl BackplaneTlsArgs {
+    /// Whether any of them is given.
+    pub fn is_given(&self) -> bool {
+        let files = [&self.backplane_tls_ca, &self.backplane_tls_cert];
+        self.insecure || self.backplane_tls_name.is_some() || files.iter().any(|file| file.is_some())
+    }
+}
+
+impl From<&BackplaneTlsArgs> for UpstreamTlsArgs {
+    fn from(args: &BackplaneTlsArgs) -> UpstreamTlsArgs {
+        UpstreamTlsArgs {
+            to_tls: true,
+            to_tls_ca: args.backplane_tls_ca.clone(),
+            to_tls_name: args.backplane_tls_name.clone(),
+            to_tls_cert: args.backplane_tls_cert.clone(),
+            to_tls_key: args.backplane_tls_key.clone(),
+            to_tls_alpn: Vec::new(),
+            insecure: args.insecure,
+        }
     }
 }
 

@@ -1,0 +1,246 @@
+//! `chat --backplane`: the rooms of several processes as one, through a stream of Redis or Valkey.
+//!
+//! ```text
+//!     chat ── said ──▶ Outgoing ──▶ writer ── XADD ───────▶ ┌────────┐
+//!                      numbered, until acknowledged         │ stream │ ◀──▶ other processes
+//!     chat ◀── later ─ Incoming ◀── reader ── XREAD BLOCK ─ └────────┘
+//!                      each line once, gaps noticed
+//! ```
+//!
+//! The broker is never waited for. What it has not acknowledged stays queued; what was not read is still in the stream
+//! after a reconnect, which resumes at the last entry that was read.
+
+mod incoming;
+mod link;
+mod outgoing;
+mod publisher;
+mod resp;
+mod status;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tidemill::services::Chat;
+use tidemill::{
+    Address, Backoff, ClosedInfo, DialOptions, FilterConfig, Input, Key, Reactor, Service, ServiceId,
+    ServiceSockets, Socket, SocketLimits, Sockets,
+};
+
+use incoming::Incoming;
+pub use incoming::{NAME_MAX, is_name};
+use link::{ANSWER_WITHIN, ENTRIES_MAX, Link, Question};
+use publisher::{Common, LINE_MAX, Publisher};
+use status::Status;
+
+/// Connections that the reactor needs beside those of the server: one that reads and one that writes.
+pub const CONNECTIONS: usize = 2;
+/// What an entry has beside its line: names, lengths, ids.
+const ENTRY_OVERHEAD: usize = 512;
+
+/// A broker, and what to say to it first.
+pub struct Broker {
+    pub address: Address,
+    /// The user, which may be empty, and the password.
+    pub credentials: Option<(String, String)>,
+    pub database: u32,
+    pub filter: Option<FilterConfig>,
+    /// The key of the stream.
+    pub stream: String,
+    /// The name of this process; a part of its id if there is none.
+    pub name: Option<String>,
+}
+
+/// The service whose two connections go to the broker.
+pub struct Backplane {
+    broker: Broker,
+    chat: Key<Chat>,
+    /// The id of this process in the stream, and its name.
+    origin: (String, String),
+    common: Rc<RefCell<Common>>,
+    incoming: Incoming,
+    status: Status,
+    /// Refusals in a row, of either connection.
+    refusals: u32,
+    is_stopping: bool,
+}
+
+/// What a connection to the broker is for. It is the tag of its dial.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    Reader = 0,
+    Writer = 1,
+}
+
+/// A chat whose lines go to other processes, too. The second part is to be [added](Pending::add) to its reactor.
+pub fn connect(chat: Chat, broker: Broker) -> (Chat, Pending) {
+    let publisher = Publisher::default();
+    (chat.elsewhere(publisher.clone()), Pending { broker, common: publisher.0 })
+}
+
+/// A backplane whose chat has no key yet.
+pub struct Pending {
+    broker: Broker,
+    common: Rc<RefCell<Common>>,
+}
+
+impl Pending {
+    /// Adds the service, which dials the broker.
+    pub fn add(self, reactor: &mut Reactor, chat: Key<Chat>) -> ServiceId {
+        let limits = Backplane::limits();
+        reactor.add_with(self.service(chat), limits).id()
+    }
+
+    fn service(self, chat: Key<Chat>) -> Backplane {
+        // The keys of a hash map are random.
+        let id = format!("{:016x}", RandomState::new().hash_one(0));
+        let name = self.broker.name.clone().unwrap_or_else(|| id[..4].to_string());
+        Backplane {
+            chat,
+            incoming: Incoming::new(id.clone()),
+            origin: (id, name),
+            common: self.common,
+            status: Status::default(),
+            refusals: 0,
+            is_stopping: false,
+            broker: self.broker,
+        }
+    }
+}
+
+impl Backplane {
+    /// The deadlines of a connection are its alarms.
+    fn limits() -> SocketLimits {
+        SocketLimits {
+            idle: None,
+            first_byte: None,
+            min_read_rate: None,
+            min_write_rate: None,
+            // A line that is sent may be as long as this, behind a queue that is almost full.
+            queue: 4 * LINE_MAX,
+            message: ENTRIES_MAX * (LINE_MAX + ENTRY_OVERHEAD),
+            ..SocketLimits::default()
+        }
+    }
+
+    fn dial(&self, role: Role, sockets: &mut Sockets<'_>, own: ServiceId) {
+        let options = DialOptions {
+            timeout: Some(ANSWER_WITHIN),
+            filter: self.broker.filter.clone(),
+            reconnect: Some(Backoff { first: Duration::from_millis(500), max: Duration::from_secs(10) }),
+            tag: role as u64,
+            ..DialOptions::default()
+        };
+        if let Err(error) = sockets.dial_with(self.broker.address.clone(), own, options) {
+            log::error!("backplane: {error}; lines stay in this process");
+        }
+    }
+}
+
+impl fmt::Display for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.address)
+    }
+}
+
+impl Service for Backplane {
+    type Session = Link;
+
+    fn start(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
+        self.dial(Role::Reader, sockets, own);
+        self.dial(Role::Writer, sockets, own);
+    }
+
+    fn open(&mut self, socket: &mut Socket<'_>) -> Link {
+        let role = if socket.tag() == Role::Reader as u64 { Role::Reader } else { Role::Writer };
+        self.common.borrow_mut().connections[role as usize] = Some(socket.id());
+        Link { role, asked: VecDeque::new(), has_failed: false }
+    }
+
+    fn connected(&mut self, link: &mut Link, socket: &mut Socket<'_>) {
+        if let Some((user, password)) = &self.broker.credentials {
+            let words: &[&[u8]] = match &**user {
+                "" => &[b"AUTH", password.as_bytes()],
+                user => &[b"AUTH", user.as_bytes(), password.as_bytes()],
+            };
+            self.ask(link, Question::Auth, words, socket);
+        }
+        if self.broker.database > 0 {
+            let database = self.broker.database.to_string();
+            self.ask(link, Question::Select, &[b"SELECT", database.as_bytes()], socket);
+        }
+        let stream = self.broker.stream.as_bytes();
+        match link.role {
+            Role::Reader => self.ask(link, Question::Info, &[b"XINFO", b"STREAM", stream], socket),
+            Role::Writer => self.ask(link, Question::Ping, &[b"PING"], socket),
+        }
+    }
+
+    fn data(&mut self, link: &mut Link, socket: &mut Socket<'_>, input: &mut Input<'_>) {
+        while !link.has_failed {
+            let result = match resp::take(input) {
+                Ok(Some(answer)) => self.on_answer(link, &answer, socket),
+                Ok(None) => return,
+                Err(why) => Err(why),
+            };
+            if let Err(why) = result {
+                self.fail(link, &why, socket);
+            }
+        }
+        input.take_all();
+    }
+
+    fn drained(&mut self, link: &mut Link, socket: &mut Socket<'_>) {
+        self.publish(link, socket);
+    }
+
+    /// The room has said something, or takes more.
+    fn poked(&mut self, link: &mut Link, socket: &mut Socket<'_>) {
+        self.publish(link, socket);
+        self.ask_to_read(link, socket);
+    }
+
+    /// An answer is overdue, or the time is over for which a broker that has refused was left alone.
+    fn alarm(&mut self, link: &mut Link, socket: &mut Socket<'_>, _: u64) {
+        if !link.has_failed {
+            let within = ANSWER_WITHIN.as_secs();
+            let why = format!("{}: no answer within {within} s", self.broker);
+            self.status.down(link.role, &why, self.is_stopping);
+        }
+        link.has_failed = true;
+        socket.redial();
+    }
+
+    /// The chat has closed its members, so there will be no more lines. Those that wait are sent if the broker answers.
+    fn stopping(&mut self, _: Duration, sockets: &mut ServiceSockets<'_, Backplane>) {
+        self.is_stopping = true;
+        let is_done = self.common.borrow().outgoing.len() == 0 || !self.status.is_up(Role::Writer);
+        if self.common.borrow().connections[Role::Writer as usize].is_none() {
+            self.log_unsent();
+        }
+        sockets.for_each(|link, mut socket| {
+            if link.role == Role::Reader || is_done {
+                socket.close();
+            }
+        });
+    }
+
+    fn closed(&mut self, link: Link, gone: &ClosedInfo, _: &mut Sockets<'_>) {
+        if !link.has_failed {
+            let why = gone.error_text().unwrap_or_else(|| format!("{}: {}", self.broker, gone.reason));
+            self.status.down(link.role, &why, self.is_stopping);
+        }
+        self.common.borrow_mut().connections[link.role as usize] = None;
+        if link.role == Role::Writer {
+            self.common.borrow_mut().outgoing.rewind();
+            if self.is_stopping {
+                self.log_unsent();
+            }
+        }
+    }
+}
