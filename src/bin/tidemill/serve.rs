@@ -91,9 +91,7 @@ pub fn serve_as<S: Service>(
     let passed = systemd::passed().map_err(CommandError::Run)?;
     options.check(dials).map_err(CommandError::Usage)?;
     let limits = options.socket_limits(usual.clone()).map_err(CommandError::Usage)?;
-    let extra = observe::extra_connections(&options.observe)
-        + options.observe.admin.as_ref().map_or(0, |_| admin::CONNECTIONS)
-        + setup.beside.as_ref().map_or(0, |beside| beside.connections);
+    let extra = extra_connections(options, &setup);
     let max = options.limits(descriptors().saturating_sub(extra));
     let connections = max.connections;
     room_for_a_pair(dials, &max)?;
@@ -150,6 +148,13 @@ pub fn serve_as<S: Service>(
     log_rules(reactor.rules(service));
     log_stats(&reactor.stats());
     self_loop.get().map_or(Ok(()), |error| Err(CommandError::Run(error.clone())))
+}
+
+/// Connections of services beside that of the command, which do not count as its own.
+fn extra_connections(options: &Options, setup: &ServeSetup) -> usize {
+    observe::extra_connections(&options.observe)
+        + options.observe.admin.as_ref().map_or(0, |_| admin::CONNECTIONS)
+        + setup.beside.as_ref().map_or(0, |beside| beside.connections)
 }
 
 /// A proxied connection is two.

@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 ///                              after a reconnect all of these are sent again, with their numbers
 /// ```
 ///
-/// When it is full, the newest line is refused, and its sender is told: so no line that was accepted is lost, and those
-/// that follow each other in the stream have followed each other in the room.
+/// When it is full, the newest line is refused, and its sender gets a reply. No line that was accepted is lost, and
+/// lines that follow each other in the stream have followed each other in the room.
 #[derive(Debug, Default)]
 pub struct Outgoing {
     lines: VecDeque<Box<[u8]>>,

@@ -2,11 +2,11 @@
 
 use super::Role;
 
-/// Whether both connections work, and which reasons against it were told since they last did.
+/// Whether both connections work, and which reasons against it were logged since they last did.
 #[derive(Default)]
 pub struct Status {
     is_up: [bool; 2],
-    told: Vec<String>,
+    logged: Vec<String>,
 }
 
 /// Different reasons that one outage may have in the log.
@@ -19,7 +19,7 @@ impl Status {
         self.is_up[role as usize] = true;
         let is_news = !was_up && self.is_up == [true; 2];
         if is_news {
-            self.told.clear();
+            self.logged.clear();
         }
         is_news
     }
@@ -28,9 +28,10 @@ impl Status {
     /// often they try; none while the server stops.
     pub fn down(&mut self, role: Role, why: &str, is_stopping: bool) {
         self.is_up[role as usize] = false;
-        if !is_stopping && self.told.len() < REASONS_MAX && !self.told.iter().any(|told| told == why) {
+        if !is_stopping && self.logged.len() < REASONS_MAX && !self.logged.iter().any(|logged| logged == why)
+        {
             log::warn!("backplane: {why}; the room goes on here, and its lines wait for the broker");
-            self.told.push(why.to_string());
+            self.logged.push(why.to_string());
         }
     }
 
