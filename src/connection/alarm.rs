@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::base::tick::Tick;
 use crate::connection::Connection;
 use crate::connection::context::Context;
+use crate::connection::optional::Overrides;
 use crate::connection::socket::Socket;
 
 /// The alarms of one connection, the earliest last: then the next deadline is one look, and firing is one `pop`.
@@ -15,10 +16,10 @@ use crate::connection::socket::Socket;
 ///     [ tag 7, tick 900 │ tag 3, tick 410 │ tag 0, tick 120 ]
 ///                                            next ─┘
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Alarms(Vec<Alarm>);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 struct Alarm {
     tag: u64,
     when: Tick,
@@ -70,11 +71,15 @@ impl Connection {
         every: Option<Duration>,
         cx: &mut Context,
     ) -> bool {
-        let alarms = &mut self.optional().overrides().alarms;
         let Some(after) = after else {
-            alarms.cancel(tag);
+            if let Some(optional) = &mut self.optional {
+                optional.overrides().alarms.cancel(tag);
+                // An alarm may have been all that was in there: a proxy sets one while it dials.
+                optional.overrides.take_if(|overrides| **overrides == Overrides::default());
+            }
             return true;
         };
+        let alarms = &mut self.optional().overrides().alarms;
         let is_set = alarms.set(Alarm { tag, when: cx.now.after(after), every });
         self.rearm(cx);
         is_set
@@ -125,7 +130,12 @@ impl Socket<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
+    use crate::base::address::PeerAddress;
+    use crate::base::id::ConnId;
+    use crate::connection::state::Stage;
 
     #[test]
     fn alarms_fire_in_the_order_of_their_ticks_and_then_of_their_setting() {
@@ -136,6 +146,27 @@ mod tests {
         assert_eq!((alarms.next(), alarms.pop_due(Tick(9))), (Some(Tick(10)), None));
         let fired: Vec<u64> = std::iter::from_fn(|| alarms.pop_due(Tick(30))).collect();
         assert_eq!(fired, [4, 3, 2, 1], "tag 2 was set again, for a later tick");
+    }
+
+    #[test]
+    fn the_last_alarm_that_is_removed_frees_its_memory_and_no_setting_is_lost() {
+        let (limits, epoch) = (crate::Limits::default(), crate::sys::Epoch::from_now());
+        let mut cx = Context::new(limits, epoch);
+        cx.socket_limits.push(crate::SocketLimits::default());
+        let id = ConnId { slot: 0, generation: NonZeroU32::MIN };
+        let mut connection = Connection::new(id, 0, Stage::Open, PeerAddress::UNIX, Tick(0));
+        let mut set =
+            |connection: &mut Connection, tag, after| connection.set_alarm(tag, after, None, &mut cx);
+        set(&mut connection, 1, Some(Duration::from_secs(1)));
+        set(&mut connection, 2, Some(Duration::from_secs(2)));
+        set(&mut connection, 1, None);
+        assert!(connection.overrides().is_some_and(|overrides| overrides.alarms.next().is_some()));
+        set(&mut connection, 2, None);
+        assert!(connection.overrides().is_none());
+        connection.optional().overrides().queue = Some(1);
+        set(&mut connection, 1, Some(Duration::from_secs(1)));
+        set(&mut connection, 1, None);
+        assert_eq!(connection.overrides().and_then(|overrides| overrides.queue), Some(1));
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub(crate) struct Tls {
 }
 
 /// Limits of this connection that replace those of its service, and the state of rarely used features.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Overrides {
     /// Outer `None`: the service's limit applies. Inner `None`: the timeout is switched off.
     pub(crate) idle: Option<Option<Duration>>,
@@ -108,7 +108,7 @@ pub(crate) struct Overrides {
 }
 
 /// An idle timeout of one direction: its length, and when a byte last moved in that direction.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) struct IdleTimer {
     pub(crate) span: Duration,
     pub(crate) since: Tick,

@@ -17,7 +17,7 @@ use crate::base::tick::Tick;
 /// It needs no timer: the tokens of the time since the last look are added at the next look. Levels are stored in
 /// tokens times ticks per second, so that a rate of one per second loses nothing to rounding. The level may become
 /// negative, because the size of a read is known only after it; nothing passes until the level is positive again.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub(crate) struct TokenBucket {
     rate: u64,
     capacity: u64,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::outbound::Attempt;
 use crate::base::address::Address;
 use crate::base::id::ConnId;
 use crate::base::reason::{ClosedInfo, Refusal, Refused};
@@ -38,7 +39,7 @@ pub(super) struct Dialing {
     /// How long an attempt has before another is begun beside it.
     pub(super) delay: Duration,
     /// Attempts under way.
-    pub(super) in_flight: Vec<ConnId>,
+    pub(super) in_flight: Vec<Attempt>,
     /// In the order in which clients were admitted.
     pub(super) number: u64,
     pub(super) route: Option<usize>,

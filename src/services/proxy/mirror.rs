@@ -47,7 +47,7 @@ pub(super) struct MirrorSummary {
 }
 
 /// What [`Socket::tag`] returns of a connection to the mirror.
-pub(super) const MIRROR: u64 = 1;
+pub(super) const MIRROR: u64 = u64::MAX;
 /// Bytes that wait for a mirror beside those in its queue. More are not worth the memory: it has stalled.
 const QUEUE_MAX: usize = 1024 * 1024;
 const WORDS: [&str; 4] = ["stalled", "unreachable", "closed", "no-place"];

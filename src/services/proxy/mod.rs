@@ -19,7 +19,7 @@ pub use self::fault::{Chance, Fault, FaultAt, Faults, Split};
 use self::hold::Hold;
 use self::log::{Record, RefusedSummary};
 use self::mirror::MIRROR;
-use self::outbound::{CHECKS_AT_ONCE, Outbound, OutboundOptions};
+use self::outbound::{CHECKS_AT_ONCE, OutboundOptions, upstream_of};
 use self::relay::Relays;
 use self::routes::Classifier;
 pub use self::routes::RouteChoice;
@@ -95,8 +95,6 @@ pub struct Proxy {
     classifier: Option<Classifier>,
     /// By client.
     records: HashMap<ConnId, Box<Record>>,
-    /// Connections to upstreams: attempts, established ones and checks.
-    outbound: HashMap<ConnId, Outbound>,
     refused_summary: RefusedSummary,
     /// Pairs with faults or a mirror.
     relays: Relays,
@@ -168,7 +166,6 @@ impl Proxy {
             check_every: Some(Duration::from_secs(5)),
             classifier: None,
             records: HashMap::new(),
-            outbound: HashMap::new(),
             refused_summary: RefusedSummary::default(),
             relays: Relays::default(),
             ends_on_reset: false,
@@ -265,7 +262,7 @@ impl Service for Proxy {
         if let Role::Mirror(client) = role {
             return self.send_to_mirror(*client, &mut socket.all());
         }
-        let Some(link) = self.outbound.get(&socket.id()).copied() else { return socket.close() };
+        let target = self.upstreams.get(upstream_of(socket.tag()));
         let header = match role {
             Role::Upstream(client) => match self.records.get(client) {
                 Some(record) => record.header(),
@@ -273,7 +270,7 @@ impl Service for Proxy {
             },
             _ => ProxyHeader::Unknown,
         };
-        if self.outbound_options.greet(header, self.upstreams.get(link.upstream), socket) {
+        if self.outbound_options.greet(header, target, socket) {
             return;
         }
         match *role {
@@ -410,20 +407,19 @@ impl Service for Proxy {
     }
 
     fn closed(&mut self, role: Role, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
-        let link = self.outbound.remove(&gone.id);
         if let Some(client) = role.client(gone.id) {
             self.relay_closed(client, gone, sockets);
         }
-        match (role, link) {
-            (Role::Client, _) => self.client_ended(gone, sockets),
-            (Role::Upstream(client), Some(link)) => self.upstream_ended(client, link, gone, sockets),
-            (Role::Mirror(client), _) => self.mirror_ended(client, gone, sockets),
-            (Role::Check, Some(link)) => {
-                self.upstreams.end_check(link.upstream);
-                self.note_failure(link, gone, sockets.elapsed());
+        match role {
+            Role::Client => self.client_ended(gone, sockets),
+            Role::Upstream(client) => self.upstream_ended(client, gone, sockets),
+            Role::Mirror(client) => self.mirror_ended(client, gone, sockets),
+            Role::Check => {
+                self.upstreams.end_check(upstream_of(gone.tag));
+                self.note_failure(gone, sockets.elapsed());
             }
-            // No upstream was dialed, or the attempt was given up.
-            _ => {}
+            // No upstream was dialed.
+            Role::AwaitingHeader | Role::AwaitingRoute(_) | Role::Handshaking(_) => {}
         }
     }
 }

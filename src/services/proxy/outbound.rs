@@ -25,11 +25,12 @@ pub(super) struct OutboundOptions {
     pub(super) keep_alive: Option<KeepAlive>,
 }
 
-/// A connection to an upstream.
+/// An attempt of a client to connect to an upstream.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Outbound {
-    pub(super) upstream: usize,
-    pub(super) started: Duration,
+pub(super) struct Attempt {
+    id: ConnId,
+    upstream: usize,
+    started: Duration,
 }
 
 /// An attempt has this long before another upstream is tried beside it, or its share of the connect timeout if that is
@@ -43,6 +44,12 @@ const SLOW: Duration = Duration::from_secs(1);
 pub(super) const CHECKS_AT_ONCE: usize = 64;
 /// The dial's own timeout comes first, since it knows what it was waiting for.
 const AFTER_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// The upstream of a connection, which is the tag that it was dialed with: so no map from connections to upstreams is
+/// needed, which took 60 bytes for each pair.
+pub(super) fn upstream_of(tag: u64) -> usize {
+    tag as usize
+}
 
 impl Proxy {
     /// A client may be connected. It is not read while an upstream is dialed.
@@ -105,11 +112,10 @@ impl Proxy {
                 continue;
             }
             let target = self.upstreams.get(upstream);
-            match client.dial_with(target.to, self.outbound_options.dial(target, left)) {
+            match client.dial_with(target.to, self.outbound_options.dial(target, upstream, left)) {
                 Ok(id) => {
                     self.upstreams.begin(upstream);
-                    self.outbound.insert(id, Outbound { upstream, started: now });
-                    dialing.in_flight.push(id);
+                    dialing.in_flight.push(Attempt { id, upstream, started: now });
                     record.upstream = upstream;
                     break;
                 }
@@ -160,15 +166,14 @@ impl Proxy {
         let Some(dialing) = self.records.get_mut(&client).and_then(|record| record.dialing.as_mut()) else {
             return;
         };
-        for id in std::mem::take(&mut dialing.in_flight) {
-            if Some(id) == winner {
+        for attempt in std::mem::take(&mut dialing.in_flight) {
+            if Some(attempt.id) == winner {
                 continue;
             }
-            sockets.cancel_dial(id);
-            let Some(link) = self.outbound.get(&id).copied().filter(|link| now - link.started >= slow) else {
-                continue;
-            };
-            self.upstreams.mark_down(link.upstream, &CloseReason::ConnectTimeout, now);
+            sockets.cancel_dial(attempt.id);
+            if now - attempt.started >= slow {
+                self.upstreams.mark_down(attempt.upstream, &CloseReason::ConnectTimeout, now);
+            }
         }
     }
 
@@ -180,11 +185,9 @@ impl Proxy {
         record.connected = Some(now - record.started);
         let number = record.dialing.as_ref().map_or(0, |dialing| dialing.number);
         (record.dialing, record.upstream_end, record.upstream_id) = (None, None, Some(id));
-        if let Some(link) = self.outbound.get(&id) {
-            record.upstream = link.upstream;
-            self.upstreams.mark_up(link.upstream);
-        }
-        let to = record.upstream;
+        let to = upstream_of(upstream.tag());
+        record.upstream = to;
+        self.upstreams.mark_up(to);
         let Some(mut socket) = upstream.other(client) else { return upstream.close() };
         socket.set_alarm(None);
         socket.resume();
@@ -197,14 +200,9 @@ impl Proxy {
     }
 
     /// A connection to an upstream has ended. If the client was not connected, the next upstream is tried.
-    pub(super) fn upstream_ended(
-        &mut self,
-        client: ConnId,
-        link: Outbound,
-        gone: &ClosedInfo,
-        sockets: &mut Sockets<'_>,
-    ) {
-        self.upstreams.end(link.upstream);
+    pub(super) fn upstream_ended(&mut self, client: ConnId, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
+        let upstream = upstream_of(gone.tag);
+        self.upstreams.end(upstream);
         let Some(record) = self.records.get_mut(&client) else { return };
         let Some(dialing) = &mut record.dialing else {
             if record.upstream_id == Some(gone.id) {
@@ -214,12 +212,12 @@ impl Proxy {
             return self.log_closed(client, sockets);
         };
         let before = dialing.in_flight.len();
-        dialing.in_flight.retain(|id| *id != gone.id);
+        dialing.in_flight.retain(|attempt| attempt.id != gone.id);
         if dialing.in_flight.len() == before {
             return; // It was given up.
         }
-        (record.upstream, record.upstream_end) = (link.upstream, Some(Box::new(gone.clone())));
-        self.note_failure(link, gone, sockets.elapsed());
+        (record.upstream, record.upstream_end) = (upstream, Some(Box::new(gone.clone())));
+        self.note_failure(gone, sockets.elapsed());
         let Some(mut client) = sockets.get(client) else { return self.log_closed(client, sockets) };
         let is_over = gone.reason == CloseReason::Shutdown;
         if is_over || !(self.dial_next(&mut client) || self.hold_client(&mut client)) {
@@ -227,9 +225,9 @@ impl Proxy {
         }
     }
 
-    pub(super) fn note_failure(&mut self, link: Outbound, gone: &ClosedInfo, now: Duration) {
+    pub(super) fn note_failure(&mut self, gone: &ClosedInfo, now: Duration) {
         match Failure::of(gone) {
-            Some(Failure::Upstream(why)) => self.upstreams.mark_down(link.upstream, &why, now),
+            Some(Failure::Upstream(why)) => self.upstreams.mark_down(upstream_of(gone.tag), &why, now),
             Some(Failure::Local(why)) => debug!("not the upstream's fault: {why}"),
             None => {}
         }
@@ -264,34 +262,32 @@ impl Proxy {
     pub(super) fn check_next(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
         for upstream in self.upstreams.next_to_check(CHECKS_AT_ONCE) {
             let target = self.upstreams.get(upstream);
-            let options = self.outbound_options.dial(target, self.connect_timeout);
-            match sockets.dial_with(target.to, own, options) {
-                Ok(id) => {
-                    let started = sockets.elapsed();
-                    self.outbound.insert(id, Outbound { upstream, started });
-                }
-                Err(error) => {
-                    self.upstreams.end_check(upstream);
-                    debug!("cannot check an upstream: {error}");
-                }
+            let options = self.outbound_options.dial(target, upstream, self.connect_timeout);
+            if let Err(error) = sockets.dial_with(target.to, own, options) {
+                self.upstreams.end_check(upstream);
+                debug!("cannot check an upstream: {error}");
             }
         }
     }
 
     /// A check has come as far as a client's connection must.
     pub(super) fn check_succeeded(&mut self, socket: &mut Socket<'_>) {
-        if let Some(link) = self.outbound.get(&socket.id()) {
-            self.upstreams.mark_up(link.upstream);
-        }
+        self.upstreams.mark_up(upstream_of(socket.tag()));
         socket.close();
     }
 }
 
 impl OutboundOptions {
     /// How to dial an upstream. TLS behind a header is started later, by [`OutboundOptions::greet`].
-    pub(super) fn dial(&self, target: Target<'_>, timeout: Duration) -> DialOptions {
+    pub(super) fn dial(&self, target: Target<'_>, upstream: usize, timeout: Duration) -> DialOptions {
         let filter = self.filter.clone().filter(|_| self.header.is_none() && !target.is_routed);
-        DialOptions { timeout: Some(timeout), filter, keep_alive: self.keep_alive, ..DialOptions::default() }
+        DialOptions {
+            tag: upstream as u64,
+            timeout: Some(timeout),
+            filter,
+            keep_alive: self.keep_alive,
+            ..DialOptions::default()
+        }
     }
 
     /// Sends what comes before the payload; says whether a handshake must be waited for.
