@@ -23,6 +23,10 @@ impl Observers {
         self.any_wants_messages
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
     /// Gives a step of a turn or of a connection to all observers. Without one, it is not even made.
     #[inline(always)]
     pub(crate) fn tell<'a>(&mut self, step: impl FnOnce() -> Step<'a>) {

@@ -114,10 +114,15 @@ impl Table {
 
     /// Ends the waits for receivers that have drained or closed, or that have taken nothing for too long. A sender that
     /// waits for none any more is read again.
+    #[inline]
     pub(crate) fn check_receivers(&mut self) {
-        if self.cx.sender_waits.waits.is_empty() {
-            return;
+        if !self.cx.sender_waits.waits.is_empty() {
+            self.end_waits();
         }
+    }
+
+    #[inline(never)]
+    fn end_waits(&mut self) {
         let mut waits = std::mem::take(&mut self.cx.sender_waits.waits);
         let mut ended = Vec::new();
         waits.retain_mut(|wait| {

@@ -298,10 +298,17 @@ impl Connection {
         begins && self.tls().is_some_and(|tls| tls.clear_prefix == 0)
     }
 
-    /// Adds it to the ready list, once, if `read` has something to do for it.
-    #[inline]
+    /// Adds it to the ready list if `read` has something to do for it.
     pub(crate) fn push_ready(&mut self, cx: &mut Context) {
-        if !self.flags.contains(Flag::Ready) && self.wants_turn() {
+        if self.wants_turn() {
+            self.add_to_ready(cx);
+        }
+    }
+
+    /// Adds it to the ready list, once.
+    #[inline]
+    pub(crate) fn add_to_ready(&mut self, cx: &mut Context) {
+        if !self.flags.contains(Flag::Ready) {
             self.flags.insert(Flag::Ready);
             cx.ready.push(self.id);
         }

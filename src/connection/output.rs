@@ -171,7 +171,7 @@ impl Connection {
     }
 
     /// The kernel has taken `n` bytes: first of what earlier turns have left, then of this turn's list.
-    #[inline]
+    #[inline(always)]
     fn on_written(&mut self, n: usize, segments: &mut SegmentList, cx: &mut Context) {
         let connection = self.id;
         cx.observers.tell_message(move || Step::Write { connection, result: Ok(n) });

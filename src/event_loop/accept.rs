@@ -32,13 +32,12 @@ impl<S: System> EventLoop<S> {
         self.enter(Phase::Accept);
         let before = self.table.cx.stats.accepted + self.table.cx.stats.refused;
         self.poll_resolver();
-        for id in mem::take(&mut self.table.pending_dials) {
-            self.start_dial(id);
+        if !self.table.pending_dials.is_empty() {
+            mem::take(&mut self.table.pending_dials).into_iter().for_each(|id| self.start_dial(id));
         }
-        let adopted = mem::take(&mut self.table.pending_adoptions);
-        let greets = !adopted.is_empty();
-        for id in adopted {
-            self.start_adopted(id);
+        let greets = !self.table.pending_adoptions.is_empty();
+        if greets {
+            mem::take(&mut self.table.pending_adoptions).into_iter().for_each(|id| self.start_adopted(id));
         }
         // Always in the same order, and fair in spite of that: each listener has a budget of its own, so a flood on one
         // takes no turn from the next.

@@ -17,9 +17,9 @@ impl EventLoop<Sim> {
     pub(crate) fn turn_for_and_check(&mut self, wait: Option<Duration>) -> Turn {
         #[cfg(test)]
         Self::count_turn();
-        let turn = self.turn(wait).expect("a simulated poll does not fail");
+        self.turn(wait).expect("a simulated poll does not fail");
         self.check();
-        turn
+        self.last_turn()
     }
 
     /// Asserts that no wake-up was lost, when neither the loop nor the kernel has anything more to do at this time: no
@@ -53,7 +53,7 @@ impl EventLoop<Sim> {
             ("dials to start", table.pending_dials.len()),
             ("posts", self.posts.len() + usize::from(self.handle.mailbox().has_posts())),
             ("put off with `later`", table.later.len()),
-            ("deadlines due", usize::from(cx.wheel.is_due(cx.now) || table.timers.is_due(cx.now))),
+            ("deadlines due", usize::from(self.next_tick().is_some_and(|tick| tick <= cx.now))),
         ];
         let some: Vec<String> =
             parts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")).collect();

@@ -24,9 +24,9 @@ impl EventLoop<Sim> {
             Phase::Accept => self.accept(),
         }
         (phase == Phase::Accept).then(|| {
-            let turn = self.finish_turn();
+            self.finish_turn();
             self.check();
-            turn
+            self.last_turn()
         })
     }
 

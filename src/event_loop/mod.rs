@@ -90,7 +90,6 @@ pub(crate) struct EventLoop<S: System> {
     filter_out: Vec<u8>,
     // A phase swaps its list for one of these and goes through it, while callbacks add to the new one. The two take
     // turns, so that no turn allocates.
-    spare_ready: Vec<ConnId>,
     spare_dirty: Vec<Dirty>,
     spare_to_reap: Vec<ConnId>,
 }
@@ -110,7 +109,7 @@ impl<S: System> EventLoop<S> {
     /// came in time keep their connection open; `write` follows both, so that all that they queued leaves with one
     /// call; `reap` follows `write`, so that a reset is the last thing a connection does; `accept` is last, so that it
     /// finds the slots and descriptors that `reap` has freed.
-    pub(crate) fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
+    pub(crate) fn turn(&mut self, wait: Option<Duration>) -> io::Result<()> {
         self.poll(wait)?; //   1 sleep until readiness, a deadline or a wake-up; then read the clock once
         self.dispatch(); //    2 events become flags; no user code yet
         self.run_posts(); //   3 what other threads asked for, and watched descriptors
@@ -119,22 +118,30 @@ impl<S: System> EventLoop<S> {
         self.write(); //       6 one write per connection that has something queued
         self.reap(); //        7 `closed`, and the only place where a slot is freed
         self.accept(); //      8 dials and accepts, into the slots just freed
-        Ok(self.finish_turn())
+        self.finish_turn();
+        Ok(())
     }
 
-    fn finish_turn(&mut self) -> Turn {
+    fn finish_turn(&mut self) {
         self.check_touched();
         self.table.cx.stats.turns += 1;
-        let turn = Turn { events: self.events.len(), carried_over: self.has_work() };
-        let (cx, carried_over) = (&mut self.table.cx, turn.carried_over);
-        let stats = &cx.stats;
-        cx.observers.tell(move || Step::TurnEnd { turn: stats.turns, carried_over, stats });
-        turn
+        let carried_over = !self.table.cx.observers.is_empty() && self.has_work();
+        let (observers, stats) = (&mut self.table.cx.observers, &self.table.cx.stats);
+        observers.tell(move || Step::TurnEnd { turn: stats.turns, carried_over, stats });
     }
 
-    /// Whether the next turn has something to do that no event will announce. Everything that a phase can leave over
-    /// must be asked for here: what is missing waits for the next event, which may never come.
+    /// What the last turn did. Not the result of [`turn`](EventLoop::turn), because `run` does not ask for it.
+    pub(crate) fn last_turn(&self) -> Turn {
+        Turn { events: self.events.len(), carried_over: self.has_work() }
+    }
+
+    /// Whether the next turn has something to do that no event will announce.
     pub(crate) fn has_work(&self) -> bool {
+        self.has_queued() || self.next_tick().is_some_and(|tick| tick <= self.table.cx.now)
+    }
+
+    /// Whether a phase has left something over. What is missing here waits for the next event, which may never come.
+    fn has_queued(&self) -> bool {
         let (table, cx) = (&self.table, &self.table.cx);
         let written =
             cx.dirty.is_empty() && cx.drained.is_empty() && cx.pokes.is_empty() && cx.leavers.is_empty();
@@ -142,14 +149,13 @@ impl<S: System> EventLoop<S> {
         let posted = !self.posts.is_empty() && !seeded(SeededBug::PostsForgotten)
             || !table.later.is_empty()
             || self.handle.mailbox().has_posts();
-        let asked = posted
+        queued
+            || posted
             || table.stop.is_some()
             || !table.pending_adoptions.is_empty()
-            || !table.pending_dials.is_empty();
-        let due = cx.wheel.is_due(cx.now)
-            || table.timers.is_due(cx.now)
-            || cx.handshakes.may_start(cx.limits.handshakes, cx.now);
-        queued || asked || due || table.listeners.open().any(|listener| self.can_accept(listener))
+            || !table.pending_dials.is_empty()
+            || cx.handshakes.may_start(cx.limits.handshakes, cx.now)
+            || table.listeners.open().any(|listener| self.can_accept(listener))
     }
 
     /// Whether an accept from this listener could succeed now.
@@ -181,12 +187,13 @@ impl<S: System> EventLoop<S> {
 
     /// When the loop must turn again although no event comes, as the time since the loop was created.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
-        if self.has_work() {
+        if self.has_queued() {
             return Some(self.table.cx.elapsed);
         }
         self.next_tick().map(Tick::since_start)
     }
 
+    /// The next deadline; one that has passed, if there is any.
     fn next_tick(&self) -> Option<Tick> {
         // A listener without a free slot has no deadline: it could not accept when that passes, and a deadline in the
         // past would make every later sleep zero.
@@ -195,8 +202,8 @@ impl<S: System> EventLoop<S> {
         next = earlier(next, cx.sender_waits.next_check());
         next = earlier(next, cx.handshakes.next_check(cx.limits.handshakes));
         for listener in table.listeners.open() {
-            let may_retry = self.has_place(listener) || seeded(SeededBug::FullListenerSpins);
-            next = earlier(next, listener.retry_at().filter(|_| may_retry));
+            let may_retry = || self.has_place(listener) || seeded(SeededBug::FullListenerSpins);
+            next = earlier(next, listener.retry_at().filter(|_| may_retry()));
         }
         // The same holds for the end of a shutdown after which nothing is left to close.
         let left = !table.slots.is_empty() || table.timers.len() > 0;

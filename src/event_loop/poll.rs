@@ -80,35 +80,34 @@ impl<S: System> EventLoop<S> {
         self.table.cx.elapsed = now;
     }
 
-    /// Phase 2. Sets the flags that an event stands for, and adds connections that can make progress to the ready list.
-    /// No user code runs here, so no connection can end between the kernel's report and this look-up. If it ended in an
-    /// earlier turn, its slot has another generation now, and the event is counted as stale.
+    /// Phase 2. Sets the flags that an event stands for, and adds its connection to the ready list. No user code runs
+    /// here, so no connection can end between the kernel's report and this look-up. If it ended in an earlier turn, its
+    /// slot has another generation now, and the event is counted as stale.
     pub(super) fn dispatch(&mut self) {
         self.enter(Phase::Dispatch);
         self.tell_events();
         self.carried_over = self.table.cx.ready.len();
-        let events = std::mem::take(&mut self.events);
-        self.table.cx.stats.events += events.len() as u64;
+        let (table, events) = (&mut self.table, &self.events);
+        table.cx.stats.events += events.len() as u64;
         // All of the batch: an event that is not applied now does not come again.
         let count = events.len() - usize::from(events.len() > 1 && seeded(SeededBug::LastEventDropped));
         for &ready in &events[..count] {
             match ready.token.kind() {
-                Some(TokenKind::Connection(id)) => match self.table.get(id) {
+                Some(TokenKind::Connection(id)) => match table.get(id) {
                     Some((connection, cx)) => Self::apply_event(connection, ready, cx),
-                    None => self.table.cx.stats.stale_events += 1,
+                    None => table.cx.stats.stale_events += 1,
                 },
                 Some(TokenKind::Listener(index)) => {
-                    if let Some(Some(listener)) = self.table.listeners.all.get_mut(index) {
+                    if let Some(Some(listener)) = table.listeners.all.get_mut(index) {
                         listener.acceptable = true;
                     }
                 }
-                Some(TokenKind::Watched(index)) => self.table.watched.on_event(index),
+                Some(TokenKind::Watched(index)) => table.watched.on_event(index),
                 // Ending the sleep was all that the waker had to do: `run_posts` looks at the mailbox in each turn.
                 Some(TokenKind::Wake) => {}
-                None => self.table.cx.stats.stale_events += 1,
+                None => table.cx.stats.stale_events += 1,
             }
         }
-        self.events = events;
     }
 
     /// Applies one event to its connection.
@@ -136,7 +135,7 @@ impl<S: System> EventLoop<S> {
         if ready.writable && connected && (connection.outbox.is_some() || connection.owes_end()) {
             connection.push_dirty(cx);
         }
-        connection.push_ready(cx);
+        connection.add_to_ready(cx); // `read` asks whether it has anything to do for it, and asks once.
     }
 }
 

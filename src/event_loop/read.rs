@@ -105,32 +105,27 @@ impl<S: System> EventLoop<S> {
 
     /// Goes through the ready list once. Returns whether every connection in it was read.
     fn read_ready(&mut self) -> bool {
-        let mut line = mem::replace(&mut self.table.cx.ready, mem::take(&mut self.spare_ready));
+        let (carried_over, all) = (self.carried_over, self.table.cx.ready.len());
         let mut block = self.table.cx.arena.take_block();
-        for &id in &line[self.carried_over..] {
-            self.read_connection(id, &mut block);
+        for at in carried_over..all {
+            self.read_connection(self.table.cx.ready[at], &mut block);
         }
-        line.truncate(self.carried_over);
         let budget = self.table.cx.limits.carried_over_budget as u64;
         let before = self.table.cx.stats.bytes_opened();
         self.redelivered = 0;
         let mut served = 0;
-        for &id in &line {
-            // A redelivery reads no byte, so what it has queued is counted in place of that.
-            if self.table.cx.stats.bytes_opened() - before + self.redelivered >= budget {
-                break;
-            }
-            self.read_connection(id, &mut block);
+        // A redelivery reads no byte, so what it has queued is counted in place of that.
+        while served < carried_over && self.table.cx.stats.bytes_opened() - before + self.redelivered < budget
+        {
+            self.read_connection(self.table.cx.ready[served], &mut block);
             served += 1;
         }
         self.table.cx.arena.put_block(block);
-        // Those that were not read stay in front of those that were: first in, first out.
-        let all = served == line.len();
-        line.drain(..served);
-        line.append(&mut self.table.cx.ready);
-        self.spare_ready = mem::replace(&mut self.table.cx.ready, line);
+        // Those that were not read stay in front of those that were added meanwhile: first in, first out.
+        self.table.cx.ready.drain(carried_over..all);
+        self.table.cx.ready.drain(..served);
         self.table.evict();
-        all
+        served == carried_over
     }
 
     /// Reads one connection until nothing is left, its budget is used up, or `CALLS_MAX` reads were made. The number of
@@ -245,7 +240,7 @@ impl<S: System> EventLoop<S> {
 
     /// Makes one read, and keeps `Readable` true to what the kernel said: events are edge-triggered, so readiness that
     /// is cleared too early is never reported again. An end or an error is noted in the connection.
-    #[inline]
+    #[inline(always)]
     pub(super) fn read_stream(
         system: &mut S,
         connection: &mut Connection,
@@ -308,7 +303,7 @@ impl<S: System> EventLoop<S> {
     /// out of its connection during the callback. A pipe, a `resume` or a `start_filter` in the callback would
     /// otherwise find these bytes, which are being delivered, a second time. After the callback, bytes that are left
     /// are kept, sent to a new pipe peer, given to the filter, delivered again in the next turn, or dropped.
-    #[inline]
+    #[inline(always)]
     pub(super) fn deliver(
         &mut self,
         id: ConnId,

@@ -59,7 +59,6 @@ impl<S: System> EventLoop<S> {
             busy_poll: BusyPoll::new(busy_poll),
             livelock: LivelockGuard::default(),
             filter_out: Vec::new(),
-            spare_ready: Vec::new(),
             spare_dirty: Vec::new(),
             spare_to_reap: Vec::new(),
         })

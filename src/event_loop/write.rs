@@ -32,11 +32,11 @@ impl<S: System> EventLoop<S> {
         self.enter(Phase::Write);
         self.set_options();
         self.detach_unpiped();
-        let mut line = mem::replace(&mut self.table.cx.dirty, mem::take(&mut self.spare_dirty));
-        for dirty in line.drain(..) {
-            self.write_connection(dirty);
+        mem::swap(&mut self.table.cx.dirty, &mut self.spare_dirty);
+        for at in 0..self.spare_dirty.len() {
+            self.write_connection(self.spare_dirty[at]);
         }
-        self.spare_dirty = line;
+        self.spare_dirty.clear();
         self.table.cx.arena.clear();
         self.table.evict();
         self.table.bound_lingering();

@@ -222,6 +222,7 @@ impl Arena {
 
     /// The bytes of a list if they are one segment, which is nearly always so: they are written with `write` instead
     /// of `writev`.
+    #[inline(always)]
     pub(crate) fn as_single(&self, list: &SegmentList) -> Option<&[u8]> {
         let segment = self.segments.get(list.first).filter(|_| list.first == list.last)?;
         Some(&self.source(segment.source)[segment.range.clone()])

@@ -127,10 +127,6 @@ impl Timers {
         })
     }
 
-    pub(crate) fn is_due(&self, now: Tick) -> bool {
-        !self.all.is_empty() && self.wheel.is_due(now)
-    }
-
     pub(crate) fn next(&self) -> Option<Tick> {
         if self.all.is_empty() { None } else { self.wheel.next() }
     }

@@ -230,12 +230,6 @@ impl Wheel {
         }
     }
 
-    /// Whether [`Wheel::pop_due`] would have anything to do at a tick.
-    pub(crate) fn is_due(&self, now: Tick) -> bool {
-        let waits = self.links[DUE as usize].next() != DUE;
-        waits || (now.0 > self.elapsed && self.nearest().is_some_and(|(_, start)| start <= now.0))
-    }
-
     /// The tick at which [`Wheel::pop_due`] must be called at the latest; `None` when nothing is armed.
     ///
     /// It is never after the earliest deadline. It is before it if that entry is in a coarse bucket: then it is the

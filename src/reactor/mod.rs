@@ -372,9 +372,9 @@ impl Reactor {
     ///
     /// When a callback of a service panics; see [`Service`].
     pub fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
-        let turn = self.event_loop.turn(wait)?;
+        self.event_loop.turn(wait)?;
         self.announce()?;
-        Ok(turn)
+        Ok(self.event_loop.last_turn())
     }
 
     /// Runs turns until there is no listener, no connection, no timer and no posted work left.
@@ -386,7 +386,8 @@ impl Reactor {
     /// As [`turn`](Reactor::turn).
     pub fn run(&mut self) -> io::Result<()> {
         while !self.is_finished() {
-            self.turn(None)?;
+            self.event_loop.turn(None)?;
+            self.announce()?;
         }
         Ok(())
     }
