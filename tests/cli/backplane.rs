@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::interop::has;
+use crate::metrics::{scrape, value};
 use crate::peer::Peer;
 use crate::server::{Process, Server, shared, until};
 
@@ -41,11 +44,9 @@ impl Redis {
         let id = std::process::id();
         let folder = std::env::temp_dir().join(format!("tidemill-backplane-{id}-{test}"));
         fs::create_dir_all(&folder).expect("a folder");
-        let params = rcgen::CertificateParams::new(vec!["site.example".to_string()]).expect("a name");
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let certificate = params.self_signed(&key).expect("a certificate").pem();
+        let (certificate, key) = certificate();
         fs::write(folder.join("site.pem"), certificate).expect("a file");
-        fs::write(folder.join("site.key"), key.serialize_pem()).expect("a file");
+        fs::write(folder.join("site.key"), key).expect("a file");
         let address = SocketAddr::from(([127, 77, (id % 250) as u8 + 1, test], 6379));
         let mut redis = Redis { process: None, folder, address, options };
         redis.run();
@@ -83,6 +84,13 @@ impl Drop for Redis {
         // Files that cannot be removed are left in the temporary folder.
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// A certificate for site.example, and its key.
+fn certificate() -> (String, String) {
+    let params = rcgen::CertificateParams::new(vec!["site.example".to_string()]).expect("a name");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    (params.self_signed(&key).expect("a certificate").pem(), key.serialize_pem())
 }
 
 /// A chat of the room behind this URL, when it is connected to the broker.
@@ -163,6 +171,8 @@ fn three_processes_tell_each_line_once_and_in_order_although_the_broker_is_kille
             next[from] += 1;
         }
     }
+    // A member that is there is given a second to read its last line.
+    drop(members);
     for mut server in servers {
         let log = server.end();
         assert!(log.contains("the room goes on here"), "{log}");
@@ -179,11 +189,18 @@ fn a_broker_that_comes_back_empty_is_told_as_a_gap() {
     }
     let mut redis = Redis::start(2, &["--appendonly", "no"]);
     let url = format!("redis://{}", redis.address);
-    let (first, second) = (chat(&url, "first"), chat(&url, "second"));
+    let (first, second) = (chat(&format!("{url} --metrics 127.0.0.1:0"), "first"), chat(&url, "second"));
+    let log = first.log();
+    let metrics =
+        log.split("metrics at http://").nth(1).and_then(|rest| rest.split('/').next()).expect("a line");
+    let metrics = metrics.parse().expect("an address");
+    let links = || value(&scrape(metrics), "tidemill_connections{service=\"Backplane\"}");
+    assert_eq!(links(), 2.0);
     let (mut ada, mut bob) = (Member::join(&first, "ada"), Member::join(&second, "bob"));
     ada.say("before");
     assert_eq!(bob.hears(|line| line == "ada@first: before\n"), Vec::<String>::new());
     redis.kill();
+    until("the metrics tell that it is away", SOON, || links() == 0.0);
     redis.run();
     assert_eq!(bob.hears(|line| line == LOST), Vec::<String>::new());
     assert_eq!(ada.hears(|line| line == LOST), ["ada: before\n"]);
@@ -219,6 +236,7 @@ fn a_wrong_password_is_one_sentence_in_the_log_and_the_room_goes_on() {
     let mut ada = Member::join(&server, "ada");
     ada.say("hello");
     ada.hears(|line| line == "ada: hello\n");
+    drop(ada);
     let log = server.end();
     let said = format!("backplane: {}: WRONGPASS", redis.address);
     assert_eq!(log.matches(&said).count(), 1, "{log}");
@@ -236,14 +254,27 @@ fn tls_to_the_broker_is_verified() {
     let ca = redis.folder.join("site.pem").display().to_string();
     let url = format!("rediss://{}", redis.address);
     let trusting = format!("{url} --backplane-tls-ca {ca} --backplane-tls-name site.example");
+    // It trusts another certificate, until the file is replaced.
+    let later = redis.folder.join("later.pem");
+    fs::write(&later, certificate().0).expect("a file");
+    let name = "--backplane-name late --backplane-tls-name site.example";
+    let mut late =
+        Server::start(&format!("chat --backplane {url} --backplane-tls-ca {} {name}", later.display()));
+    // Without the name, the certificate is for another host.
+    let strict = Server::start(&format!("chat --backplane {url} --backplane-tls-ca {ca}"));
     let (first, second) = (chat(&trusting, "first"), chat(&trusting, "second"));
     let (mut ada, mut bob) = (Member::join(&first, "ada"), Member::join(&second, "bob"));
     ada.say("hello");
     bob.hears(|line| line == "ada@first: hello\n");
-    // Without the name, the certificate is for another host.
-    let strict = Server::start(&format!("chat --backplane {url} --backplane-tls-ca {ca}"));
-    until("it says so", SOON, || strict.log().contains("certificate"));
-    assert!(!strict.log().contains("backplane: connected to "), "{}", strict.log());
+    for refusing in [&late, &strict] {
+        until("it says so", SOON, || refusing.log().contains("certificate"));
+        assert!(!refusing.log().contains("backplane: connected to "), "{}", refusing.log());
+    }
+    fs::copy(&ca, &later).expect("a file");
+    late.signal(Signal::HUP);
+    until("it is connected", SOON, || late.log().contains(" as late, "));
+    let log = late.end();
+    assert!(log.contains("certificates for upstreams reloaded"), "{log}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn ask(at: SocketAddr, request: &str) -> (String, String) {
     (head.to_string(), body.to_string())
 }
 
-fn scrape(at: SocketAddr) -> String {
+pub fn scrape(at: SocketAddr) -> String {
     let (head, body) = ask(at, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
     assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
@@ -42,7 +42,7 @@ fn scrape(at: SocketAddr) -> String {
 }
 
 /// The value of a series; 0 where it is not there yet.
-fn value(body: &str, series: &str) -> f64 {
+pub fn value(body: &str, series: &str) -> f64 {
     let line = body.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     line.map_or(0.0, |value| value.parse().expect("a number"))
 }

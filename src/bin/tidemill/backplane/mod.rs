@@ -132,7 +132,7 @@ impl Backplane {
         let options = DialOptions {
             timeout: Some(ANSWER_WITHIN),
             filter: self.broker.filter.clone(),
-            reconnect: Some(Backoff { first: Duration::from_millis(500), max: Duration::from_secs(10) }),
+            reconnect: Some(Backoff { first: Duration::from_millis(250), max: Duration::from_secs(10) }),
             tag: role as u64,
             ..DialOptions::default()
         };
