@@ -1,5 +1,7 @@
 //! The backplane on the simulated kernel: the test plays the broker, byte by byte.
 
+mod random;
+
 use std::time::Duration;
 
 use tidemill::services::Chat;
@@ -19,19 +21,22 @@ struct World {
 /// A room with a broker at [`BROKER`], which accepts connections, and no members yet.
 fn world(mut bench: Bench) -> World {
     bench.set_dial(BROKER, DialAnswer::Accept);
-    let broker = Broker {
+    let (chat, pending) = connect(Chat::new(), broker("web1"));
+    let limits = SocketLimits { rate: None, ..chat.limits() };
+    let chat = bench.serve_with(chat, limits);
+    bench.add_with(pending.service(chat), Backplane::limits());
+    World { bench, dials: 0 }
+}
+
+fn broker(name: &str) -> Broker {
+    Broker {
         address: BROKER.parse().expect("an address"),
         credentials: Some(("app".to_string(), "secret".to_string())),
         database: 3,
         filter: None,
         stream: "room".to_string(),
-        name: Some("web1".to_string()),
-    };
-    let (chat, pending) = connect(Chat::new(), broker);
-    let limits = SocketLimits { rate: None, ..chat.limits() };
-    let chat = bench.serve_with(chat, limits);
-    bench.add_with(pending.service(chat), Backplane::limits());
-    World { bench, dials: 0 }
+        name: Some(name.to_string()),
+    }
 }
 
 fn words(text: &str) -> String {
@@ -39,9 +44,12 @@ fn words(text: &str) -> String {
     String::from_utf8(command(&words)).expect("text")
 }
 
-/// XINFO STREAM of a stream that was never trimmed, with entries at 10, 20, and so on up to `last`.
+/// XINFO STREAM of a stream with entries at 10, 20, and so on up to `last`, of which the first ones were removed.
 fn info(last: u64, removed: u64) -> String {
-    let (added, first) = (last / 10, removed * 10 + 10);
+    stream_info(last, last / 10, removed * 10 + 10, removed)
+}
+
+fn stream_info(last: u64, added: u64, first: u64, removed: u64) -> String {
     format!(
         "*8\r\n$6\r\nlength\r\n:{}\r\n$17\r\nlast-generated-id\r\n${}\r\n{last}-0\r\n\
          $13\r\nentries-added\r\n:{added}\r\n\
