@@ -263,6 +263,8 @@ impl Mailbox {
         // the flag set, and so neither be taken nor wake the loop.
         if self.has_posts() && self.woken.swap(false, Ordering::AcqRel) {
             into.append(&mut self.lock());
+            #[cfg(any(test, feature = "testing"))]
+            BETWEEN_STEPS.take().into_iter().for_each(|act| act());
             let _ = seeded(SeededBug::WakeUpLost) && self.woken.swap(false, Ordering::AcqRel);
             self.room.notify_all();
         }
@@ -282,6 +284,18 @@ impl Mailbox {
         self.room.notify_all();
         drop(unrun);
     }
+}
+
+#[cfg(any(test, feature = "testing"))]
+thread_local! {
+    static BETWEEN_STEPS: std::cell::Cell<Option<Box<dyn FnOnce()>>> = const { std::cell::Cell::new(None) };
+}
+
+/// What another thread does between the two steps of the next [`Mailbox::take`] of this thread, for a simulation that
+/// has one thread.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) fn between_steps(act: Box<dyn FnOnce()>) {
+    BETWEEN_STEPS.set(Some(act));
 }
 
 impl fmt::Debug for Handle {

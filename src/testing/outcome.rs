@@ -2,7 +2,8 @@
 
 use super::inspect::{ConnectionState, KernelSocket, KernelState, Snapshot};
 use super::scenario::Scenario;
-use super::scenario_run::{Next, PeerState, Playback};
+use super::scenario_peaks::Peaks;
+use super::scenario_run::{Next, PeerState, Playback, Seen};
 
 /// The end of a scenario.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,6 +19,12 @@ pub struct Outcome {
     pub trace_hash: u64,
     /// What is wrong, if something is: see [`Snapshot::stuck`]. It is looked for after each act.
     pub stuck: Option<String>,
+    /// What could be known of each peer after each act.
+    pub(super) rests: Vec<Vec<Seen>>,
+    /// The most that was done in one turn.
+    pub(super) peaks: Peaks,
+    /// Whether nothing is left to serve or to wait for.
+    pub(super) is_finished: bool,
 }
 
 impl Scenario {
@@ -41,15 +48,20 @@ impl Scenario {
     /// When an invariant of the loop is broken, as in every [`Bench`](super::Bench).
     pub fn play(&self) -> Result<Outcome, String> {
         let mut play = Playback::new(self);
-        let mut stuck = None;
+        let (mut stuck, mut rests) = (None, Vec::new());
         loop {
             match play.next()? {
                 Next::Over => break,
-                Next::Acted(_) | Next::ClockMoved => continue,
+                Next::Acted(_) => {
+                    rests.push(Vec::new());
+                    continue;
+                }
+                Next::ClockMoved => {}
                 Next::Turn => drop(play.bench.turn()),
             }
-            if stuck.is_none() && play.bench.is_quiet() {
-                stuck = play.bench.snapshot().stuck();
+            if play.bench.is_quiet() {
+                stuck = stuck.or_else(|| play.bench.snapshot().stuck());
+                rests.last_mut().into_iter().for_each(|rest| *rest = play.seen());
             }
         }
         let peers = play.peers();
@@ -59,6 +71,9 @@ impl Scenario {
             turns: play.bench.turns(),
             trace_hash: play.bench.trace_hash(),
             stuck,
+            rests,
+            peaks: play.peaks(),
+            is_finished: play.bench.is_finished(),
         })
     }
 }
@@ -76,7 +91,8 @@ impl Snapshot {
             self.free_slots > 0 && self.descriptors_left != Some(0) && self.next_deadline.is_none();
         let waits =
             self.listeners.iter().find(|listener| listener.backlog > 0 && !listener.edge && has_place);
-        of_socket.or_else(|| {
+        let posts = (self.posts > 0 && !self.has_work).then(|| "posts wait, and no event comes".to_string());
+        of_socket.or(posts).or_else(|| {
             waits.map(|at| format!("{} connections wait at {}, and no event comes", at.backlog, at.address))
         })
     }

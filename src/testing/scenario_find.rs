@@ -1,7 +1,8 @@
 //! The shortest schedule that shows a bug.
 
-use super::SeededBug;
 use super::scenario::{Line, Scenario};
+use super::scenario_run::Seen;
+use super::{Outcome, SeededBug};
 
 /// Looks for the shortest sequence of acts that shows a bug, made of the lines of one script.
 ///
@@ -45,6 +46,13 @@ impl Search {
     /// How many schedules there are.
     pub fn count(&self) -> u64 {
         (1..=ACTS_MAX).map(|acts| (self.lines.len() as u64).saturating_pow(acts)).fold(0, u64::saturating_add)
+    }
+
+    /// How many of them have fewer lines of acts than the script.
+    pub fn shorter(&self) -> u64 {
+        let lines = self.lines.len() as u64;
+        let lengths = (1..=ACTS_MAX).take(self.base.lines.len().saturating_sub(1));
+        lengths.map(|acts| lines.saturating_pow(acts)).fold(0, u64::saturating_add)
     }
 
     /// The schedule with a number, the shortest first. `None` if it is not possible (a peer acts that has not
@@ -97,15 +105,47 @@ impl Scenario {
             Ok(outcome) => outcome,
             Err(why) => return Some(why),
         };
-        for (at, (wrong, right)) in with.peers.iter().zip(&without.peers).enumerate() {
-            if with.received[at] != without.received[at] {
-                let (n, of) = (wrong.received, right.received);
-                return Some(format!("{} receives {n} B, and {of} B without the bug", right.name));
-            }
-            if (wrong.ended, wrong.closed, wrong.refused) != (right.ended, right.closed, right.refused) {
-                return Some(format!("the connection of {} ends otherwise than without the bug", right.name));
+        self.differs(&with, &without)
+    }
+
+    /// What is other than without the bug, as early as it shows.
+    fn differs(&self, with: &Outcome, without: &Outcome) -> Option<String> {
+        for ((line, wrong), right) in self.lines.iter().zip(&with.rests).zip(&without.rests) {
+            let names = without.peers.iter().map(|peer| &peer.name);
+            for ((name, wrong), right) in names.zip(wrong).zip(right) {
+                let when = format!("after `{}`", line.text);
+                if wrong.0 != right.0 {
+                    let (n, of) = (wrong.0, right.0);
+                    return Some(format!("{when} {name} has received {n} B, and {of} B without the bug"));
+                }
+                if wrong != right {
+                    let [is, would] = [wrong, right].map(ending);
+                    return Some(format!("{when} the connection of {name} {is}; without the bug it {would}"));
+                }
             }
         }
-        None
+        if with.received != without.received {
+            return Some("a peer receives other bytes than without the bug".to_string());
+        }
+        if with.is_finished != without.is_finished {
+            let is = if with.is_finished { "ends" } else { "does not end" };
+            return Some(format!("the loop {is} at the end, other than without the bug"));
+        }
+        // On a kernel that makes trouble, other steps make other turns.
+        // Backwards, since a count says more than bytes.
+        let peaks = with.peaks.iter().rev().filter(|_| self.seed.is_none());
+        let beyond = peaks.map(|(what, &n)| (what, n, without.peaks.get(what).copied().unwrap_or(0)));
+        let (what, n, of) = beyond.into_iter().find(|(_, n, of)| n > of)?;
+        Some(format!("{n} {what}, and at most {of} without the bug"))
     }
+}
+
+fn ending((_, ended, closed, refused): &Seen) -> String {
+    let told = [
+        ended.map(|end| format!("has ended with {end:?}")),
+        closed.map(|why| format!("is closed: {}", why.word())),
+        refused.map(|why| format!("is refused: {}", why.word())),
+    ];
+    let told: Vec<String> = told.into_iter().flatten().collect();
+    if told.is_empty() { "is open".to_string() } else { told.join(" and ") }
 }

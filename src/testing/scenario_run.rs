@@ -1,12 +1,19 @@
 //! A scenario on a bench: which act, clock reading or turn comes next.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
-use super::scenario::{Act, Line, Scenario, Serve, framing};
+use super::scenario::{Act, Line, Scenario, Serve};
+use super::scenario_orders::{Known, Orders};
+use super::scenario_peaks::{Meter, Peaks};
 use super::scenario_services::{self, StartTls, Worker};
 use super::{Bench, NameAnswer, Peer, PeerEnd};
+use crate::base::id::{ConnId, ServiceId};
 use crate::base::observer::Observer;
 use crate::base::reason::{CloseReason, Refusal};
+use crate::config::listen::{ListenOptions, Overflow};
+use crate::connection::sockets::Sockets;
 use crate::services::{Chat, Echo, Frames, Proxy};
 
 /// A scenario that is being played.
@@ -27,11 +34,22 @@ pub(super) struct Playback {
     must_turn: bool,
     /// Turns since the last act.
     turns: usize,
+    /// What `serve orders` knows.
+    known: Rc<RefCell<Known>>,
+    peaks: Rc<RefCell<Peaks>>,
+    /// The peer that another thread still posts for, how often, and how many posts the mailbox has taken.
+    poster: Option<(Peer, usize)>,
+    posted: u64,
 }
+
+/// What a reader can know of a peer: bytes received, and how its connection has ended.
+pub(super) type Seen = (usize, Option<PeerEnd>, Option<CloseReason>, Option<Refusal>);
 
 /// A peer that has come.
 struct Played {
     name: String,
+    /// How many acts have brought peers before: an act on a name is for all that came with the last act of that name.
+    batch: usize,
     peer: Peer,
     /// What it received before its filter started.
     clear: Vec<u8>,
@@ -89,22 +107,29 @@ impl Playback {
         if let Some(bytes) = scenario.split {
             bench.split_every(bytes);
         }
-        match &scenario.serve {
-            Serve::Echo => drop(bench.serve(Echo::raw())),
-            Serve::Quit => drop(bench.serve(Echo::new())),
-            Serve::Chat => drop(bench.serve(Chat::new())),
-            Serve::Frames => drop(bench.serve(Frames::new(framing()))),
-            Serve::StartTls => drop(bench.serve(StartTls)),
-            Serve::Worker => drop(bench.serve(Worker)),
-            Serve::Proxy(to) => drop(bench.serve(Proxy::to(to.clone()))),
-        }
+        let (known, peaks) = (Rc::default(), Rc::default());
+        bench.observe(Meter::new(Rc::clone(&peaks)));
+        serve(&mut bench, scenario, &known);
         let lines = scenario.lines.clone().into_iter();
-        Playback { bench, lines, peers: Vec::new(), until: None, must_turn: false, turns: 0 }
+        Playback {
+            bench,
+            lines,
+            peers: Vec::new(),
+            until: None,
+            must_turn: false,
+            turns: 0,
+            known,
+            peaks,
+            poster: None,
+            posted: 0,
+        }
     }
 
     /// What comes next; an error is an act that cannot happen here, or a loop that does not become quiet.
     pub(super) fn next(&mut self) -> Result<Next, String> {
+        self.post();
         if std::mem::take(&mut self.must_turn) || !self.bench.is_quiet() {
+            self.learn_ids();
             self.turns += 1;
             if self.turns > TURNS_MAX {
                 let left = self.bench.unfinished();
@@ -115,7 +140,8 @@ impl Playback {
         if let Some(end) = self.until {
             let at = self.bench.move_clock(end);
             self.until = Some(end).filter(|&end| at < end);
-            self.must_turn = true;
+            // The kernel wakes the loop for a deadline, and for nothing else at that time.
+            self.must_turn = self.bench.event_loop.next_deadline().is_some_and(|deadline| deadline <= at);
             return Ok(Next::ClockMoved);
         }
         self.turns = 0;
@@ -124,25 +150,64 @@ impl Playback {
         Ok(Next::Acted(line.text))
     }
 
+    /// The peers of a name: those that came with the last act that brought some.
+    fn peers_of(&self, name: &str) -> Result<Vec<Peer>, String> {
+        let last = self.peers.iter().rev().find(|played| played.name == name);
+        let batch = last.ok_or_else(|| format!("{name} is not there yet"))?.batch;
+        let all = self.peers.iter().filter(|played| played.name == name && played.batch == batch);
+        Ok(all.map(|played| played.peer).collect())
+    }
+
     fn peer(&self, name: &str) -> Result<Peer, String> {
-        let found = self.peers.iter().rev().find(|played| played.name == name);
-        found.map(|played| played.peer).ok_or_else(|| format!("{name} is not there yet"))
+        self.peers_of(name).map(|all| all[0])
+    }
+
+    fn add_peer(&mut self, name: &str, batch: usize, peer: Peer) {
+        self.peers.push(Played { name: name.to_string(), batch, peer, clear: Vec::new() });
+    }
+
+    /// Another thread posts as much as the mailbox takes.
+    fn post(&mut self) {
+        while let Some((peer, left)) = self.poster.filter(|(_, left)| *left > 0) {
+            if self.bench.handle().post(line_for(self.bench.id(peer))).is_err() {
+                return;
+            }
+            self.posted += 1;
+            self.poster = Some((peer, left - 1));
+        }
+        let waiting = (self.posted - self.bench.stats().posts.min(self.posted)) as usize;
+        let mut peaks = self.peaks.borrow_mut();
+        let most = peaks.entry("posts wait").or_default();
+        *most = waiting.max(*most);
+    }
+
+    /// What has been accepted is known by its name from the next turn on.
+    fn learn_ids(&mut self) {
+        for played in &self.peers {
+            if let Some(id) = self.bench.id(played.peer) {
+                self.known.borrow_mut().ids.insert(played.name.clone(), id);
+            }
+        }
     }
 
     fn act(&mut self, act: &Act) -> Result<(), String> {
         match act {
-            Act::Connect(name) => {
-                let peer = self.bench.connect();
-                self.peers.push(Played { name: name.clone(), peer, clear: Vec::new() });
+            Act::Connect(name, times) => {
+                let batch = self.peers.len();
+                for _ in 0..*times {
+                    let peer = self.bench.connect();
+                    self.add_peer(name, batch, peer);
+                }
             }
             Act::Answer(name, to) => {
                 let peer = self.bench.next_upstream(to).ok_or_else(|| format!("no dial to {to} waits"))?;
-                self.peers.push(Played { name: name.clone(), peer, clear: Vec::new() });
+                self.add_peer(name, self.peers.len(), peer);
             }
-            Act::Say(name, bytes) => self.bench.say(self.peer(name)?, bytes),
-            Act::End(name) => self.bench.end(self.peer(name)?),
-            Act::Reset(name) => self.bench.reset(self.peer(name)?),
-            Act::Read(name, bytes) => self.bench.read_at_most(self.peer(name)?, *bytes),
+            Act::Say(name, bytes) => self.each(name, |bench, peer| bench.say(peer, bytes))?,
+            Act::End(name) => self.each(name, Bench::end)?,
+            Act::Reset(name) => self.each(name, Bench::reset)?,
+            Act::CutOff(name) => self.each(name, Bench::truncate)?,
+            Act::Read(name, bytes) => self.each(name, |bench, peer| bench.read_at_most(peer, *bytes))?,
             Act::StartFilter(name) => {
                 let peer = self.peer(name)?;
                 let clear = self.bench.heard_bytes(peer);
@@ -158,12 +223,42 @@ impl Playback {
             Act::Descriptors(left) => self.bench.set_descriptors_left(*left),
             Act::Name(host, ips) => self.bench.set_name(host, NameAnswer::Addresses(ips.clone())),
             Act::Dial(to, answer) => self.bench.set_dial(to, *answer),
+            Act::Post(name, n) => {
+                self.poster = Some((self.peer(name)?, *n));
+                self.post();
+            }
+            Act::PostInBetween(name) => {
+                let (handle, work) = (self.bench.handle(), line_for(self.bench.id(self.peer(name)?)));
+                crate::handle::between_steps(Box::new(move || _ = handle.post(work)));
+            }
             Act::Advance(span) => {
                 self.until = Some(self.until.unwrap_or_else(|| self.bench.elapsed()) + *span);
             }
             Act::Shutdown(grace) => self.bench.shutdown(*grace),
         }
         Ok(())
+    }
+
+    fn each(&mut self, name: &str, mut act: impl FnMut(&mut Bench, Peer)) -> Result<(), String> {
+        self.peers_of(name)?.into_iter().for_each(|peer| act(&mut self.bench, peer));
+        Ok(())
+    }
+
+    /// What can be known of each peer now.
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        let bench = &self.bench;
+        let seen = |(at, played): (usize, &Played)| {
+            let peer = played.peer;
+            (self.received(at).len(), bench.ended(peer), bench.closed(peer), bench.refused(peer))
+        };
+        self.peers.iter().enumerate().map(seen).collect()
+    }
+
+    /// The most in one turn, so far.
+    pub(super) fn peaks(&self) -> Peaks {
+        let mut peaks = self.peaks.borrow().clone();
+        peaks.insert("B of memory are in use", self.known.borrow().memory);
+        peaks
     }
 
     /// What has become of the peers.
@@ -191,4 +286,32 @@ impl Playback {
         let Played { peer, clear, .. } = &self.peers[at];
         [clear.as_slice(), &self.bench.peek_bytes(*peer)].concat()
     }
+}
+
+/// A post that sends a line to a connection.
+fn line_for(id: Option<ConnId>) -> impl FnOnce(&mut Sockets<'_>) + Send + 'static {
+    move |sockets| {
+        id.and_then(|id| sockets.get(id)).into_iter().for_each(|mut socket| socket.send("posted\n"));
+    }
+}
+
+/// Adds the service of a scenario and its listener.
+fn serve(bench: &mut Bench, scenario: &Scenario, known: &Rc<RefCell<Known>>) {
+    let service: ServiceId = match &scenario.serve {
+        Serve::Echo => bench.add(Echo::raw()).into(),
+        Serve::Quit => bench.add(Echo::new()).into(),
+        Serve::Chat => bench.add(Chat::new()).into(),
+        Serve::Frames(framing) => bench.add(Frames::new(framing.clone())).into(),
+        Serve::StartTls => bench.add(StartTls).into(),
+        Serve::Worker => bench.add(Worker).into(),
+        Serve::Orders => bench.add(Orders::new(Rc::clone(known))).into(),
+        Serve::Proxy(to) => bench.add(Proxy::to(to.clone())).into(),
+    };
+    let options = ListenOptions {
+        overflow: if scenario.waits { Overflow::Wait } else { Overflow::Refuse },
+        reserve_slot: matches!(scenario.serve, Serve::Proxy(_)),
+        filter: scenario.filtered.then(scenario_services::server),
+        ..ListenOptions::default()
+    };
+    bench.listen_with("10.0.0.2:9001", service, &options).expect("the address is free");
 }

@@ -76,15 +76,23 @@ impl Service for StartTls {
     }
 }
 
-/// The handshake: the client sends `HELLO\n`, the server answers `WELCOME\n`. Then each letter is moved by 13 places
-/// (ROT13), which is no encryption.
+/// The handshake: `HELLO\n`, which the server answers with `WELCOME\n`, and the client that with `THANKS\n`. Then each
+/// letter is moved by 13 places (ROT13), which is no encryption. EOT (4) announces the end. It opens at most `PIECE`
+/// bytes at a time, as a record layer opens a record.
 struct Rot13 {
-    is_client: bool,
-    /// What the other end has to send first.
-    expected: &'static [u8],
+    /// The handshake that is left: what the other end has to send, and the answer to it.
+    handshake: &'static [(&'static [u8], &'static [u8])],
+    /// How much of the next message has come.
     received: usize,
-    has_started: bool,
+    /// Opened, and not returned yet.
+    opened: Vec<u8>,
+    has_ended: bool,
 }
+
+const CLIENT: &[(&[u8], &[u8])] = &[(b"", b"HELLO\n"), (b"WELCOME\n", b"THANKS\n")];
+const SERVER: &[(&[u8], &[u8])] = &[(b"HELLO\n", b"WELCOME\n"), (b"THANKS\n", b"")];
+const PIECE: usize = 16;
+const EOT: u8 = 4;
 
 struct Rot13Factory {
     is_client: bool,
@@ -100,8 +108,8 @@ pub(super) fn client() -> FilterConfig {
 
 impl FilterFactory for Rot13Factory {
     fn filter(&self, _: &Address) -> io::Result<Box<dyn Filter>> {
-        let expected: &[u8] = if self.is_client { b"WELCOME\n" } else { b"HELLO\n" };
-        Ok(Box::new(Rot13 { is_client: self.is_client, expected, received: 0, has_started: false }))
+        let handshake = if self.is_client { CLIENT } else { SERVER };
+        Ok(Box::new(Rot13 { handshake, received: 0, opened: Vec::new(), has_ended: false }))
     }
 
     fn starts_at_once(&self) -> bool {
@@ -111,25 +119,31 @@ impl FilterFactory for Rot13Factory {
 
 impl Filter for Rot13 {
     fn open(&mut self, wire: &mut [u8], out: &mut Vec<u8>) -> Opened {
-        if self.is_client && !std::mem::replace(&mut self.has_started, true) {
-            out.extend_from_slice(b"HELLO\n");
+        let mut n = 0;
+        while let [(expected, answer), left @ ..] = self.handshake {
+            let next = &expected[self.received..];
+            let arrived = next.len().min(wire.len() - n);
+            if wire[n..n + arrived] != next[..arrived] {
+                return Opened { error: Some("this is no handshake".into()), ..Opened::default() };
+            }
+            (n, self.received) = (n + arrived, self.received + arrived);
+            if self.received < expected.len() {
+                return Opened::default();
+            }
+            out.extend_from_slice(answer);
+            (self.handshake, self.received) = (left, 0);
         }
-        let left = &self.expected[self.received..];
-        let n = left.len().min(wire.len());
-        if wire[..n] != left[..n] {
-            return Opened { error: Some("this is no handshake".into()), ..Opened::default() };
-        }
-        self.received += n;
-        if self.received < self.expected.len() {
-            return Opened::default();
-        }
-        if n > 0 && !self.is_client {
-            out.extend_from_slice(b"WELCOME\n");
-        }
-        wire.copy_within(n.., 0);
-        let plaintext = wire.len() - n;
-        wire[..plaintext].iter_mut().for_each(|byte| *byte = rot13(*byte));
-        Opened { plaintext, ready: true, ..Opened::default() }
+        self.has_ended |= wire[n..].contains(&EOT);
+        self.opened.extend(wire[n..].iter().filter(|&&byte| byte != EOT).map(|&byte| rot13(byte)));
+        self.more(wire, out)
+    }
+
+    fn more(&mut self, room: &mut [u8], _: &mut Vec<u8>) -> Opened {
+        let plaintext = self.opened.len().min(PIECE).min(room.len());
+        room[..plaintext].copy_from_slice(&self.opened[..plaintext]);
+        self.opened.drain(..plaintext);
+        let more = !self.opened.is_empty();
+        Opened { plaintext, ready: true, more, peer_ended: self.has_ended && !more, ..Opened::default() }
     }
 
     fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
@@ -137,8 +151,8 @@ impl Filter for Rot13 {
         Ok(())
     }
 
-    fn ends_with_fin(&self) -> bool {
-        true
+    fn seal_end(&mut self, out: &mut Vec<u8>) {
+        out.push(EOT);
     }
 
     fn info(&self) -> FilterInfo {

@@ -160,7 +160,7 @@ def check_hashes(page):
         got += page.run(f"""{json.dumps(scripts[start:start + 100])}.map((text) => {{
             give(text); const answer = JSON.parse(take(loop.play())); return answer.hash || answer.error; }})""")
     wrong = [(script, ours, theirs) for script, ours, theirs in zip(scripts, wanted, got) if ours != theirs]
-    assert not wrong, wrong[0]
+    assert not wrong, (len(wrong), wrong[0])
     print(f"{len(scripts)} scripts have the same hash as in the native library")
 
 
@@ -204,7 +204,7 @@ def check_bugs(page, names):
         page.until("!document.querySelector('#find').disabled && !searching", FIND_S * SLOW)
         took = time.monotonic() - began
         said = page.text("#place")
-        assert said.startswith(("Found in", "No shorter")), (name, said)
+        assert said.startswith("Found in"), (name, said)
         slowest = max(slowest, took)
         print(f"  {name}: {said}")
     print(f"{len(names)} bugs are switched on and found, the slowest in {slowest:.1f} s")
@@ -282,7 +282,7 @@ def main():
         missing = set(sys.argv[4:]) - set(contents["bugs"])
         assert not missing, f"the page cannot switch on {missing}"
         check_bugs(page, sys.argv[4:])
-        check_pictures(page, contents["scenarios"])
+        check_pictures(page, [*contents["scenarios"], "crowd&bug=ReapUnbounded"])
         check_without_scripts(page)
         assert not page.errors, page.errors
     finally:

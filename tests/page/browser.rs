@@ -6,7 +6,7 @@ use std::process::Command;
 
 use tidemill::testing::{SCENARIOS, Scenario};
 
-use crate::bugs::SHOWN;
+use crate::bugs::shown;
 
 const SEEDS: usize = 1_000;
 
@@ -32,10 +32,14 @@ fn has_chromium() -> bool {
 }
 
 /// A line for each seed: the hash of a scenario on the kernel of that seed, and its text as JSON.
+///
+/// One scenario is left out: it fills the budget of a delivery with small sends. Their cost is what they take in
+/// memory, which is less with the 32 bits of WebAssembly.
 fn hashes() -> String {
     let mut lines = String::new();
+    let all: Vec<_> = SCENARIOS.iter().filter(|named| named.name != "burst").collect();
     for seed in 0..SEEDS {
-        let named = SCENARIOS[seed % SCENARIOS.len()];
+        let named = all[seed % all.len()];
         let text = format!("{}\nseed {seed}\n", named.text);
         let scenario: Scenario = text.parse().expect(named.name);
         let hash = match scenario.play() {
@@ -59,7 +63,7 @@ fn the_page_runs_the_same_loop_in_chromium_and_finds_every_bug() {
     let program = root().join("tests/page/browser.py");
     let mut command = Command::new("python3");
     command.arg(program).arg(page()).arg(out.join("hashes")).arg(&out);
-    let status = command.args(SHOWN.iter().map(|(bug, _)| bug)).status();
+    let status = command.args(shown().iter().map(|(bug, _)| bug.name())).status();
     assert!(status.expect("python3").success(), "see above; the pictures are in {}", out.display());
 }
 

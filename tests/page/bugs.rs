@@ -2,23 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use tidemill::testing::{SCENARIOS, Scenario, Search, SeededBug};
-
-/// Where each bug shows. One that is missing here shows in none so far: it needs a second thread, or a scenario.
-pub const SHOWN: &[(&str, &str)] = &[
-    ("ShortReadDrains", "half-close"),
-    ("AnyReadDrains", "missed-edge"),
-    ("BudgetForgetsInput", "flood"),
-    ("WriteEdgeMissed", "slow-reader"),
-    ("EndSeenOnlyByRead", "worker"),
-    ("GenerationUnchecked", "stale-event"),
-    ("ResumeForgetsInput", "worker"),
-    ("AcceptStopsAfterOne", "chat"),
-    ("EmfileSpins", "descriptors"),
-    ("FinBeforeQueue", "last-bytes"),
-    ("PipePeerClosesAtOnce", "cut-upstream"),
-    ("TimerNotRearmed", "idle"),
-];
+use tidemill::testing::{NamedScenario, SCENARIOS, Scenario, Search, SeededBug};
 
 /// What goes wrong with the bug; a broken invariant of the loop panics.
 fn wrong(scenario: &Scenario, bug: SeededBug) -> Option<String> {
@@ -26,18 +10,34 @@ fn wrong(scenario: &Scenario, bug: SeededBug) -> Option<String> {
         .unwrap_or_else(|_| Some("an invariant is broken".to_string()))
 }
 
+/// The bugs and the scenarios that name them: all that the page offers.
+pub fn shown() -> Vec<(SeededBug, NamedScenario)> {
+    let bugs_of = |named: &NamedScenario| named.scenario().bugs().collect::<Vec<_>>();
+    SCENARIOS.iter().flat_map(|named| bugs_of(named).into_iter().map(|bug| (bug, *named))).collect()
+}
+
 #[test]
-fn each_bug_shows_in_its_scenario_and_only_when_it_is_switched_on() {
-    for (bug, name) in SHOWN {
-        let scenario = crate::scenarios::scenario(name);
-        let bug = SeededBug::named(bug).unwrap_or_else(|| panic!("there is no bug {bug}"));
-        assert!(wrong(&scenario, bug).is_some(), "{bug:?} does not show in {name}: {}", scenario.page_link());
-        assert_eq!(scenario.play().expect(name).stuck, None, "{name}");
+fn each_bug_shows_in_the_scenarios_that_name_it_and_only_when_it_is_switched_on() {
+    let mut missing: Vec<String> = Vec::new();
+    for (bug, named) in shown() {
+        match wrong(&named.scenario(), bug) {
+            Some(why) => println!("{bug:?} in {}: {why}", named.name),
+            None => missing.push(format!("{bug:?} in {}: {}", named.name, named.scenario().page_link())),
+        }
     }
-    for bug in SeededBug::all().filter(|bug| !SHOWN.iter().any(|(name, _)| *name == bug.name())) {
-        let shows = SCENARIOS.iter().find(|named| wrong(&named.scenario(), bug).is_some());
-        println!("{bug:?}: {}", shows.map_or("shows in no scenario", |named| named.name));
-    }
+    assert!(missing.is_empty(), "these do not show:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_bug_has_a_scenario_and_every_scenario_names_bugs_that_exist() {
+    let shown = shown();
+    let without = SeededBug::all().filter(|bug| !shown.iter().any(|(named, _)| named == bug));
+    let without: Vec<String> = without.map(SeededBug::name).collect();
+    assert!(without.is_empty(), "no scenario has these in its comment `Shows: …`: {}", without.join(", "));
+    let words =
+        SCENARIOS.iter().flat_map(|named| named.text.lines().filter_map(|it| it.strip_prefix("# Shows: ")));
+    let names: usize = words.map(|line| line.split(", ").count()).sum();
+    assert_eq!(names, shown.len(), "a comment names a bug that does not exist");
 }
 
 #[test]

@@ -540,6 +540,7 @@ fn a_failed_test_prints_its_seed_and_a_command_that_replays_it() {
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let (passed, printed) = run(None, None);
+    assert!(!printed.contains("docs/page"), "the page does not have the service of this test: {printed}");
     let command = printed.split_once("replay with: ").map(|(_, command)| command.lines().next().unwrap());
     let command = command.unwrap_or_else(|| panic!("{printed}"));
     let seed = command.strip_prefix("TIDEMILL_SEED=").unwrap().split(' ').next().unwrap();

@@ -69,7 +69,7 @@ fn read(name: &str, seed: Option<u64>) -> Result<(String, Scenario), String> {
 
 fn list(out: &mut dyn Write) -> io::Result<()> {
     for named in SCENARIOS {
-        writeln!(out, "{:<15} {}", named.name, named.scenario().title())?;
+        writeln!(out, "{:<18} {}", named.name, named.scenario().title())?;
     }
     writeln!(out, "\nExample: tidemill step echo")
 }
