@@ -6,6 +6,11 @@ const by = (id) => document.getElementById(id);
 const PHASES = ['poll', 'dispatch', 'run_posts', 'read', 'expire', 'write', 'reap', 'accept'];
 const FIND_MS = 8000;
 const FIND_HERE_MS = 4000;
+// Schedules are tried in batches of about this time, so that the page stays alive.
+const BATCH_MS = 100;
+const BATCH_MAX = 100;
+// Rows of a table, and lines of what happened: more cannot be read.
+const ROWS_MAX = 40;
 const PLAY_MS = 600;
 
 let module, loop, contents;
@@ -72,13 +77,13 @@ function start(step) {
     return draw();
   }
   problem('');
-  do { more(); } while (moments.length < step && !isOver);
+  do { ask(); } while (moments.length < step && !isOver);
   at = Math.max(0, Math.min(step, moments.length) - 1);
   draw();
 }
 
 // Asks for one more moment.
-function more() {
+function ask() {
   if (isOver) return false;
   const text = guarded(() => { const n = loop.next(); return n ? take(n) : ''; }, (why) => {
     const last = moments[moments.length - 1];
@@ -92,7 +97,7 @@ function more() {
 }
 
 function forward(wanted) {
-  while (at + 1 < moments.length || more()) {
+  while (at + 1 < moments.length || ask()) {
     at += 1;
     if (wanted(moments[at])) break;
   }
@@ -150,7 +155,8 @@ function choose(scenario) {
 
 function visit() {
   const parts = new URLSearchParams(location.hash.slice(1));
-  choose(parts.get('scenario') || 'echo');
+  const shown = shownIn(parts.get('bug') || '')[0];
+  choose(parts.get('scenario') || (shown ? shown.name : 'echo'));
   if (parts.has('script')) {
     by('script').value = parts.get('script');
     by('editor').open = true;
@@ -166,38 +172,60 @@ function visit() {
 
 const pause = () => new Promise((resolve) => setTimeout(resolve, 0));
 
-// Tries schedules of one script, the shortest first, until one shows the bug or the time is over.
-async function shortest(bug, text, end) {
+// Which bound does not hold, without the figures; nothing if the bug shows otherwise, which says more.
+const bound = (why) => (/ and at most .* without the bug$/.test(why) ? why.replace(/[0-9]+/g, '') : '');
+
+// Tries schedules of one script, the shortest first, until one shows the bug or the time is over. With `whole`, which
+// is what the script itself shows, only schedules with fewer lines are tried.
+async function shortest(bug, text, end, whole) {
   give(`${bug}\n${text}`);
-  let count = loop.search();
-  let from = 0;
+  const all = loop.search();
+  const count = whole ? loop.shorter() : all;
+  let [from, batch] = [0, 1];
   while (from < count && performance.now() < end) {
+    const began = performance.now();
+    let next = Math.min(from + batch, count);
     const found = guarded(() => {
-      const n = loop.find(from, 100);
+      const n = loop.find(from, next - from);
       return n ? JSON.parse(take(n)) : null;
-    }, (why) => ({ why, trapped: true }));
-    if (found && found.trapped) {
-      // The loop that has trapped is gone, and its number with it: the same hundred one by one.
-      return one(bug, text, from, found.why);
-    }
-    if (found) return found;
-    from += 100;
+    }, (why) => one(bug, text, from, next, why));
+    if (found && (!whole || bound(found.why) === bound(whole))) return found;
+    if (found) next = found.number + 1;
+    from = next;
+    batch = performance.now() - began < BATCH_MS ? Math.min(2 * batch, BATCH_MAX) : Math.ceil(batch / 2);
     say(`${from} schedules tried`);
     await pause();
   }
   return null;
 }
 
-function one(bug, text, from, why) {
-  for (let number = from; number < from + 100; number += 1) {
+// The loop that has trapped is gone, and the number of the schedule with it: the same batch one by one.
+function one(bug, text, from, to, why) {
+  for (let number = from; number < to; number += 1) {
     give(`${bug}\n${text}`);
     loop.search();
-    const script = loop.candidate(number);
-    const schedule = script ? take(script) : '';
-    const is = guarded(() => loop.find(number, 1) > 0, () => true);
-    if (is) return { script: schedule, why };
+    const length = loop.candidate(number);
+    const schedule = length ? take(length) : '';
+    if (guarded(() => loop.find(number, 1) > 0, () => true)) return { number, script: schedule, why };
   }
   return null;
+}
+
+// The script without every line that it does not need to show the bug.
+async function shrunk(bug, text, whole, end) {
+  let lines = text.split('\n').filter((line) => line.trim() && !line.trim().startsWith('#'));
+  let why = whole;
+  for (let left = 0; left !== lines.length && performance.now() < end;) {
+    left = lines.length;
+    for (let n = lines.length - 1; n >= 0; n -= 1) {
+      const less = lines.filter((_, at) => at !== n);
+      const told = shows(bug, less.join('\n'));
+      if (told && bound(told) === bound(whole)) [lines, why] = [less, told];
+    }
+    say(`${lines.length} lines are needed`);
+    await pause();
+  }
+  return { script: `${lines.join('\n')}\n`, why };
 }
 
 // Whether a script shows the bug as it stands.
@@ -205,6 +233,9 @@ function shows(bug, text) {
   give(`${bug}\n${text}`);
   return guarded(() => { const n = loop.shows(); return n ? take(n) : ''; }, (why) => why);
 }
+
+// The scenarios in which a bug shows.
+const shownIn = (bug) => contents.scenarios.filter((it) => it.bugs.includes(bug));
 
 async function find() {
   const bug = by('bug').value;
@@ -217,15 +248,18 @@ async function find() {
   fresh();
   let text = script();
   let whole = shows(bug, text);
-  let found = await shortest(bug, text, whole ? end - 1000 : began + FIND_HERE_MS);
+  // A script of the reader's is searched first, although it does not show the bug as it stands.
+  const own = !contents.scenarios.some((it) => it.text === by('script').value);
+  let found = own && !whole ? await shortest(bug, text, began + FIND_HERE_MS) : null;
   if (!found && !whole) {
-    const other = contents.scenarios.find((it) => it.name !== name && shows(bug, it.text));
-    if (other) {
-      text = other.text;
-      whole = shows(bug, text);
-      choose(other.name);
-      found = await shortest(bug, text, end);
-    }
+    choose(shownIn(bug)[0].name);
+    by('seed').value = '';
+    text = script();
+    whole = shows(bug, text);
+  }
+  if (!found && whole) {
+    const short = await shrunk(bug, text, whole, end);
+    found = await shortest(bug, short.script, end, short.why) || short;
   }
   searching = false;
   by('find').disabled = false;
@@ -237,10 +271,6 @@ async function find() {
     start(1);
     forward((moment) => moment.stuck || ['broken', 'over', 'failed'].includes(moment.cause));
     say(`Found in ${seconds} s: ${found.why}`);
-  } else if (whole) {
-    start(1);
-    forward((moment) => moment.stuck || ['broken', 'over', 'failed'].includes(moment.cause));
-    say(`No shorter schedule was found in ${seconds} s; this one shows it: ${whole}`);
   } else {
     say(`Nothing was found in ${seconds} s. Edit the script, or choose another scenario.`);
   }
@@ -257,9 +287,13 @@ const time = (seconds) => `${seconds.toFixed(2)} s`;
 function rows(heads, lines) {
   if (!lines.length) return '<p class="soft">none</p>';
   const head = heads.map((text) => `<th scope="col">${text}</th>`).join('');
-  const body = lines.map((cells) => `<tr>${cells.map((cell) => `<td>${cell}</td>`).join('')}</tr>`).join('');
-  return `<div class="rows" tabindex="0"><table><thead><tr>${head}</tr></thead><tbody>${body}</tbody></table></div>`;
+  const row = (cells) => `<tr>${cells.map((cell) => `<td>${cell}</td>`).join('')}</tr>`;
+  const body = lines.slice(0, ROWS_MAX).map(row).join('');
+  const table = `<table><thead><tr>${head}</tr></thead><tbody>${body}</tbody></table>`;
+  return `<div class="rows" tabindex="0">${table}${more(lines)}</div>`;
 }
+
+const more = (all) => (all.length > ROWS_MAX ? `<p class="soft">and ${all.length - ROWS_MAX} more</p>` : '');
 
 // A cell that is marked if it was different a moment ago.
 function cell(now, before, kind) {
@@ -287,7 +321,9 @@ function draw() {
   by('back').disabled = by('first').disabled = at === 0;
   by('forward').disabled = by('turn').disabled = isOver && at + 1 >= moments.length;
   const bug = contents.bugs.find((it) => it.name === by('bug').value);
-  by('fault').textContent = bug ? `Switched on: ${bug.fault} Seen in: ${bug.seen}` : '';
+  by('fault').innerHTML = bug ? `Switched on: ${safe(bug.fault)} Seen in: ${safe(bug.seen)}.<br>It shows in: ${
+    shownIn(bug.name).map((it) => `<a href="#scenario=${it.name}&amp;bug=${bug.name}">${safe(it.title)}</a>`)
+      .join(', ')}. Run it until something is forgotten, or let the simulator find the shortest schedule.` : '';
   const comments = by('script').value.split('\n').filter((line) => line.trim().startsWith('#'));
   // The first comment is the title, which the list of scenarios shows.
   const about = comments.map((line) => line.replace(/^\s*#\s*/, '')).slice(by('scenario').value ? 1 : 0);
@@ -303,8 +339,8 @@ function draw() {
   const stuck = moment.stuck ? `<p class="bad">At rest, and forgotten: ${safe(moment.stuck)}</p>` : '';
   const wrong = ['failed', 'broken'].includes(moment.cause) ? `<p class="bad">${safe(moment.what)}</p>` : '';
   const act = moment.cause === 'act' ? `<p class="act">${safe(moment.what)}</p>` : '';
-  const lines = moment.happened.map((step) => `<li>${safe(step.text)}</li>`).join('');
-  const list = lines ? `<ol class="mono">${lines}</ol>` : '<p class="soft">nothing</p>';
+  const lines = moment.happened.slice(0, ROWS_MAX).map((step) => `<li>${safe(step.text)}</li>`).join('');
+  const list = lines ? `<ol class="mono">${lines}</ol>${more(moment.happened)}` : '<p class="soft">nothing</p>';
   by('log').innerHTML = stuck + wrong + act + list;
   drawPeers(moment, before);
   drawKernel(moment, before);

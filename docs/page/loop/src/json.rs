@@ -72,7 +72,7 @@ impl Json {
         number.into_iter().for_each(|number| self.number(name, number));
     }
 
-    fn strings<T: ToString>(&mut self, name: &str, all: &[T]) {
+    pub fn strings<T: ToString>(&mut self, name: &str, all: &[T]) {
         self.list(name, all, |json, one| json.string(&one.to_string()));
     }
 }

@@ -9,16 +9,13 @@
 
 mod json;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 
 use json::Json;
 use tidemill::observer::Phase;
 use tidemill::testing::{
     BREAKPOINTS, SCENARIOS, Scenario, Search, SeededBug, Stepper, SwitchedOn, phase_source,
 };
-
-/// Bugs that only a second thread can show: the page has one. The tests of the mailbox find them.
-const NEEDS_A_THREAD: &[&str] = &["WakeUpLost"];
 
 #[derive(Default)]
 struct Page {
@@ -32,8 +29,6 @@ thread_local! {
     static PAGE: RefCell<Page> = RefCell::default();
     static BUG: RefCell<Option<SwitchedOn>> = const { RefCell::new(None) };
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
-    /// The schedule that is being tried, for the case that it traps.
-    static TRIED: Cell<u32> = const { Cell::new(0) };
 }
 
 /// The answer of a call: its length.
@@ -109,12 +104,13 @@ pub extern "C" fn contents() -> usize {
             json.list("scenarios", SCENARIOS, |json, named| {
                 json.object(|json| {
                     json.text("name", named.name);
-                    json.text("title", named.scenario().title());
+                    let scenario = named.scenario();
+                    json.text("title", scenario.title());
                     json.text("text", named.text);
+                    json.strings("bugs", &scenario.bugs().map(SeededBug::name).collect::<Vec<_>>());
                 });
             });
-            let bugs = SeededBug::all().filter(|bug| !NEEDS_A_THREAD.contains(&bug.name().as_str()));
-            json.list("bugs", &bugs.collect::<Vec<_>>(), |json, bug| {
+            json.list("bugs", &SeededBug::all().collect::<Vec<_>>(), |json, bug| {
                 json.object(|json| {
                     json.text("name", &bug.name());
                     json.text("fault", bug.fault());
@@ -203,31 +199,32 @@ pub extern "C" fn search() -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
+/// How many schedules of the search have fewer lines than its script.
+#[unsafe(no_mangle)]
+pub extern "C" fn shorter() -> u32 {
+    let count = PAGE.with_borrow(|page| page.search.as_ref().map_or(0, |(search, _)| search.shorter()));
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
 /// Tries so many schedules from a number on. The answer is the first that shows the bug, or 0.
 #[unsafe(no_mangle)]
 pub extern "C" fn find(from: u32, count: u32) -> usize {
     let Some((search, bug)) = PAGE.with_borrow_mut(|page| page.search.take()) else { return 0 };
     let found = (from..from.saturating_add(count)).find_map(|number| {
-        TRIED.set(number);
         let candidate = search.candidate(u64::from(number))?;
         let why = candidate.shows(bug)?;
-        Some((candidate.script(), why))
+        Some((number, candidate.script(), why))
     });
     PAGE.with_borrow_mut(|page| page.search = Some((search, bug)));
-    found.map_or(0, |(script, why)| {
+    found.map_or(0, |(number, script, why)| {
         answer_json(|json| {
             json.object(|json| {
+                json.number("number", f64::from(number));
                 json.text("script", &script);
                 json.text("why", &why);
             });
         })
     })
-}
-
-/// After a trap in `find`: the schedule that was tried, as `search` numbers it.
-#[unsafe(no_mangle)]
-pub extern "C" fn tried() -> u32 {
-    TRIED.get()
 }
 
 /// The script of a schedule; 0 if it is not possible.
