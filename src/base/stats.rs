@@ -89,6 +89,78 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Adds the counters of another loop, of another shard for example.
+    pub fn add(&mut self, other: &Stats) {
+        // In full, so that a new counter is not forgotten.
+        let Stats {
+            turns,
+            events,
+            watch_events,
+            stale_events,
+            accepted,
+            dialed,
+            adopted,
+            refused,
+            refused_by_reason,
+            would_refuse,
+            throttled,
+            would_throttle,
+            handshakes,
+            handshakes_delayed,
+            lookups,
+            options_refused,
+            shed,
+            accept_aborted,
+            starved,
+            closed,
+            bytes_in,
+            bytes_out,
+            spliced,
+            bytes_expanded,
+            reads,
+            writes,
+            sent_too_late,
+            posts,
+            pokes,
+            livelocks_broken,
+        } = self;
+        let counters = [
+            (turns, other.turns),
+            (events, other.events),
+            (watch_events, other.watch_events),
+            (stale_events, other.stale_events),
+            (accepted, other.accepted),
+            (dialed, other.dialed),
+            (adopted, other.adopted),
+            (refused, other.refused),
+            (throttled, other.throttled),
+            (would_throttle, other.would_throttle),
+            (handshakes, other.handshakes),
+            (handshakes_delayed, other.handshakes_delayed),
+            (lookups, other.lookups),
+            (options_refused, other.options_refused),
+            (shed, other.shed),
+            (accept_aborted, other.accept_aborted),
+            (starved, other.starved),
+            (bytes_in, other.bytes_in),
+            (bytes_out, other.bytes_out),
+            (spliced, other.spliced),
+            (bytes_expanded, other.bytes_expanded),
+            (reads, other.reads),
+            (writes, other.writes),
+            (sent_too_late, other.sent_too_late),
+            (posts, other.posts),
+            (pokes, other.pokes),
+            (livelocks_broken, other.livelocks_broken),
+        ];
+        counters.into_iter().for_each(|(sum, count)| *sum += count);
+        refused_by_reason.iter_mut().zip(other.refused_by_reason).for_each(|(sum, count)| *sum += count);
+        would_refuse.iter_mut().zip(other.would_refuse).for_each(|(sum, count)| *sum += count);
+        closed.iter_mut().zip(other.closed).for_each(|(sum, count)| *sum += count);
+    }
+}
+
+impl Stats {
     /// How many connections ended for a reason. An error number inside the reason is ignored.
     ///
     /// ```

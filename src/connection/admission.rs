@@ -2,10 +2,13 @@
 //!
 //! Read before: `parts/admission.rs`, which counts connections and accepts by address.
 
+pub(crate) mod shared;
+
 use std::net::{IpAddr, SocketAddr};
 
 use log::Level;
 
+use self::shared::{ServiceAdmission, SharedAdmission};
 use super::table::Table;
 use crate::base::address::PeerAddress;
 use crate::base::id::ConnId;
@@ -20,14 +23,24 @@ use crate::parts::admission::Admission;
 pub(crate) type Rejection = (Refusal, RefuseMode);
 
 impl Table {
+    /// Has the access policy of a service share its counts with other reactors. A policy that was set before is from
+    /// now on that of all.
+    pub(crate) fn share_admission(&mut self, service: u16, shared: SharedAdmission) {
+        let shared = ServiceAdmission::Shared(shared);
+        match self.cx.admissions[usize::from(service)].replace(shared) {
+            Some(ServiceAdmission::Own(own)) => self.set_access_policy(service, own.policy),
+            Some(ServiceAdmission::Shared(_)) | None => {}
+        }
+    }
+
     /// Sets the access policy of a service. The counts of addresses are kept, so that a change of policy does not
     /// forget the connections that are open.
     pub(crate) fn set_access_policy(&mut self, service: u16, policy: AccessPolicy) {
         let connections = self.cx.limits.connections;
         let admission = &mut self.cx.admissions[usize::from(service)];
         match admission {
-            Some(admission) => admission.policy = policy,
-            None => *admission = Some(Box::new(Admission::new(policy, connections))),
+            Some(admission) => admission.set(policy),
+            None => *admission = Some(ServiceAdmission::Own(Box::new(Admission::new(policy, connections)))),
         }
     }
 
@@ -37,23 +50,28 @@ impl Table {
         let (Some(admission), Some(ip)) = (&mut self.cx.admissions[usize::from(service)], ip) else {
             return Ok(());
         };
-        let decided = admission.allows(ip).map_err(|how| (Refusal::Denied, how));
-        let dry = admission.policy.dry_run;
+        let (decided, dry) = admission.with(|admission| {
+            let decided = admission.allows(ip).map_err(|how| (Refusal::Denied, how));
+            (decided, admission.policy.dry_run)
+        });
         self.unless_dry_run(dry, ip, decided)
     }
 
     /// Counts one more connection for an address, if its limits allow that. Returns whether it was counted, so that it
     /// can be subtracted when the connection ends.
     pub(crate) fn admit_address(&mut self, service: u16, ip: Option<IpAddr>) -> Result<bool, Rejection> {
-        let now = self.cx.now;
         let (Some(admission), Some(ip)) = (&mut self.cx.admissions[usize::from(service)], ip) else {
             return Ok(false);
         };
-        let (counts, dry) = (admission.tracks(ip), admission.policy.dry_run);
-        let (too_many, too_fast) = (admission.policy.on_too_many, admission.policy.on_too_fast);
-        let entered = admission.admit(ip, now).map_err(|why| match why {
-            Refusal::AcceptRate => (why, too_fast),
-            _ => (why, too_many),
+        let now = admission.tick(self.cx.now);
+        let (counts, dry, entered) = admission.with(|admission| {
+            let (counts, dry) = (admission.tracks(ip), admission.policy.dry_run);
+            let (too_many, too_fast) = (admission.policy.on_too_many, admission.policy.on_too_fast);
+            let entered = admission.admit(ip, now).map_err(|why| match why {
+                Refusal::AcceptRate => (why, too_fast),
+                _ => (why, too_many),
+            });
+            (counts, dry, entered)
         });
         self.unless_dry_run(dry, ip, entered).map(|()| counts)
     }
@@ -84,7 +102,20 @@ impl Table {
         if let (Some(admission), Some(ip)) =
             (&mut self.cx.admissions[usize::from(gone.service)], gone.peer.ip())
         {
-            admission.release(ip);
+            admission.with(|admission| admission.release(ip));
+        }
+    }
+
+    /// The reactor ends with the connections that it has: they no longer count for their addresses.
+    pub(crate) fn release_all_addresses(&mut self) {
+        for (_, connection) in &self.slots {
+            if let (true, Some(admission), Some(ip)) = (
+                connection.flags.contains(Flag::Counted),
+                &mut self.cx.admissions[usize::from(connection.service)],
+                connection.peer.ip(),
+            ) {
+                admission.with(|admission| admission.release(ip));
+            }
         }
     }
 
@@ -103,7 +134,7 @@ impl Table {
         if let (true, Some(admission), Some(was)) =
             (counted, &mut self.cx.admissions[usize::from(service)], was)
         {
-            admission.release(was);
+            admission.with(|admission| admission.release(was));
         }
         let (connection, _) = self.at(id.slot);
         connection.peer = PeerAddress::from(peer);

@@ -126,6 +126,14 @@ impl Table {
         Ok(id)
     }
 
+    /// Connections were handed over to a listener.
+    pub(crate) fn on_handed_over(&mut self, id: ListenerId) {
+        let listener = self.listeners.all.get_mut(id.index as usize).and_then(Option::as_mut);
+        if let Some(listener) = listener.filter(|listener| listener.id == id) {
+            listener.acceptable = true;
+        }
+    }
+
     /// The local address of a connection.
     pub(crate) fn local(&self, connection: &super::Connection) -> Option<Address> {
         let place = self.listeners.places.get(usize::from(connection.place));

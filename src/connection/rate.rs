@@ -63,8 +63,8 @@ impl Connection {
         if allowed >= SHARE_MIN {
             return allowed;
         }
-        let admission = cx.admissions[usize::from(self.service)].as_ref();
-        if admission.is_some_and(|admission| admission.policy.dry_run) {
+        let admission = cx.admissions[usize::from(self.service)].as_mut();
+        if admission.is_some_and(|admission| admission.is_dry_run()) {
             cx.stats.would_throttle += 1;
             return usize::MAX;
         }

@@ -88,6 +88,6 @@ impl<S: System> EventLoop<S> {
 
     pub(crate) fn rules(&self, service: ServiceId) -> Option<&Rules> {
         let number = usize::from(self.table.number_of(service)?);
-        self.table.cx.admissions[number].as_ref().map(|admission| &admission.policy.rules)
+        self.table.cx.admissions[number].as_ref()?.rules()
     }
 }

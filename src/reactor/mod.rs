@@ -1,11 +1,12 @@
 //! `Reactor`: the event loop on the real kernel, as programs use it.
 
 mod embedded;
+mod listen_first;
 mod shards;
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 #[cfg(doc)]
 use std::os::fd::{AsFd, AsRawFd};
@@ -28,6 +29,7 @@ use crate::handle::Handle;
 use crate::service::{Service, ServiceSockets};
 use crate::sys::mio::{Adopted, AdoptedStream, Kernel};
 
+use self::listen_first::listen_first;
 pub use self::shards::{Peers, Shards};
 
 /// A single-threaded TCP reactor.
@@ -217,21 +219,7 @@ impl Reactor {
     {
         let service = service.into();
         let at = at.try_into().map_err(Into::into)?;
-        let candidates = match &at {
-            Address::Name { .. } => {
-                let failed = |error| ListenError::Unresolved { name: at.clone(), source: Some(error) };
-                at.to_socket_addrs().map_err(failed)?.map(Address::Inet).collect()
-            }
-            one => vec![one.clone()],
-        };
-        let mut last = ListenError::Unresolved { name: at, source: None };
-        for address in candidates {
-            match self.event_loop.listen(&address, service, options) {
-                Ok(listener) => return Ok(listener),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        listen_first(at, |address| self.event_loop.listen(address, service, options))
     }
 
     /// Accepts connections from a listener that exists already: one of the standard library, or one inherited from a

@@ -7,7 +7,7 @@ mod echo;
 mod frames;
 mod proxy;
 
-pub use chat::{Chat, Elsewhere};
+pub use chat::{Chat, Elsewhere, RoomWork, ShardedRooms};
 pub use echo::Echo;
 pub use frames::Frames;
 pub use proxy::{

@@ -14,6 +14,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry};
 use socket2::SockRef;
 
+use super::handed_over::HandedOver;
 use super::splice::KernelPipe;
 use super::stream::{self, keepalive_probes};
 use super::timerfd::DeadlineTimer;
@@ -134,6 +135,25 @@ impl AdoptedStream {
 }
 
 impl Adopted {
+    pub(crate) fn bind(at: &Address, options: &ListenOptions) -> io::Result<Adopted> {
+        stream::ListenSocket::bind(at, options).map(Adopted)
+    }
+
+    /// A listener without a socket: another thread accepts for it.
+    pub(crate) fn handed(over: HandedOver, address: Address) -> (ListenSocket, Address) {
+        (ListenSocket::Kernel(stream::ListenSocket::Handed(over)), address)
+    }
+
+    /// The socket itself, ready to accept, and its address.
+    pub(crate) fn into_socket(self, options: &ListenOptions) -> io::Result<(stream::ListenSocket, Address)> {
+        let (socket, address) = self.prepare(options)?;
+        match socket {
+            ListenSocket::Kernel(socket) => Ok((socket, address)),
+            #[cfg(any(test, feature = "testing"))]
+            ListenSocket::Simulated(_) => unreachable!("it was made from a kernel's"),
+        }
+    }
+
     /// The address of the listener. [`Address::Unnamed`] if the system does not tell it.
     pub(crate) fn address(&self) -> Address {
         self.0.address().unwrap_or(Address::Unnamed)
@@ -145,6 +165,7 @@ impl Adopted {
         match &listener {
             stream::ListenSocket::Tcp(listener) => SockRef::from(listener).set_nonblocking(true)?,
             stream::ListenSocket::Unix(listener, _) => SockRef::from(listener).set_nonblocking(true)?,
+            stream::ListenSocket::Handed(_) => {}
         }
         bound(listener, options)
     }
@@ -165,7 +186,8 @@ impl Registrar for KernelRegistrar {
     }
 
     fn register(&self, listener: &mut ListenSocket, token: Token) -> io::Result<()> {
-        self.0.register(listener.kernel_mut().source(), mio_token(token), Interest::READABLE)
+        let source = listener.kernel_mut().source();
+        source.map_or(Ok(()), |source| self.0.register(source, mio_token(token), Interest::READABLE))
     }
 
     fn watch(&self, descriptor: &Watched, token: Token, again: bool) -> io::Result<()> {

@@ -5,6 +5,8 @@
 
 // For WebAssembly the loop is built with the simulated kernel only.
 #[cfg(not(target_family = "wasm"))]
+pub(crate) mod handed_over;
+#[cfg(not(target_family = "wasm"))]
 pub(crate) mod mio;
 #[cfg(not(target_family = "wasm"))]
 mod resolver;

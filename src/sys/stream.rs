@@ -18,6 +18,7 @@ use crate::base::leaving::Leaving;
 use crate::config::dial::{DialOptions, KeepAlive};
 use crate::config::listen::ListenOptions;
 use crate::sys::AcceptError;
+use crate::sys::handed_over::HandedOver;
 
 /// The stream of a connection, TCP or Unix-domain.
 ///
@@ -33,6 +34,8 @@ pub(crate) enum ListenSocket {
     Tcp(TcpListener),
     /// With its socket file, if this process created it.
     Unix(UnixListener, #[expect(dead_code, reason = "it is there to be dropped")] Option<SocketFile>),
+    /// Connections that another thread has accepted.
+    Handed(HandedOver),
 }
 
 impl Stream {
@@ -134,20 +137,8 @@ impl AsFd for Stream {
     }
 }
 
-/// Changes how many established connections the kernel queues: the standard library asks for 128.
-pub(crate) fn set_backlog(listener: &std::net::TcpListener, backlog: u32) -> io::Result<()> {
-    SockRef::from(listener).listen(i32::try_from(backlog).unwrap_or(i32::MAX))
-}
-
-/// Has close(2) send a reset.
-pub(crate) fn reset_on_close(stream: &StdTcpStream) {
-    if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
-        log::debug!("cannot ask for a reset, closing instead: {error}");
-    }
-}
-
 impl ListenSocket {
-    pub(super) fn bind(at: &Address, options: &ListenOptions) -> io::Result<ListenSocket> {
+    pub(crate) fn bind(at: &Address, options: &ListenOptions) -> io::Result<ListenSocket> {
         let (address, domain, protocol) = socket_address(at)?;
         let socket = new_socket(domain, protocol)?;
         let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
@@ -174,7 +165,7 @@ impl ListenSocket {
 
     /// Sets the options that accepted sockets inherit (on Linux and the BSDs). That saves three system calls per
     /// connection.
-    pub(super) fn set_inherited_options(&self, options: &ListenOptions) -> io::Result<()> {
+    pub(crate) fn set_inherited_options(&self, options: &ListenOptions) -> io::Result<()> {
         if let ListenSocket::Tcp(listener) = self {
             let socket = SockRef::from(listener);
             socket.set_tcp_nodelay(options.nodelay)?;
@@ -186,7 +177,7 @@ impl ListenSocket {
         Ok(())
     }
 
-    pub(super) fn accept(&self) -> io::Result<(Stream, PeerAddress)> {
+    pub(crate) fn accept(&self) -> io::Result<(Stream, PeerAddress)> {
         match self {
             ListenSocket::Tcp(listener) => {
                 listener.accept().map(|(stream, peer)| (Stream(stream), PeerAddress::from(peer)))
@@ -195,23 +186,36 @@ impl ListenSocket {
                 let (stream, _) = listener.accept()?;
                 Ok((Stream::from(OwnedFd::from(StdUnixStream::from(stream))), PeerAddress::UNIX))
             }
+            ListenSocket::Handed(handed) => handed.pop().ok_or_else(|| io::ErrorKind::WouldBlock.into()),
         }
     }
 
-    pub(super) fn address(&self) -> io::Result<Address> {
+    pub(crate) fn address(&self) -> io::Result<Address> {
         match self {
             ListenSocket::Tcp(listener) => listener.local_addr().map(Address::Inet),
             ListenSocket::Unix(listener, _) => {
                 let address = listener.local_addr()?;
                 Ok(address.as_pathname().map_or_else(|| abstract_name(&address), Address::from))
             }
+            ListenSocket::Handed(_) => Ok(Address::Unnamed),
         }
     }
 
-    pub(super) fn source(&mut self) -> &mut dyn Source {
+    /// Another descriptor of the same socket.
+    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
         match self {
-            ListenSocket::Tcp(listener) => listener,
-            ListenSocket::Unix(listener, _) => listener,
+            ListenSocket::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            ListenSocket::Unix(listener, _) => listener.as_fd().try_clone_to_owned(),
+            ListenSocket::Handed(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// What the poll watches.
+    pub(super) fn source(&mut self) -> Option<&mut dyn Source> {
+        match self {
+            ListenSocket::Tcp(listener) => Some(listener),
+            ListenSocket::Unix(listener, _) => Some(listener),
+            ListenSocket::Handed(_) => None,
         }
     }
 }

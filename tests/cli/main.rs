@@ -34,6 +34,7 @@ mod proxy;
 mod proxy_legs;
 mod room;
 mod server;
+mod shards;
 mod signals;
 mod step;
 mod terminal;

@@ -12,7 +12,7 @@ use crate::server::{Process, Server, run, shared, until};
 const SOON: Duration = Duration::from_secs(10);
 
 /// Starts a server with metrics; also returns where they are.
-fn start(words: &str) -> (Server, SocketAddr) {
+pub fn start(words: &str) -> (Server, SocketAddr) {
     let server = Server::start(&format!("{words} --metrics 127.0.0.1:0"));
     let mut at = None;
     until("the log says where", SOON, || {

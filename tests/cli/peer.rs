@@ -9,6 +9,12 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Peer(pub TcpStream);
 
+impl Read for Peer {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(into)
+    }
+}
+
 impl Peer {
     #[track_caller]
     pub fn connect(to: SocketAddr) -> Peer {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::thread;
 use std::time::SystemTime;
 
 use env_logger::Target;
@@ -19,8 +20,9 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const CRATES: [&str; 3] = ["tidemill", "mio", "rustls"];
 const USUAL: &str = "info";
 
-/// Starts logging. A filter that cannot mean anything is reported, and the usual one is used.
-pub fn init(format: LogFormat) {
+/// Starts logging. A filter that cannot mean anything is reported, and the usual one is used. With `threads` each line
+/// names the thread that it is of.
+pub fn init(format: LogFormat, threads: bool) {
     let given = env::var_os("RUST_LOG").map(|text| text.to_string_lossy().into_owned());
     let filter = given.filter(|text| !text.is_empty()).unwrap_or_else(|| USUAL.to_string());
     let wrong = wrong_directive(&filter);
@@ -32,13 +34,24 @@ pub fn init(format: LogFormat) {
         logger.target(Target::Pipe(Box::new(LogBuffer)));
     }
     let is_journal = is_journal();
-    if format == LogFormat::Json || is_journal {
+    if format == LogFormat::Json || is_journal || threads {
         logger.format(move |out, record| {
             let priority = if is_journal { priority(record.level()) } else { "" };
+            let current = thread::current();
+            let thread = current.name().filter(|_| threads);
+            let (target, space) = (record.target(), if threads { " " } else { "" });
+            let name = thread.unwrap_or_default();
             match format {
-                LogFormat::Json => writeln!(out, "{priority}{}", object(record)),
+                LogFormat::Json => writeln!(out, "{priority}{}", object(record, thread)),
                 // The journal has the time and the level of each line.
-                LogFormat::Text => writeln!(out, "{priority}{}: {}", record.target(), record.args()),
+                LogFormat::Text if is_journal => {
+                    writeln!(out, "{priority}{target}{space}{name}: {}", record.args())
+                }
+                LogFormat::Text => {
+                    let (time, style) = (out.timestamp(), out.default_level_style(record.level()));
+                    let level = record.level();
+                    writeln!(out, "[{time} {style}{level:<5}{style:#} {target} {name}] {}", record.args())
+                }
             }
         });
     }
@@ -71,11 +84,16 @@ fn priority(level: Level) -> &'static str {
     }
 }
 
-fn object(record: &Record<'_>) -> serde_json::Value {
+fn object(record: &Record<'_>, thread: Option<&str>) -> serde_json::Value {
     let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let (level, target) = (record.level().as_str(), record.target());
     let message = record.args().to_string();
-    json!({"time": time, "level": level, "target": target, "message": message})
+    match thread {
+        None => json!({"time": time, "level": level, "target": target, "message": message}),
+        Some(thread) => {
+            json!({"time": time, "level": level, "target": target, "thread": thread, "message": message})
+        }
+    }
 }
 
 fn style() -> String {

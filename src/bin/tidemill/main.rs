@@ -11,7 +11,9 @@ mod log_filter;
 mod observe;
 mod on_demand;
 mod reload;
+mod self_loop;
 mod serve;
+mod shards;
 mod signals;
 #[cfg(feature = "testing")]
 mod step;
@@ -19,14 +21,17 @@ mod systemd;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser};
 use tidemill::framing::Framing;
-use tidemill::services::{Chat, Echo, Frames, Proxy};
-use tidemill::{AccessPolicy, Reactor, ServiceId};
+use tidemill::services::{Chat, Echo, Frames, Proxy, ShardedRooms};
+use tidemill::{AccessPolicy, KeepAlive, Reactor, ServiceId};
 
 use args::config::Arguments;
 use args::{Cli, Command, CommandError, OnReset};
+use serve::ServeSetup;
+use shards::OnShard;
 
 /// The exit code for wrong options, as most commands have it.
 const USAGE: u8 = 2;
@@ -48,7 +53,8 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage_error(&error, &arguments),
     };
-    log_filter::init(cli.command.log_format());
+    let threads = cli.command.server().is_some_and(|server| server.shards.count() > 1);
+    log_filter::init(cli.command.log_format(), threads);
     // The servers install handlers of their own.
     let has_handlers = cli.command.server().is_some();
     if let Err(error) = signals::prepare(has_handlers) {
@@ -72,13 +78,11 @@ fn run(command: Command, arguments: &Arguments) -> Result<(), CommandError> {
     match command {
         Command::Echo { raw, server } => {
             let echo = if raw { Echo::raw() } else { Echo::new() };
-            serve::serve(echo, echo.limits(), &server, arguments)
+            shards::serve(move |_| echo, echo.limits(), ServeSetup::plain(&server)?, &server, arguments)
         }
         Command::Chat { backplane, server, messages } => {
-            let chat = match messages.max_length() {
-                Some(bytes) => Chat::new().max_line(bytes),
-                None => Chat::new(),
-            };
+            let max_line = messages.max_length();
+            let chat = move || max_line.map_or(Chat::new(), |bytes| Chat::new().max_line(bytes));
             chat_with(chat, &backplane, &server, arguments)
         }
         Command::Frames { framing, server, messages } => {
@@ -96,11 +100,11 @@ fn run(command: Command, arguments: &Arguments) -> Result<(), CommandError> {
                 }
                 (Some(bytes), framing) => framing.max(bytes),
             };
-            let frames = Frames::new(framing);
-            let limits = frames.limits();
-            serve::serve(frames, limits, &server, arguments)
+            let limits = Frames::new(framing.clone()).limits();
+            let make = move |_: OnShard<'_, Frames>| Frames::new(framing.clone());
+            shards::serve(make, limits, ServeSetup::plain(&server)?, &server, arguments)
         }
-        Command::Proxy { upstreams: options, server } => proxy(&options, &server, arguments),
+        Command::Proxy { upstreams: options, server } => proxy(Arc::from(options), &server, arguments),
         Command::Load(options) => load::load(&options),
         Command::Connect(options) => client::connect(&options),
         #[cfg(feature = "testing")]
@@ -123,42 +127,82 @@ fn header_max(framing: &Framing) -> Option<usize> {
 }
 
 fn chat_with(
-    chat: Chat,
+    chat: impl Fn() -> Chat + Send + Sync + 'static,
     options: &args::BackplaneArgs,
     server: &args::ServerArgs,
     arguments: &Arguments,
 ) -> Result<(), CommandError> {
-    let limits = chat.limits();
-    let Some((broker, tls)) = options.broker()? else { return serve::serve(chat, limits, server, arguments) };
-    let (chat, pending) = backplane::connect(chat, broker);
+    let limits = chat().limits();
+    let Some((broker, tls)) = options.broker()? else {
+        let rooms = ShardedRooms::new(server.shards.count());
+        let make = move |shard: OnShard<'_, Chat>| {
+            let Some((number, peers)) = shard else { return chat() };
+            let peers = peers.clone();
+            let post = move |shard, work| peers.post(shard, work).map_err(|refused| refused.kind());
+            chat().elsewhere(rooms.on_shard(number, post))
+        };
+        return shards::serve(make, limits, ServeSetup::plain(server)?, server, arguments);
+    };
+    if server.shards.count() > 1 {
+        let why = "--shards cannot be used with --backplane: start a process for each core instead";
+        return Err(CommandError::Usage(why.to_string()));
+    }
+    let (chat, pending) = backplane::connect(chat(), broker);
     let add = |reactor: &mut Reactor, chat: ServiceId| {
         let chat = reactor.sockets().key(chat);
         chat.map(|chat| (pending.add(reactor, chat), "Backplane"))
     };
-    let setup = serve::ServeSetup {
+    let setup = ServeSetup {
         upstream_tls: tls.map(|tls| (tls, options.upstream_tls())),
         beside: Some(serve::Beside { connections: backplane::CONNECTIONS, add: Box::new(add) }),
-        ..serve::ServeSetup::plain(server)?
+        ..ServeSetup::plain(server)?
     };
-    serve::serve_as(chat, limits, setup, server, arguments)
+    serve::serve(chat, limits, setup, server, arguments)
 }
 
 fn proxy(
-    options: &args::ProxyArgs,
+    options: Arc<args::ProxyArgs>,
     server: &args::ServerArgs,
     arguments: &Arguments,
 ) -> Result<(), CommandError> {
     options.check(server.tls.is_on()).map_err(CommandError::Usage)?;
+    options.check_shards(server.shards.count()).map_err(CommandError::Usage)?;
     let upstream_tls = options.tls.client().map_err(CommandError::Run)?;
     let tls = server.tls.server().map_err(CommandError::Run)?;
     // A PROXY header comes before the handshake, and a route is chosen by its first message: the proxy handles both.
     let behind_something = !options.proxy_protocol_in.is_empty() || !options.route.is_empty();
     let client_filter = tls.as_ref().filter(|_| behind_something).map(|tls| tls.filter_config());
+    let upstream_filter = upstream_tls.as_ref().map(|tls| tls.filter_config());
+    let seed = options.fault_seed.unwrap_or_else(draw_seed);
+    if !options.fault.is_empty() {
+        log::info!("faults of seed {seed}; --fault-seed {seed} repeats them");
+    }
+    let (made_from, keep_alive) = (options.clone(), server.keep_alive());
+    let make = move |_: OnShard<'_, Proxy>| {
+        let proxy = make_proxy(&made_from, keep_alive, seed);
+        proxy.filter_clients(client_filter.clone()).filter_upstreams(upstream_filter.clone())
+    };
+    let limits = make(None).limits();
+    let exempt = options.proxy_protocol_in.clone();
+    let guard = AccessPolicy { per_address: Some(100), exempt, ..AccessPolicy::default() };
+    let upstreams = options.to.iter().chain(options.route.iter().map(|(_, upstream)| upstream));
+    let setup = ServeSetup {
+        access_policy: guard,
+        upstreams: upstreams.map(|upstream| upstream.to.clone()).chain(options.mirror.clone()).collect(),
+        tls,
+        listeners_filter: !behind_something,
+        upstream_tls: upstream_tls.map(|tls| (tls, options.tls.clone())),
+        beside: None,
+        // Text in the middle of another protocol would be read as a part of it.
+        busy_reply: "",
+    };
+    shards::serve(make, limits, setup, server, arguments)
+}
+
+fn make_proxy(options: &args::ProxyArgs, keep_alive: Option<KeepAlive>, seed: u64) -> Proxy {
     let mut proxy = Proxy::to_upstreams(options.to.clone())
         .balance(options.balance)
-        .filter_clients(client_filter)
-        .filter_upstreams(upstream_tls.as_ref().map(|tls| tls.filter_config()))
-        .keep_alive(server.keep_alive())
+        .keep_alive(keep_alive)
         .accept_header_from(options.proxy_protocol_in.clone())
         .send_header(options.proxy_protocol_out)
         .connect_timeout(options.connect_timeout.0.unwrap_or_default())
@@ -174,28 +218,12 @@ fn proxy(
         proxy = proxy.fault(to.clone(), faults.clone());
     }
     if !options.fault.is_empty() {
-        let seed = options.fault_seed.unwrap_or_else(draw_seed);
-        log::info!("faults of seed {seed}; --fault-seed {seed} repeats them");
         proxy = proxy.fault_seed(seed);
     }
     if !options.route.is_empty() {
         proxy = proxy.route_tls(options.route.clone());
     }
-    let exempt = options.proxy_protocol_in.clone();
-    let guard = AccessPolicy { per_address: Some(100), exempt, ..AccessPolicy::default() };
-    let limits = proxy.limits();
-    let upstreams = options.to.iter().chain(options.route.iter().map(|(_, upstream)| upstream));
-    let setup = serve::ServeSetup {
-        access_policy: guard,
-        upstreams: upstreams.map(|upstream| upstream.to.clone()).chain(options.mirror.clone()).collect(),
-        tls,
-        listeners_filter: !behind_something,
-        upstream_tls: upstream_tls.map(|tls| (tls, options.tls.clone())),
-        beside: None,
-        // Text in the middle of another protocol would be read as a part of it.
-        busy_reply: "",
-    };
-    serve::serve_as(proxy, limits, setup, server, arguments)
+    proxy
 }
 
 /// A seed that differs from run to run: the keys of a hash map are random.

@@ -15,7 +15,7 @@ use clap::Parser;
 use signal_hook::consts::SIGHUP;
 use signal_hook::iterator::Signals;
 use tidemill::tls::{Client, Server};
-use tidemill::{AccessPolicy, GroupId, Handle, MinRate, ServiceId, SocketLimits, Sockets};
+use tidemill::{AccessPolicy, GroupId, MinRate, ServiceId, SocketLimits, Sockets};
 
 use crate::args::config::{Arguments, RULES};
 use crate::args::tls::{ServerTlsArgs, UpstreamTlsArgs};
@@ -49,10 +49,11 @@ pub struct Running {
     /// The arguments at the start, and those in force.
     pub started: Arguments,
     pub arguments: Arguments,
-    pub service: ServiceId,
     /// What the service brings along, changed by no option.
     pub usual_limits: SocketLimits,
     pub usual_policy: AccessPolicy,
+    /// Whether the connections are in a group, whose rate can change.
+    pub has_group: bool,
     /// The connections for which the reactor has slots, and whether it has further ones for another service.
     pub connections: usize,
     /// --max-connections at the start, which may have been cut to what the descriptors allow.
@@ -65,30 +66,63 @@ pub struct Running {
     pub tls: Option<(Server, ServerTlsArgs)>,
     /// The same of the client side.
     pub upstream_tls: Option<(Client, UpstreamTlsArgs)>,
-    pub reopen: Option<Reopen>,
+    /// Of the access log, for each loop.
+    pub reopen: Vec<Reopen>,
 }
 
-/// What the loop is to use from now on.
+/// A loop of the server, and its share of what all of them have.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub service: ServiceId,
+    pub group: Option<GroupId>,
+    pub share: Share,
+}
+
+/// Which loop it is of how many.
+#[derive(Clone, Copy)]
+pub struct Share {
+    pub number: usize,
+    pub count: usize,
+    /// Connections that belong together: two for a proxy.
+    pub together: usize,
+}
+
+impl Share {
+    /// All, where there is one loop.
+    pub const WHOLE: Share = Share { number: 0, count: 1, together: 1 };
+
+    /// The shares of all loops are the whole, if that can be divided.
+    pub fn connections(self, all: usize) -> usize {
+        let units = all / self.together;
+        (units / self.count + usize::from(self.number < units % self.count)) * self.together
+    }
+
+    pub fn rate(self, all: usize) -> usize {
+        (all / self.count).max(1)
+    }
+}
+
+/// What the loops are to use from now on.
 #[derive(Clone)]
 pub struct Change {
-    service: ServiceId,
     limits: SocketLimits,
     policy: AccessPolicy,
-    total_rate: Option<(GroupId, usize)>,
+    total_rate: Option<usize>,
     /// Set if connections that are open get another rate.
     rate: Option<Option<usize>>,
 }
 
 impl Change {
-    pub fn apply(self, sockets: &mut Sockets<'_>) {
-        sockets.set_limits(self.service, self.limits);
-        sockets.set_access_policy(self.service, self.policy);
-        if let Some((group, rate)) = self.total_rate {
-            sockets.set_group_rate(group, rate);
+    pub fn apply(self, place: Place, sockets: &mut Sockets<'_>) {
+        sockets.set_limits(place.service, SocketLimits { group: place.group, ..self.limits });
+        let connections = self.policy.connections.map(|all| place.share.connections(all));
+        sockets.set_access_policy(place.service, AccessPolicy { connections, ..self.policy });
+        if let Some((group, rate)) = place.group.zip(self.total_rate) {
+            sockets.set_group_rate(group, place.share.rate(rate));
         }
         let Some(rate) = self.rate else { return };
         for id in sockets.ids() {
-            if let Some(mut socket) = sockets.get(id).filter(|socket| socket.service() == self.service) {
+            if let Some(mut socket) = sockets.get(id).filter(|socket| socket.service() == place.service) {
                 socket.set_rate(rate);
             }
         }
@@ -116,7 +150,7 @@ impl Running {
         let changed: Vec<String> = new.changed_since(&self.arguments).into_iter().filter(is_live).collect();
         let (_, fixed): (Vec<String>, Vec<String>) =
             new.changed_since(&self.started).into_iter().partition(is_live);
-        let total_rate = self.usual_limits.group.zip(options.total_rate());
+        let total_rate = options.total_rate();
         let rate = changed.iter().any(|name| name == "rate").then_some(limits.rate);
         *self.drain.lock().unwrap_or_else(PoisonError::into_inner) = options.drain();
         if let Some((_, args)) = self.tls.as_mut().filter(|_| options.tls.is_on()) {
@@ -128,7 +162,7 @@ impl Running {
             _ => {}
         }
         self.arguments = new;
-        Ok((Change { service: self.service, limits, policy, total_rate, rate }, changed, fixed))
+        Ok((Change { limits, policy, total_rate, rate }, changed, fixed))
     }
 
     /// Sets one option until the server ends. Returns what is to be set on the loop, and the names of what has changed.
@@ -137,7 +171,7 @@ impl Running {
     ///
     /// If it needs a restart, or has no such value.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(Change, Vec<String>), String> {
-        let needs_group = name == "total-rate" && self.usual_limits.group.is_none();
+        let needs_group = name == "total-rate" && !self.has_group;
         if RULES.contains(&name) {
             return Err(format!("{name} is a list: change it in the file, and send SIGHUP"));
         }
@@ -196,7 +230,7 @@ impl Running {
 
     fn is_live(&self, name: &String, options: &ServerArgs) -> bool {
         match &**name {
-            "total-rate" => self.usual_limits.group.is_some() && options.total_rate().is_some(),
+            "total-rate" => self.has_group && options.total_rate().is_some(),
             "handshake-timeout" => self.tls.is_some(),
             "max-handshakes" => false,
             "insecure" => self.upstream_tls.is_some(),
@@ -209,13 +243,13 @@ impl Running {
 
     /// What SIGHUP asks for. Returns what is to be set on the loop, and logged then.
     fn handle_hangup(&mut self) -> Option<(Change, String)> {
-        if let Some(reopen) = &self.reopen {
-            reopen.store(true, Ordering::Relaxed);
+        self.reopen.iter().for_each(|reopen| reopen.store(true, Ordering::Relaxed));
+        if !self.reopen.is_empty() {
             log::info!("SIGHUP: the access log is opened again with its next line");
         }
         let path = self.arguments.path.clone();
         let change = path.map(|path| (path, self.read_again(None)));
-        if change.is_none() && self.tls.is_none() && self.upstream_tls.is_none() && self.reopen.is_none() {
+        if change.is_none() && self.tls.is_none() && self.upstream_tls.is_none() && self.reopen.is_empty() {
             log::info!("SIGHUP: there are no TLS files to reload");
         }
         let change = change.and_then(|(path, result)| match result {
@@ -258,19 +292,20 @@ pub fn told(changed: &[String], fixed: &[String]) -> String {
     }
 }
 
-pub fn on_hangup(running: Arc<Mutex<Running>>, handle: Handle) -> io::Result<()> {
+/// `apply` has the loops use a change; the text is for the log.
+pub fn on_hangup(
+    running: Arc<Mutex<Running>>,
+    apply: impl Fn(Change, String) + Send + 'static,
+) -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP])?;
     thread::Builder::new().name("reload".into()).spawn(move || {
         for _ in signals.forever() {
             systemd::reloading();
             let change = running.lock().unwrap_or_else(PoisonError::into_inner).handle_hangup();
             systemd::ready();
-            let Some((change, text)) = change else { continue };
-            // It fails when the loop has ended already.
-            let _ = handle.post(move |sockets| {
-                change.apply(sockets);
-                log::info!("SIGHUP: {text}");
-            });
+            if let Some((change, text)) = change {
+                apply(change, text);
+            }
         }
     })?;
     Ok(())

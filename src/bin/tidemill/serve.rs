@@ -2,11 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
-use std::thread;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -23,8 +20,9 @@ use crate::args::tls::UpstreamTlsArgs;
 use crate::args::values::ListenArg;
 use crate::args::{CommandError, ServerArgs as Options};
 use crate::log_buffer::{self, Collecting};
-use crate::observe;
-use crate::reload::{self, Running};
+use crate::observe::{self, Reopen, Watchers};
+use crate::reload::{self, Change, Place, Running, Share};
+use crate::self_loop::check_upstreams;
 use crate::signals;
 use crate::systemd::{self, Passed, PassedListener};
 
@@ -72,42 +70,22 @@ impl ServeSetup {
 pub fn serve<S: Service>(
     service: S,
     usual: SocketLimits,
+    mut setup: ServeSetup,
     options: &Options,
     arguments: &Arguments,
 ) -> Result<(), CommandError> {
-    let setup = ServeSetup::plain(options)?;
-    serve_as(service, usual, setup, options, arguments)
-}
-
-pub fn serve_as<S: Service>(
-    service: S,
-    mut usual: SocketLimits,
-    setup: ServeSetup,
-    options: &Options,
-    arguments: &Arguments,
-) -> Result<(), CommandError> {
-    let dials = !setup.upstreams.is_empty();
-    // Before any thread is started.
-    let passed = systemd::passed().map_err(CommandError::Run)?;
-    options.check(dials).map_err(CommandError::Usage)?;
-    let limits = options.socket_limits(usual.clone()).map_err(CommandError::Usage)?;
-    let extra = extra_connections(options, &setup);
-    let max = options.limits(descriptors().saturating_sub(extra));
+    let Some(plan) = Plan::new(&usual, &setup, options)? else { return Ok(()) };
+    let Plan { passed, limits, max, extra, dials } = plan;
     let connections = max.connections;
-    room_for_a_pair(dials, &max)?;
-    if options.config.check {
-        return write_line("the options are right");
-    }
-    log_limits(&max);
-    let failed = |error: io::Error| CommandError::Run(error.to_string());
     let mut reactor = Reactor::new(Limits { connections: connections + extra, ..max }).map_err(failed)?;
-    if let Some(rate) = options.total_rate() {
-        usual.group = Some(reactor.sockets().add_group(rate).map_err(failed)?);
-    }
-    let service = reactor.add_with(service, SocketLimits { group: usual.group, ..limits });
+    let group = options.total_rate().map(|rate| reactor.sockets().add_group(rate)).transpose();
+    let group = group.map_err(failed)?;
+    let service = reactor.add_with(service, SocketLimits { group, ..limits });
     let mut names = HashMap::from([(service.id(), service_name::<S>())]);
-    names.extend(setup.beside.and_then(|beside| (beside.add)(&mut reactor, service.id())));
-    let reopen = observe::observe(&mut reactor, &names, &options.observe).map_err(CommandError::Run)?;
+    names.extend(setup.beside.take().and_then(|beside| (beside.add)(&mut reactor, service.id())));
+    let watchers = Watchers::new(&options.observe, 1);
+    let reopen = watchers.reopen.clone();
+    watchers.observe(0, &mut reactor, &names, Vec::new()).map_err(CommandError::Run)?;
     // Scrapes take none of the connections of the server, and the other way round.
     let own = (extra > 0).then_some(connections);
     let policy = options.access_policy(setup.access_policy.clone());
@@ -117,31 +95,31 @@ pub fn serve_as<S: Service>(
     let listen = ListenOptions { reserve_slot: dials, filter, ..options.listen_options(setup.busy_reply) };
     // Before the start line, because a script may send a signal as soon as it has read that.
     let drain = Arc::new(Mutex::new(options.drain()));
-    signals::drain_on_signal(reactor.handle(), Arc::clone(&drain)).map_err(failed)?;
-    let running = Running {
-        started: arguments.clone(),
-        arguments: arguments.clone(),
-        service: service.id(),
-        usual_limits: usual,
-        usual_policy: setup.access_policy,
-        connections,
-        max_connections: options.max_connections(),
-        shares: extra > 0,
-        dials,
-        drain,
-        tls: setup.tls.map(|tls| (tls, options.tls.clone())),
-        upstream_tls: setup.upstream_tls,
-        reopen,
-    };
+    drain_on_signal(Arc::clone(&drain), reactor.handle()).map_err(failed)?;
+    let upstreams = setup.upstreams.clone();
+    let place = Place { service: service.id(), group, share: Share::WHOLE };
+    let running = running(setup, usual, options, arguments, (connections, extra > 0), drain, reopen);
     let running = Arc::new(Mutex::new(running));
-    reload::on_hangup(Arc::clone(&running), reactor.handle()).map_err(failed)?;
+    let handle = reactor.handle();
+    let apply = move |change: Change, text: String| {
+        // It fails when the loop has ended already.
+        let _ = handle.post(move |sockets| {
+            change.apply(place, sockets);
+            log::info!("SIGHUP: {text}");
+        });
+    };
+    reload::on_hangup(Arc::clone(&running), apply).map_err(failed)?;
     if let Some(at) = &options.observe.admin {
         let proxy = reactor.sockets().key(service.id());
-        admin::serve(&mut reactor, at, names, running, proxy).map_err(CommandError::Run)?;
+        admin::serve(&mut reactor, at, names, (running, place), proxy).map_err(CommandError::Run)?;
     }
     systemd::notify(&mut reactor);
-    let listening = listen_at(&mut reactor, service.id(), (&options.listen, passed), &listen)?;
-    let self_loop = check_upstreams(&setup.upstreams, &listening, reactor.handle())?;
+    let mut listens = ListensHere { reactor: &mut reactor, service: service.id() };
+    let listening = listen_at(&mut listens, (&options.listen, passed), &listen)?;
+    let handle = reactor.handle();
+    // It fails when the loop has ended already.
+    let stop = move || drop(handle.post(|sockets| sockets.stop()));
+    let self_loop = check_upstreams(&upstreams, &listening, stop)?;
     listening.iter().for_each(announce);
     systemd::ready();
     run(&mut reactor).map_err(failed)?;
@@ -150,11 +128,85 @@ pub fn serve_as<S: Service>(
     self_loop.get().map_or(Ok(()), |error| Err(CommandError::Run(error.clone())))
 }
 
-/// Connections of services beside that of the command, which do not count as its own.
-fn extra_connections(options: &Options, setup: &ServeSetup) -> usize {
-    observe::extra_connections(&options.observe)
-        + options.observe.admin.as_ref().map_or(0, |_| admin::CONNECTIONS)
-        + setup.beside.as_ref().map_or(0, |beside| beside.connections)
+pub fn failed(error: io::Error) -> CommandError {
+    CommandError::Run(error.to_string())
+}
+
+/// What the options come to, before there is a loop.
+pub struct Plan {
+    pub passed: VecDeque<Passed>,
+    pub limits: SocketLimits,
+    /// Of the process.
+    pub max: Limits,
+    /// Connections of the reactor beside those of the server.
+    pub extra: usize,
+    pub dials: bool,
+}
+
+impl Plan {
+    /// None after --check, which has its answer then.
+    pub fn new(
+        usual: &SocketLimits,
+        setup: &ServeSetup,
+        options: &Options,
+    ) -> Result<Option<Plan>, CommandError> {
+        let dials = !setup.upstreams.is_empty();
+        // Before any thread is started.
+        let passed = systemd::passed().map_err(CommandError::Run)?;
+        options.check(dials).map_err(CommandError::Usage)?;
+        let limits = options.socket_limits(usual.clone()).map_err(CommandError::Usage)?;
+        let extra = observe::extra_connections(&options.observe)
+            + options.observe.admin.as_ref().map_or(0, |_| admin::CONNECTIONS)
+            + setup.beside.as_ref().map_or(0, |beside| beside.connections);
+        let of_shards = options.shards.descriptors();
+        let max = options.limits(descriptors().saturating_sub(extra + of_shards));
+        room_for_a_pair(dials, &max)?;
+        if options.config.check {
+            write_line("the options are right")?;
+            return Ok(None);
+        }
+        log_limits(&max);
+        Ok(Some(Plan { passed, limits, max, extra, dials }))
+    }
+}
+
+/// The first signal shuts the loop down.
+fn drain_on_signal(drain: Arc<Mutex<Duration>>, handle: Handle) -> io::Result<()> {
+    signals::drain_on_signal(drain, move |drain| {
+        let posted = handle.post(move |sockets| {
+            signals::log_shutdown(signals::end_checks(sockets), drain);
+            sockets.shutdown(drain);
+        });
+        posted.is_ok()
+    })
+}
+
+/// What a running server is, for SIGHUP. `connections` are those that it has slots for, and whether it has further ones
+/// for another service.
+pub fn running(
+    setup: ServeSetup,
+    usual_limits: SocketLimits,
+    options: &Options,
+    arguments: &Arguments,
+    connections: (usize, bool),
+    drain: Arc<Mutex<Duration>>,
+    reopen: Vec<Reopen>,
+) -> Running {
+    Running {
+        started: arguments.clone(),
+        arguments: arguments.clone(),
+        usual_limits,
+        dials: !setup.upstreams.is_empty(),
+        usual_policy: setup.access_policy,
+        has_group: options.total_rate().is_some(),
+        connections: connections.0,
+        max_connections: options.max_connections(),
+        shares: connections.1,
+        drain,
+        tls: setup.tls.map(|tls| (tls, options.tls.clone())),
+        upstream_tls: setup.upstream_tls,
+        reopen,
+    }
 }
 
 /// A proxied connection is two.
@@ -166,28 +218,36 @@ fn room_for_a_pair(dials: bool, max: &Limits) -> Result<(), CommandError> {
     Err(CommandError::Usage(format!("{what} by it or by the limit of descriptors (ulimit -n)")))
 }
 
-/// None of the upstreams may be this server itself. Of names that are looked up later, the error is in the cell when
-/// the server has stopped.
-fn check_upstreams(
-    upstreams: &[Address],
-    listening: &[Address],
-    handle: Handle,
-) -> Result<Arc<OnceLock<String>>, CommandError> {
-    for to in upstreams {
-        refuse_self(to, listening).map_err(CommandError::Run)?;
+/// What connections are accepted with: a reactor, or shards.
+pub trait Listens {
+    fn listen(&mut self, at: &Address, options: &ListenOptions) -> Result<Address, ListenError>;
+    fn adopt(&mut self, socket: PassedListener, options: &ListenOptions) -> Result<Address, ListenError>;
+}
+
+/// A reactor that listens for a service.
+struct ListensHere<'a> {
+    reactor: &'a mut Reactor,
+    service: ServiceId,
+}
+
+impl Listens for ListensHere<'_> {
+    fn listen(&mut self, at: &Address, options: &ListenOptions) -> Result<Address, ListenError> {
+        let listener = self.reactor.listen_with(at, self.service, options)?;
+        Ok(self.reactor.local_addr(listener).unwrap_or_else(|| at.clone()))
     }
-    let found = check_names(upstreams, listening, handle);
-    let found = found.map_err(|error| CommandError::Run(error.to_string()))?;
-    match found.get() {
-        Some(error) => Err(CommandError::Run(error.clone())),
-        None => Ok(found),
+
+    fn adopt(&mut self, socket: PassedListener, options: &ListenOptions) -> Result<Address, ListenError> {
+        let listener = match socket {
+            PassedListener::Tcp(socket) => self.reactor.adopt(socket, self.service, options),
+            PassedListener::Unix(socket) => self.reactor.adopt(socket, self.service, options),
+        }?;
+        Ok(self.reactor.local_addr(listener).unwrap_or(Address::Unnamed))
     }
 }
 
 /// Listens on all addresses that were asked for, and on the sockets that systemd has passed. Returns the addresses.
-fn listen_at(
-    reactor: &mut Reactor,
-    service: ServiceId,
+pub fn listen_at(
+    listens: &mut impl Listens,
     (wanted, mut passed): (&[ListenArg], VecDeque<Passed>),
     options: &ListenOptions,
 ) -> Result<Vec<Address>, CommandError> {
@@ -201,10 +261,10 @@ fn listen_at(
     let mut listening = Vec::new();
     for address in &addresses {
         let ipv6_only = leaves_ipv4(address, &addresses).then_some(true);
-        let listener = reactor.listen_with(address, service, &ListenOptions { ipv6_only, ..options.clone() });
+        let listener = listens.listen(address, &ListenOptions { ipv6_only, ..options.clone() });
         let listener =
             listener.map_err(|error| CommandError::Run(cannot_listen(address, &listening, &error)))?;
-        listening.extend(reactor.local_addr(listener));
+        listening.push(listener);
     }
     // Names first: what they leave is for a `systemd` without one.
     let mut names: Vec<Option<&str>> = wanted.iter().filter_map(ListenArg::passed).collect();
@@ -213,11 +273,7 @@ fn listen_at(
         let chosen = systemd::take(&mut passed, name).map_err(CommandError::Run)?;
         for one in chosen {
             let failed = |error: ListenError| CommandError::Run(format!("socket {}: {error}", one.name));
-            let listener = match one.listener {
-                PassedListener::Tcp(socket) => reactor.adopt(socket, service, options),
-                PassedListener::Unix(socket) => reactor.adopt(socket, service, options),
-            };
-            listening.extend(reactor.local_addr(listener.map_err(failed)?));
+            listening.push(listens.adopt(one.listener, options).map_err(failed)?);
         }
     }
     for one in passed {
@@ -240,7 +296,7 @@ fn run(reactor: &mut Reactor) -> io::Result<()> {
 }
 
 /// The name of a service for people, such as `Echo`: that of its type.
-fn service_name<S>() -> &'static str {
+pub fn service_name<S>() -> &'static str {
     std::any::type_name::<S>().rsplit("::").next().unwrap_or("service")
 }
 
@@ -275,83 +331,6 @@ fn cannot_listen(at: &Address, listening: &[Address], error: &ListenError) -> St
     }
 }
 
-/// A proxy to itself would dial itself until the reactor is at capacity. Names are left to [`check_names`].
-fn refuse_self(to: &Address, listening: &[Address]) -> Result<(), String> {
-    match listening.iter().find(|own| is_same(to, own)) {
-        None => Ok(()),
-        Some(own) => Err(format!("cannot proxy to {to}: that is {own}, where this proxy itself listens")),
-    }
-}
-
-/// Whether connecting to the one leads to the listener on the other.
-fn is_same(to: &Address, own: &Address) -> bool {
-    match (to, own) {
-        (Address::Unix(to), Address::Unix(own)) => is_same_file(Path::new(to), Path::new(own)),
-        _ => match (to.inet(), own.inet()) {
-            (Some(to), Some(own)) => {
-                to.port() == own.port() && reaches(to.ip().to_canonical(), own.ip().to_canonical())
-            }
-            (None, None) => to == own,
-            _ => false,
-        },
-    }
-}
-
-/// Through symbolic links and `..`: both lead to the same socket file.
-fn is_same_file(one: &Path, other: &Path) -> bool {
-    let id = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
-    one == other || (id(one).is_some() && id(one) == id(other))
-}
-
-/// The unspecified address as a destination means this machine (Linux, BSD); as a listener's it means all addresses.
-fn reaches(to: IpAddr, own: IpAddr) -> bool {
-    let is_ours = |ip: IpAddr| ip.is_loopback() || TcpListener::bind((ip, 0)).is_ok();
-    match (to.is_unspecified(), own.is_unspecified()) {
-        (false, false) => to == own,
-        (true, _) => own.is_unspecified() || own.is_loopback(),
-        (false, true) => is_ours(to),
-    }
-}
-
-/// A name that a hosts file or a cache has is resolved within this; one that takes longer must not delay the start.
-const NAMES_WITHIN: Duration = Duration::from_millis(100);
-
-/// Looks up the names of upstreams on a thread of its own, and stops the server if one turns out to be its own address.
-/// The error is in the cell, at once or when the server has stopped.
-fn check_names(
-    upstreams: &[Address],
-    listening: &[Address],
-    handle: Handle,
-) -> io::Result<Arc<OnceLock<String>>> {
-    let found = Arc::new(OnceLock::new());
-    let names: Vec<Address> =
-        upstreams.iter().filter(|to| matches!(to, Address::Name { .. })).cloned().collect();
-    if names.is_empty() {
-        return Ok(found);
-    }
-    let (cell, listening) = (found.clone(), listening.to_vec());
-    let (done, is_done) = mpsc::channel();
-    thread::Builder::new().name("names".into()).spawn(move || {
-        for name in &names {
-            let is_own = |at| listening.iter().find(|own| is_same(&Address::Inet(at), own));
-            let own = name.to_socket_addrs().ok().and_then(|mut all| all.find_map(is_own));
-            if let Some(own) = own {
-                let error = format!("cannot proxy to {name}: that is {own}, where this proxy itself listens");
-                // The first one found is the one that is told.
-                let _ = cell.set(error);
-                // It fails when the loop has ended already.
-                let _ = handle.post(|sockets| sockets.stop());
-                break;
-            }
-        }
-        // The receiver may have stopped waiting.
-        let _ = done.send(());
-    })?;
-    // What is not known by then is found out while the server runs.
-    let _ = is_done.recv_timeout(NAMES_WITHIN);
-    Ok(found)
-}
-
 /// How many descriptors the process may open beside those it was started with, after asking for as many as it is ever
 /// allowed.
 pub fn descriptors() -> usize {
@@ -379,13 +358,13 @@ fn write_line(text: &str) -> Result<(), CommandError> {
 }
 
 /// The only line on stdout, for scripts to wait for. stdout may be closed.
-fn announce(address: &Address) {
+pub fn announce(address: &Address) {
     let mut stdout = std::io::stdout().lock();
     let _ = writeln!(stdout, "listening on {address}").and_then(|()| stdout.flush());
 }
 
 /// What happens to addresses that no rule covers is easily overlooked.
-fn log_default_action(rules: Option<&Rules>) {
+pub fn log_default_action(rules: Option<&Rules>) {
     if let Some(last) = rules.and_then(|rules| rules.iter().last()) {
         let (what, option) = match last.action {
             Action::Allow => ("refused", "--allow"),
@@ -396,7 +375,7 @@ fn log_default_action(rules: Option<&Rules>) {
 }
 
 /// How often each access rule has decided.
-fn log_rules(rules: Option<&Rules>) {
+pub fn log_rules(rules: Option<&Rules>) {
     for rule in rules.into_iter().flat_map(Rules::iter) {
         let what = if rule.action == Action::Allow { "allow" } else { "deny" };
         let times = if rule.hits == 1 { "time" } else { "times" };
@@ -404,7 +383,7 @@ fn log_rules(rules: Option<&Rules>) {
     }
 }
 
-fn log_stats(stats: &Stats) {
+pub fn log_stats(stats: &Stats) {
     let counted = |words: &[&str], counts: &[u64], before: &str| -> String {
         let some = words.iter().zip(counts).filter(|(_, count)| **count > 0);
         some.map(|(word, count)| format!(" {before}{word}={count}")).collect()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tidemill::{Handle, Origin, Sockets};
+use tidemill::{Origin, Sockets};
 
 /// A second signal within this is taken for the same one: `timeout -s INT` sends two, and so does a terminal whose
 /// shell passes Ctrl-C on.
@@ -38,8 +38,11 @@ pub fn prepare(has_handlers: bool) -> io::Result<()> {
 
 /// The first signal drains; a second one ends at once, with the exit code that shells give a process killed by it.
 /// A service can end its connections earlier than that: `Service::stopping`.
-/// `drain` can change meanwhile.
-pub fn drain_on_signal(handle: Handle, drain: Arc<Mutex<Duration>>) -> io::Result<()> {
+/// `drain` can change meanwhile. `shut_down` returns whether there was something left to shut down.
+pub fn drain_on_signal(
+    drain: Arc<Mutex<Duration>>,
+    shut_down: impl Fn(Duration) -> bool + Send + 'static,
+) -> io::Result<()> {
     let mut heeded = vec![SIGTERM];
     heeded.extend((!is_ignored(SIGINT)).then_some(SIGINT));
     let mut signals = Signals::new(heeded)?;
@@ -55,8 +58,8 @@ pub fn drain_on_signal(handle: Handle, drain: Arc<Mutex<Duration>>) -> io::Resul
                 }
             }
             let drain = *drain.lock().unwrap_or_else(PoisonError::into_inner);
-            if handle.post(move |sockets| shut_down(sockets, drain)).is_err() {
-                return; // The loop has ended already.
+            if !shut_down(drain) {
+                return;
             }
         }
     })?;
@@ -72,8 +75,8 @@ fn is_ignored(signal: i32) -> bool {
     mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
-/// Health checks serve no client, so they are not waited for.
-fn shut_down(sockets: &mut Sockets<'_>, drain: Duration) {
+/// Ends the health checks, which serve no client, so they are not waited for. Returns how many clients there are.
+pub fn end_checks(sockets: &mut Sockets<'_>) -> usize {
     let mut left = 0;
     for id in sockets.ids() {
         match sockets.get(id).map(|socket| socket.origin()) {
@@ -82,7 +85,10 @@ fn shut_down(sockets: &mut Sockets<'_>, drain: Duration) {
             Some(Origin::Dialed { .. }) | None => {}
         }
     }
+    left
+}
+
+pub fn log_shutdown(left: usize, drain: Duration) {
     let connections = if left == 1 { "connection has" } else { "connections have" };
     log::info!("shutting down: listeners closed, {left} {connections} {drain:?} to end");
-    sockets.shutdown(drain);
 }

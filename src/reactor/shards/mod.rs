@@ -1,35 +1,36 @@
 //! `Shards`: several reactors, each on a thread of its own, that share the work of one listener.
 
 mod acceptor;
-mod permit;
+mod shard;
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::acceptor::{Acceptor, run_acceptor};
-use self::permit::{AddressPermit, ClearAtEnd, Permit, Permits, ask, locked};
+use self::shard::{Receiving, Shard, locked, run_shard};
 use super::Reactor;
+use super::listen_first::listen_first;
+use crate::base::address::Address;
 use crate::base::id::Key;
-use crate::base::observer::Step;
+use crate::base::post_error::{PostError, PostRefusal};
+use crate::base::setup_error::ListenError;
 use crate::base::stats::Stats;
-use crate::base::tick::Tick;
 use crate::config::access::AccessPolicy;
 use crate::config::limits::Limits;
-use crate::config::listen::ListenOptions;
-use crate::config::rules::RefuseMode;
-#[cfg(doc)]
-use crate::connection::socket::Socket;
+use crate::config::listen::{ListenOptions, Overflow};
+use crate::config::rules::Rules;
 use crate::handle::Handle;
 use crate::parts::admission::Admission;
 use crate::service::{Service, ServiceSockets};
-use crate::sys::stream::{reset_on_close, set_backlog};
+use crate::sys::handed_over::HandedOver;
+use crate::sys::mio::Adopted;
 
 /// One service on several cores: a reactor on each of `count` threads, and one thread that accepts.
 ///
@@ -43,10 +44,10 @@ use crate::sys::stream::{reset_on_close, set_backlog};
 /// other: callbacks run one at a time, and a session belongs to one thread. What must cross shards is sent by
 /// [`Peers::post`].
 ///
-/// Connections are [`Origin::Adopted`](crate::Origin::Adopted): a listener's filter is not there (call
-/// [`Socket::start_filter`] in `open`). [`Limits`] are those of each shard. A connection beyond
-/// [`Limits::connections`] of all shards is closed, and counted by [`refused`](Shards::refused). An
-/// [access policy](Shards::set_access_policy) holds for all shards together.
+/// A shard accepts what is handed to it as it would from a listener of its own, with the same [`ListenOptions`].
+/// [`Limits`] are those of each shard. When all are full, peers are refused, or wait, as the listener's
+/// [`overflow`](ListenOptions::overflow) says. The [access policy](Shards::set_access_policy) of the service holds for
+/// all shards together.
 ///
 /// ```
 /// use std::io::{Read, Write};
@@ -63,16 +64,15 @@ use crate::sys::stream::{reset_on_close, set_backlog};
 /// assert_eq!(&answer, b"hello");
 /// drop(client);
 /// shards.shutdown(Duration::from_secs(1));
-/// let accepted: u64 = shards.join()?.iter().map(|stats| stats.adopted).sum();
+/// let accepted: u64 = shards.join()?.iter().map(|stats| stats.accepted).sum();
 /// assert_eq!(accepted, 1);
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Shards<S: Service> {
     peers: Peers<S>,
     threads: Vec<JoinHandle<io::Result<Stats>>>,
-    acceptor: Handle,
-    acceptor_key: Key<Acceptor>,
-    acceptor_thread: JoinHandle<io::Result<Stats>>,
+    acceptor: Key<Acceptor<S>>,
+    acceptor_thread: JoinHandle<io::Result<()>>,
 }
 
 /// All shards, for the services on them and for other threads. A clone is the same.
@@ -81,19 +81,10 @@ pub struct Peers<S: Service>(Arc<All<S>>);
 struct All<S: Service> {
     /// Set when all threads have started, which is before a connection is accepted.
     shards: OnceLock<Vec<Shard<S>>>,
-    refused: AtomicU64,
-    admission: Arc<Mutex<Option<Admission>>>,
-}
-
-struct Shard<S: Service> {
-    handle: Handle,
-    key: Key<S>,
-    load: Arc<AtomicUsize>,
-    /// Of the connections that it has.
-    permits: Permits,
-    max: usize,
-    /// Whether connections are handed to it. Held while one is: those that were posted come before a shutdown.
-    is_open: Mutex<bool>,
+    acceptor: OnceLock<Handle>,
+    refused: Arc<AtomicU64>,
+    admission: Arc<Mutex<Admission>>,
+    started: Instant,
 }
 
 impl<S: Service> Shards<S> {
@@ -106,31 +97,60 @@ impl<S: Service> Shards<S> {
     where
         F: Fn(usize, &Peers<S>) -> S + Send + Sync + 'static,
     {
+        let all = vec![limits.clone(); count.max(1)];
+        Shards::start_with(all, move |number, reactor, peers| Ok(reactor.add(make(number, peers))))
+    }
+
+    /// Starts a thread for each of `limits`, and calls `make` on each of them with its number, its reactor and all
+    /// shards. `make` adds the service, and what the reactor has besides: observers, further services.
+    ///
+    /// ```
+    /// use tidemill::{Limits, Shards, SocketLimits, services::Echo};
+    ///
+    /// let limits = Limits { connections: 500, ..Limits::default() };
+    /// let shards = Shards::start_with(vec![limits; 2], |_, reactor, _| {
+    ///     let group = reactor.sockets().add_group(1 << 20)?; // 1 MiB/s on each shard.
+    ///     let limits = SocketLimits { group: Some(group), ..Echo::raw().limits() };
+    ///     Ok(reactor.add_with(Echo::raw(), limits))
+    /// })?;
+    /// # shards.shutdown(std::time::Duration::ZERO);
+    /// # shards.join()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Shards::start), and what `make` returns.
+    pub fn start_with<F>(limits: Vec<Limits>, make: F) -> io::Result<Shards<S>>
+    where
+        F: Fn(usize, &mut Reactor, &Peers<S>) -> io::Result<Key<S>> + Send + Sync + 'static,
+    {
+        let connections = limits.iter().map(|limits| limits.connections).fold(0, usize::saturating_add);
         let peers = Peers(Arc::new(All {
             shards: OnceLock::new(),
-            refused: AtomicU64::new(0),
-            admission: Arc::default(),
+            acceptor: OnceLock::new(),
+            refused: Arc::default(),
+            admission: Arc::new(Mutex::new(Admission::new(AccessPolicy::default(), connections))),
+            started: Instant::now(),
         }));
         let make = Arc::new(make);
         let (mut shards, mut threads) = (Vec::new(), Vec::new());
-        for number in 0..count.max(1) {
-            let (peers, make, limits) = (peers.clone(), make.clone(), limits.clone());
-            let (sender, receiver) = channel();
-            let run = move || run_shard(limits, sender, || make(number, &peers));
+        for (number, limits) in limits.into_iter().enumerate() {
+            let (peers, make, (sender, receiver)) = (peers.clone(), make.clone(), channel());
+            let run = move || run_shard(limits, &sender, &peers.0, |reactor| make(number, reactor, &peers));
             threads.push(thread::Builder::new().name(format!("shard-{number}")).spawn(run)?);
             shards
                 .push(receiver.recv().map_err(|_| io::Error::other("a shard has ended while it started"))??);
         }
         let _ = peers.0.shards.set(shards);
         let (sender, receiver) = channel();
-        let hand_over = peers.clone();
-        let run = move || {
-            run_acceptor(sender, Box::new(move |stream, peer, now| hand_over.admit(stream, peer, now)))
-        };
+        let all = peers.clone();
+        let run = move || run_acceptor(sender, all);
         let acceptor_thread = thread::Builder::new().name("acceptor".into()).spawn(run)?;
-        let (acceptor, acceptor_key) =
+        let (handle, acceptor) =
             receiver.recv().map_err(|_| io::Error::other("the acceptor has ended while it started"))??;
-        Ok(Shards { peers, threads, acceptor, acceptor_key, acceptor_thread })
+        let _ = peers.0.acceptor.set(handle);
+        Ok(Shards { peers, threads, acceptor, acceptor_thread })
     }
 
     /// Listens on an address; port 0 picks a free port. Returns the address. Several can be listened on.
@@ -139,21 +159,73 @@ impl<S: Service> Shards<S> {
     ///
     /// When the address cannot be looked up or listened on, or a shutdown has begun.
     pub fn listen(&mut self, at: impl ToSocketAddrs) -> io::Result<SocketAddr> {
-        let listener = TcpListener::bind(at)?;
-        // std listens with a backlog of 128; listening again changes it.
-        set_backlog(&listener, ListenOptions::default().backlog)?;
-        let at = listener.local_addr()?;
-        listener.set_nonblocking(true)?;
-        let watched = OwnedFd::from(listener.try_clone()?);
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for at in at.to_socket_addrs()? {
+            match self.listen_with(&Address::Inet(at), &ListenOptions::default()) {
+                Ok(at) => return at.inet().ok_or_else(|| io::ErrorKind::Unsupported.into()),
+                Err(error) => failed = error.into(),
+            }
+        }
+        Err(failed)
+    }
+
+    /// Listens with options, on TCP or a Unix-domain socket: see [`Reactor::listen_with`]. Returns the address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reactor::listen_with`].
+    pub fn listen_with(&mut self, at: &Address, options: &ListenOptions) -> Result<Address, ListenError> {
+        listen_first(at.clone(), |at| {
+            let failed = |source| ListenError::System { at: at.clone(), source };
+            let listener = Adopted::bind(at, options).map_err(failed)?;
+            self.adopt(listener, options)
+        })
+    }
+
+    /// Accepts connections from a listener that exists already: see [`Reactor::adopt`]. Returns its address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reactor::adopt`].
+    pub fn adopt(
+        &mut self,
+        listener: impl Into<Adopted>,
+        options: &ListenOptions,
+    ) -> Result<Address, ListenError> {
+        let listener = listener.into();
+        let at = listener.address();
+        let failed = |source| ListenError::System { at: at.clone(), source };
+        let (socket, address) = listener.into_socket(options).map_err(failed)?;
+        let mut queues = Vec::new();
+        for shard in self.peers.all() {
+            let (sender, receiver) = channel();
+            let (at, options, state, key) =
+                (address.clone(), options.clone(), shard.state.clone(), shard.key);
+            let add = move |sockets: &mut crate::connection::sockets::Sockets<'_>| {
+                let queue = HandedOver::default();
+                let made = Ok(Adopted::handed(queue.clone(), at.clone()));
+                let added = sockets.table().add_listener(&at, key.id(), &options, |_| made);
+                // The caller waits for it.
+                let _ = sender.send(added.map(|listener| {
+                    state.receive(listener, queue.clone());
+                    (listener, queue)
+                }));
+            };
+            shard.handle.post_wait(add).map_err(|_| ListenError::ShuttingDown)?;
+            queues.push(receiver.recv().map_err(|_| ListenError::ShuttingDown)??);
+        }
+        let slots = 1 + usize::from(options.reserve_slot);
+        let waits = options.overflow == Overflow::Wait;
+        let receiving = Receiving { queues, slots, waits, next: Cell::new(0) };
         let (sender, receiver) = channel();
-        let watch = move |acceptor: &mut Acceptor, sockets: &mut ServiceSockets<'_, Acceptor>| {
-            let watch = sockets.watch(watched, acceptor.own());
+        let add = move |acceptor: &mut Acceptor<S>, sockets: &mut ServiceSockets<'_, Acceptor<S>>| {
             // The caller waits for it.
-            let _ = sender.send(watch.map(|watch| acceptor.listeners.push((Some(watch), listener))));
+            let _ = sender.send(acceptor.add(socket, receiving, sockets));
         };
-        self.acceptor.post_to(self.acceptor_key, watch).map_err(|error| io::Error::from(error.kind()))?;
-        receiver.recv().map_err(|_| io::Error::other("a shutdown has begun"))??;
-        Ok(at)
+        let acceptor = self.peers.0.acceptor.get().ok_or(ListenError::ShuttingDown)?;
+        acceptor.post_to(self.acceptor, add).map_err(|_| ListenError::ShuttingDown)?;
+        receiver.recv().map_err(|_| ListenError::ShuttingDown)?.map_err(failed)?;
+        Ok(address)
     }
 
     /// All shards, to post work to them and to see their load.
@@ -161,19 +233,15 @@ impl<S: Service> Shards<S> {
         &self.peers
     }
 
-    /// Sets the access policy of all shards together: which addresses are accepted, how many connections from each, and
-    /// how fast. They are counted where connections are accepted, so the limits hold exactly, on whichever shard a
-    /// connection is. [`AccessPolicy::connections`] is not looked at, and a refused peer is reset
-    /// ([`RefuseMode::Reset`]) or closed without a reply (any other mode). By default all addresses are accepted.
+    /// Sets the access policy of the service on all shards together: which addresses are accepted, how many connections
+    /// from each, and how fast. Addresses are counted in one place, so these limits hold exactly, on whichever shard a
+    /// connection is. [`AccessPolicy::connections`] is for each shard, and set by [`Reactor::set_access_policy`] on it;
+    /// here it is not looked at. By default all addresses are accepted.
     pub fn set_access_policy(&self, policy: AccessPolicy) {
-        let connections = self.peers.all().iter().map(|shard| shard.max).fold(0, usize::saturating_add);
-        match &mut *locked(&self.peers.0.admission) {
-            Some(admission) => admission.policy = policy,
-            none => *none = Some(Admission::new(policy, connections)),
-        }
+        locked(&self.peers.0.admission).policy = policy;
     }
 
-    /// How many connections were closed: by the access policy, or because each shard had as many as it may.
+    /// How many connections were refused: by the access policy, or because each shard had as many as it may.
     pub fn refused(&self) -> u64 {
         self.peers.0.refused.load(Ordering::Relaxed)
     }
@@ -188,9 +256,7 @@ impl<S: Service> Shards<S> {
 
     /// Closes the listeners, and stops all shards.
     pub fn shutdown(&self, grace: Duration) {
-        // It may have ended already.
-        let _ = self.acceptor.post(|sockets| sockets.stop());
-        self.peers.all().iter().for_each(|shard| shard.stop(grace));
+        self.peers.shutdown(grace);
     }
 
     /// Waits until all threads have ended, which [`shutdown`](Shards::shutdown) asks for. Returns the counters of each
@@ -202,6 +268,8 @@ impl<S: Service> Shards<S> {
     pub fn join(self) -> io::Result<Vec<Stats>> {
         let panicked = |_| io::Error::other("a service has panicked");
         let all: Vec<_> = self.threads.into_iter().map(|thread| thread.join().map_err(panicked)).collect();
+        // Without shards there is nothing to accept for.
+        self.peers.shutdown(Duration::ZERO);
         self.acceptor_thread.join().map_err(panicked)??;
         all.into_iter().map(|one| one?).collect()
     }
@@ -214,147 +282,39 @@ impl<S: Service> Peers<S> {
 
     /// The number of connections that were handed to each shard and have not ended.
     pub fn loads(&self) -> Vec<usize> {
-        self.all().iter().map(|shard| shard.load.load(Ordering::Relaxed)).collect()
+        self.all().iter().map(Shard::load).collect()
     }
 
-    /// Has a shard run `work` with its service. From a callback, this is how one shard tells another something. Returns
-    /// whether it will run: not if the shard has ended, or has [`Limits::posts`] waiting; and not during
-    /// [`Shards::start`].
-    pub fn post<F>(&self, shard: usize, work: F) -> bool
+    /// The rules of the access policy, with how often each has decided.
+    pub fn rules(&self) -> Rules {
+        locked(&self.0.admission).policy.rules.clone()
+    }
+
+    /// Has a shard run `work` with its service. From a callback, this is how one shard tells another something.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::post_to`]: [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the shard has ended, or there is none of
+    /// this number, which is so for all during [`Shards::start`]; [`WouldBlock`](io::ErrorKind::WouldBlock) if it has
+    /// [`Limits::posts`] waiting. The error gives `work` back.
+    pub fn post<F>(&self, shard: usize, work: F) -> Result<(), PostError<F>>
     where
         F: FnOnce(&mut S, &mut ServiceSockets<'_, S>) + Send + 'static,
     {
-        self.all().get(shard).is_some_and(|shard| shard.handle.post_to(shard.key, work).is_ok())
-    }
-
-    /// A connection was accepted: the access policy is asked, then it is handed over. `now` counts from any moment.
-    fn admit(&self, stream: TcpStream, peer: SocketAddr, now: Duration) {
-        let ip = peer.ip().to_canonical();
-        let asked = match &mut *locked(&self.0.admission) {
-            Some(admission) => ask(admission, ip, Tick::at(now)),
-            None => Ok(false),
-        };
-        match asked {
-            Ok(counted) => {
-                let admission = self.0.admission.clone();
-                self.hand_over(stream, counted.then_some(AddressPermit { ip, admission }));
-            }
-            Err(how) => {
-                self.0.refused.fetch_add(1, Ordering::Relaxed);
-                if how == RefuseMode::Reset {
-                    reset_on_close(&stream);
-                }
-            }
+        match self.all().get(shard) {
+            Some(shard) => shard.handle.post_to(shard.key, work),
+            None => Err(PostError::new(work, PostRefusal::Dropped)),
         }
     }
 
-    /// Hands a connected stream to the shard with the fewest connections, without asking the access policy. Without a
-    /// place it is closed.
-    pub fn adopt(&self, stream: TcpStream) {
-        self.hand_over(stream, None);
-    }
-
-    fn hand_over(&self, stream: TcpStream, address: Option<AddressPermit>) {
-        let mut given = (stream, address);
-        loop {
-            let load = |shard: &&Shard<S>| shard.load.load(Ordering::Relaxed);
-            let open = self.all().iter().filter(|shard| shard.is_open() && load(shard) < shard.max);
-            let Some(shard) = open.min_by_key(load) else {
-                self.0.refused.fetch_add(1, Ordering::Relaxed);
-                return;
-            };
-            match shard.adopt(given) {
-                Ok(()) => return,
-                // It has stopped meanwhile: another.
-                Err(back) => given = back,
-            }
+    /// Closes the listeners, and stops all shards: see [`Shards::shutdown`].
+    pub fn shutdown(&self, grace: Duration) {
+        if let Some(acceptor) = self.0.acceptor.get() {
+            // It may have ended already.
+            let _ = acceptor.post(|sockets| sockets.stop());
         }
+        self.all().iter().for_each(|shard| shard.stop(grace));
     }
-}
-
-/// A stream on its way to a shard.
-type Given = (TcpStream, Option<AddressPermit>);
-
-impl<S: Service> Shard<S> {
-    fn is_open(&self) -> bool {
-        *locked(&self.is_open)
-    }
-
-    /// Hands it a stream; gives it back if the shard has stopped.
-    fn adopt(&self, given: Given) -> Result<(), Given> {
-        let mut is_open = locked(&self.is_open);
-        if !*is_open {
-            return Err(given);
-        }
-        let (service, permits, load) = (self.key.id(), self.permits.clone(), self.load.clone());
-        load.fetch_add(1, Ordering::Relaxed);
-        // A post that fails gives its closure back, and not what is in it.
-        let given = Arc::new(Mutex::new(Some(given)));
-        let taken = given.clone();
-        let posted = self.handle.post_wait(move |sockets| {
-            let Some((stream, address)) = locked(&taken).take() else { return };
-            let permit = Permit { load, address };
-            match sockets.adopt_stream(stream, service) {
-                Ok(id) => drop(locked(&permits).insert(id, permit)),
-                Err(error) => log::warn!("a connection that was handed over is closed: {error}"),
-            }
-        });
-        if posted.is_err() {
-            // Its service has panicked.
-            *is_open = false;
-            let given = locked(&given).take();
-            return given.map_or(Ok(()), Err);
-        }
-        Ok(())
-    }
-
-    fn stop(&self, grace: Duration) {
-        let mut is_open = locked(&self.is_open);
-        *is_open = false;
-        // It may have ended already.
-        let _ = self.handle.post_wait(move |sockets| sockets.shutdown(grace));
-    }
-}
-
-/// The thread of a shard. It turns until it is stopped: it has no listener, so `run` would return at once.
-fn run_shard<S: Service>(
-    limits: Limits,
-    started: Sender<io::Result<Shard<S>>>,
-    make: impl FnOnce() -> S,
-) -> io::Result<Stats> {
-    let max = limits.connections;
-    let mut reactor = match Reactor::new(limits) {
-        Ok(reactor) => reactor,
-        Err(error) => {
-            let again = io::Error::new(error.kind(), error.to_string());
-            // The caller waits for it.
-            let _ = started.send(Err(error));
-            return Err(again);
-        }
-    };
-    let permits = ClearAtEnd(Permits::default());
-    let ended = permits.0.clone();
-    reactor.observe(move |step: &Step<'_>| {
-        if let Step::Close { gone, .. } = step {
-            drop(locked(&ended).remove(&gone.id));
-        }
-    });
-    let key = reactor.add(make());
-    let shard = Shard {
-        handle: reactor.handle(),
-        key,
-        load: Arc::default(),
-        permits: permits.0.clone(),
-        max,
-        is_open: Mutex::new(true),
-    };
-    // The caller waits for it.
-    let _ = started.send(Ok(shard));
-    while !reactor.is_shutting_down() {
-        reactor.turn(None)?;
-    }
-    reactor.run()?;
-    Ok(reactor.stats())
 }
 
 impl<S: Service> Clone for Peers<S> {

@@ -38,6 +38,12 @@ pub trait Elsewhere: Debug + 'static {
         true
     }
 
+    /// What makes the id of a connection here differ from that of one elsewhere: it is behind the id in the first name
+    /// of a member without an address. Empty by default.
+    fn suffix(&self) -> String {
+        String::new()
+    }
+
     /// The number of members elsewhere, and the names of at most `max` of them, for `/who`. None by default.
     fn members(&self, max: usize) -> (usize, Vec<String>) {
         let _ = max;

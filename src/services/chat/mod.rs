@@ -2,12 +2,14 @@
 
 mod elsewhere;
 mod full;
+mod on_shards;
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 pub use self::elsewhere::Elsewhere;
 use self::full::FullMembers;
+pub use self::on_shards::{RoomWork, ShardedRooms};
 use crate::base::address::Address;
 use crate::base::id::{ConnId, ServiceId};
 use crate::base::reason::ClosedInfo;
@@ -126,6 +128,10 @@ impl Chat {
             }
         }
         self.full.set_timer(sockets);
+        self.takes_more()
+    }
+
+    fn takes_more(&self) -> bool {
         self.full.is_empty()
     }
 
@@ -278,7 +284,10 @@ impl Service for Chat {
     fn open(&mut self, socket: &mut Socket<'_>) {
         // Peers on a Unix-domain socket have no address of their own.
         let name = match socket.peer_addr() {
-            Address::Unnamed => format!("unix:{}", socket.id()),
+            Address::Unnamed => {
+                let suffix = self.elsewhere.as_ref().map(|rooms| rooms.suffix());
+                format!("unix:{}{}", socket.id(), suffix.unwrap_or_default())
+            }
             address => address.to_string(),
         };
         let joined = format!("{name} joined\n");

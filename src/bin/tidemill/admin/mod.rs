@@ -25,7 +25,7 @@ use tidemill::{
 };
 
 use crate::observe::Names;
-use crate::reload::{Running, told};
+use crate::reload::{Place, Running, told};
 use turns::Turns;
 
 /// Clients at once, beside --max-connections.
@@ -51,14 +51,14 @@ pub fn serve(
     reactor: &mut Reactor,
     at: &Address,
     names: Names,
-    running: Arc<Mutex<Running>>,
+    (running, place): (Arc<Mutex<Running>>, Place),
     proxy: Option<Key<Proxy>>,
 ) -> Result<(), String> {
     let (turns, recorder) = turns::new();
     reactor.observe(recorder);
     let limits =
         SocketLimits { message: LINE_MAX, idle: Some(Duration::from_secs(600)), ..SocketLimits::default() };
-    let service = reactor.add_with(Admin { names, running, proxy, turns }, limits);
+    let service = reactor.add_with(Admin { names, running, place, proxy, turns }, limits);
     reactor.set_access_policy(
         service,
         AccessPolicy { connections: Some(CONNECTIONS), ..AccessPolicy::default() },
@@ -75,6 +75,7 @@ pub fn serve(
 struct Admin {
     names: Names,
     running: Arc<Mutex<Running>>,
+    place: Place,
     /// Set if the server is a proxy.
     proxy: Option<Key<Proxy>>,
     turns: Turns,
@@ -188,7 +189,7 @@ impl Admin {
 
     fn set(&self, sockets: &mut Sockets<'_>, option: &str, value: &str) -> Result<String, String> {
         let (change, changed) = self.running()?.set(option, value)?;
-        change.apply(sockets);
+        change.apply(self.place, sockets);
         log::info!("admin: {option} is set to {value}; {}", told(&changed, &[]));
         Ok(String::new())
     }

@@ -6,8 +6,10 @@ pub mod config;
 pub mod connect;
 mod fault;
 pub mod load;
+mod message;
 pub mod observe;
 mod proxy;
+mod shards;
 #[cfg(feature = "testing")]
 pub mod step;
 pub mod tls;
@@ -29,8 +31,10 @@ use config::ConfigArgs;
 pub use connect::ConnectArgs;
 pub use fault::FaultArg;
 use load::LoadArgs;
+pub use message::MessageArgs;
 use observe::{LogFormat, ObserveArgs};
 pub use proxy::{OnReset, ProxyArgs};
+use shards::ShardArgs;
 use tls::ServerTlsArgs;
 use values::{DurationArg, ListenArg, MinRateArg, OptionalSizeArg, SizeArg, keep_alive, overflow, shell};
 
@@ -276,6 +280,8 @@ pub struct ServerArgs {
     #[command(flatten)]
     pub observe: ObserveArgs,
 
+    #[command(flatten)]
+    pub shards: ShardArgs,
     /// Poll this long for the next event before sleeping, while events come that fast: 50us shortens a single client's
     /// round trip and keeps a processor busy meanwhile; 0: never
     #[arg(long, value_name = "TIME", default_value = "0", help_heading = SPEED, hide_short_help = true)]
@@ -284,20 +290,6 @@ pub struct ServerArgs {
     /// [default: 64, or as many as the descriptors allow]
     #[arg(long, value_name = "N", help_heading = SPEED, hide_short_help = true)]
     splices: Option<u32>,
-}
-
-/// What the commands take that speak in messages.
-#[derive(Args)]
-pub struct MessageArgs {
-    /// The longest message; longer ones close the connection [default: 1MiB, lines: 8KiB]
-    #[arg(long, value_name = "SIZE", help_heading = MUCH)]
-    max_message: Option<SizeArg>,
-}
-
-impl MessageArgs {
-    pub fn max_length(&self) -> Option<usize> {
-        self.max_message.map(|SizeArg(bytes)| bytes)
-    }
 }
 
 impl ServerArgs {
@@ -310,6 +302,7 @@ impl ServerArgs {
     /// is worse than none. `dials` says whether the service connects to upstreams.
     pub fn check(&self, dials: bool) -> Result<(), String> {
         self.access.check()?;
+        self.check_shards()?;
         if !dials && self.splices.is_some() {
             return Err(
                 "--splices has no effect here: only proxy moves bytes between connections".to_string()
@@ -345,7 +338,8 @@ impl ServerArgs {
     /// An interactive service has no minimum rate for reading, so --min-rate sets none there.
     pub fn socket_limits(&self, base: SocketLimits) -> Result<SocketLimits, String> {
         let queue = self.max_queued.map_or(base.queue, |SizeArg(bytes)| bytes);
-        let (high, memory) = (self.high_water.0, self.memory.0);
+        let (high, memory) = (self.high_water.0, self.shards.share(self.memory.0));
+        let each = if self.shards.count() > 1 { " for each shard" } else { "" };
         let size = |bytes: usize| ByteSize(bytes as u64);
         if high > queue {
             let (high, queue) = (size(high), size(queue));
@@ -356,13 +350,13 @@ impl ServerArgs {
         if queue > memory {
             let (queue, memory) = (size(queue), size(memory));
             return Err(format!(
-                "--max-queued of {queue} is more than --memory of {memory}: not even one such queue would fit into it"
+                "--max-queued of {queue} is more than --memory of {memory}{each}: not even one such queue would fit"
             ));
         }
         if base.message > memory {
             let (message, memory) = (size(base.message), size(memory));
             return Err(format!(
-                "a message may be {message}, which does not fit into --memory of {memory}; raise --memory"
+                "a message may be {message}, which does not fit into --memory of {memory}{each}; raise --memory"
             ));
         }
         Ok(SocketLimits {

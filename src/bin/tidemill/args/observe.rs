@@ -10,7 +10,7 @@ use super::values::{DurationArg, address};
 
 pub const OBSERVE: &str = "Watching";
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct ObserveArgs {
     /// Write each step of the loop to a file of at most 64 MiB, which is replaced: for Perfetto or chrome://tracing if
     /// the name ends in .json, else as text

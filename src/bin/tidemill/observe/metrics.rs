@@ -1,6 +1,8 @@
 //! What `--metrics` serves: counters of the loop, and an observer for what the loop itself does not count.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::prometheus_text;
@@ -50,21 +52,84 @@ const OF_LOOP: &[(&str, &str, Read)] = &[
     }),
 ];
 
-/// The metrics of a server. They are encoded when they are asked for.
+/// The metrics of a server. They are encoded when they are asked for. A clone is the same.
+#[derive(Clone)]
 pub struct Metrics {
-    registry: Registry,
+    registry: Arc<Registry>,
     of_loop: Vec<(Counter, Read)>,
     connections: Family<Service, Gauge>,
     buffers: Gauge,
-    tcp: Sample,
+    /// For each loop.
+    parts: Vec<Arc<Mutex<Part>>>,
+    per_shard: Option<PerShard>,
+    /// What counts for them; each loop has one.
+    recorder: Recorder,
+}
+
+/// What one loop says of itself when it is asked.
+struct Part {
     names: Names,
+    stats: Stats,
+    /// By service.
+    open: Vec<(&'static str, usize)>,
+    buffers: usize,
+    tcp: Sample,
+}
+
+impl Part {
+    fn take(&mut self, sockets: &mut Sockets<'_>) {
+        self.stats = sockets.stats();
+        self.buffers = sockets.memory();
+        self.open = self.names.iter().map(|(&id, &name)| (name, sockets.count(id))).collect();
+        self.tcp.take(sockets, &self.names);
+    }
+}
+
+/// The same by shard, if there are several.
+#[derive(Clone)]
+struct PerShard {
+    of_loop: Vec<(Family<Service, Counter>, Read)>,
+    connections: Family<Service, Gauge>,
+    labels: Vec<Service>,
+}
+
+impl PerShard {
+    fn new(registry: &mut Registry, shards: usize) -> PerShard {
+        let mut family = |(name, help, read): &(&str, &str, Read)| {
+            let family = Family::<Service, Counter>::default();
+            registry.register(format!("shard_{name}"), format!("{help}, by shard"), family.clone());
+            (family, *read)
+        };
+        let of_loop = OF_LOOP.iter().map(&mut family).collect();
+        let connections = Family::<Service, Gauge>::default();
+        registry.register(
+            "shard_connections",
+            "Connections that are open, dialed ones included, by shard",
+            connections.clone(),
+        );
+        // Made once for a process.
+        let labels = (0..shards).map(|shard| [("shard", &*shard.to_string().leak())]).collect();
+        PerShard { of_loop, connections, labels }
+    }
+
+    fn set(&self, shard: usize, part: &Part) {
+        let label = &self.labels[shard];
+        for (family, read) in &self.of_loop {
+            family.get_or_create(label).inner().store(read(&part.stats), Ordering::Relaxed);
+        }
+        let open: usize = part.open.iter().map(|(_, open)| open).sum();
+        self.connections.get_or_create(label).set(gauge(open));
+    }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 impl Metrics {
-    /// The metrics, and the observer that counts for them.
-    pub fn new(names: Names, slow: Option<ByCallback>) -> (Metrics, Recorder) {
+    pub fn new(loops: usize, slow: Option<ByCallback>) -> Metrics {
         let mut registry = Registry::with_prefix("tidemill");
-        let recorder = Recorder::new(&mut registry, names.clone());
+        let recorder = Recorder::new(&mut registry);
         let counter = |registry: &mut Registry, name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -83,21 +148,55 @@ impl Metrics {
         }
         registry.register("buffers_bytes", "Bytes in the buffers of all connections", buffers.clone());
         let tcp = Sample::new(&mut registry);
-        (Metrics { registry, of_loop, connections, buffers, tcp, names }, recorder)
+        let part = || Part {
+            names: Names::new(),
+            stats: Stats::default(),
+            open: Vec::new(),
+            buffers: 0,
+            tcp: tcp.clone(),
+        };
+        let parts = (0..loops).map(|_| Arc::new(Mutex::new(part()))).collect();
+        let per_shard = (loops > 1).then(|| PerShard::new(&mut registry, loops));
+        let registry = Arc::new(registry);
+        Metrics { registry, of_loop, connections, buffers, parts, per_shard, recorder }
     }
 
-    /// The metrics as of now, in Prometheus' text format.
-    pub fn encode(&mut self, sockets: &mut Sockets<'_>) -> String {
-        let stats = sockets.stats();
+    /// The observer of a loop that counts for them.
+    pub fn recorder(&self, number: usize, names: &Names) -> Recorder {
+        self.lock(number).names = names.clone();
+        Recorder { names: names.clone(), ..self.recorder.clone() }
+    }
+
+    fn lock(&self, number: usize) -> MutexGuard<'_, Part> {
+        self.parts[number].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a loop say what it has; called on it.
+    pub fn take(&self, number: usize, sockets: &mut Sockets<'_>) {
+        self.lock(number).take(sockets);
+    }
+
+    /// The metrics as the loops have last said, in Prometheus' text format.
+    pub fn encode(&self) -> String {
+        let mut stats = Stats::default();
+        let mut open: HashMap<&'static str, usize> = HashMap::new();
+        let mut buffers = 0;
+        for number in 0..self.parts.len() {
+            let part = self.lock(number);
+            stats.add(&part.stats);
+            part.open.iter().for_each(|(name, count)| *open.entry(name).or_default() += count);
+            buffers += part.buffers;
+            if let Some(per_shard) = &self.per_shard {
+                per_shard.set(number, &part);
+            }
+        }
         for (counter, read) in &self.of_loop {
             counter.inner().store(read(&stats), Ordering::Relaxed);
         }
-        for (&id, &name) in &self.names {
-            let open = i64::try_from(sockets.count(id)).unwrap_or(i64::MAX);
-            self.connections.get_or_create(&[("service", name)]).set(open);
+        for (name, count) in open {
+            self.connections.get_or_create(&[("service", name)]).set(gauge(count));
         }
-        self.buffers.set(i64::try_from(sockets.memory()).unwrap_or(i64::MAX));
-        self.tcp.take(sockets, &self.names);
+        self.buffers.set(gauge(buffers));
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = prometheus_text::encode(&mut text, &self.registry);
@@ -106,6 +205,7 @@ impl Metrics {
 }
 
 /// Counts connections by service and reason, and measures turns.
+#[derive(Clone)]
 pub struct Recorder {
     names: Names,
     accepted: Family<Service, Counter>,
@@ -118,11 +218,11 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    fn new(registry: &mut Registry, names: Names) -> Recorder {
+    fn new(registry: &mut Registry) -> Recorder {
         // From 10 µs to 0.7 s, each bucket four times the one before: a turn of one small message takes 10 to 20 µs.
         let turn = Histogram::new(exponential_buckets(10e-6, 4.0, 9));
         let recorder = Recorder {
-            names,
+            names: Names::new(),
             accepted: Family::default(),
             dialed: Family::default(),
             refused: Family::default(),

@@ -16,44 +16,74 @@ use std::sync::atomic::AtomicBool;
 
 use prometheus_client::metrics::family::Family;
 use tidemill::observer::Call;
-use tidemill::{ConnId, ListenOptions, Reactor, ServiceId};
+use tidemill::{Address, ConnId, ListenOptions, Reactor, ServiceId};
 
 use crate::args::observe::ObserveArgs;
 
 /// The names of the services of a reactor, for people.
 pub type Names = HashMap<ServiceId, &'static str>;
 
+pub use scrape::Ask;
+
 /// Set by SIGHUP: the access log is opened again before its next line.
 pub type Reopen = Arc<AtomicBool>;
 
-/// Adds the observers that the options ask for. Returns what asks for the access log to be opened again, if there is
-/// one.
-///
-/// # Errors
-///
-/// When the file of the trace or of the access log cannot be written, or the address of the metrics cannot be listened
-/// on.
-pub fn observe(
-    reactor: &mut Reactor,
-    names: &Names,
-    options: &ObserveArgs,
-) -> Result<Option<Reopen>, String> {
-    let slow = Family::default();
-    if let Some(least) = options.slow() {
-        reactor.observe(slow::SlowCallbacks::new(least, names.clone(), slow.clone()));
+/// What watches the loops of a server; some of it is of all of them together.
+pub struct Watchers {
+    options: ObserveArgs,
+    slow: metrics::ByCallback,
+    metrics: Option<metrics::Metrics>,
+    /// Of the access log, for each loop: asks for the file to be opened again.
+    pub reopen: Vec<Reopen>,
+}
+
+impl Watchers {
+    pub fn new(options: &ObserveArgs, loops: usize) -> Watchers {
+        let slow = Family::default();
+        let counted = options.slow().map(|_| slow.clone());
+        let metrics = options.metrics.as_ref().map(|_| metrics::Metrics::new(loops, counted));
+        let logs = if options.access_log.is_some() { loops } else { 0 };
+        let reopen = (0..logs).map(|_| Reopen::default()).collect();
+        Watchers { options: options.clone(), slow, metrics, reopen }
     }
-    serve_metrics(reactor, names, options, options.slow().map(|_| slow))?;
-    if let Some(path) = &options.trace {
-        let failed = |error| format!("--trace {}: {error}", path.display());
-        let file = trace::TraceFile::create(path, names).map_err(failed)?;
-        log::info!("each step of the loop is written to {}", path.display());
-        reactor.observe(trace::Trace::new(file));
+
+    /// Adds the observers that the options ask for to the loop of this number. The first one serves the metrics, and
+    /// has the `others` asked for theirs.
+    ///
+    /// # Errors
+    ///
+    /// When the file of the trace or of the access log cannot be written, or the address of the metrics cannot be
+    /// listened on.
+    pub fn observe(
+        &self,
+        number: usize,
+        reactor: &mut Reactor,
+        names: &Names,
+        others: Vec<scrape::Ask>,
+    ) -> Result<(), String> {
+        let options = &self.options;
+        if let Some(least) = options.slow() {
+            reactor.observe(slow::SlowCallbacks::new(least, names.clone(), self.slow.clone()));
+        }
+        if let (Some(metrics), Some(at)) = (&self.metrics, &options.metrics) {
+            reactor.observe(metrics.recorder(number, names));
+            if number == 0 {
+                serve_metrics(reactor, at, metrics.clone(), others)?;
+            }
+        }
+        if let Some(path) = &options.trace {
+            let failed = |error| format!("--trace {}: {error}", path.display());
+            let file = trace::TraceFile::create(path, names).map_err(failed)?;
+            log::info!("each step of the loop is written to {}", path.display());
+            reactor.observe(trace::Trace::new(file));
+        }
+        if let (Some(path), Some(reopen)) = (&options.access_log, self.reopen.get(number)) {
+            let log =
+                access_log::AccessLog::open(path, options.log_format, names.clone(), Reopen::clone(reopen));
+            reactor.observe(log.map_err(|error| format!("--access-log {}: {error}", path.display()))?);
+        }
+        Ok(())
     }
-    let Some(path) = &options.access_log else { return Ok(None) };
-    let reopen = Reopen::default();
-    let log = access_log::AccessLog::open(path, options.log_format, names.clone(), Reopen::clone(&reopen));
-    reactor.observe(log.map_err(|error| format!("--access-log {}: {error}", path.display()))?);
-    Ok(Some(reopen))
 }
 
 /// Connections that the reactor needs beside those of the server.
@@ -63,14 +93,12 @@ pub fn extra_connections(options: &ObserveArgs) -> usize {
 
 fn serve_metrics(
     reactor: &mut Reactor,
-    names: &Names,
-    options: &ObserveArgs,
-    slow: Option<metrics::ByCallback>,
+    at: &Address,
+    metrics: metrics::Metrics,
+    others: Vec<scrape::Ask>,
 ) -> Result<(), String> {
-    let Some(at) = &options.metrics else { return Ok(()) };
-    let (metrics, recorder) = metrics::Metrics::new(names.clone(), slow);
-    reactor.observe(recorder);
-    let service = reactor.add_with(scrape::Scrape::new(metrics), scrape::Scrape::limits());
+    let scrape = scrape::Scrape::new(metrics, reactor.handle(), others);
+    let service = reactor.add_with(scrape, scrape::Scrape::limits());
     reactor.set_access_policy(service, scrape::Scrape::policy());
     let listen = ListenOptions { busy_reply: scrape::BUSY.to_vec(), ..ListenOptions::default() };
     let listener =

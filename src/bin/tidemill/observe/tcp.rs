@@ -14,7 +14,8 @@ const SAMPLE: usize = 64;
 
 type ByOrigin = Family<[(&'static str, &'static str); 1], Histogram, fn() -> Histogram>;
 
-/// The sample of all scrapes so far.
+/// The sample of all scrapes so far. A clone adds to the same, of the connections of another loop.
+#[derive(Clone)]
 pub struct Sample {
     rtt: ByOrigin,
     retransmits: ByOrigin,

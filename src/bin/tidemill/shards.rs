@@ -1,0 +1,234 @@
+//! Runs a service on several threads: `--shards`.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tidemill::observer::{Observer, Step};
+use tidemill::tls::Server;
+use tidemill::{
+    AccessPolicy, Address, Limits, ListenError, ListenOptions, Peers, Reactor, Service, Shards, SocketLimits,
+    Sockets, Stats,
+};
+
+use crate::args::config::Arguments;
+use crate::args::{CommandError, ServerArgs as Options};
+use crate::log_buffer::{self, Collecting};
+use crate::observe::{Ask, Watchers};
+use crate::reload::{self, Change, Place, Share};
+use crate::self_loop::check_upstreams;
+use crate::serve::{self, Listens, Plan, ServeSetup, failed};
+use crate::signals;
+use crate::systemd::{self, PassedListener};
+
+/// The number of a shard, and all of them; none if there is one loop.
+pub type OnShard<'a, S> = Option<(usize, &'a Peers<S>)>;
+
+/// Serves until a signal comes. `make` is called on the thread of each shard, and `usual` are the limits that the
+/// service brings along.
+pub fn serve<S: Service>(
+    make: impl Fn(OnShard<'_, S>) -> S + Send + Sync + 'static,
+    usual: SocketLimits,
+    setup: ServeSetup,
+    options: &Options,
+    arguments: &Arguments,
+) -> Result<(), CommandError> {
+    if options.shards.count() == 1 {
+        return serve::serve(make(None), usual, setup, options, arguments);
+    }
+    let Some(plan) = Plan::new(&usual, &setup, options)? else { return Ok(()) };
+    let connections = plan.max.connections;
+    let together = 1 + usize::from(plan.dials);
+    if connections / together < options.shards.count() {
+        let what = "each shard needs a connection at least, a proxy's two";
+        return Err(CommandError::Usage(format!(
+            "{what}; --max-connections and ulimit -n allow {connections}"
+        )));
+    }
+    let policy = options.access_policy(setup.access_policy.clone());
+    let (limits, start) = Start::new(&plan, policy, options);
+    let watchers = start.watchers.clone();
+    let start = Arc::new(start);
+    let made = start.clone();
+    let shards = Shards::start_with(limits, move |number, reactor, peers| {
+        // It ends with the thread.
+        let lines = OneCall(Collecting::start());
+        let key = made.add(number, make(Some((number, peers))), reactor, peers)?;
+        reactor.observe(lines);
+        Ok(key)
+    });
+    let mut shards = shards.map_err(failed)?;
+    let rules = shards.peers().rules();
+    serve::log_default_action(Some(&rules).filter(|rules| !rules.is_empty()));
+    let filter = setup.tls.as_ref().filter(|_| setup.listeners_filter).map(Server::filter_config);
+    let listen =
+        ListenOptions { reserve_slot: plan.dials, filter, ..options.listen_options(setup.busy_reply) };
+    // Before the start line, because a script may send a signal as soon as it has read that.
+    let drain = Arc::new(Mutex::new(options.drain()));
+    let peers = shards.peers().clone();
+    signals::drain_on_signal(Arc::clone(&drain), move |drain| shut_down(&peers, drain)).map_err(failed)?;
+    let upstreams = setup.upstreams.clone();
+    let running =
+        serve::running(setup, usual, options, arguments, (connections, true), drain, watchers.reopen.clone());
+    let peers = shards.peers().clone();
+    let apply = move |change, text| apply(&peers, &start.places(), &change, text);
+    reload::on_hangup(Arc::new(Mutex::new(running)), apply).map_err(failed)?;
+    let listening = serve::listen_at(&mut shards, (&options.listen, plan.passed), &listen)?;
+    let peers = shards.peers().clone();
+    let self_loop = check_upstreams(&upstreams, &listening, move || peers.shutdown(Duration::ZERO))?;
+    listening.iter().for_each(serve::announce);
+    systemd::ready();
+    let peers = shards.peers().clone();
+    let mut sum = Stats::default();
+    shards.join().map_err(failed)?.iter().for_each(|stats| sum.add(stats));
+    serve::log_rules(Some(&peers.rules()));
+    serve::log_stats(&sum);
+    self_loop.get().map_or(Ok(()), |error| Err(CommandError::Run(error.clone())))
+}
+
+/// What a shard is made from.
+struct Start {
+    count: usize,
+    together: usize,
+    connections: usize,
+    limits: SocketLimits,
+    policy: AccessPolicy,
+    total_rate: Option<usize>,
+    watchers: Arc<Watchers>,
+    places: Mutex<Vec<Place>>,
+}
+
+impl Start {
+    /// Also the limits of each shard: its part of those of the process. The first one has room for scrapes, too.
+    fn new(plan: &Plan, policy: AccessPolicy, options: &Options) -> (Vec<Limits>, Start) {
+        let start = Start {
+            count: options.shards.count(),
+            together: 1 + usize::from(plan.dials),
+            connections: plan.max.connections,
+            limits: plan.limits.clone(),
+            policy,
+            total_rate: options.total_rate(),
+            watchers: Arc::new(Watchers::new(&options.observe, options.shards.count())),
+            places: Mutex::default(),
+        };
+        let share = |all| options.shards.share(all);
+        let of_shard = |number| {
+            let max = plan.max.clone();
+            let extra = if number == 0 { plan.extra } else { 0 };
+            Limits {
+                connections: start.share(number).connections(max.connections) + extra,
+                memory: share(max.memory),
+                handshakes: share(max.handshakes),
+                splices: max.splices / start.count,
+                refusals: share(max.refusals),
+                tarpitted: share(max.tarpitted),
+                extra_attempts: share(max.extra_attempts),
+                ..max
+            }
+        };
+        ((0..start.count).map(of_shard).collect(), start)
+    }
+
+    fn share(&self, number: usize) -> Share {
+        Share { number, count: self.count, together: self.together }
+    }
+
+    fn places(&self) -> Vec<Place> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Adds the service, and what watches the loop. Called on the thread of the shard, one shard after the other.
+    fn add<S: Service>(
+        &self,
+        number: usize,
+        service: S,
+        reactor: &mut Reactor,
+        peers: &Peers<S>,
+    ) -> io::Result<tidemill::Key<S>> {
+        let share = self.share(number);
+        let add_group = |rate| reactor.sockets().add_group(share.rate(rate));
+        let group = self.total_rate.map(add_group).transpose()?;
+        let key = reactor.add_with(service, SocketLimits { group, ..self.limits.clone() });
+        let connections = Some(share.connections(self.connections));
+        reactor.set_access_policy(key, AccessPolicy { connections, ..self.policy.clone() });
+        let names = HashMap::from([(key.id(), serve::service_name::<S>())]);
+        let others =
+            if number == 0 { (1..self.count).map(|other| ask(other, peers)).collect() } else { vec![] };
+        self.watchers.observe(number, reactor, &names, others).map_err(io::Error::other)?;
+        if number == 0 {
+            systemd::notify(reactor);
+        }
+        let place = Place { service: key.id(), group, share };
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).push(place);
+        Ok(key)
+    }
+}
+
+/// Has a shard do something.
+fn ask<S: Service>(shard: usize, peers: &Peers<S>) -> Ask {
+    let peers = peers.clone();
+    Box::new(move |work: Box<dyn FnOnce(&mut Sockets<'_>) + Send>| {
+        peers.post(shard, move |_, sockets| work(sockets)).is_ok()
+    })
+}
+
+/// Writes the log lines of a turn of a shard with one call.
+struct OneCall(Collecting);
+
+impl Observer for OneCall {
+    fn wants_messages(&self) -> bool {
+        false
+    }
+
+    fn observe(&mut self, step: &Step<'_>) {
+        if let Step::TurnEnd { .. } = step {
+            log_buffer::flush();
+        }
+    }
+}
+
+impl Drop for OneCall {
+    /// A bug ends the process, as it does with one loop. The panic hook has told of it.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::exit(101);
+        }
+    }
+}
+
+/// The first signal shuts all shards down. Returns whether there was one left.
+fn shut_down<S: Service>(peers: &Peers<S>, drain: Duration) -> bool {
+    signals::log_shutdown(peers.loads().iter().sum(), drain);
+    let end_checks = |shard| peers.post(shard, |_, sockets| _ = signals::end_checks(sockets)).is_ok();
+    let any = (0..peers.loads().len()).filter(|shard| end_checks(*shard)).count() > 0;
+    peers.shutdown(drain);
+    any
+}
+
+/// Has all shards use what SIGHUP has changed.
+fn apply<S: Service>(peers: &Peers<S>, places: &[Place], change: &Change, text: String) {
+    for place in places.iter().copied() {
+        let (change, number) = (change.clone(), place.share.number);
+        let posted = peers.post(number, move |_, sockets| change.apply(place, sockets));
+        // One that has ended needs no change.
+        if posted.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            log::error!("SIGHUP: shard {number} has too much to do and keeps the previous options");
+        }
+    }
+    log::info!("SIGHUP: {text}");
+}
+
+impl<S: Service> Listens for Shards<S> {
+    fn listen(&mut self, at: &Address, options: &ListenOptions) -> Result<Address, ListenError> {
+        self.listen_with(at, options)
+    }
+
+    fn adopt(&mut self, socket: PassedListener, options: &ListenOptions) -> Result<Address, ListenError> {
+        match socket {
+            PassedListener::Tcp(socket) => Shards::adopt(self, socket, options),
+            PassedListener::Unix(socket) => Shards::adopt(self, socket, options),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! `--shards`: one server on several threads.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::metrics::{scrape, start, value};
+use crate::peer::Peer;
+use crate::server::{Server, raise_descriptors, run, shared, until};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A connection whose lines are read.
+struct Member(BufReader<Peer>);
+
+impl Member {
+    fn join(server: &Server, name: &str) -> Member {
+        let mut peer = Peer::connect(server.address);
+        peer.send(format!("/nick {name}\n"));
+        let mut member = Member(BufReader::new(peer));
+        member.until_line(&format!(" is now {name}"));
+        member
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("a line");
+        assert!(!line.is_empty(), "the server has closed");
+        line.trim_end().to_string()
+    }
+
+    fn until_line(&mut self, end: &str) -> String {
+        loop {
+            let line = self.line();
+            if line.ends_with(end) {
+                return line;
+            }
+        }
+    }
+
+    fn say(&mut self, text: &str) {
+        self.0.get_mut().send(text);
+    }
+}
+
+#[test]
+fn a_thousand_long_lived_connections_are_spread_within_five_percent_by_the_metrics_of_each_shard() {
+    let _others = shared();
+    raise_descriptors();
+    let (mut server, metrics) = start("echo --raw --shards 2 --max-connections 2000");
+    let mut peers: Vec<Peer> = (0..1_000).map(|_| Peer::connect(server.address)).collect();
+    assert!(peers.iter_mut().all(|peer| peer.echoes("served")));
+    let body = scrape(metrics);
+    let open = |shard: usize| value(&body, &format!(r#"tidemill_shard_connections{{shard="{shard}"}}"#));
+    assert!((475.0..=525.0).contains(&open(0)) && (475.0..=525.0).contains(&open(1)), "{body}");
+    assert_eq!(value(&body, r#"tidemill_connections{service="Echo"}"#), 1_000.0, "and summed");
+    assert_eq!(value(&body, r#"tidemill_connections_accepted_total{service="Echo"}"#), 1_000.0);
+    let sent = |shard: usize| value(&body, &format!(r#"tidemill_shard_sent_bytes_total{{shard="{shard}"}}"#));
+    assert!(sent(0) >= 475.0 * 6.0 && sent(1) >= 475.0 * 6.0, "both have work: {body}");
+    drop(peers);
+    let log = server.end();
+    assert!(log.contains("accepted=1001 ") && log.contains("finished=1000"), "one is the scrape: {log}");
+}
+
+#[test]
+fn limits_are_those_of_the_whole_server() {
+    let _others = shared();
+    let mut server = Server::start("echo --raw --shards 3 --max-connections 8 --drain 0");
+    let mut peers: Vec<Peer> = (0..8).map(|_| Peer::connect(server.address)).collect();
+    assert!(peers.iter_mut().all(|peer| peer.echoes("one of eight")));
+    assert_eq!(Peer::connect(server.address).receive_all(), b"server busy\n");
+    peers.pop();
+    until("there is a place again", SOON, || Peer::connect(server.address).echoes("in"));
+    server.end();
+    let mut server = Server::start("echo --raw --shards 3 --max-per-ip 4 --busy-reply no --drain 0");
+    let mut peers: Vec<Peer> = (0..4).map(|_| Peer::connect(server.address)).collect();
+    assert!(peers.iter_mut().all(|peer| peer.echoes("one of four")));
+    assert_eq!(Peer::connect(server.address).receive_all(), b"no\n");
+    let mut from_elsewhere = Peer::connect_from(2, server.address);
+    assert!(from_elsewhere.echoes("another address"));
+    let log = server.end();
+    assert!(log.contains("accepted=5 refused=1 ") && log.contains("refused-per-address=1"), "{log}");
+}
+
+#[test]
+fn peers_wait_in_the_backlog_while_all_shards_are_full() {
+    let _others = shared();
+    let mut server = Server::start("echo --raw --shards 2 --max-connections 2 --overflow wait --drain 0");
+    let mut peers: Vec<Peer> = (0..2).map(|_| Peer::connect(server.address)).collect();
+    assert!(peers.iter_mut().all(|peer| peer.echoes("in")));
+    let mut waits = Peer::connect(server.address);
+    waits.send("waits");
+    waits.0.set_read_timeout(Some(Duration::from_millis(50))).expect("an option");
+    assert!(std::io::Read::read(&mut waits.0, &mut [0; 5]).is_err(), "it has no answer yet");
+    waits.0.set_read_timeout(Some(SOON)).expect("an option");
+    drop(peers.pop());
+    assert_eq!(waits.receive(5), b"waits");
+    let log = server.end();
+    assert!(log.contains("accepted=3 refused=0 "), "{log}");
+}
+
+#[test]
+fn every_line_reaches_the_members_on_all_shards_once_and_in_the_order_of_its_sender() {
+    const LINES: usize = 200;
+    let _others = shared();
+    let mut server = Server::start("chat --shards 3 --rate 0 --drain 0");
+    let mut members: Vec<Member> =
+        (0..9).map(|number| Member::join(&server, &format!("m{number}"))).collect();
+    for (number, member) in members.iter_mut().enumerate().take(3) {
+        member.say(&(0..LINES).map(|line| format!("{number} {line}\n")).collect::<String>());
+    }
+    for member in &mut members {
+        let mut next = HashMap::from([("m0", 0), ("m1", 0), ("m2", 0)]);
+        while next.values().any(|next| *next < LINES) {
+            let line = member.line();
+            let Some((name, text)) = line.split_once(": ") else { continue };
+            let next = next.get_mut(name).expect("one of the three senders");
+            assert_eq!(text, format!("{} {next}", &name[1..]), "once, and in order");
+            *next += 1;
+        }
+    }
+    members[1].say("/who\n");
+    let who = members[1].until_line("");
+    assert!(who.starts_with("9 here: ") && (0..9).all(|n| who.contains(&format!("m{n}"))), "{who}");
+    members[1].say("/nick M0\n");
+    assert_eq!(members[1].line(), "M0 is taken", "on another shard");
+    drop(members.remove(0));
+    assert!(members.iter_mut().all(|member| member.line() == "m0 left"));
+    members[0].say("/nick M0\n");
+    assert_eq!(members[0].line(), "m1 is now M0");
+    server.end();
+}
+
+#[test]
+fn sighup_changes_the_options_of_all_shards_and_sigterm_lets_all_finish() {
+    let _others = shared();
+    let file = std::env::temp_dir().join(format!("tidemill-shards-{}.toml", std::process::id()));
+    fs::write(&file, "max-per-ip = 6").expect("a file");
+    let words = format!("echo --raw --shards 2 --config {} --idle-timeout 1h", file.display());
+    let mut server = Server::start(&words);
+    let mut peers: Vec<Peer> = (0..6).map(|_| Peer::connect(server.address)).collect();
+    assert!(peers.iter_mut().all(|peer| peer.echoes("in")));
+    assert_eq!(Peer::connect(server.address).receive_all(), b"server busy\n");
+    fs::write(&file, "max-per-ip = 20\nfirst-byte-timeout = \"100ms\"").expect("a file");
+    server.signal(Signal::HUP);
+    until("it was read", SOON, || server.log().contains("changed: first-byte-timeout, max-per-ip"));
+    // Two of them are on each shard, and none says anything.
+    let silent: Vec<Peer> = (0..4).map(|_| Peer::connect(server.address)).collect();
+    for mut peer in silent {
+        assert_eq!(peer.receive_all(), b"", "closed by the new timeout, on whichever shard it is");
+    }
+    server.signal(Signal::TERM);
+    until("it drains", SOON, || server.log().contains("have 10s to end"));
+    assert!(peers.iter_mut().all(|peer| peer.echoes("still served")));
+    for peer in &mut peers {
+        peer.finish();
+        assert_eq!(peer.receive_all(), b"");
+    }
+    assert_eq!(server.ended(SOON).code(), Some(0));
+    until("its last line", SOON, || server.log().contains("accepted=10 refused=1 "));
+    fs::remove_file(&file).expect("a file of ours");
+}
+
+#[test]
+fn options_of_one_loop_are_refused_with_several_shards() {
+    for (words, why) in [
+        ("echo --shards 2 --trace t.log", "--trace: the steps of one loop are written"),
+        ("echo --shards 2 --admin unix:/tmp/a", "--admin: it looks into one loop"),
+        ("echo --shards 4 --max-connections 3", "--max-connections: each shard needs a connection"),
+        ("proxy --shards 2 --to 127.0.0.1:1,max=9", "max= of an upstream: each shard counts its own"),
+        ("proxy --shards 2 --to 127.0.0.1:1 --on-demand true", "--on-demand: each shard would start"),
+        ("proxy --shards 2 --to 127.0.0.1:1 --fault rate=1KiB", "--fault: which shard gets a client"),
+        ("echo --shards 2 --memory 1MiB --max-queued 1MiB", "--memory of 512.0 KiB for each shard"),
+        ("echo --shards 0", "1 to 256, or auto"),
+    ] {
+        let outcome = run(&words.split(' ').collect::<Vec<_>>(), b"");
+        assert_eq!(outcome.code, Some(2), "{words}");
+        assert!(outcome.stderr.contains(why), "{words}: {}", outcome.stderr);
+    }
+}
