@@ -75,7 +75,8 @@ impl Connection {
         if self.incoming == Half::Ended || self.outgoing == Half::Ended {
             earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed);
         }
-        if self.flags.contains(Flag::Broken) && !self.wants_input() {
+        // A filter's end of the stream is read before the error behind it, and nothing is read after that.
+        if self.flags.contains(Flag::Broken) && (self.incoming == Half::Ended || !self.wants_input()) {
             earliest.consider(self.last_activity, Some(BROKEN_AND_HELD), Due::Broken);
         }
         earliest.consider(self.last_activity, idle, Due::Idle);

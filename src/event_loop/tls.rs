@@ -72,9 +72,11 @@ impl<S: System> EventLoop<S> {
             if !self.table.cx.handshakes.may_start(max, now) {
                 return;
             }
+            // Before the queue gets shorter: how long a handshake may stall depends on how many wait.
+            let to_evict = self.table.cx.handshakes.to_evict(max, now);
             let Some(id) = self.next_handshake() else { return };
             mark!("a queued handshake starts");
-            if let Some(slow) = self.table.cx.handshakes.to_evict(max, now) {
+            if let Some(slow) = to_evict {
                 mark!("a stalled handshake gives up its place");
                 self.table.cx.handshakes.remove(slow);
                 if let Some((connection, cx)) = self.table.get(slow) {

@@ -149,6 +149,22 @@ pub(in crate::event_loop::tests) fn a_handshake_stalled_for_a_second_gives_up_it
 }
 
 #[test]
+fn no_more_handshakes_than_the_limit_are_in_progress_when_the_queue_gets_shorter() {
+    let mut plan = tls_setup(no_idle());
+    plan.limits.handshakes = 1;
+    let mut test = plan.build(echo);
+    // One is in progress and two wait: more than there are places, so a place is given up after 200 ms.
+    let peers: Vec<PeerId> = (0..3).map(|_| test.script.connect()).collect();
+    for &peer in &peers {
+        test.script.feed(peer, b"HELLO\n");
+        test.turn_until_quiet();
+    }
+    test.advance(300 * MS);
+    assert_eq!(test.received(peers[2]), "WELCOME\n");
+    assert!(test.script.received_end(peers[0]), "the one that stalls gives its place to the newest");
+}
+
+#[test]
 fn the_loop_wakes_up_to_replace_a_stalled_handshake() {
     let mut plan = tls_setup(no_idle());
     plan.limits.handshakes = 1;
