@@ -19,3 +19,16 @@ impl Rng {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_are_those_of_the_reference_implementation() {
+        let mut rng = Rng(1_234_567);
+        assert_eq!([0; 2].map(|_| rng.next()), [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
+        let mut rng = Rng(1_234_567);
+        assert_eq!([1_000, 1_000, 0, 1].map(|n| rng.below(n)), [350, 173, 0, 0]);
+    }
+}

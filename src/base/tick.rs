@@ -59,6 +59,11 @@ mod tests {
     }
 
     #[test]
+    fn a_time_lies_in_the_tick_that_has_begun() {
+        assert_eq!([0, 9, 10, 2_019].map(|ms| Tick::at(Duration::from_millis(ms)).0), [0, 0, 1, 201]);
+    }
+
+    #[test]
     fn spans_beyond_counting_saturate() {
         assert_eq!(Tick(5).after(Duration::MAX), Tick(u64::MAX));
         assert!(Tick(u64::MAX).since_start() > Duration::from_secs(500 * 365 * 86_400));

@@ -134,6 +134,7 @@ impl PerAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::rules::Rules;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -229,5 +230,47 @@ mod tests {
         admission.policy.accept_rate = Some(2);
         let admitted = (0..10).filter(|_| admission.admit(ip("192.0.2.1"), Tick(6_000)).is_ok()).count();
         assert_eq!(admitted, 2);
+    }
+
+    #[test]
+    fn rules_decide_and_an_empty_list_allows_all() {
+        let mut rules = Rules::default();
+        rules.deny("10.0.0.0/8".parse().unwrap(), RefuseMode::Reset);
+        let mut admission = Admission::new(AccessPolicy { rules, ..AccessPolicy::default() }, 100);
+        assert_eq!(admission.allows(ip("10.1.2.3")), Err(RefuseMode::Reset));
+        assert_eq!(admission.allows(ip("192.0.2.1")), Ok(()));
+        assert_eq!(Admission::new(AccessPolicy::default(), 100).allows(ip("10.1.2.3")), Ok(()));
+    }
+
+    #[test]
+    fn a_dry_run_says_what_it_would_refuse_and_counts_it() {
+        let policy = AccessPolicy {
+            per_address: Some(3),
+            accept_rate: Some(1),
+            dry_run: true,
+            ..AccessPolicy::default()
+        };
+        let mut admission = Admission::new(policy, 100);
+        let results: Vec<_> = (0..4).map(|_| admission.admit(ip("10.0.0.1"), Tick(0))).collect();
+        let (fast, many) = (Err(Refusal::AcceptRate), Err(Refusal::PerAddress));
+        assert_eq!(results, [Ok(()), fast, fast, many]);
+    }
+
+    #[test]
+    fn places_for_addresses_are_freed_once_in_ten_ticks_and_never_those_in_use() {
+        let policy = AccessPolicy { per_address: Some(1), accept_rate: Some(100), ..AccessPolicy::default() };
+        let mut admission = Admission::new(policy, 1); // Two addresses have a place.
+        let admit = |admission: &mut Admission, name: &str, now| admission.admit(ip(name), Tick(now));
+        assert_eq!(admit(&mut admission, "10.0.0.1", 0), Ok(()));
+        assert_eq!(admit(&mut admission, "10.0.0.2", 0), Ok(()));
+        assert!(admit(&mut admission, "10.0.0.3", 100).is_err(), "both are connected");
+        ["10.0.0.1", "10.0.0.2"].iter().for_each(|name| admission.release(ip(name)));
+        assert!(admit(&mut admission, "10.0.0.3", 105).is_err(), "it was looked at five ticks ago");
+        assert_eq!(admit(&mut admission, "10.0.0.3", 110), Ok(()));
+        // It is looked at only when no place is left: otherwise it would be too soon when one is needed.
+        admission.release(ip("10.0.0.3"));
+        assert_eq!(admit(&mut admission, "10.0.0.4", 120), Ok(()));
+        admission.release(ip("10.0.0.4"));
+        assert_eq!(admit(&mut admission, "10.0.0.5", 125), Ok(()));
     }
 }

@@ -115,6 +115,8 @@ mod tests {
         assert_eq!((begun, line.waiting_count()), (vec![4, 3, 2], 2));
         line.remove(id(3));
         assert!(line.may_start(3, now) && line.to_evict(3, now).is_none());
+        line.start(id(9), now);
+        assert!(!line.may_start(3, now), "one place was free");
     }
 
     #[test]

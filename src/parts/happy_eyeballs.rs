@@ -199,4 +199,13 @@ mod tests {
             prop_assert_eq!(tried, given);
         }
     }
+
+    #[test]
+    fn a_postponed_attempt_waits_only_for_others_that_are_under_way() {
+        let given = addresses(&["[::1]:1"]);
+        let mut plan = HappyEyeballs::new(given.clone(), DELAY);
+        plan.postpone(Tick(0));
+        assert_eq!(plan.step(1, Tick(0)), Step::Wait(Tick(0).after(DELAY)));
+        assert_eq!(plan.step(0, Tick(0)), Step::Try(given[0]));
+    }
 }

@@ -102,15 +102,28 @@ mod tests {
     use super::*;
     use crate::base::id::ReactorId;
 
+    fn listener(options: &ListenOptions) -> Listener<()> {
+        let id = ListenerId { reactor: ReactorId::next(), index: 0, generation: 1 };
+        Listener::new((), id, Address::Unnamed, 1, options)
+    }
+
+    #[test]
+    fn a_connection_takes_a_second_slot_only_if_one_is_reserved() {
+        let slots =
+            |reserve_slot| listener(&ListenOptions { reserve_slot, ..ListenOptions::default() }).slots();
+        assert_eq!((slots(false), slots(true)), (1, 2));
+    }
+
+    #[test]
+    fn a_listener_without_a_backlog_has_nothing_to_retry() {
+        let mut listener = listener(&ListenOptions::default());
+        listener.pause_accepts(Tick(0));
+        assert_eq!(listener.retry_at(), None, "no event has said that a connection waits");
+    }
+
     #[test]
     fn a_paused_listener_retries_by_itself_with_backoff() {
-        let mut listener = Listener::new(
-            (),
-            ListenerId { reactor: ReactorId::next(), index: 0, generation: 1 },
-            Address::Unnamed,
-            1,
-            &ListenOptions::default(),
-        );
+        let mut listener = listener(&ListenOptions::default());
         listener.acceptable = true;
         let (mut now, mut pauses) = (Tick(0), Vec::new());
         for _ in 0..8 {

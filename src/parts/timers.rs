@@ -168,4 +168,38 @@ mod tests {
         assert_eq!((timers.len(), timers.next()), (0, None));
         assert!(!timers.cancel(second), "it has expired");
     }
+
+    #[test]
+    fn the_next_time_follows_the_timers_that_are_set() {
+        let mut timers = Timers::new(NonZeroU32::MIN);
+        assert_eq!((timers.len(), timers.next()), (0, None));
+        for due in [20, 10, 30] {
+            timers.set(TimerAction::Notify(1), Tick(due), None);
+        }
+        assert_eq!((timers.len(), timers.next()), (3, Some(Tick(10))));
+        assert_eq!(told(&mut timers, 9), []);
+        assert_eq!(told(&mut timers, 10).len(), 1);
+        assert_eq!((timers.len(), timers.next()), (2, Some(Tick(20))));
+        timers.clear();
+        assert_eq!((timers.len(), timers.next()), (0, None));
+        assert_eq!(told(&mut timers, 100), []);
+    }
+
+    #[test]
+    fn a_redial_is_cancelled_by_the_connection_that_it_replaces() {
+        let id = |slot| ConnId { slot, generation: NonZeroU32::MIN };
+        let redial = |last| {
+            let (to, options) = (Address::Unnamed, DialOptions::default());
+            TimerAction::Redial(Box::new(Redial { service: 1, to, options, failures: 0, last }))
+        };
+        let mut timers = Timers::new(NonZeroU32::MIN);
+        timers.set(TimerAction::Notify(1), Tick(10), None);
+        for last in [id(1), id(2)] {
+            timers.set(redial(last), Tick(10), None);
+        }
+        assert!(!timers.cancel_redial(id(3)), "it was never dialed again");
+        assert!(timers.cancel_redial(id(2)) && !timers.cancel_redial(id(2)));
+        assert_eq!(timers.len(), 2);
+        assert!(timers.cancel_redial(id(1)), "the other one is left");
+    }
 }

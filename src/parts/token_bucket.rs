@@ -134,4 +134,16 @@ mod tests {
         bucket.take(usize::MAX, Tick(3));
         assert_eq!(bucket.level(Tick(u64::MAX)), 1 << 48);
     }
+
+    #[test]
+    fn a_bucket_knows_its_rate_within_the_bounds() {
+        let is_of = |rate, asked| TokenBucket::new(rate, 1, Tick(0)).is_of(asked);
+        assert!(is_of(1 << 20, 1 << 20) && is_of(0, 1) && is_of(usize::MAX, 1 << 48));
+        assert!(!is_of(100, 101) && !is_of(100, 99));
+    }
+
+    #[test]
+    fn a_burst_is_an_eighth_of_a_second_and_at_least_a_packet() {
+        assert_eq!([80_000, 80_007, 80_008, 100].map(burst), [10_000, 10_000, 10_001, SHARE_MIN]);
+    }
 }
