@@ -24,7 +24,7 @@ mod reap;
 mod send_file;
 mod setup;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 mod watch;
 mod write;

@@ -1,8 +1,8 @@
 //! The hunt: each seeded bug is switched on in turn, and a test has to fail.
 //!
-//! Most bugs are found by worlds that a seed decides. The others need one situation that these worlds do not have; a
+//! Most bugs are found by the world, which a seed decides. The others need one situation that it does not have; a
 //! directed test sets it up. `docs/seeded-bugs.md` has the table: `TIDEMILL_HUNT=write` writes it anew, and
-//! `TIDEMILL_HUNTS` is the number of searches for each bug, 3 by default.
+//! `TIDEMILL_HUNTS` is the number of searches for each bug, 1 by default.
 
 use std::fmt::Write;
 use std::panic::catch_unwind;
@@ -10,23 +10,20 @@ use std::path::Path;
 
 use super::*;
 use crate::base::seeded_bug::SeededBug;
-use crate::sys::sim::number_of;
+use crate::sys::sim::{IS_SHRINKING, Profile, number_of};
 
-/// A world that a seed decides.
+/// A world that a tape decides.
 type World = fn(&Tape);
 
-/// The worlds, which take turns in a search.
-pub(super) const WORLDS: [(&str, World); 6] = [
-    ("scripts", random_scripts::run),
-    ("echo", faults::run_with_faults),
-    ("pipe", pipe::run_with_faults),
-    ("splice", splice::run_with_faults),
-    ("filter", filters::run_with_faults),
-    ("records", tls::faults::run_with_faults),
+/// The world in each profile of the kernel; they take turns in a search.
+pub(super) const WORLDS: [(&str, World); 3] = [
+    ("strict", |tape| _ = world::run(tape, Profile::Strict)),
+    ("separate", |tape| _ = world::run(tape, Profile::Kqueue)),
+    ("contract", |tape| _ = world::run(tape, Profile::Contract)),
 ];
 
 /// A search gives up after this many turns.
-const TURNS_MAX: u64 = 100_000;
+const TURNS_MAX: u64 = 200_000;
 
 /// Where a bug was found, after how many turns, and what failed.
 struct Found {
@@ -45,28 +42,9 @@ macro_rules! named {
 }
 pub(super) use named;
 
-/// The directed tests, for the bugs that the random worlds do not find.
+/// The directed tests, for the bugs that the world does not find.
 const DIRECTED: &[(SeededBug, Test)] = &[
-    (
-        SeededBug::BudgetIgnored,
-        named!(readiness::extra_read_budgets_are_granted_while_no_connection_waits_and_at_most_eight),
-    ),
-    (
-        SeededBug::EndSeenOnlyByRead,
-        named!(leaving::a_peer_that_leaves_a_paused_connection_is_noticed_in_that_turn),
-    ),
-    (
-        SeededBug::ErrorEventIgnored,
-        named!(readiness::a_reset_is_noticed_within_a_second_while_the_connection_is_held),
-    ),
-    (SeededBug::GenerationUnchecked, named!(readiness::an_event_of_a_closed_connection_is_dropped)),
-    (SeededBug::ClosedTwice, named!(a_connection_that_is_closed_twice_in_a_turn_ends_once)),
-    (SeededBug::PipeEndsWaitForEachOther, named!(a_full_end_of_a_pipe_is_read_on)),
     (SeededBug::PlaintextForgotten, named!(filters::a_compression_bomb_takes_many_turns_and_little_memory)),
-    (
-        SeededBug::ReadsWhilePaused,
-        named!(readiness::a_connection_paused_by_another_gets_no_data_although_it_is_in_the_ready_list),
-    ),
     (
         SeededBug::CallbackUnbounded,
         named!(memory::a_burst_of_short_lines_to_a_room_is_spread_over_turns_and_arrives_whole),
@@ -83,17 +61,7 @@ const DIRECTED: &[(SeededBug, Test)] = &[
         SeededBug::ClosedReceiverAwaited,
         named!(backpressure::a_sender_is_read_again_when_the_receiver_that_it_waits_for_is_gone),
     ),
-    (SeededBug::AcceptsUnbounded, named!(accept::accepts_are_budgeted_and_carried_over)),
-    (
-        SeededBug::EmfileSpins,
-        named!(accept::without_descriptors_waiting_connections_are_served_when_some_are_freed),
-    ),
-    (SeededBug::PausedListenerSleeps, named!(a_listener_without_descriptors_wakes_the_loop)),
     (SeededBug::FullListenerSpins, named!(accept::a_paused_listener_without_a_free_slot_lets_the_loop_sleep)),
-    (
-        SeededBug::PairTakesOneSlot,
-        named!(admission::a_connection_that_reserves_a_slot_is_accepted_only_with_room_for_both),
-    ),
     (
         SeededBug::FailedWriteDropsInput,
         named!(readiness::input_that_came_before_a_reset_is_delivered_although_a_write_fails_first),
@@ -113,37 +81,22 @@ const DIRECTED: &[(SeededBug, Test)] = &[
         SeededBug::PipePeerClosesAtOnce,
         named!(pipe::when_one_end_is_reset_the_other_gets_its_data_and_then_a_reset),
     ),
-    (
-        SeededBug::PipedRestKept,
-        named!(pipe::input_left_by_the_callback_that_pipes_is_relayed_at_once_and_once),
-    ),
     (SeededBug::UnpipeKeepsHold, named!(unpiped_while_the_other_end_is_full_it_is_read_again)),
-    (SeededBug::SpliceBehindFin, named!(splice::a_finished_sink_ends_the_same_way_spliced_and_copied)),
     (SeededBug::UsedPipeKept, named!(splice::bytes_of_one_pair_never_reach_another)),
-    (SeededBug::DeadlineEarly, named!(a_timer_set_within_a_tick_is_not_early)),
-    (SeededBug::WheelFiresEarly, named!(a_timer_of_an_hour_is_not_early)),
     (SeededBug::FarDeadlineForgotten, named!(a_timer_of_thirty_years_fires)),
     (SeededBug::DribbleRenewsMessage, named!(a_message_that_comes_a_byte_a_second_is_closed)),
     (SeededBug::HoldRenewsMessage, named!(deadlines::a_rate_does_not_restart_the_clocks_of_a_message)),
     (SeededBug::ClosingOutlivesLifetime, named!(deadlines::a_lifetime_ends_a_connection_that_is_closing_too)),
     (SeededBug::TimersOutliveShutdown, named!(lifecycle::a_shutdown_ends_although_closed_sets_a_timer)),
-    (SeededBug::RefillForgotten, named!(rate::a_rate_is_held_within_a_twentieth_over_ten_seconds)),
     (SeededBug::OldRateWaitedFor, named!(rate::a_raised_group_rate_reaches_throttled_members)),
     (SeededBug::DiscardSpendsRate, named!(rate::input_discarded_while_closing_spends_no_rate_of_its_group)),
     (SeededBug::LostAttemptsCounted, named!(lookups::extra_attempts_are_bounded_in_the_whole_reactor)),
-    (SeededBug::WritableMeansConnected, named!(dial::a_dialed_connection_gets_the_same_callbacks)),
     (SeededBug::SplitNeedleMissed, named!(a_delimiter_that_is_split_over_two_reads_is_found)),
-    (SeededBug::TruncationUnnoticed, named!(tls::data::a_fin_without_close_notify_is_truncation)),
     (
         SeededBug::EarlyRecordLost,
         named!(tls::starttls::after_starttls_bytes_behind_the_request_are_not_plaintext),
     ),
-    (
-        SeededBug::HandshakesUnbounded,
-        named!(tls::handshake::concurrent_handshakes_are_limited_and_the_newest_starts_next),
-    ),
     (SeededBug::WakeUpLost, named!(crate::handle::tests::no_post_is_lost_in_any_order_of_steps)),
-    (SeededBug::PostsForgotten, named!(lifecycle::posts_run_in_their_order_and_within_their_budget)),
     (SeededBug::MailboxUnbounded, named!(lifecycle::no_more_posts_wait_than_the_limit)),
 ];
 
@@ -167,74 +120,15 @@ fn unpiped_while_the_other_end_is_full_it_is_read_again() {
     assert_eq!(test.script.unread(a), 0);
 }
 
-fn a_full_end_of_a_pipe_is_read_on() {
-    let limits = SocketLimits { high_water: 1_000, low_water: 100, ..no_idle() };
-    let mut test = socket_limits(limits).build(discard);
-    let [(a, id), (b, other)] = [0; 2].map(|_| test.accept());
-    assert!(test.sockets().get(id).expect("a connection").pipe(other));
-    test.script.window(a, 0);
-    test.script.feed(b, &[b'x'; 5_000]);
-    test.turn_until_quiet();
-    test.script.feed(a, b"it reads after it has written");
-    test.turn_until_quiet();
-    assert_eq!(test.received(b), "it reads after it has written");
-}
-
-fn a_connection_that_is_closed_twice_in_a_turn_ends_once() {
-    let mut test = Setup::default().build(|socket, _| socket.abort());
-    let (peer, id) = test.accept();
-    test.script.feed(peer, b"closed by `data`, and by the shutdown after it");
-    test.event_loop.table.stop = Some(crate::connection::table::Stop::Now);
-    test.turn_until_quiet();
-    assert_eq!(test.close_reason(id), Some(CloseReason::Aborted));
-}
-
-fn a_listener_without_descriptors_wakes_the_loop() {
-    let listen = ListenOptions { overflow: Overflow::Wait, ..ListenOptions::default() };
-    let mut test = Setup { listen, ..Setup::default() }.build(discard);
-    test.script.descriptors(0);
-    test.script.connect();
-    test.turn_until_quiet();
-    test.script.descriptors(usize::MAX); // Another part of the process has freed some: that is no event.
-    for _ in 0..10 {
-        test.event_loop.turn(None).expect("a simulated poll does not fail");
-    }
-    assert_eq!(test.event_loop.table.cx.stats.accepted, 1);
-}
-
-fn a_timer_set_within_a_tick_is_not_early() {
+fn a_timer_of_thirty_years_fires() {
     let mut test = Setup::default().build(discard);
-    let service = test.service;
-    test.script.advance(9 * MS);
-    test.turn();
-    test.sockets().set_timer(service, 10 * MS, None).expect("room for a timer");
-    test.script.advance(5 * MS);
-    test.turn_until_quiet();
-    assert!(!test.events().contains(&Event::Timer), "five of ten milliseconds have passed");
-    test.script.advance(25 * MS);
-    test.turn_until_quiet();
-    assert!(test.events().contains(&Event::Timer));
-}
-
-fn timer_after(span: Duration, waits: [Duration; 2]) {
-    let mut test = Setup::default().build(discard);
-    let service = test.service;
-    test.sockets().set_timer(service, span, None).expect("room for a timer");
-    for (wait, fired) in waits.into_iter().zip([false, true]) {
+    let (service, year) = (test.service, 365 * 24 * 3_600 * SECOND);
+    test.sockets().set_timer(service, 30 * year, None).expect("room for a timer");
+    for (wait, fired) in [(29 * year, false), (2 * year, true)] {
         test.script.advance(wait);
         test.turn_until_quiet();
         assert_eq!(test.events().contains(&Event::Timer), fired, "after {wait:?} more");
     }
-}
-
-fn a_timer_of_an_hour_is_not_early() {
-    // Its bucket opens when up to 44 minutes are left.
-    timer_after(3_600 * SECOND, [3_590 * SECOND, 11 * SECOND]);
-}
-
-fn a_timer_of_thirty_years_fires() {
-    let year = 365 * 24 * 3_600 * SECOND;
-    timer_after(30 * year, [29 * year, 2 * year]);
 }
 
 fn a_message_that_comes_a_byte_a_second_is_closed() {
@@ -265,11 +159,6 @@ fn a_delimiter_that_is_split_over_two_reads_is_found() {
 #[test]
 fn the_directed_tests_pass_without_a_bug() {
     unpiped_while_the_other_end_is_full_it_is_read_again();
-    a_full_end_of_a_pipe_is_read_on();
-    a_connection_that_is_closed_twice_in_a_turn_ends_once();
-    a_listener_without_descriptors_wakes_the_loop();
-    a_timer_set_within_a_tick_is_not_early();
-    a_timer_of_an_hour_is_not_early();
     a_timer_of_thirty_years_fires();
     a_message_that_comes_a_byte_a_second_is_closed();
     a_delimiter_that_is_split_over_two_reads_is_found();
@@ -277,8 +166,15 @@ fn the_directed_tests_pass_without_a_bug() {
 
 // -- the hunt ------------------------------------------------------------------------------------------------
 
-/// Searches with seeds that begin at another place for each `search`.
+/// Searches with seeds that begin at another place for each `search`. Its many failures print nothing.
 fn search(bug: SeededBug, search: u64) -> Option<Found> {
+    IS_SHRINKING.set(true);
+    let found = search_world(bug, search);
+    IS_SHRINKING.set(false);
+    found
+}
+
+fn search_world(bug: SeededBug, search: u64) -> Option<Found> {
     let _on = bug.switch_on();
     let before = TURNS.get();
     for seed in search * 1_000_000.. {
@@ -333,7 +229,7 @@ fn row(bug: SeededBug, all: &[Found]) -> String {
 
 #[test]
 fn every_seeded_bug_is_found() {
-    let searches = number_of("TIDEMILL_HUNTS").unwrap_or(3);
+    let searches = number_of("TIDEMILL_HUNTS").unwrap_or(1);
     let (mut rows, mut missed) = (String::new(), Vec::new());
     for bug in SeededBug::all() {
         let all: Option<Vec<Found>> = match directed(bug) {

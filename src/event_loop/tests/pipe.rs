@@ -227,50 +227,6 @@ fn a_connection_piped_to_itself_is_an_echo() {
     assert_eq!((test.received(peer).as_str(), test.close_reason(id)), ("echo", Some(CloseReason::Finished)));
 }
 
-/// Stops the faults and ends both peers. Each must have received all that the other has sent.
-pub(super) fn assert_nothing_is_lost(
-    test: &mut TestLoop,
-    peers: [PeerId; 2],
-    ids: [ConnId; 2],
-    sent: [Vec<u8>; 2],
-    mut received: [Vec<u8>; 2],
-) {
-    test.script.stop_faults();
-    peers.iter().for_each(|&peer| test.script.end(peer));
-    for _ in 0..3 {
-        peers.iter().for_each(|&peer| test.script.window(peer, usize::MAX));
-        test.turn_until_quiet();
-    }
-    for (from, &peer) in peers.iter().enumerate() {
-        received[from].extend(test.script.received(peer));
-    }
-    assert!(received[1] == sent[0] && received[0] == sent[1], "bytes were lost or changed");
-    assert_eq!(ids.map(|id| test.close_reason(id)), [Some(CloseReason::Finished); 2]);
-}
-
-pub(super) fn run_with_faults(tape: &Tape) {
-    let (mut test, peers, ids) = pair();
-    test.script.inject_faults(tape);
-    let mut sent: [Vec<u8>; 2] = Default::default();
-    let mut received: [Vec<u8>; 2] = Default::default();
-    for round in 0..60_u8 {
-        for (from, &peer) in peers.iter().enumerate() {
-            let bytes = vec![round; tape.below(30_000) as usize];
-            test.script.feed(peer, &bytes);
-            sent[from].extend(bytes);
-            test.script.window(peer, tape.below(40_000) as usize);
-            test.turn();
-            received[from].extend(test.script.received(peer));
-        }
-    }
-    assert_nothing_is_lost(&mut test, peers, ids, sent, received);
-}
-
-#[test]
-fn a_pipe_loses_no_byte_under_injected_faults() {
-    each_seed(40, run_with_faults);
-}
-
 /// A server that reads a header of three bytes in `data` and then pipes its peer with another connection, as servers of
 /// SOCKS and CONNECT do.
 fn pipes_in_data() -> (TestLoop, [PeerId; 2], [ConnId; 2]) {

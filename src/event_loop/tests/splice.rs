@@ -203,43 +203,6 @@ fn a_rate_limited_pipe_is_copied() {
     assert_eq!((test.script.received(b).len(), test.event_loop.table.cx.stats.spliced), (300_000, 0));
 }
 
-pub(super) fn run_with_faults(tape: &Tape) {
-    let read_budget = 100 + tape.below(3_000) as usize;
-    let limits = Limits { read_budget, splices: 1 + tape.below(2) as usize, ..limits() };
-    let (mut test, peers, ids) = pair_with(limits);
-    test.script.inject_faults(tape);
-    let mut sent: [Vec<u8>; 2] = Default::default();
-    let mut received: [Vec<u8>; 2] = Default::default();
-    for _ in 0..80 {
-        for (from, &peer) in peers.iter().enumerate() {
-            let bytes: Vec<u8> = (0..tape.below(60_000)).map(|n| (n % 253) as u8).collect();
-            test.script.feed(peer, &bytes);
-            sent[from].extend(bytes);
-            test.script.window(peer, tape.below(80_000) as usize);
-            test.turn();
-            received[from].extend(test.script.received(peer));
-            if tape.below(20) == 0 {
-                let own = format!("[{}]", tape.below(1_000)).into_bytes();
-                let unread = test.script.unread(peers[1 - from]);
-                let mut sockets = test.sockets();
-                let mut socket = sockets.get(ids[from]).unwrap();
-                // Its place in the stream is known only between two flows.
-                if socket.queued() == 0 && unread == 0 {
-                    socket.send(&own);
-                    sent[1 - from].extend(own);
-                }
-            }
-        }
-    }
-    pipe::assert_nothing_is_lost(&mut test, peers, ids, sent, received);
-    assert!(test.event_loop.table.cx.stats.spliced > 0, "this tests nothing");
-}
-
-#[test]
-fn a_splice_loses_no_byte_under_injected_faults() {
-    each_seed(25, run_with_faults);
-}
-
 /// A pair whose pipe was undone while the kernel pipe held bytes, and whose sink is then closed at the memory limit.
 fn closed_with_a_full_kernel_pipe() -> TestLoop {
     let socket = SocketLimits { read_when_full: true, ..no_idle() };

@@ -281,6 +281,13 @@ impl World {
     }
 }
 
+impl SimSocket {
+    /// Its pending error.
+    fn error(&self) -> Result<(), i32> {
+        if self.reset { Err(self.failure) } else { Ok(()) }
+    }
+}
+
 impl Default for SimSocket {
     fn default() -> SimSocket {
         SimSocket {

@@ -108,7 +108,7 @@ fn kind_of(cause: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 thread_local! {
-    /// Whether a failing tape is made shorter: its many failures print nothing.
+    /// Whether a failing tape is made shorter, or a seeded bug is looked for: many failures print nothing.
     pub(crate) static IS_SHRINKING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 

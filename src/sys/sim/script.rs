@@ -15,6 +15,8 @@ use super::{
 };
 use crate::base::address::Address;
 use crate::base::id::Token;
+#[cfg(test)]
+use crate::base::leaving::Leaving;
 
 /// Peers.
 impl Script {
@@ -269,6 +271,11 @@ impl Script {
     pub(crate) fn is_broken(&self, peer: PeerId) -> bool {
         let world = self.0.borrow();
         world.sockets[peer].reset || world.sockets[peer].transit_reset
+    }
+
+    /// How a peer has left, if it has, and the loop could know.
+    pub(crate) fn has_left(&self, peer: PeerId) -> Option<Leaving> {
+        self.0.borrow().has_left(peer)
     }
 
     /// The sockets that are open, a line each, as netstat(8) has them.

@@ -144,7 +144,8 @@ impl System for Sim {
     fn check_connected(&mut self, stream: &Stream) -> io::Result<Connecting> {
         let world = self.0.borrow();
         let key = key_of(stream);
-        match world.sockets[key].dialed {
+        // SO_ERROR has a reset, too, that came after the connection was made.
+        match world.sockets[key].dialed.map(|result| result.and(world.sockets[key].error())) {
             None => Ok(Connecting::InProgress),
             Some(Ok(())) => Ok(Connecting::Connected { local: world.local_address(key) }),
             Some(Err(number)) => Err(io::Error::from_raw_os_error(number)),
@@ -156,10 +157,7 @@ impl System for Sim {
     }
 
     fn peer_left(&mut self, stream: &Stream) -> Option<Leaving> {
-        let world = self.0.borrow();
-        let socket = &world.sockets[key_of(stream)];
-        let end = socket.inbound_end.then_some(Leaving::End);
-        if socket.reset { Some(Leaving::Reset) } else { end }
+        self.0.borrow().has_left(key_of(stream))
     }
 
     fn set_option(&mut self, stream: &Stream, option: SocketOption) -> io::Result<()> {
@@ -303,6 +301,12 @@ impl System for Sim {
 }
 
 impl World {
+    pub(super) fn has_left(&self, key: usize) -> Option<Leaving> {
+        let socket = &self.sockets[key];
+        let end = socket.inbound_end.then_some(Leaving::End);
+        if socket.reset { Some(Leaving::Reset) } else { end }
+    }
+
     /// The error of accept(2), if the tape says that it fails.
     fn draw_accept_error(&mut self) -> Option<AcceptError> {
         if !self.draw_fault(Fault::AcceptFails) {

@@ -2,7 +2,6 @@
 
 pub(super) mod data;
 mod dial;
-pub(super) mod faults;
 pub(super) mod handshake;
 mod pipe;
 pub(super) mod starttls;

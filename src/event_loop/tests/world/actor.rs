@@ -6,6 +6,7 @@ use super::super::test_filter;
 use super::super::*;
 use super::ledger::{Ledger, pattern};
 use crate::base::id::{GroupId, ServiceId};
+use crate::base::leaving::Leaving;
 use crate::config::dial::{Backoff, DialOptions};
 
 /// What the world knows of its services.
@@ -14,8 +15,17 @@ pub(super) struct Shared {
     pub(super) ledger: Ledger,
     /// The alarms that are set, and when they are due.
     pub(super) alarms: HashMap<ConnId, Duration>,
+    /// The timers that are set, and when they are due.
+    pub(super) timers: Vec<(TimerId, Duration)>,
     /// Set at the end, when everything is to come to rest.
     pub(super) is_quiet: bool,
+}
+
+impl Shared {
+    fn take_timer(&mut self, timer: TimerId) -> Duration {
+        let at = self.timers.iter().position(|(set, _)| *set == timer).expect("a timer that is set");
+        self.timers.remove(at).1
+    }
 }
 
 pub(super) struct Actor {
@@ -94,7 +104,7 @@ impl Actor {
             }),
             7 | 8 => socket.pause(),
             9..=11 => self.resume(socket),
-            12 => socket.finish(),
+            12 => self.finish(socket),
             13 => socket.close(),
             14 if yes => socket.abort(),
             15 | 16 => self.pipe(socket, other),
@@ -113,11 +123,16 @@ impl Actor {
                 self.shared.borrow_mut().ledger.set_wild(socket.id());
                 socket.start_filter(test_filter::server());
             }
-            25 => socket.poke(),
+            25 if yes => socket.poke(),
+            25 => socket.set_nodelay(yes),
             26 => self.dial(socket),
             27 => socket.set_queue(yes.then(|| 1 + self.below(9_000))),
-            28 => socket.set_nodelay(yes),
-            29 => socket.notice_leaving(yes),
+            28 if yes => self.set_timer(&mut socket.all()),
+            28 => self.cancel_timer(&mut socket.all()),
+            29 => {
+                self.shared.borrow_mut().ledger.life(socket.id()).wants_left = true;
+                socket.notice_leaving(true);
+            }
             _ => self.act_on(socket, other),
         }
     }
@@ -167,6 +182,33 @@ impl Actor {
         };
     }
 
+    fn finish(&self, socket: &mut Socket<'_>) {
+        self.shared.borrow_mut().ledger.life(socket.id()).finishes = true;
+        socket.finish();
+    }
+
+    /// A timer, most often of some seconds, else of up to some years.
+    fn set_timer(&self, sockets: &mut Sockets<'_>) {
+        let Some(own) = self.own else { return };
+        let span = match self.below(4) {
+            0 => Duration::from_secs(self.tape.below(100_000)),
+            1 if self.below(8) == 0 => Duration::from_secs(self.tape.below(1 << 30)),
+            _ => self.span(),
+        };
+        if let Ok(timer) = sockets.set_timer(own, span, None) {
+            self.shared.borrow_mut().timers.push((timer, sockets.elapsed() + span));
+        }
+    }
+
+    fn cancel_timer(&self, sockets: &mut Sockets<'_>) {
+        let some = self.below(8);
+        let timers = &mut self.shared.borrow_mut().timers;
+        if some < timers.len() {
+            let (timer, _) = timers.remove(some);
+            assert!(sockets.cancel_timer(timer), "{timer:?} is set");
+        }
+    }
+
     fn dial(&mut self, socket: &mut Socket<'_>) {
         let to = self.dials[self.below(self.dials.len() as u64)];
         let backoff = Backoff { first: 50 * MS, max: 400 * MS };
@@ -192,10 +234,9 @@ impl Service for Actor {
 
     fn open(&mut self, socket: &mut Socket<'_>) -> ConnId {
         let id = socket.id();
-        self.shared.borrow_mut().ledger.open(id, self.script.peer_of(id.token()));
-        if socket.filter_info().is_some() {
-            self.shared.borrow_mut().ledger.set_wild(id);
-        }
+        let peer = self.script.peer_of(id.token());
+        let life = (socket.filter_info().is_some(), socket.elapsed());
+        self.shared.borrow_mut().ledger.open(id, peer, life);
         self.ids.push(id);
         self.act(socket);
         id
@@ -205,11 +246,13 @@ impl Service for Actor {
         let peer = self.script.peer_of(session.token());
         assert!(peer.is_some(), "{session}: connected, and no peer has accepted");
         self.shared.borrow_mut().ledger.life(*session).peer = peer;
+        self.shared.borrow_mut().ledger.life(*session).opened = socket.elapsed();
         self.act(socket);
     }
 
     fn data(&mut self, session: &mut ConnId, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         assert_eq!(*session, socket.id(), "the session of another connection");
+        assert!(!socket.is_paused(), "{session}: data while it is paused");
         self.shared.borrow_mut().ledger.check_input(*session, input.bytes());
         let n = match self.below(8) {
             _ if self.is_quiet() => input.len(),
@@ -229,11 +272,10 @@ impl Service for Actor {
     }
 
     fn end(&mut self, session: &mut ConnId, socket: &mut Socket<'_>) {
-        let before = std::mem::replace(&mut self.shared.borrow_mut().ledger.life(*session).ended, true);
-        assert!(!before, "{session}: `end` came twice");
+        self.shared.borrow_mut().ledger.end(*session, socket.unread().len());
         self.act(socket);
         if self.below(2) == 0 || self.is_quiet() {
-            socket.finish();
+            self.finish(socket);
         }
     }
 
@@ -258,12 +300,25 @@ impl Service for Actor {
         }
     }
 
-    fn left(&mut self, session: &mut ConnId, socket: &mut Socket<'_>, _: crate::base::leaving::Leaving) {
+    fn left(&mut self, session: &mut ConnId, socket: &mut Socket<'_>, how: Leaving) {
         assert!(socket.id() == *session, "{session}: the session of another connection");
+        let peer = {
+            let ledger = &mut self.shared.borrow_mut().ledger;
+            let life = ledger.life(*session);
+            assert!(life.wants_left && !life.ended, "{session}: told that its peer left, after its end");
+            let once = !life.left.contains(&how) && !life.left.contains(&Leaving::Reset);
+            assert!(once, "{session}: told {how:?} after {:?}", life.left);
+            life.left.push(how);
+            life.peer
+        };
+        let is = peer.and_then(|peer| self.script.has_left(peer));
+        assert_eq!(is, Some(how), "{session}: its peer has not left in this way");
         self.act(socket);
     }
 
-    fn timer(&mut self, _: TimerId, sockets: &mut Sockets<'_>) {
+    fn timer(&mut self, timer: TimerId, sockets: &mut Sockets<'_>) {
+        let due = self.shared.borrow_mut().take_timer(timer);
+        assert!(due <= sockets.elapsed(), "a timer before {due:?}");
         let some = self.ids.get(self.below(self.ids.len() as u64)).copied();
         if let Some(mut socket) = some.and_then(|id| sockets.get(id)) {
             self.act(&mut socket);
@@ -272,18 +327,24 @@ impl Service for Actor {
 
     fn closed(&mut self, session: ConnId, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
         assert_eq!(session, gone.id);
-        let shared = &mut *self.shared.borrow_mut();
+        let mut guard = self.shared.borrow_mut();
+        let shared = &mut *guard;
         let peer = shared.ledger.life(session).peer;
-        shared.ledger.close(session);
+        shared.ledger.close(session, gone.reason);
         shared.alarms.remove(&session);
         self.ids.retain(|&id| id != session);
         // The peer has reset it, or the network has failed; or it was never registered.
-        let failed = matches!(gone.reason, CloseReason::Reset);
+        let failed = matches!(gone.reason, CloseReason::Reset | CloseReason::Error(_));
         let justified = peer.is_none_or(|peer| self.script.is_broken(peer));
         assert!(!failed || justified, "{session}: {:?}, and its peer is there", gone.reason);
-        let own = self.own.filter(|_| !shared.is_quiet && self.below(16) == 0);
-        if let Some(own) = own {
-            drop(sockets.set_timer(own, self.span(), None));
+        let life = shared.ledger.life(session);
+        let finishes = life.finishes || life.was_piped || peer.is_none_or(|peer| self.script.is_broken(peer));
+        let finished = gone.reason == CloseReason::Finished;
+        assert!(!finished || finishes, "{session}: finished, and its service has not");
+        let again = !shared.is_quiet && self.below(16) == 0;
+        drop(guard);
+        if again {
+            self.set_timer(sockets);
         }
     }
 }

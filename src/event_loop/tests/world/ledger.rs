@@ -7,9 +7,12 @@
 //! ```
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use crate::base::id::ConnId;
+use crate::base::leaving::Leaving;
 use crate::base::observer::Step;
+use crate::base::reason::CloseReason;
 use crate::sys::sim::PeerId;
 
 /// The byte of a stream at an offset. Any other stream, and any other offset, has another byte there, but for one time
@@ -49,14 +52,29 @@ pub(super) struct Life {
     /// How much of its own pattern the service has sent.
     pub(super) own: u64,
     piped: Option<ConnId>,
+    /// Whether it ever had a pipe: then its bytes and its end are not its service's alone.
+    pub(super) was_piped: bool,
     /// Whether all that was read went to the other end, or is lost, because that takes nothing more.
     relayed: bool,
-    /// Its bytes are not followed: it has a filter, or a pipe to one that has.
+    /// Its reads are counted before decryption.
+    pub(super) is_filtered: bool,
+    /// Its bytes are not followed: it was filtered later than from its beginning, or is piped to one that is filtered.
     pub(super) wild: bool,
+    /// Whether the service has ended it, in one direction or both.
+    pub(super) finishes: bool,
+    /// Whether the service is to be told when the peer leaves, and what it was told.
+    pub(super) wants_left: bool,
+    pub(super) left: Vec<Leaving>,
+    /// When it was opened.
+    pub(super) opened: Duration,
+    /// When it was first seen to be older than its lifetime.
+    pub(super) is_old: Option<Duration>,
+    /// Bytes that were read in this turn.
+    pub(super) read_now: usize,
     /// Whether it was resumed with unread input: that is to be delivered again.
     pub(super) owes_data: bool,
     pub(super) ended: bool,
-    pub(super) closed: bool,
+    pub(super) closed_by: Option<CloseReason>,
     /// Turns that it has waited in the ready list without being read.
     waited: u32,
 }
@@ -66,11 +84,14 @@ pub(super) struct Ledger {
     pub(super) lives: HashMap<ConnId, Life>,
     /// What the service sends just now.
     sending: Option<(u32, u64)>,
+    /// What peers have said, and whether they have announced its end.
+    pub(super) said: HashMap<PeerId, (u64, bool)>,
 }
 
 impl Ledger {
-    pub(super) fn open(&mut self, id: ConnId, peer: Option<PeerId>) {
-        let before = self.lives.insert(id, Life { peer, ..Life::default() });
+    pub(super) fn open(&mut self, id: ConnId, peer: Option<PeerId>, how: (bool, Duration)) {
+        let (is_filtered, opened) = how;
+        let before = self.lives.insert(id, Life { peer, is_filtered, opened, ..Life::default() });
         assert!(before.is_none(), "{id}: `open` was called twice");
     }
 
@@ -86,7 +107,7 @@ impl Ledger {
     /// `data` has these bytes in front.
     pub(super) fn check_input(&mut self, id: ConnId, bytes: &[u8]) {
         let life = self.life(id);
-        assert!(!life.ended && !life.closed, "{id}: data after the end");
+        assert!(!life.ended && life.closed_by.is_none(), "{id}: data after the end");
         life.owes_data = false;
         assert!(!bytes.is_empty(), "{id}: data without any");
         let (Some(key), false) = (life.peer, life.wild) else { return };
@@ -110,10 +131,10 @@ impl Ledger {
     pub(super) fn pipe(&mut self, a: ConnId, b: ConnId) {
         self.unpipe(a);
         self.unpipe(b);
-        let wild = [a, b].iter().any(|&id| self.life(id).wild);
+        let wild = [a, b].iter().any(|&id| self.life(id).wild || self.life(id).is_filtered);
         for (from, to) in [(a, b), (b, a)] {
             let life = self.life(from);
-            (life.piped, life.relayed, life.wild) = (Some(to), false, wild);
+            (life.piped, life.relayed, life.wild, life.was_piped) = (Some(to), false, wild, true);
         }
     }
 
@@ -141,24 +162,38 @@ impl Ledger {
         }
     }
 
-    pub(super) fn close(&mut self, id: ConnId) {
+    pub(super) fn close(&mut self, id: ConnId, why: CloseReason) {
         self.unpipe(id);
         let life = self.life(id);
-        assert!(!std::mem::replace(&mut life.closed, true), "{id}: closed twice");
+        assert!(life.closed_by.replace(why).is_none(), "{id}: closed twice");
     }
 
-    /// Follows the loop.
-    pub(super) fn look(&mut self, step: &Step<'_>) {
+    /// The peer's end was delivered: it must have sent one, and everything before it must have been delivered.
+    pub(super) fn end(&mut self, id: ConnId, unread: usize) {
+        let life = self.life(id);
+        assert!(!std::mem::replace(&mut life.ended, true), "{id}: `end` came twice");
+        let (Some(peer), false, false) = (life.peer, life.wild, life.was_piped) else { return };
+        let delivered = life.taken + unread as u64;
+        let (said, has_ended) = self.said.get(&peer).copied().unwrap_or_default();
+        assert!(has_ended, "{id}: an end that its peer {peer} has not announced");
+        assert_eq!(delivered, said, "{id}: bytes that were delivered before the end of its peer {peer}");
+    }
+
+    /// Follows the loop. A splice is told as a read.
+    pub(super) fn look(&mut self, step: &Step<'_>, is_splice: bool) {
         match *step {
             Step::Send { connection, bytes } => self.on_send(connection, bytes as u64),
             Step::Read { connection, result: Ok(n) } => {
                 let Some(life) = self.lives.get_mut(&connection) else { return };
-                life.waited = 0;
+                (life.waited, life.read_now) = (0, life.read_now + n * usize::from(!is_splice));
                 if life.piped.is_some() {
                     life.taken = life.read; // What the other end could not be sent is lost.
                     life.relayed = true;
                 }
                 life.read += n as u64;
+                if let (true, Some(sink)) = (is_splice, life.piped) {
+                    self.on_send(sink, n as u64); // It is on its way within the kernel.
+                }
             }
             Step::Read { connection, .. } => self.reset_wait(connection),
             Step::Call(call) => call.connection.into_iter().for_each(|id| self.reset_wait(id)),

@@ -8,17 +8,27 @@
 
 mod actor;
 mod ledger;
+mod names;
 mod peers;
+mod posts;
+mod rules;
 mod tiny;
+mod wire;
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use self::actor::{Actor, Shared};
+use self::names::Names;
 use self::peers::{Remote, draw_script};
+use self::posts::Posts;
+pub(crate) use self::wire::Filters;
+use self::wire::{Wire, draw_filters};
 use super::*;
 use crate::base::observer::Step;
 use crate::connection::Connection;
-use crate::connection::table::Stop;
+use crate::connection::state::FilterStage;
+use crate::connection::table::{Stop, Table};
 use crate::sys::AcceptError;
 use crate::sys::sim::{
     Calls, IS_SHRINKING, Profile, in_hexadecimal, number_of, run_seed, tape_of_environment, tell,
@@ -50,12 +60,15 @@ struct World {
     /// Addresses that peers connect to, and whether they are of the internet.
     listen: Address,
     inet: bool,
+    profile: Profile,
     has_filters: bool,
-    /// Whether the listener has a filter.
-    is_filtered: bool,
+    /// Those of the listener and its peers.
+    filters: Option<Filters>,
     calls: Calls,
-    /// A look-up that was answered, to be answered again.
-    answered: Option<u64>,
+    names: Names,
+    posts: Posts,
+    /// When the reset of a peer has come.
+    resets: HashMap<PeerId, Duration>,
 }
 
 /// Where peers connect to, and what services dial: sockets on which a short read proves nothing have to be used where
@@ -90,7 +103,10 @@ fn draw_limits(tape: &Tape) -> Limits {
         lookups: 1 + below(2),
         extra_attempts: below(2),
         timers: 8,
-        splices: 0,
+        splices: below(3),
+        handshakes: 1 + below(3),
+        posts: 1 + below(6),
+        posts_per_turn: 1 + below(4),
         accepts_per_turn: 1 + below(4),
         read_budget: 64 + below(2_000),
         write_budget: 64 + below(2_000),
@@ -103,7 +119,7 @@ fn draw_limits(tape: &Tape) -> Limits {
 }
 
 impl World {
-    fn new(tape: &Tape, profile: Profile) -> World {
+    fn new(tape: &Tape, profile: Profile, filters: Option<Filters>) -> World {
         let (sim, script) = Sim::new();
         script.set_profile(profile);
         let (listen, dials) = addresses(profile, tape);
@@ -114,12 +130,14 @@ impl World {
         let order = observer::check_order(&mut event_loop);
         let shared = Rc::<RefCell<Shared>>::default();
         let (own, trace) = (Rc::clone(&shared), script.clone());
+        let mut splices = 0;
         let follow = move |step: &Step<'_>| {
+            let before = std::mem::replace(&mut splices, trace.splices());
             if let Step::Call(call) = step {
                 trace.note(call.callback.word(), call.connection.map(|id| id.slot as usize), 0);
             }
             // A send is told within a callback of the actor, which holds no borrow meanwhile.
-            own.borrow_mut().ledger.look(step);
+            own.borrow_mut().ledger.look(step, splices > before);
         };
         event_loop.table.cx.observers.add(Box::new(follow));
         let actor = Actor {
@@ -139,12 +157,13 @@ impl World {
             overflow: if tape.one_in(2) { Overflow::Wait } else { Overflow::Refuse },
             reserve_slot: tape.one_in(4),
             backlog: 1 + tape.below(6) as u32,
-            filter: (has_filters && tape.one_in(2)).then(test_filter::server),
+            filter: filters.as_ref().map(|filters| filters.server.clone()),
             ..ListenOptions::default()
         };
         event_loop.listen(&listen, service, &options).unwrap();
         script.draw_faults(tape);
         let inet = listen.ip().is_some();
+        let posts = Posts::new(event_loop.handle());
         World {
             event_loop,
             script,
@@ -155,25 +174,25 @@ impl World {
             dials_seen: 0,
             listen,
             inet,
+            profile,
             has_filters,
-            is_filtered: options.filter.is_some(),
+            filters,
             calls: Calls::default(),
-            answered: None,
+            names: Names::default(),
+            posts,
+            resets: HashMap::new(),
         }
     }
 
     /// What the peers, the network and the clock do before one turn; then the turn.
     fn step(&mut self) {
         self.answer_dials();
-        self.answer_names();
+        self.names.step(&self.script, &self.tape);
         if self.remotes.len() < PEERS_MAX && (self.remotes.is_empty() || self.tape.one_in(10)) {
             let from = self.script.next_address();
             let peer = self.script.connect_to(&self.listen, from);
-            self.remotes.push(Remote::new(
-                peer,
-                draw_script(&self.tape, self.has_filters, self.is_filtered),
-                self.is_filtered,
-            ));
+            let script = draw_script(&self.tape, self.has_filters);
+            self.remotes.push(Remote::new(peer, script, self.filters.as_ref().map(Wire::new)));
         }
         for _ in 0..1 + self.tape.below(2) {
             self.step_remote();
@@ -184,6 +203,8 @@ impl World {
             8 => self.script.descriptors(self.script.open_descriptors() + self.tape.below(3) as usize),
             9 | 10 => self.script.descriptors(usize::MAX),
             11 => self.script.fail_accept(AcceptError::PeerGone),
+            12..=17 => self.posts.step(&self.tape, &self.event_loop.table),
+            18 if self.tape.one_in(8) => self.script.advance(Duration::from_secs(self.tape.below(100_000))),
             _ => {}
         }
         let wait = self.tape.one_in(4).then(|| Duration::from_millis(self.tape.below(50)));
@@ -200,7 +221,7 @@ impl World {
         let goes_on = remote.step(&self.script, ledger, self.inet);
         remote.read(&self.script, ledger);
         if !goes_on && self.tape.one_in(4) {
-            remote.leave(&self.script, false);
+            remote.leave(&self.script, ledger, false);
         }
     }
 
@@ -213,31 +234,16 @@ impl World {
                 1 if self.remotes.len() < 2 * PEERS_MAX => {} // Its timeout passes.
                 _ => self.script.finish_dial(peer, Ok(())),
             }
-            self.remotes.push(Remote::new(peer, draw_script(&self.tape, false, false), false));
+            self.remotes.push(Remote::new(peer, draw_script(&self.tape, false), None));
         }
         self.dials_seen += dialed.len();
     }
 
-    /// Look-ups are answered late, by an error, twice, or never.
-    fn answer_names(&mut self) {
-        if let Some(number) = self.answered.take().filter(|_| self.tape.one_in(4)) {
-            self.script.resolve(number, &["10.0.0.7:80"]);
-        }
-        for (number, _) in self.script.lookups() {
-            match self.tape.below(6) {
-                0 => self.script.fail_lookup(number),
-                1 | 2 => {
-                    self.script.resolve(number, &["10.0.0.8:80", "[::1]:80"]);
-                    self.answered = Some(number);
-                }
-                _ => {}
-            }
-        }
-    }
-
     /// One turn, and the oracles that hold after every turn.
     fn turn(&mut self, wait: Duration) {
+        let accepted = self.event_loop.table.cx.stats.accepted;
         self.event_loop.turn_for_and_check(Some(wait));
+        self.check_turn(accepted);
         let now = self.script.calls();
         let before = std::mem::replace(&mut self.calls, now);
         let made = now.reads - before.reads + now.writes - before.writes + now.accepts - before.accepts;
@@ -262,26 +268,43 @@ impl World {
         for _ in 0..TURNS_TO_REST {
             self.turn(Duration::ZERO);
             if !self.event_loop.has_work() && self.script.is_quiet() {
-                return self.check_at_rest();
+                self.check_at_rest();
+                return self.check_sleeps();
             }
         }
         panic!("after {TURNS_TO_REST} turns: {}", self.event_loop.unfinished());
     }
 
-    fn check_at_rest(&self) {
+    fn check_at_rest(&mut self) {
         self.event_loop.check_at_rest();
+        self.check_holds();
+        self.check_resets();
         let table = &self.event_loop.table;
         assert_eq!(table.cx.stats.livelocks_broken, 0, "the loop has turned without progress");
+        assert_eq!(self.posts.waiting(), 0, "posts that have not run");
         for (id, life) in &self.shared.borrow().ledger.lives {
             let takes = |it: &Connection| it.is_open() && it.wants_input() && it.pipe_peer().is_none();
             let owed =
                 life.owes_data && table.find(*id).is_some_and(|it| takes(it) && !it.unread().is_empty());
             assert!(!owed, "{id}: resumed, and its unread input was not delivered again");
         }
-        let now = table.cx.elapsed;
-        for (id, due) in &self.shared.borrow().alarms {
-            let open = table.find(*id).is_some_and(|connection| connection.is_live());
-            assert!(!open || now <= *due + 20 * MS, "{id}: its alarm was due at {due:?}, and it is {now:?}");
+    }
+
+    /// A connection whose peer has reset it, or whose network has failed, goes within a second, also while it is held.
+    fn check_resets(&mut self) {
+        if self.profile == Profile::Contract {
+            return; // The event may say nothing of it.
+        }
+        let table = &self.event_loop.table;
+        for (id, life) in &self.shared.borrow().ledger.lives {
+            // A handshake has a deadline of its own, also while it waits for its turn.
+            let open = table.find(*id).is_some_and(|it| it.is_open() && !it.filter.is_handshaking());
+            let Some(peer) = life.peer.filter(|&peer| open && self.script.is_broken(peer)) else { continue };
+            let since = *self.resets.entry(peer).or_insert(table.cx.elapsed);
+            // What it had sent is still delivered, whenever its service takes it, and renews the time.
+            let since = since.max(table.find(*id).map_or(since, |it| it.last_activity.since_start()));
+            let now = table.cx.elapsed;
+            assert!(now <= since + SECOND + 20 * MS, "{id}: reset at {since:?}, and open at {now:?}");
         }
     }
 
@@ -292,6 +315,7 @@ impl World {
         self.script.descriptors(usize::MAX);
         let (shuts_down, resets) = (self.tape.one_in(3), self.tape.one_in(2));
         if shuts_down {
+            self.shared.borrow_mut().timers.clear(); // A shutdown drops them.
             let grace = Duration::from_millis(self.tape.below(3_000));
             Sockets::new(&mut self.event_loop.table).shutdown(grace);
             self.rest();
@@ -308,15 +332,14 @@ impl World {
                 break;
             }
             self.answer_dials();
-            for (number, _) in self.script.lookups() {
-                self.script.fail_lookup(number);
-            }
+            self.names.finish(&self.script);
             for remote in &mut self.remotes {
-                remote.leave(&self.script, resets);
+                remote.leave(&self.script, &mut self.shared.borrow_mut().ledger, resets);
             }
             self.rest();
             self.script.advance(Duration::from_secs(2));
         }
+        self.shared.borrow_mut().timers.clear();
         self.event_loop.table.stop = Some(Stop::Now);
         self.rest();
         let table = &self.event_loop.table;
@@ -324,7 +347,10 @@ impl World {
         assert_eq!((table.reserved, table.refusals), (0, 0));
         self.order.borrow().assert_complete(&table.cx.stats);
         let shared = self.shared.borrow();
-        assert!(shared.ledger.lives.values().all(|life| life.closed), "a connection was never closed");
+        assert!(
+            shared.ledger.lives.values().all(|life| life.closed_by.is_some()),
+            "a connection was never closed"
+        );
     }
 }
 
@@ -340,8 +366,13 @@ impl Drop for World {
 }
 
 /// One world; returns the number of its turns, and the hash of all that has happened in it.
-fn run(tape: &Tape, profile: Profile) -> (u64, u64) {
-    let mut world = World::new(tape, profile);
+pub(super) fn run(tape: &Tape, profile: Profile) -> (u64, u64) {
+    run_with(tape, profile, draw_filters(tape))
+}
+
+/// One world whose listener and peers have these filters.
+pub(crate) fn run_with(tape: &Tape, profile: Profile, filters: Option<Filters>) -> (u64, u64) {
+    let mut world = World::new(tape, profile, filters);
     while world.event_loop.table.cx.stats.turns < TURNS {
         for _ in 0..1 + tape.below(40) {
             world.step();

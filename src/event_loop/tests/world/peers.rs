@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
-use super::super::{test_filter, *};
+use super::super::*;
 use super::ledger::{Ledger, byte, pattern};
+use super::wire::Wire;
 
 /// One step of a peer.
 #[derive(Clone, Copy, Debug)]
@@ -20,10 +21,9 @@ pub(super) enum Op {
     Handshake,
 }
 
-/// A script of at most twelve steps; through a filter, most often after the handshake.
-pub(super) fn draw_script(tape: &Tape, has_filters: bool, is_filtered: bool) -> VecDeque<Op> {
-    let first = (is_filtered && !tape.one_in(4)).then_some(Op::Handshake);
-    let rest = (0..1 + tape.below(12)).map(|_| match tape.below(20) {
+/// A script of at most twelve steps.
+pub(super) fn draw_script(tape: &Tape, has_filters: bool) -> VecDeque<Op> {
+    let one = |_| match tape.below(20) {
         0..=5 => Op::Say(1 + tape.below(60) as usize),
         6 | 7 => Op::Say(1 + tape.below(1_500) as usize),
         8 => Op::Say(1 + tape.below(9_000) as usize),
@@ -35,8 +35,8 @@ pub(super) fn draw_script(tape: &Tape, has_filters: bool, is_filtered: bool) -> 
         16 => Op::Urgent,
         17 if has_filters => Op::Handshake,
         _ => Op::Wait(tape.below(8)),
-    });
-    first.into_iter().chain(rest).collect()
+    };
+    (0..1 + tape.below(12)).map(one).collect()
 }
 
 /// A remote end, which follows its script.
@@ -50,14 +50,14 @@ pub(super) struct Remote {
     segment: usize,
     within: u64,
     has_ended: bool,
-    /// It speaks through a filter, so its bytes are not followed.
-    is_filtered: bool,
+    /// Its side of the listener's filter.
+    wire: Option<Wire>,
 }
 
 impl Remote {
-    pub(super) fn new(peer: PeerId, script: VecDeque<Op>, is_filtered: bool) -> Remote {
+    pub(super) fn new(peer: PeerId, script: VecDeque<Op>, wire: Option<Wire>) -> Remote {
         let (wait, sent, heard, segment, within, has_ended) = (0, 0, 0, 0, 0, false);
-        Remote { peer, script, wait, sent, heard, segment, within, has_ended, is_filtered }
+        Remote { peer, script, wait, sent, heard, segment, within, has_ended, wire }
     }
 
     /// Takes the next step of its script; whether there was one.
@@ -76,37 +76,68 @@ impl Remote {
                 script.reset(self.peer);
             }
             _ if self.has_ended => {}
-            Op::Say(n) if self.is_filtered => {
-                script.feed(self.peer, &test_filter::record(&pattern(0, 0, n.min(999))));
-            }
-            Op::Say(n) => {
-                script.feed(self.peer, &pattern(self.peer as u32, self.sent, n));
-                self.sent += n as u64;
-            }
-            Op::Handshake if self.is_filtered => script.feed(self.peer, b"HELLO\nTHANKS\n"),
-            Op::Handshake => {
-                if let Some(id) = self.conn(script).filter(|id| ledger.lives.contains_key(id)) {
-                    ledger.set_wild(id);
-                    script.feed(self.peer, b"HELLO\nTHANKS\n");
-                }
-            }
+            Op::Say(n) => self.say(n, script, ledger),
+            Op::Handshake => self.shake_hands(script, ledger),
             Op::Urgent if inet => script.urgent(self.peer),
             Op::Urgent => {}
-            Op::HalfClose => {
-                self.has_ended = true;
-                script.end(self.peer);
-            }
+            // After three bytes in four, it announces the end of its stream to the filter.
+            Op::HalfClose => self.half_close(!self.sent.is_multiple_of(4), script, ledger),
         }
         true
     }
 
-    /// It reads what has arrived, and checks it.
-    pub(super) fn read(&mut self, script: &Script, ledger: &Ledger) {
-        let received = script.received(self.peer);
-        if received.is_empty() || self.is_filtered {
+    fn say(&mut self, n: usize, script: &Script, ledger: &mut Ledger) {
+        let plain = pattern(self.peer as u32, self.sent, n);
+        self.sent += n as u64;
+        ledger.said.entry(self.peer).or_default().0 = self.sent;
+        let Some(wire) = &mut self.wire else { return script.feed(self.peer, &plain) };
+        let mut bytes = Vec::new();
+        wire.say(&plain, &mut bytes);
+        wire.receive(&[], &mut bytes); // It may be what begins the handshake.
+        script.feed(self.peer, &bytes);
+    }
+
+    /// Begins a handshake: in the open, as after STARTTLS, whether the service expects it or not; or, within a filter,
+    /// bytes that belong to no record.
+    fn shake_hands(&mut self, script: &Script, ledger: &mut Ledger) {
+        if let Some(wire) = &mut self.wire {
+            wire.has_failed = true;
+        } else if let Some(id) = self.conn(script).filter(|id| ledger.lives.contains_key(id)) {
+            ledger.set_wild(id);
+        } else {
             return;
         }
-        let Some(life) = self.conn(script).and_then(|id| ledger.lives.get(&id)) else {
+        script.feed(self.peer, b"HELLO\nTHANKS\n");
+    }
+
+    /// Sends its FIN; through a filter most often behind the end of the stream, else that is cut off.
+    fn half_close(&mut self, announces: bool, script: &Script, ledger: &mut Ledger) {
+        self.has_ended = true;
+        let mut bytes = Vec::new();
+        let is_whole = self.wire.as_mut().is_none_or(|wire| announces && wire.end(&mut bytes));
+        ledger.said.entry(self.peer).or_default().1 = is_whole;
+        script.feed(self.peer, &bytes);
+        script.end(self.peer);
+    }
+
+    /// It reads what has arrived, and checks it.
+    pub(super) fn read(&mut self, script: &Script, ledger: &Ledger) {
+        let mut received = script.received(self.peer);
+        if received.is_empty() {
+            return;
+        }
+        let life = self.conn(script).and_then(|id| ledger.lives.get(&id));
+        if let Some(wire) = &mut self.wire {
+            let mut reply = Vec::new();
+            received = wire.receive(&received, &mut reply);
+            if !self.has_ended {
+                script.feed(self.peer, &reply);
+            }
+        }
+        let Some(life) = life else {
+            if self.wire.is_some() {
+                return; // Refused, or in its handshake.
+            }
             let rest = b"server busy\n".get(self.heard as usize..).unwrap_or_default();
             assert!(rest.starts_with(&received), "a refused peer got {received:?}");
             self.heard += received.len() as u64;
@@ -143,13 +174,19 @@ impl Remote {
         self.read(script, ledger);
         let clean = script.received_end(self.peer) || script.released(self.peer) == Some(Released::Closed);
         let Some(life) = self.conn(script).and_then(|id| ledger.lives.get(&id)) else { return };
-        if clean
-            && !self.is_filtered
-            && !life.wild
-            && life.peer == Some(self.peer)
-            && !script.is_broken(self.peer)
-        {
+        if !clean || life.wild || life.peer != Some(self.peer) || script.is_broken(self.peer) {
+            return;
+        }
+        // What has broken the rules of its filter gets an alert in place of the rest.
+        if self.wire.as_ref().is_none_or(|wire| !wire.has_failed) {
             assert_eq!(self.heard, life.queued, "peer {}: a clean end before everything was sent", self.peer);
+            // A deadline that ends a closing connection may leave no time for it.
+            let whole = self.wire.as_ref().is_none_or(|wire| wire.has_ended);
+            assert!(
+                whole || life.closed_by != Some(CloseReason::Finished),
+                "peer {}: a FIN, and no announcement of the end before it",
+                self.peer
+            );
         }
     }
 
@@ -158,11 +195,11 @@ impl Remote {
     }
 
     /// It reads everything, and ends if it has not.
-    pub(super) fn leave(&mut self, script: &Script, resets: bool) {
+    pub(super) fn leave(&mut self, script: &Script, ledger: &mut Ledger, resets: bool) {
         script.window(self.peer, usize::MAX);
         match (resets, self.has_ended) {
             (true, _) => script.reset(self.peer),
-            (false, false) => script.end(self.peer),
+            (false, false) => self.half_close(true, script, ledger),
             (false, true) => {}
         }
         self.has_ended = true;
