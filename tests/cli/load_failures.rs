@@ -38,6 +38,12 @@ fn echo(stream: &mut TcpStream, mut bytes: usize) -> bool {
     true
 }
 
+/// Ends with a FIN. The peer may have sent more meanwhile, and closing with unread bytes would be a reset.
+fn end(stream: TcpStream) {
+    let _ = stream.shutdown(Shutdown::Write);
+    ignore(stream);
+}
+
 /// Reads until the peer has gone, and answers nothing.
 fn ignore(mut stream: TcpStream) {
     let _ = std::io::copy(&mut stream, &mut std::io::sink());
@@ -128,6 +134,7 @@ fn failed_connections_are_dialed_again_and_do_not_end_the_run() {
     let _others = shared();
     let to = serve(|mut stream| {
         echo(&mut stream, 20 * 64);
+        end(stream);
     });
     let (outcome, json) = load(&to.to_string(), "--connections 4 --rate 400 --duration 1s");
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
@@ -150,9 +157,7 @@ fn a_server_that_goes_away_is_counted_as_closed_once_and_then_as_refused() {
         let (mut stream, _) = listener.accept().expect("a connection");
         drop(listener);
         echo(&mut stream, 10 * 64);
-        // Closing with unread bytes would be a reset.
-        let _ = stream.shutdown(Shutdown::Write);
-        ignore(stream);
+        end(stream);
     });
     let mut command = Command::new(TIDEMILL);
     command.args(["load", &to, "--no-ceiling", "--warm-up", "0", "--connections", "1", "--rate", "100"]);
