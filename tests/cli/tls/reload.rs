@@ -148,3 +148,29 @@ fn a_proxy_reads_the_authority_and_the_certificate_for_upstreams_again() {
     reload(&proxy, "certificates for upstreams reloaded");
     assert!(Peer::connect(proxy.address).echoes("accepted"), "{}", proxy.log());
 }
+
+#[test]
+fn connections_of_every_shard_are_over_tls_and_get_new_certificates_after_a_reload() {
+    let _others = shared();
+    let certificates = Certificates::of("shards");
+    let log = std::env::temp_dir().join(format!("tidemill-shards-access-{}", std::process::id()));
+    let words = certificates.server_args("server");
+    let mut echo = Server::start(&format!("echo --raw --shards 2 --access-log {} {words}", log.display()));
+    let config = certificates.client_config();
+    // Neighbours are on different shards.
+    let connect = || -> Vec<TlsPeer> {
+        (0..4).map(|_| TlsPeer::connect(&config, echo.address).expect("a connection")).collect()
+    };
+    let mut former = connect();
+    certificates.issue("server", "renewed", &["localhost"]);
+    reload(&echo, "certificates reloaded");
+    let mut new = connect();
+    assert!(new.iter().all(|peer| peer.certificate() == certificates.certificate("server")), "on each shard");
+    assert!(former.iter_mut().chain(&mut new).all(|peer| peer.echoes(b"over TLS")));
+    former.iter_mut().chain(&mut new).for_each(TlsPeer::finish);
+    until("each shard writes to the access log", SOON, || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.lines().count() == 8)
+    });
+    let _ = std::fs::remove_file(&log);
+    echo.end();
+}
