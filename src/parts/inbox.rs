@@ -463,4 +463,47 @@ mod tests {
         }
         assert!(inbox.charge() < 8_192, "{} bytes for {}", inbox.charge(), inbox.unread().len());
     }
+
+    fn clocks(inbox: &Inbox) -> (u64, u64, usize) {
+        (inbox.message_start.0, inbox.progress.since.0, inbox.progress.moved)
+    }
+
+    #[test]
+    fn the_clocks_of_a_message_stand_still_while_it_is_not_read() {
+        let mut inbox = Inbox::default();
+        inbox.progress.moved = 9;
+        inbox.restart_clocks(Tick(100));
+        assert_eq!(clocks(&inbox), (100, 100, 0));
+        inbox.progress = Progress { since: Tick(120), moved: 9 };
+        inbox.suspend_clocks(Tick(130));
+        inbox.suspend_clocks(Tick(150));
+        inbox.resume_clocks(Tick(180));
+        assert_eq!(clocks(&inbox), (150, 170, 9), "they stood still for fifty ticks");
+        inbox.resume_clocks(Tick(500));
+        assert_eq!(clocks(&inbox), (150, 170, 9), "they ran");
+        inbox.suspend_clocks(Tick(510));
+        inbox.restart_clocks(Tick(520));
+        inbox.resume_clocks(Tick(600));
+        assert_eq!(clocks(&inbox), (520, 520, 0), "the next message was read from its start");
+    }
+
+    #[test]
+    fn an_inbox_moves_its_bytes_when_half_are_taken_and_is_empty_without_bytes_and_without_a_record() {
+        let mut inbox = Inbox::default();
+        assert!(inbox.is_empty());
+        inbox.append(b"0123456789");
+        inbox.consume(4, 3);
+        assert_eq!((inbox.unread(), inbox.start, inbox.scanned()), (&b"456789"[..], 4, 3));
+        inbox.consume(1, 2);
+        assert_eq!((inbox.unread(), inbox.start, inbox.scanned()), (&b"56789"[..], 0, 2));
+        inbox.undecrypted = 100;
+        assert!(inbox.bytes.capacity() >= 10);
+        assert_eq!(inbox.charge(), inbox.bytes.capacity() + 100);
+        inbox.consume(5, 0);
+        assert!(inbox.unread().is_empty() && !inbox.is_empty(), "a part of a record is there");
+        inbox.undecrypted = 0;
+        assert!(inbox.is_empty());
+        inbox.append(b"x");
+        assert!(!inbox.is_empty());
+    }
 }

@@ -474,6 +474,28 @@ mod tests {
     }
 
     #[test]
+    fn a_deadline_beyond_the_span_wakes_the_loop_once_in_22_years() {
+        let years_22 = 64u64.pow(6);
+        let mut wheel = Wheel::new();
+        wheel.arm(0, Tick(3 * years_22 + 5));
+        let wakes: Vec<Tick> = std::iter::from_fn(|| {
+            let now = wheel.next()?;
+            wheel.pop_due(now);
+            Some(now)
+        })
+        .take(20)
+        .collect();
+        assert_eq!(
+            wakes,
+            [1, 2, 3]
+                .map(|times| Tick(times * years_22))
+                .into_iter()
+                .chain([Tick(3 * years_22 + 5)])
+                .collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
     fn a_deadline_beyond_the_span_fires_on_its_tick() {
         let span = 1u64 << SPAN;
         let mut wheel = Wheel::at(span - 5);
@@ -633,6 +655,14 @@ mod tests {
             wheel.cancel(2);
             assert_eq!(wheel.next(), None, "{when} left something behind");
         }
+    }
+
+    #[test]
+    fn a_wheel_for_so_many_slots_does_not_grow_while_they_are_armed() {
+        let mut wheel = Wheel::for_slots(1_000);
+        let reserved = wheel.links.capacity();
+        (0..1_000).for_each(|slot| wheel.arm(slot, Tick(9)));
+        assert_eq!(wheel.links.capacity(), reserved);
     }
 
     #[test]
