@@ -58,6 +58,8 @@ impl Connection {
                 timer.since = now;
             }
         }
+        // The peer may have left already, and what said so came while nothing could be told.
+        self.note_leaving(cx);
         self.push_dirty(cx);
         self.rearm(cx);
         let (config, to) = filter?;

@@ -26,7 +26,6 @@ impl<S: System> EventLoop<S> {
         self.enter(Phase::Expire);
         self.handle_shutdown();
         self.fire_timers();
-        self.table.check_receivers();
         self.expire_connections();
         self.tell_of_leavers();
         self.run_later();

@@ -40,6 +40,8 @@ impl<S: System> EventLoop<S> {
         self.table.cx.arena.clear();
         self.table.evict();
         self.table.bound_lingering();
+        // Behind all that can end a wait: a deadline, a write that has drained a queue, and one that has failed.
+        self.table.check_receivers();
         self.notify_drained();
     }
 
@@ -263,7 +265,6 @@ impl<S: System> EventLoop<S> {
         if self.table.cx.drained.is_empty() {
             return;
         }
-        self.table.check_receivers();
         for id in mem::take(&mut self.table.cx.drained) {
             // A callback of another connection may have closed this one.
             let Some((connection, _)) = self.table.get(id) else { continue };

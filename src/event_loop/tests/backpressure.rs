@@ -96,6 +96,25 @@ pub(super) fn a_sender_is_read_again_when_the_receiver_that_it_waits_for_is_gone
 }
 
 #[test]
+fn a_sender_is_read_again_in_the_turn_in_which_a_write_to_the_receiver_fails() {
+    let (mut test, members) = room(limits(16 * 1024 * 1024));
+    let peers: Vec<PeerId> = (0..2).map(|_| test.script.connect()).collect();
+    test.turn_until_quiet();
+    test.script.window(peers[1], 0);
+    test.script.feed(peers[0], &b"x\n".repeat(64 * 1024));
+    test.turn_until_quiet();
+    assert!(test.script.unread(peers[0]) > 0, "it waits");
+    // It is not read, so only a write finds that the peer has gone; then it waits to be read, with no queue.
+    let receiver = members.borrow()[1];
+    test.sockets().get(receiver).expect("a member").pause();
+    test.turn_until_quiet();
+    test.script.reset(peers[1]);
+    test.turn_until_quiet();
+    assert!(test.event_loop.table.find(receiver).is_some_and(|it| it.is_live()), "it is held");
+    assert_eq!(test.script.unread(peers[0]), 0, "without a deadline");
+}
+
+#[test]
 pub(super) fn what_one_callback_makes_is_bounded_by_the_memory_limit() {
     let limits = Limits { memory: 1024 * 1024, ..Limits::default() };
     let mut test = Setup { limits, ..Setup::default() }.build(|socket, input| {

@@ -47,13 +47,15 @@ impl World {
         self.check_lifetimes();
     }
 
-    /// One that is as old as the limit is closed; then it has the time to linger twice, as it may be closing already.
+    /// One that is as old as the limit is closed; then it has the time to linger twice, as it may be closing already. A
+    /// handshake that began before has its own deadline, which may be later.
     fn check_lifetimes(&self) {
         let (table, socket) = (&self.event_loop.table, &self.event_loop.table.cx.limits.socket);
         let (Some(lifetime), now) = (socket.lifetime, table.cx.elapsed) else { return };
         for (id, life) in &mut self.shared.borrow_mut().ledger.lives {
             if now >= life.opened + lifetime && table.find(*id).is_some() {
-                let noticed = *life.is_old.get_or_insert(now);
+                let shakes = table.find(*id).is_some_and(|it| it.filter.is_handshaking());
+                let noticed = *life.is_old.insert(life.is_old.filter(|_| !shakes).unwrap_or(now));
                 let is_late = now > noticed + 2 * socket.linger + LATE_MAX;
                 assert!(!is_late, "{id}: open since {:?}, and at {now:?}", life.opened);
             }
