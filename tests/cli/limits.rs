@@ -162,10 +162,11 @@ fn sixty_four_descriptors_and_two_thousand_peers_use_no_processor_time() {
     let server =
         Server::start_with_descriptors(64, "echo --raw --overflow wait --backlog 4096 --idle-timeout 0");
     let (mut inside, mut outside) = at_capacity(&server);
-    // 64 minus the sixteen that are set aside.
-    assert_eq!(inside.len(), 48);
+    // 64 minus the sixteen that are set aside, and those that the tests themselves were started with.
+    assert!((40..=48).contains(&inside.len()), "{}", inside.len());
     assert_idle(&server, &mut inside);
-    drop(inside.split_off(28));
+    let stay = inside.len() - 20;
+    drop(inside.split_off(stay));
     assert_served_within(&mut outside, 20, Duration::from_secs(1));
 }
 
