@@ -29,6 +29,7 @@ const BINARY: &[&str] = &[
     "backplane",
     "args",
     "generate",
+    "locked",
     "log_buffer",
     "log_filter",
     "systemd",

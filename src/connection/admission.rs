@@ -16,11 +16,24 @@ use crate::base::reason::Refusal;
 use crate::config::access::AccessPolicy;
 use crate::config::rules::RefuseMode;
 use crate::connection::Connection;
+use crate::connection::context::Context;
 use crate::connection::state::Flag;
 use crate::parts::admission::Admission;
 
 /// Why a peer is refused, and how.
 pub(crate) type Rejection = (Refusal, RefuseMode);
+
+impl Connection {
+    /// It no longer counts for its address.
+    pub(crate) fn release_address(&self, cx: &mut Context) {
+        if !self.flags.contains(Flag::Counted) {
+            return;
+        }
+        if let (Some(admission), Some(ip)) = (&mut cx.admissions[usize::from(self.service)], self.peer.ip()) {
+            admission.with(|admission| admission.release(ip));
+        }
+    }
+}
 
 impl Table {
     /// Has the access policy of a service share its counts with other reactors. A policy that was set before is from
@@ -94,36 +107,17 @@ impl Table {
         }
     }
 
-    /// A connection that has ended no longer counts for its address.
-    pub(crate) fn release_address(&mut self, gone: &Connection) {
-        if !gone.flags.contains(Flag::Counted) {
-            return;
-        }
-        if let (Some(admission), Some(ip)) =
-            (&mut self.cx.admissions[usize::from(gone.service)], gone.peer.ip())
-        {
-            admission.with(|admission| admission.release(ip));
-        }
-    }
-
     /// The reactor ends with the connections that it has: they no longer count for their addresses.
     pub(crate) fn release_all_addresses(&mut self) {
         for (_, connection) in &self.slots {
-            if let (true, Some(admission), Some(ip)) = (
-                connection.flags.contains(Flag::Counted),
-                &mut self.cx.admissions[usize::from(connection.service)],
-                connection.peer.ip(),
-            ) {
-                admission.with(|admission| admission.release(ip));
-            }
+            connection.release_address(&mut self.cx);
         }
     }
 
     /// Replaces the peer's address (PROXY protocol), and moves the count to the new one.
     pub(crate) fn set_peer(&mut self, id: ConnId, peer: SocketAddr) -> Result<(), Refusal> {
         let Some(connection) = self.find(id) else { return Ok(()) };
-        let (service, was) = (connection.service, connection.peer.ip());
-        let counted = connection.flags.contains(Flag::Counted);
+        let service = connection.service;
         let ip = Some(peer.ip().to_canonical());
         let checked = self.check_rules(service, ip).and_then(|()| self.admit_address(service, ip));
         let counts = checked.map_err(|(why, _)| {
@@ -131,12 +125,8 @@ impl Table {
             self.cx.stats.refused_by_reason[why as usize] += 1;
             why
         })?;
-        if let (true, Some(admission), Some(was)) =
-            (counted, &mut self.cx.admissions[usize::from(service)], was)
-        {
-            admission.with(|admission| admission.release(was));
-        }
-        let (connection, _) = self.at(id.slot);
+        let (connection, cx) = self.at(id.slot);
+        connection.release_address(cx);
         connection.peer = PeerAddress::from(peer);
         connection.flags.set(Flag::Counted, counts);
         Ok(())

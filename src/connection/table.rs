@@ -245,7 +245,7 @@ impl Table {
         self.reserved -= usize::from(connection.flags.contains(Flag::HoldsReservedSlot));
         connection.leave_group_line(&mut self.cx);
         self.listeners.leave(connection.place);
-        self.release_address(&connection);
+        connection.release_address(&mut self.cx);
         let unread = connection.unread().len();
         connection.drop_inbox(&mut self.cx);
         connection.drop_outbox(&mut self.cx);

@@ -26,6 +26,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 #[cfg(not(target_family = "wasm"))]
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 #[cfg(not(target_family = "wasm"))]
 use std::time::Instant;
@@ -316,4 +317,10 @@ pub(crate) struct Ready {
     pub(crate) error: bool,
     /// Urgent data (EPOLLPRI): a read stops at the urgent mark, although there may be bytes behind it (tcp(7)).
     pub(crate) priority: bool,
+}
+
+/// Locks a mutex, also after a thread has panicked with the lock: each change of what is behind a lock here is one
+/// step, so no such thread leaves half of one.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::sys::Answer;
+use crate::sys::locked;
 
 /// The function that looks up a name: a host and a port to any number of addresses, in the order of preference.
 pub(crate) type LookUp = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
@@ -211,9 +212,8 @@ impl PoolState {
 }
 
 impl Pool {
-    /// A panic while the lock is held can only come from running out of memory; the state is still consistent.
     fn lock(&self) -> MutexGuard<'_, PoolState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     /// Makes sure that a thread takes what is queued: a free one, else a new one.

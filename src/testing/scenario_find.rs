@@ -45,14 +45,18 @@ impl Search {
 
     /// How many schedules there are.
     pub fn count(&self) -> u64 {
-        (1..=ACTS_MAX).map(|acts| (self.lines.len() as u64).saturating_pow(acts)).fold(0, u64::saturating_add)
+        self.count_up_to(ACTS_MAX as usize)
     }
 
     /// How many of them have fewer lines of acts than the script.
     pub fn shorter(&self) -> u64 {
+        self.count_up_to(self.base.lines.len().saturating_sub(1))
+    }
+
+    /// How many of them have at most so many lines.
+    fn count_up_to(&self, most: usize) -> u64 {
         let lines = self.lines.len() as u64;
-        let lengths = (1..=ACTS_MAX).take(self.base.lines.len().saturating_sub(1));
-        lengths.map(|acts| lines.saturating_pow(acts)).fold(0, u64::saturating_add)
+        (1..=ACTS_MAX).take(most).map(|acts| lines.saturating_pow(acts)).fold(0, u64::saturating_add)
     }
 
     /// The schedule with a number, the shortest first. `None` if it is not possible (a peer acts that has not
@@ -131,8 +135,7 @@ impl Scenario {
             let is = if with.is_finished { "ends" } else { "does not end" };
             return Some(format!("the loop {is} at the end, other than without the bug"));
         }
-        // On a kernel that makes trouble, other steps make other turns.
-        // Backwards, since a count says more than bytes.
+        // On a kernel that makes trouble, other steps make other turns. Backwards, since a count says more than bytes.
         let peaks = with.peaks.iter().rev().filter(|_| self.seed.is_none());
         let beyond = peaks.map(|(what, &n)| (what, n, without.peaks.get(what).copied().unwrap_or(0)));
         let (what, n, of) = beyond.into_iter().find(|(_, n, of)| n > of)?;

@@ -6,6 +6,7 @@ mod backplane;
 mod client;
 mod generate;
 mod load;
+mod locked;
 mod log_buffer;
 mod log_filter;
 mod observe;

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use tidemill::{AccessPolicy, GroupId, MinRate, ServiceId, SocketLimits, Sockets}
 use crate::args::config::{Arguments, RULES};
 use crate::args::tls::{ServerTlsArgs, UpstreamTlsArgs};
 use crate::args::{self, Cli, Command, ServerArgs};
+use crate::locked::locked;
 use crate::observe::Reopen;
 use crate::systemd;
 
@@ -152,7 +153,7 @@ impl Running {
             new.changed_since(&self.started).into_iter().partition(is_live);
         let total_rate = options.total_rate();
         let rate = changed.iter().any(|name| name == "rate").then_some(limits.rate);
-        *self.drain.lock().unwrap_or_else(PoisonError::into_inner) = options.drain();
+        *locked(&self.drain) = options.drain();
         if let Some((_, args)) = self.tls.as_mut().filter(|_| options.tls.is_on()) {
             *args = options.tls.clone();
         }
@@ -301,7 +302,7 @@ pub fn on_hangup(
     thread::Builder::new().name("reload".into()).spawn(move || {
         for _ in signals.forever() {
             systemd::reloading();
-            let change = running.lock().unwrap_or_else(PoisonError::into_inner).handle_hangup();
+            let change = locked(&running).handle_hangup();
             systemd::ready();
             if let Some((change, text)) = change {
                 apply(change, text);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tidemill::{
 
 use crate::args::config::Arguments;
 use crate::args::{CommandError, ServerArgs as Options};
+use crate::locked::locked;
 use crate::log_buffer::{self, Collecting};
 use crate::observe::{Ask, Watchers};
 use crate::reload::{self, Change, Place, Share};
@@ -40,15 +41,14 @@ pub fn serve<S: Service>(
     }
     let Some(plan) = Plan::new(&usual, &setup, options)? else { return Ok(()) };
     let connections = plan.max.connections;
-    let together = 1 + usize::from(plan.dials);
-    if connections / together < options.shards.count() {
+    let policy = options.access_policy(setup.access_policy.clone());
+    let (limits, start) = Start::new(&plan, policy, options);
+    if connections / start.together < start.count {
         let what = "each shard needs a connection at least, a proxy's two";
         return Err(CommandError::Usage(format!(
             "{what}; --max-connections and ulimit -n allow {connections}"
         )));
     }
-    let policy = options.access_policy(setup.access_policy.clone());
-    let (limits, start) = Start::new(&plan, policy, options);
     let watchers = start.watchers.clone();
     let start = Arc::new(start);
     let made = start.clone();
@@ -136,7 +136,7 @@ impl Start {
     }
 
     fn places(&self) -> Vec<Place> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.places).clone()
     }
 
     /// Adds the service, and what watches the loop. Called on the thread of the shard, one shard after the other.
@@ -161,7 +161,7 @@ impl Start {
             systemd::notify(reactor);
         }
         let place = Place { service: key.id(), group, share };
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).push(place);
+        locked(&self.places).push(place);
         Ok(key)
     }
 }

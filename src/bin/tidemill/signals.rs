@@ -1,7 +1,7 @@
 //! Signals: SIGTERM and SIGINT drain, whatever the parent process has left behind. SIGHUP is in `reload.rs`.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,8 @@ use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tidemill::{Origin, Sockets};
+
+use crate::locked::locked;
 
 /// A second signal within this is taken for the same one: `timeout -s INT` sends two, and so does a terminal whose
 /// shell passes Ctrl-C on.
@@ -57,7 +59,7 @@ pub fn drain_on_signal(
                     std::process::exit(128 + signal);
                 }
             }
-            let drain = *drain.lock().unwrap_or_else(PoisonError::into_inner);
+            let drain = *locked(&drain);
             if !shut_down(drain) {
                 return;
             }

@@ -1,12 +1,13 @@
 //! The access policy of a service, which the reactors of several threads can share.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::base::tick::Tick;
 use crate::config::access::AccessPolicy;
 use crate::config::rules::Rules;
 use crate::parts::admission::Admission;
+use crate::sys::locked;
 
 /// The access policy of a service with its counts: of one reactor, or of all shards of a process together.
 pub(crate) enum ServiceAdmission {
@@ -26,9 +27,7 @@ impl ServiceAdmission {
     pub(super) fn with<R>(&mut self, work: impl FnOnce(&mut Admission) -> R) -> R {
         match self {
             ServiceAdmission::Own(admission) => work(admission),
-            ServiceAdmission::Shared(shared) => {
-                work(&mut shared.admission.lock().unwrap_or_else(PoisonError::into_inner))
-            }
+            ServiceAdmission::Shared(shared) => work(&mut locked(&shared.admission)),
         }
     }
 

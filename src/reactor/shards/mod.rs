@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use self::acceptor::{Acceptor, run_acceptor};
-use self::shard::{Receiving, Shard, locked, run_shard};
+use self::shard::{Receiving, Shard, run_shard};
 use super::Reactor;
 use super::listen_first::listen_first;
 use crate::base::address::Address;
@@ -30,6 +30,7 @@ use crate::handle::Handle;
 use crate::parts::admission::Admission;
 use crate::service::{Service, ServiceSockets};
 use crate::sys::handed_over::HandedOver;
+use crate::sys::locked;
 use crate::sys::mio::Adopted;
 
 /// One service on several cores: a reactor on each of `count` threads, and one thread that accepts.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::{All, Peers};
@@ -20,6 +20,7 @@ use crate::handle::Handle;
 use crate::reactor::Reactor;
 use crate::service::Service;
 use crate::sys::handed_over::HandedOver;
+use crate::sys::locked;
 use crate::sys::stream::Stream;
 
 /// What other threads know of a shard.
@@ -43,11 +44,6 @@ pub(super) struct ShardState {
     is_stopped: Mutex<bool>,
     /// The grace, when it was asked to stop.
     stop: OnceLock<Duration>,
-}
-
-/// A thread that panics while it has the lock leaves the value whole: each is changed by one step.
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ShardState {

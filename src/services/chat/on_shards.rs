@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::{Chat, Elsewhere};
@@ -11,6 +11,7 @@ use crate::base::id::{ConnId, Key};
 use crate::connection::sockets::Sockets;
 use crate::parts::timers::TimerId;
 use crate::service::ServiceSockets;
+use crate::sys::locked;
 
 /// Makes the [`Chat`]s on the shards of a process one room.
 ///
@@ -80,10 +81,6 @@ const QUEUE_MAX: usize = 64 * 1024;
 const SENDS_MAX: usize = 16 * 1024;
 /// When a shard that had no place for a post is tried again.
 const RETRY: Duration = Duration::from_millis(10);
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl ShardedRooms {
     /// For this many shards.

@@ -39,21 +39,17 @@ impl StreamInfo {
     /// If a part is missing: Redis 6 does not count the entries that were added.
     pub fn parse(answer: &Answer) -> Result<StreamInfo, String> {
         let Answer::Array(pairs) = answer else { return Err("no answer to XINFO STREAM".to_string()) };
-        let find = |name: &str| {
-            let pair = pairs.chunks_exact(2).find(|pair| text(&pair[0]) == Some(name.as_bytes()));
-            pair.map(|pair| &pair[1])
-        };
-        let number = |name| match find(name) {
+        let number = |name| match find(pairs, name) {
             Some(Answer::Integer(number)) => u64::try_from(*number).ok(),
             _ => None,
         };
         let parsed = (|| {
             let (added, length) = (number("entries-added")?, number("length")?);
-            let first = match find("first-entry") {
+            let first = match find(pairs, "first-entry") {
                 Some(Answer::Array(entry)) => Some(EntryId::parse(text(entry.first()?)?)?),
                 _ => None,
             };
-            let last = EntryId::parse(text(find("last-generated-id")?)?)?;
+            let last = EntryId::parse(text(find(pairs, "last-generated-id")?)?)?;
             Some(StreamInfo { first, last, added, removed: added.saturating_sub(length) })
         })();
         parsed.ok_or_else(|| {
@@ -190,13 +186,10 @@ struct Line<'a> {
 
 impl Line<'_> {
     fn parse(fields: &[Answer]) -> Option<Line<'_>> {
-        let find = |name: &str| {
-            let pair = fields.chunks_exact(2).find(|pair| text(&pair[0]) == Some(name.as_bytes()));
-            pair.and_then(|pair| text(&pair[1]))
-        };
-        let word = |name| std::str::from_utf8(find(name)?).ok().filter(|word| is_name(word));
-        let number = std::str::from_utf8(find("n")?).ok()?.parse().ok()?;
-        Some(Line { origin: word("o")?, number, at: word("at")?, said: find("l")? })
+        let field = |name| text(find(fields, name)?);
+        let word = |name| std::str::from_utf8(field(name)?).ok().filter(|word| is_name(word));
+        let number = std::str::from_utf8(field("n")?).ok()?.parse().ok()?;
+        Some(Line { origin: word("o")?, number, at: word("at")?, said: field("l")? })
     }
 
     /// As members here see it: `ada@web2: hello`. Names of members hold no `@`, so no member here is called like that.
@@ -227,6 +220,12 @@ fn id_and_fields(entry: &Answer) -> Option<(EntryId, &[Answer])> {
         Answer::Null => Some((id, &[])),
         _ => None,
     }
+}
+
+/// What follows a name in an array of names and values.
+fn find<'a>(pairs: &'a [Answer], name: &str) -> Option<&'a Answer> {
+    let pair = pairs.chunks_exact(2).find(|pair| text(&pair[0]) == Some(name.as_bytes()));
+    pair.map(|pair| &pair[1])
 }
 
 fn text(answer: &Answer) -> Option<&[u8]> {

@@ -64,10 +64,11 @@ fn is_whole(bytes: &[u8]) -> Result<bool, String> {
             return if rest.len() < LINE_MAX { Ok(false) } else { Err("a line without an end".to_string()) };
         };
         let (line, after) = rest.split_at(end + 1);
+        let none = || format!("no answer of Redis: {:?}", shown(&String::from_utf8_lossy(line)));
         let length = || {
             let digits = line[1..].strip_suffix(b"\r\n").and_then(|digits| std::str::from_utf8(digits).ok());
             let length = digits.and_then(|digits| digits.parse::<i64>().ok());
-            length.ok_or_else(|| format!("no answer of Redis: {:?}", shown(&String::from_utf8_lossy(line))))
+            length.ok_or_else(none)
         };
         rest = match line[0] {
             b'+' | b'-' | b':' => after,
@@ -81,7 +82,7 @@ fn is_whole(bytes: &[u8]) -> Result<bool, String> {
                 open.push(usize::try_from(length()?).unwrap_or(0));
                 after
             }
-            _ => return Err(format!("no answer of Redis: {:?}", shown(&String::from_utf8_lossy(line)))),
+            _ => return Err(none()),
         };
         if open.len() > DEPTH_MAX + 1 || values.max(open.iter().copied().max().unwrap_or(0)) > VALUES_MAX {
             return Err("an answer with too many values".to_string());

@@ -11,6 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use crate::locked::locked;
+
 /// Waits until the descriptor is ready for this.
 fn wait(fd: BorrowedFd<'_>, flags: PollFlags) -> io::Result<()> {
     match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], None) {
@@ -67,7 +69,7 @@ const OUTPUT_MAX: usize = 1 << 20;
 
 impl Output {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0.0)
     }
 
     /// Queues bytes. True: enough waits, pause the socket.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::prometheus_text;
@@ -16,6 +16,7 @@ use tidemill::{ServiceId, Sockets, Stats};
 
 use super::Names;
 use super::tcp::Sample;
+use crate::locked::locked;
 
 /// Label sets as slices of pairs: their values come from closed sets (services, reasons, callbacks), so that their
 /// number is bounded whatever peers do.
@@ -168,7 +169,7 @@ impl Metrics {
     }
 
     fn lock(&self, number: usize) -> MutexGuard<'_, Part> {
-        self.parts[number].lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.parts[number])
     }
 
     /// Has a loop say what it has; called on it.
