@@ -1,7 +1,7 @@
 //! `chat --backplane`: processes of one room over a real Redis, which is killed and comes back.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -10,8 +10,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::interop::has;
-use crate::metrics::{scrape, value};
-use crate::peer::Peer;
+use crate::member::Member;
+use crate::metrics::{address, scrape, value};
 use crate::server::{Process, Server, shared, until};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -101,37 +101,6 @@ fn chat(url: &str, name: &str) -> Server {
     server
 }
 
-struct Member(BufReader<TcpStream>);
-
-impl Member {
-    fn join(server: &Server, name: &str) -> Member {
-        let peer = Peer::connect(server.address);
-        let mut member = Member(BufReader::new(peer.0));
-        member.say(&format!("/nick {name}"));
-        member.hears(|line| line.ends_with(&format!(" is now {name}\n")));
-        member
-    }
-
-    fn say(&mut self, line: &str) {
-        self.0.get_mut().write_all(format!("{line}\n").as_bytes()).expect("it takes what we say");
-    }
-
-    /// Reads up to the line that is meant, and returns those before it.
-    #[track_caller]
-    fn hears(&mut self, is_meant: impl Fn(&str) -> bool) -> Vec<String> {
-        let mut before = Vec::new();
-        loop {
-            let mut line = String::new();
-            let read = self.0.read_line(&mut line);
-            assert!(matches!(read, Ok(1..)), "{read:?} after {before:?}");
-            if is_meant(&line) {
-                return before;
-            }
-            before.push(line);
-        }
-    }
-}
-
 /// Three processes, each with a member that says 300 lines. The broker is killed behind the first third, comes back
 /// behind the second, and has kept its stream. A line that it had, and whose answer was lost, is sent to it twice.
 #[test]
@@ -157,11 +126,10 @@ fn three_processes_tell_each_line_once_and_in_order_although_the_broker_is_kille
         }
     }
     for (own, member) in names.iter().zip(&mut members) {
+        println!("in room {own}");
         let mut next = [0; 3];
         while next != [300; 3] {
-            let mut line = String::new();
-            let read = member.0.read_line(&mut line);
-            assert!(matches!(read, Ok(1..)), "{read:?} in room {own} after {next:?}");
+            let line = member.line();
             let from = names.iter().position(|name| {
                 let shown = if name == own { format!("{name}: ") } else { format!("{name}@{name}: ") };
                 line.starts_with(&shown)
@@ -190,10 +158,7 @@ fn a_broker_that_comes_back_empty_is_told_as_a_gap() {
     let mut redis = Redis::start(2, &["--appendonly", "no"]);
     let url = format!("redis://{}", redis.address);
     let (first, second) = (chat(&format!("{url} --metrics 127.0.0.1:0"), "first"), chat(&url, "second"));
-    let log = first.log();
-    let metrics =
-        log.split("metrics at http://").nth(1).and_then(|rest| rest.split('/').next()).expect("a line");
-    let metrics = metrics.parse().expect("an address");
+    let metrics = address(&first);
     let links = || value(&scrape(metrics), "tidemill_connections{service=\"Backplane\"}");
     assert_eq!(links(), 2.0);
     let (mut ada, mut bob) = (Member::join(&first, "ada"), Member::join(&second, "bob"));

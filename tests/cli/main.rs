@@ -22,6 +22,7 @@ mod load;
 mod load_failures;
 mod load_output;
 mod load_protocols;
+mod member;
 mod memory;
 mod metrics;
 mod observe;

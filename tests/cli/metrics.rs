@@ -14,6 +14,12 @@ const SOON: Duration = Duration::from_secs(10);
 /// Starts a server with metrics; also returns where they are.
 pub fn start(words: &str) -> (Server, SocketAddr) {
     let server = Server::start(&format!("{words} --metrics 127.0.0.1:0"));
+    let at = address(&server);
+    (server, at)
+}
+
+/// Where a server with --metrics says that it serves them.
+pub fn address(server: &Server) -> SocketAddr {
     let mut at = None;
     until("the log says where", SOON, || {
         let log = server.log();
@@ -22,7 +28,7 @@ pub fn start(words: &str) -> (Server, SocketAddr) {
         at = place.map(|place| place.parse().expect("an address"));
         at.is_some()
     });
-    (server, at.expect("it was found"))
+    at.expect("it was found")
 }
 
 /// The answer to a request: its head and its body.

@@ -2,49 +2,16 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::member::Member;
 use crate::metrics::{scrape, start, value};
 use crate::peer::Peer;
 use crate::server::{Server, raise_descriptors, run, shared, until};
 
 const SOON: Duration = Duration::from_secs(10);
-
-/// A connection whose lines are read.
-struct Member(BufReader<Peer>);
-
-impl Member {
-    fn join(server: &Server, name: &str) -> Member {
-        let mut peer = Peer::connect(server.address);
-        peer.send(format!("/nick {name}\n"));
-        let mut member = Member(BufReader::new(peer));
-        member.until_line(&format!(" is now {name}"));
-        member
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.0.read_line(&mut line).expect("a line");
-        assert!(!line.is_empty(), "the server has closed");
-        line.trim_end().to_string()
-    }
-
-    fn until_line(&mut self, end: &str) -> String {
-        loop {
-            let line = self.line();
-            if line.ends_with(end) {
-                return line;
-            }
-        }
-    }
-
-    fn say(&mut self, text: &str) {
-        self.0.get_mut().send(text);
-    }
-}
 
 #[test]
 fn a_thousand_long_lived_connections_are_spread_within_five_percent_by_the_metrics_of_each_shard() {
@@ -110,27 +77,28 @@ fn every_line_reaches_the_members_on_all_shards_once_and_in_the_order_of_its_sen
     let mut members: Vec<Member> =
         (0..9).map(|number| Member::join(&server, &format!("m{number}"))).collect();
     for (number, member) in members.iter_mut().enumerate().take(3) {
-        member.say(&(0..LINES).map(|line| format!("{number} {line}\n")).collect::<String>());
+        let lines: Vec<String> = (0..LINES).map(|line| format!("{number} {line}")).collect();
+        member.say(&lines.join("\n"));
     }
     for member in &mut members {
         let mut next = HashMap::from([("m0", 0), ("m1", 0), ("m2", 0)]);
         while next.values().any(|next| *next < LINES) {
             let line = member.line();
-            let Some((name, text)) = line.split_once(": ") else { continue };
+            let Some((name, text)) = line.trim_end().split_once(": ") else { continue };
             let next = next.get_mut(name).expect("one of the three senders");
             assert_eq!(text, format!("{} {next}", &name[1..]), "once, and in order");
             *next += 1;
         }
     }
-    members[1].say("/who\n");
-    let who = members[1].until_line("");
+    members[1].say("/who");
+    let who = members[1].line();
     assert!(who.starts_with("9 here: ") && (0..9).all(|n| who.contains(&format!("m{n}"))), "{who}");
-    members[1].say("/nick M0\n");
-    assert_eq!(members[1].line(), "M0 is taken", "on another shard");
+    members[1].say("/nick M0");
+    assert_eq!(members[1].line(), "M0 is taken\n", "on another shard");
     drop(members.remove(0));
-    assert!(members.iter_mut().all(|member| member.line() == "m0 left"));
-    members[0].say("/nick M0\n");
-    assert_eq!(members[0].line(), "m1 is now M0");
+    assert!(members.iter_mut().all(|member| member.line() == "m0 left\n"));
+    members[0].say("/nick M0");
+    assert_eq!(members[0].line(), "m1 is now M0\n");
     server.end();
 }
 

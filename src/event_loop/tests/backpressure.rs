@@ -78,13 +78,19 @@ fn a_member_that_does_not_read_stops_a_sender_for_a_moment_and_is_closed_at_its_
     assert_eq!(before + test.received(peers[2]).len(), 64 * 1024 * 32, "the others get everything");
 }
 
-#[test]
-pub(super) fn a_sender_is_read_again_when_the_receiver_that_it_waits_for_is_gone() {
+/// A room of two: the first has sent much, and the second reads nothing.
+fn room_with_a_full_member() -> (TestLoop, Rc<RefCell<Vec<ConnId>>>, [PeerId; 2]) {
     let (mut test, members) = room(limits(16 * 1024 * 1024));
-    let peers: Vec<PeerId> = (0..2).map(|_| test.script.connect()).collect();
+    let peers = [(); 2].map(|()| test.script.connect());
     test.turn_until_quiet();
     test.script.window(peers[1], 0);
     test.script.feed(peers[0], &b"x\n".repeat(64 * 1024));
+    (test, members, peers)
+}
+
+#[test]
+pub(super) fn a_sender_is_read_again_when_the_receiver_that_it_waits_for_is_gone() {
+    let (mut test, members, peers) = room_with_a_full_member();
     test.turn();
     let waiting = test.script.unread(peers[0]);
     assert!(waiting > 0);
@@ -97,11 +103,7 @@ pub(super) fn a_sender_is_read_again_when_the_receiver_that_it_waits_for_is_gone
 
 #[test]
 fn a_sender_is_read_again_in_the_turn_in_which_a_write_to_the_receiver_fails() {
-    let (mut test, members) = room(limits(16 * 1024 * 1024));
-    let peers: Vec<PeerId> = (0..2).map(|_| test.script.connect()).collect();
-    test.turn_until_quiet();
-    test.script.window(peers[1], 0);
-    test.script.feed(peers[0], &b"x\n".repeat(64 * 1024));
+    let (mut test, members, peers) = room_with_a_full_member();
     test.turn_until_quiet();
     assert!(test.script.unread(peers[0]) > 0, "it waits");
     // It is not read, so only a write finds that the peer has gone; then it waits to be read, with no queue.

@@ -53,12 +53,14 @@ impl World {
         let (table, socket) = (&self.event_loop.table, &self.event_loop.table.cx.limits.socket);
         let (Some(lifetime), now) = (socket.lifetime, table.cx.elapsed) else { return };
         for (id, life) in &mut self.shared.borrow_mut().ledger.lives {
-            if now >= life.opened + lifetime && table.find(*id).is_some() {
-                let shakes = table.find(*id).is_some_and(|it| it.filter.is_handshaking());
-                let noticed = *life.is_old.insert(life.is_old.filter(|_| !shakes).unwrap_or(now));
-                let is_late = now > noticed + 2 * socket.linger + LATE_MAX;
-                assert!(!is_late, "{id}: open since {:?}, and at {now:?}", life.opened);
+            let Some(it) = table.find(*id).filter(|_| now >= life.opened + lifetime) else { continue };
+            if it.filter.is_handshaking() {
+                life.is_old = Some(now);
+                continue;
             }
+            let noticed = *life.is_old.get_or_insert(now);
+            let is_late = now > noticed + 2 * socket.linger + LATE_MAX;
+            assert!(!is_late, "{id}: open since {:?}, and at {now:?}", life.opened);
         }
     }
 
