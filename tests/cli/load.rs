@@ -15,7 +15,7 @@ fn load(words: &str) -> Value {
     let mut all = vec!["load"];
     all.extend(words.split_whitespace());
     all.extend(["--json", "--no-ceiling"]);
-    if !words.contains("idle") {
+    if !words.contains("idle") && !words.contains("warm-up") {
         all.extend(["--warm-up", "100ms"]);
     }
     let outcome = run(&all, b"");
@@ -63,17 +63,20 @@ fn each_shape_of_load_is_carried_and_no_byte_is_wrong() {
     }
 }
 
+/// A message that was due before the end is sent, also late, and in the percentiles. A machine without a processor to
+/// spare delays answers; it neither adds a message nor takes one away.
 #[test]
 fn it_counts_what_the_server_has_seen() {
     let _quiet = exclusive();
     let mut echo = Server::start("echo --raw");
-    let output = load(&format!("{} --duration 500ms --rate 4000 --size 100", echo.address));
-    let count = number(&output, "count");
-    assert!((1_900.0..=2_001.0).contains(&count), "4,000 a second for half a second are {count}");
+    let output = load(&format!("{} --warm-up 0 --duration 500ms --rate 4000 --size 100", echo.address));
+    let (due, answered) = (number(&output["latency_us"], "samples"), number(&output, "count"));
+    assert!((1_999.0..=2_001.0).contains(&due), "4,000 a second for half a second are {due}");
+    assert!((100.0..=due).contains(&answered), "{output}");
     let log = echo.end();
     let seen: f64 =
         log.split(" in=").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok()).expect("bytes");
-    assert!(seen >= count * 100.0 && seen <= count * 100.0 * 1.4, "{seen} bytes; the warm-up is not counted");
+    assert_eq!(seen, due * 100.0, "{output}");
 }
 
 /// The open loop sends 500 messages a second for two seconds. A generator that waits for answers before it sends would
