@@ -20,7 +20,7 @@ use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::connection::state::{Flag, Stage};
 use crate::parts::timers::{Redial, TimerAction, TimerId};
-use crate::sys::Stream;
+use crate::sys::{Resolver, Stream};
 
 /// The filter of a dial, the name or address that its certificate is checked against, and its handshake's deadline.
 type FilterFirst = (FilterConfig, Address, Option<Tick>);
@@ -92,9 +92,21 @@ impl Connection {
 }
 
 impl Table {
-    /// Takes a slot for a dial. The connect is made at the end of the turn: the table makes no system calls, and a
-    /// callback can still set options or cancel the dial.
+    /// Dials for a service, as the public methods do.
     pub(crate) fn dial(
+        &mut self,
+        service: ServiceId,
+        to: Address,
+        options: DialOptions,
+        dialed_by: Option<ConnId>,
+    ) -> Result<ConnId, DialError> {
+        self.start_look_up = Some(Resolver::look_up);
+        self.start_dial(service, to, options, dialed_by)
+    }
+
+    /// Takes a slot for a dial or a redial. The connect is made at the end of the turn: the table makes no system
+    /// calls, and a callback can still set options or cancel the dial.
+    fn start_dial(
         &mut self,
         service: ServiceId,
         to: Address,
@@ -159,7 +171,7 @@ impl Table {
     /// The wait of a redial is over. If no slot is free, it waits again.
     pub(crate) fn redial(&mut self, again: Redial) {
         let service = self.service_id(again.service);
-        match self.dial(service, again.to.clone(), again.options.clone(), None) {
+        match self.start_dial(service, again.to.clone(), again.options.clone(), None) {
             Ok(id) => {
                 let (connection, _) = self.at(id.slot);
                 connection.optional().dialed_after = Some(again.last);

@@ -100,7 +100,8 @@ impl<S: System> EventLoop<S> {
         let number = match self.lookups.request(host, port, id, max) {
             LookupRequest::New(number) => {
                 self.table.cx.stats.lookups += 1;
-                self.system.look_up(number, host, port);
+                let start = self.table.start_look_up.expect("the first dial has set it");
+                self.system.look_up(start, number, host, port);
                 number
             }
             LookupRequest::Joined(number) => number,

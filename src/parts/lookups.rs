@@ -1,20 +1,20 @@
 //! Which connections wait for which name.
 
-use std::collections::HashMap;
-
 use crate::base::id::ConnId;
 
-/// The names that are being looked up. Connections that need the same name share one lookup.
+/// The names that are being looked up. Connections that need the same name share one lookup. A list and not a map:
+/// there are at most [`Limits::lookups`](crate::Limits::lookups), and a lookup takes longer than a search of them.
 #[derive(Debug, Default)]
 pub(crate) struct Lookups {
-    by_name: HashMap<(Box<str>, u16), u64>,
-    by_number: HashMap<u64, Lookup>,
+    pending: Vec<Lookup>,
     last: u64,
 }
 
 #[derive(Debug)]
 struct Lookup {
-    name: (Box<str>, u16),
+    number: u64,
+    host: Box<str>,
+    port: u16,
     waiters: Vec<ConnId>,
 }
 
@@ -31,32 +31,30 @@ pub(crate) enum LookupRequest {
 
 impl Lookups {
     pub(crate) fn request(&mut self, host: &str, port: u16, waiter: ConnId, max: usize) -> LookupRequest {
-        let name = (Box::from(host), port);
-        if let Some(&number) = self.by_name.get(&name) {
-            if let Some(lookup) = self.by_number.get_mut(&number) {
-                lookup.waiters.push(waiter);
-            }
-            return LookupRequest::Joined(number);
+        let same = |lookup: &&mut Lookup| *lookup.host == *host && lookup.port == port;
+        if let Some(lookup) = self.pending.iter_mut().find(same) {
+            lookup.waiters.push(waiter);
+            return LookupRequest::Joined(lookup.number);
         }
-        if self.by_number.len() >= max {
+        if self.pending.len() >= max {
             return LookupRequest::Full;
         }
         self.last += 1;
-        self.by_name.insert(name.clone(), self.last);
-        self.by_number.insert(self.last, Lookup { name, waiters: vec![waiter] });
+        self.pending.push(Lookup { number: self.last, host: host.into(), port, waiters: vec![waiter] });
         LookupRequest::New(self.last)
     }
 
     /// The lookup has ended: returns the connections that wait for it. There are none if the lookup was dropped.
     pub(crate) fn complete(&mut self, number: u64) -> Vec<ConnId> {
-        let Some(lookup) = self.by_number.remove(&number) else { return Vec::new() };
-        self.by_name.remove(&lookup.name);
-        lookup.waiters
+        let place = self.pending.iter().position(|lookup| lookup.number == number);
+        place.map_or(Vec::new(), |place| self.pending.swap_remove(place).waiters)
     }
 
     /// A connection waits no longer; says whether it was the last one.
     pub(crate) fn cancel_waiter(&mut self, number: u64, waiter: ConnId) -> bool {
-        let Some(lookup) = self.by_number.get_mut(&number) else { return false };
+        let Some(lookup) = self.pending.iter_mut().find(|lookup| lookup.number == number) else {
+            return false;
+        };
         lookup.waiters.retain(|&waiting| waiting != waiter);
         lookup.waiters.is_empty()
     }
@@ -100,6 +98,6 @@ mod tests {
                 && lookups.cancel_waiter(1, waiter(1))
                 && !lookups.cancel_waiter(2, waiter(1))
         );
-        assert_eq!((lookups.complete(1), lookups.by_name.len(), lookups.by_number.len()), (vec![], 0, 0));
+        assert_eq!((lookups.complete(1), lookups.pending.len()), (vec![], 0));
     }
 }

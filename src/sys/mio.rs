@@ -25,7 +25,8 @@ use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 use crate::sys::resolver::{LookUp, Resolver};
 use crate::sys::{
-    AcceptError, Answer, Connecting, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker, Watched,
+    AcceptError, Answer, Connecting, Epoch, ListenSocket, Ready, Registrar, StartLookUp, Stream, System,
+    Waker, Watched,
 };
 
 /// The real kernel.
@@ -385,8 +386,8 @@ impl System for Kernel {
         self.spare_descriptor.take().is_some()
     }
 
-    fn look_up(&mut self, number: u64, host: &str, port: u16) {
-        self.resolver.look_up(number, host, port);
+    fn look_up(&mut self, start: StartLookUp, number: u64, host: &str, port: u16) {
+        start(&mut self.resolver, number, host, port);
     }
 
     fn cancel_look_up(&mut self, number: u64) -> bool {
