@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use log::Level;
 
-use self::shared::{ServiceAdmission, SharedAdmission};
+use self::shared::{Admit, ServiceAdmission, SharedAdmission};
 use super::table::Table;
 use crate::base::address::PeerAddress;
 use crate::base::id::ConnId;
@@ -30,7 +30,7 @@ impl Connection {
             return;
         }
         if let (Some(admission), Some(ip)) = (&mut cx.admissions[usize::from(self.service)], self.peer.ip()) {
-            admission.with(|admission| admission.release(ip));
+            admission.release(ip);
         }
     }
 }
@@ -39,10 +39,10 @@ impl Table {
     /// Has the access policy of a service share its counts with other reactors. A policy that was set before is from
     /// now on that of all.
     pub(crate) fn share_admission(&mut self, service: u16, shared: SharedAdmission) {
-        let shared = ServiceAdmission::Shared(shared);
-        match self.cx.admissions[usize::from(service)].replace(shared) {
-            Some(ServiceAdmission::Own(own)) => self.set_access_policy(service, own.policy),
-            Some(ServiceAdmission::Shared(_)) | None => {}
+        let shared = Box::new(ServiceAdmission::Shared(shared));
+        let before = self.cx.admissions[usize::from(service)].replace(shared);
+        if let Some(own) = before.and_then(Admit::into_own) {
+            self.set_access_policy(service, own);
         }
     }
 
@@ -53,7 +53,7 @@ impl Table {
         let admission = &mut self.cx.admissions[usize::from(service)];
         match admission {
             Some(admission) => admission.set(policy),
-            None => *admission = Some(ServiceAdmission::Own(Box::new(Admission::new(policy, connections)))),
+            None => *admission = Some(Box::new(ServiceAdmission::Own(Admission::new(policy, connections)))),
         }
     }
 
@@ -63,10 +63,7 @@ impl Table {
         let (Some(admission), Some(ip)) = (&mut self.cx.admissions[usize::from(service)], ip) else {
             return Ok(());
         };
-        let (decided, dry) = admission.with(|admission| {
-            let decided = admission.allows(ip).map_err(|how| (Refusal::Denied, how));
-            (decided, admission.policy.dry_run)
-        });
+        let (decided, dry) = admission.check(ip);
         self.unless_dry_run(dry, ip, decided)
     }
 
@@ -76,16 +73,7 @@ impl Table {
         let (Some(admission), Some(ip)) = (&mut self.cx.admissions[usize::from(service)], ip) else {
             return Ok(false);
         };
-        let now = admission.tick(self.cx.now);
-        let (counts, dry, entered) = admission.with(|admission| {
-            let (counts, dry) = (admission.tracks(ip), admission.policy.dry_run);
-            let (too_many, too_fast) = (admission.policy.on_too_many, admission.policy.on_too_fast);
-            let entered = admission.admit(ip, now).map_err(|why| match why {
-                Refusal::AcceptRate => (why, too_fast),
-                _ => (why, too_many),
-            });
-            (counts, dry, entered)
-        });
+        let (counts, dry, entered) = admission.admit(ip, self.cx.now);
         self.unless_dry_run(dry, ip, entered).map(|()| counts)
     }
 

@@ -15,7 +15,7 @@ use crate::base::stats::Stats;
 use crate::base::tick::Tick;
 use crate::config::dial::SocketOption;
 use crate::config::limits::{Limits, SocketLimits};
-use crate::connection::admission::shared::ServiceAdmission;
+use crate::connection::admission::shared::Admit;
 use crate::parts::arena::{Arena, SegmentList};
 use crate::parts::handshake_queue::HandshakeQueue;
 use crate::parts::log_limit::LogLimit;
@@ -55,7 +55,7 @@ pub(crate) struct Context {
     /// Rates that several connections share.
     pub(crate) groups: Vec<Group>,
     /// By service: the addresses that it admits, and what they have open.
-    pub(crate) admissions: Vec<Option<ServiceAdmission>>,
+    pub(crate) admissions: Vec<Option<Box<dyn Admit>>>,
     pub(crate) handshakes: HandshakeQueue,
     pub(crate) sender_waits: SenderWaits,
     // -- queues of the turn ------------------------------------------------------------------------------

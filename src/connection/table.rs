@@ -19,7 +19,6 @@ use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 use crate::config::limits::{Limits, SocketLimits};
 use crate::connection::Connection;
-use crate::connection::admission::shared::ServiceAdmission;
 use crate::connection::context::Context;
 use crate::connection::deferred::Work;
 use crate::connection::listen::Listeners;
@@ -202,7 +201,7 @@ impl Table {
     /// Whether a service may have one more connection, by the limits of the reactor and of its policy.
     pub(crate) fn has_room_for_service(&self, service: u16, slots: usize) -> bool {
         let service = usize::from(service);
-        let max = self.cx.admissions[service].as_ref().and_then(ServiceAdmission::connections);
+        let max = self.cx.admissions[service].as_ref().and_then(|policy| policy.connections());
         self.has_room_for(slots) && max.is_none_or(|max| self.connections_by_service[service] < max)
     }
 
