@@ -443,10 +443,10 @@ impl fmt::Display for Attempt {
 
 /// The system's error message without its number and in lower case, to be put into a longer message.
 pub(crate) fn os_message(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or(&text);
-    let mut letters = text.chars();
-    letters.next().map_or(String::new(), |first| first.to_lowercase().chain(letters).collect())
+    let mut text = error.to_string();
+    text.truncate(text.find(" (os error").unwrap_or(text.len()));
+    text.get_mut(..1).into_iter().for_each(str::make_ascii_lowercase);
+    text
 }
 
 #[cfg(test)]
