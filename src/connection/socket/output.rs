@@ -2,6 +2,7 @@
 //!
 //! Read before: `connection/socket.rs`. Next: `connection/output.rs`, which queues.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -157,6 +158,18 @@ impl io::Write for Socket<'_> {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.send(bytes);
         Ok(())
+    }
+
+    /// Joins the pieces of a text, so that it is sent once and not piece by piece.
+    fn write_fmt(&mut self, text: fmt::Arguments<'_>) -> io::Result<()> {
+        let mut joined = std::mem::take(&mut self.parts().1.joined);
+        joined.clear();
+        let written = joined.write_fmt(text);
+        let (connection, cx) = self.parts();
+        connection.send(&joined, cx);
+        joined.shrink_to(READ_AT_ONCE);
+        cx.joined = joined;
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {
