@@ -83,8 +83,9 @@ mod reactor;
 mod service;
 
 pub use base::address::{Address, AddressError};
+pub use base::credentials::{CredentialsError, PeerCredentials};
 pub use base::filter::{Filter, FilterConfig, FilterFactory, FilterInfo, Opened};
-pub use base::id::{ConnId, GroupId, Key, ListenerId, ServiceId, WatchId};
+pub use base::id::{ConnId, GroupId, Interest, Key, ListenerId, ServiceId, WatchId};
 pub use base::leaving::Leaving;
 pub use base::observer;
 pub use base::post_error::PostError;

@@ -395,7 +395,7 @@ fn a_reactor_can_dial_itself() {
     });
 }
 
-/// Answers a line with the user of the process at the other end, as the system knows it.
+/// Answers a line with whether the process at the other end is this one, as the system knows it.
 struct WhoAsks;
 
 impl Service for WhoAsks {
@@ -406,26 +406,45 @@ impl Service for WhoAsks {
     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
         input.take_all();
         let descriptor = socket.descriptor().expect("it is connected");
-        let peer = rustix::net::sockopt::socket_peercred(descriptor).expect("a Unix-domain socket");
         let mss = socket2::SockRef::from(&descriptor).tcp_mss().map_err(|error| error.kind());
-        let _ = write!(socket, "{} {mss:?}", peer.uid.as_raw());
+        let peer = socket.peer_credentials();
+        let own =
+            (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw(), std::process::id());
+        let is_own = peer.map(|peer| (peer.uid, peer.gid, peer.pid) == own);
+        let _ = write!(socket, "{is_own:?} {mss:?}");
         socket.close();
     }
 }
 
+fn ask(mut stream: impl Read + Write) -> String {
+    stream.write_all(b"?").expect("it takes what we say");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
 #[test]
-fn a_descriptor_is_lent_to_ask_the_system_who_the_peer_is() {
+fn the_process_at_the_other_end_of_a_unix_socket_is_known_and_a_descriptor_is_lent_to_ask_for_more() {
     let path = std::env::temp_dir().join(format!("tidemill-embed-{}.sock", std::process::id()));
     let mut reactor = reactor();
     let service = reactor.add(WhoAsks);
     reactor.listen(path.as_path(), service).expect("a listener");
     let answer = while_turning(&mut reactor, || {
-        let mut stream = std::os::unix::net::UnixStream::connect(&path).expect("a connection");
-        stream.write_all(b"?").expect("it takes what we say");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        answer
+        ask(std::os::unix::net::UnixStream::connect(&path).expect("a connection"))
     });
     // The maximum segment size of TCP is an error there, so the descriptor is that of this very socket.
-    assert_eq!(answer, format!("{} Err(Unsupported)", rustix::process::getuid().as_raw()));
+    assert_eq!(answer, "Ok(true) Err(Unsupported)");
+}
+
+#[test]
+fn a_tcp_peer_and_a_dial_that_is_not_connected_have_no_credentials_and_the_error_says_why() {
+    let mut reactor = reactor();
+    let service = reactor.add(WhoAsks);
+    let listener = reactor.listen("127.0.0.1:0", service).expect("a listener");
+    let at = reactor.local_addr(listener).and_then(|at| at.inet()).expect("its address");
+    let answer = while_turning(&mut reactor, || ask(TcpStream::connect(at).expect("a connection")));
+    assert!(answer.starts_with("Err(NotUnix) Ok("), "{answer}");
+    let dial = reactor.dial(at, service).expect("a slot");
+    let error = reactor.sockets().get(dial).expect("it is dialed").peer_credentials().expect_err("not yet");
+    assert_eq!(error.to_string(), "no credentials of the peer: it is not connected yet");
 }

@@ -123,6 +123,18 @@ impl fmt::Debug for ListenerId {
     }
 }
 
+/// What a descriptor is [watched](crate::Sockets::watch_with) for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Interest {
+    /// That it can be read.
+    #[default]
+    Readable,
+    /// That it can be written to.
+    Writable,
+    /// That it can be read or written to.
+    Both,
+}
+
 /// The id of a descriptor that is [watched](crate::Sockets::watch). It may be kept for any time: a later one has
 /// another id, and no other reactor finds it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,6 +1,7 @@
 //! The lowest layer: addresses, ids, ticks, reasons, counters, shared bytes, and the interface of filters.
 
 pub(crate) mod address;
+pub(crate) mod credentials;
 pub(crate) mod filter;
 pub(crate) mod id;
 pub(crate) mod leaving;

@@ -15,6 +15,8 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::base::address::Address;
+#[cfg(not(target_family = "wasm"))]
+use crate::base::credentials::{CredentialsError, PeerCredentials};
 use crate::base::filter::{FilterConfig, FilterInfo};
 use crate::base::id::{ConnId, GroupId, ServiceId};
 use crate::base::reason::{CloseReason, Refusal};
@@ -102,12 +104,10 @@ impl<'a> Socket<'a> {
         self.table.local(self.connection())
     }
 
-    /// The descriptor, to ask the system for what this crate does not: who the peer of a Unix-domain socket is
-    /// (SO_PEERCRED), round-trip times (TCP_INFO), a mark (SO_MARK). `None` until a dial is connected. Do not read,
-    /// write or register it: the reactor would not know.
+    /// The process at the other end of a Unix-domain socket. One system call, so call it once, in `open`. In
+    /// [`testing`](crate::testing) it is process 1 of user and group 1000.
     ///
     /// ```
-    /// use rustix::net::sockopt::socket_peercred;
     /// use tidemill::{Input, Service, Socket};
     ///
     /// /// Serves only processes of one user.
@@ -116,14 +116,24 @@ impl<'a> Socket<'a> {
     /// impl Service for Admin {
     ///     type Session = ();
     ///     fn open(&mut self, socket: &mut Socket<'_>) {
-    ///         let peer = socket.descriptor().and_then(|descriptor| socket_peercred(descriptor).ok());
-    ///         if peer.is_none_or(|peer| peer.uid.as_raw() != self.user) {
+    ///         if !socket.peer_credentials().is_ok_and(|peer| peer.uid == self.user) {
     ///             socket.close();
     ///         }
     ///     }
     ///     fn data(&mut self, _: &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
     /// }
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// If it is not a Unix-domain socket, is not connected yet, or the system is not Linux.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn peer_credentials(&self) -> Result<PeerCredentials, CredentialsError> {
+        self.connection().stream.as_ref().ok_or(CredentialsError::NotConnected)?.peer_credentials()
+    }
+
+    /// The descriptor, to ask the system for what this crate does not: round-trip times (TCP_INFO), a mark (SO_MARK).
+    /// `None` until a dial is connected. Do not read, write or register it: the reactor would not know.
     #[cfg(not(target_family = "wasm"))]
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.connection().stream.as_ref()?.descriptor()

@@ -7,7 +7,7 @@ use std::io;
 #[cfg(not(target_family = "wasm"))]
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::base::id::WatchId;
+use crate::base::id::{Interest, WatchId};
 #[cfg(not(target_family = "wasm"))]
 use crate::base::id::{ServiceId, Token};
 #[cfg(not(target_family = "wasm"))]
@@ -26,6 +26,7 @@ pub(crate) struct Watches {
 pub(crate) struct WatchEntry {
     id: WatchId,
     pub(crate) service: u16,
+    pub(crate) interest: Interest,
     pub(crate) descriptor: Watched,
 }
 
@@ -36,6 +37,10 @@ impl Watches {
 
     pub(crate) fn get(&self, id: WatchId) -> Option<&WatchEntry> {
         self.all.get(id.index as usize)?.as_ref().filter(|watch| watch.id == id)
+    }
+
+    fn get_mut(&mut self, id: WatchId) -> Option<&mut WatchEntry> {
+        self.all.get_mut(id.index as usize)?.as_mut().filter(|watch| watch.id == id)
     }
 
     pub(crate) fn take(&mut self, id: WatchId) -> Option<WatchEntry> {
@@ -109,6 +114,54 @@ impl Sockets<'_> {
         descriptor: impl Into<OwnedFd>,
         service: impl Into<ServiceId>,
     ) -> io::Result<WatchId> {
+        self.watch_with(descriptor, service, Interest::Readable)
+    }
+
+    /// Watches a descriptor for what `interest` says: see [`watch`](Sockets::watch). A descriptor can be written to
+    /// nearly always, and [`ready`](crate::Service::ready) would be called in each turn. So ask for that by
+    /// [`set_interest`](Sockets::set_interest) when a write would block, and no longer once everything is written.
+    /// `ready` does not say which of both it is: a non-blocking read or write does.
+    ///
+    /// ```
+    /// use std::io::{ErrorKind, Write};
+    /// use std::process::ChildStdin;
+    /// use tidemill::{Input, Interest, Service, ServiceSockets, Socket, WatchId};
+    ///
+    /// /// Gives what comes from connections to a child, which may read slowly. Its pipe is non-blocking and watched.
+    /// struct Recorder { pipe: ChildStdin, watch: WatchId, queued: Vec<u8> }
+    ///
+    /// impl Service for Recorder {
+    ///     type Session = ();
+    ///     fn open(&mut self, _: &mut Socket<'_>) {}
+    ///     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
+    ///         self.queued.extend(input.take_all());
+    ///         socket.all().set_interest(self.watch, Interest::Writable).unwrap();
+    ///         if self.queued.len() > 1 << 20 {
+    ///             socket.close();
+    ///         }
+    ///     }
+    ///     fn ready(&mut self, watch: WatchId, sockets: &mut ServiceSockets<'_, Recorder>) {
+    ///         match self.pipe.write(&self.queued) {
+    ///             Ok(written) => drop(self.queued.drain(..written)),
+    ///             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+    ///             Err(_) => drop(sockets.unwatch(watch)), // Its reader has gone.
+    ///         }
+    ///         if self.queued.is_empty() {
+    ///             let _ = sockets.set_interest(watch, Interest::Readable); // Now only its reader's end is told.
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`watch`](Sockets::watch).
+    pub fn watch_with(
+        &mut self,
+        descriptor: impl Into<OwnedFd>,
+        service: impl Into<ServiceId>,
+        interest: Interest,
+    ) -> io::Result<WatchId> {
         let table = self.table();
         let Some(service) = table.number_of(service.into()) else {
             let why = "cannot watch a descriptor: the service is of another reactor";
@@ -121,15 +174,27 @@ impl Sockets<'_> {
             return Err(io::Error::other(why));
         }
         let descriptor = Watched::Kernel(descriptor.into());
-        table.registrar.watch(&descriptor, Token::watch(index), false)?;
+        table.registrar.watch(&descriptor, Token::watch(index), interest, false)?;
         watched.generation += 1;
         let id = WatchId { reactor: table.reactor, index: index as u32, generation: watched.generation };
-        let watch = Some(WatchEntry { id, service, descriptor });
+        let watch = Some(WatchEntry { id, service, interest, descriptor });
         match watched.all.get_mut(index) {
             Some(gap) => *gap = watch,
             None => watched.all.push(watch),
         }
         Ok(id)
+    }
+
+    /// Changes what a descriptor is watched for.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](io::ErrorKind::NotFound) if it is no longer watched.
+    pub fn set_interest(&mut self, watch: WatchId, interest: Interest) -> io::Result<()> {
+        let table = self.table();
+        let entry = table.watched.get_mut(watch).ok_or(io::ErrorKind::NotFound)?;
+        entry.interest = interest;
+        table.registrar.watch(&entry.descriptor, Token::watch(watch.index as usize), interest, true)
     }
 
     /// The descriptor of a watch, to read from. `None` once it is no longer watched.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::address::{Address, AddressError};
-use crate::base::id::{ConnId, Key, ListenerId, ServiceId, WatchId};
+use crate::base::id::{ConnId, Interest, Key, ListenerId, ServiceId, WatchId};
 use crate::base::observer::Observer;
 use crate::base::setup_error::{AdoptError, DialError, ListenError};
 use crate::base::stats::Stats;
@@ -274,6 +274,20 @@ impl Reactor {
         service: impl Into<ServiceId>,
     ) -> io::Result<WatchId> {
         self.sockets().watch(descriptor, service)
+    }
+
+    /// Watches a descriptor for reading, writing or both: see [`Sockets::watch_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sockets::watch`].
+    pub fn watch_with(
+        &mut self,
+        descriptor: impl Into<OwnedFd>,
+        service: impl Into<ServiceId>,
+        interest: Interest,
+    ) -> io::Result<WatchId> {
+        self.sockets().watch_with(descriptor, service, interest)
     }
 
     /// Ends a [`watch`](Reactor::watch), and gives the descriptor back. `None` if it was no longer watched.

@@ -127,8 +127,9 @@ pub trait Service: Sized + 'static {
         let _ = (session, socket, how);
     }
 
-    /// Called when a descriptor that is [watched](Sockets::watch) for this service can be read, or has ended or failed:
-    /// in each turn, until it has been read or is no longer watched. Does nothing by default.
+    /// Called when a descriptor that is [watched](Sockets::watch) for this service can be read (or written to, if
+    /// [asked for](Sockets::watch_with)), or has ended or failed: in each turn, until it has been read or is no longer
+    /// watched. Does nothing by default.
     fn ready(&mut self, watch: WatchId, sockets: &mut ServiceSockets<'_, Self>) {
         let _ = (watch, sockets);
     }

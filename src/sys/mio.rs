@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mio::net::{TcpListener, UnixListener};
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Registry};
+use mio::{Events, Poll, Registry};
 use socket2::SockRef;
 
 use super::handed_over::HandedOver;
@@ -19,7 +19,7 @@ use super::splice::KernelPipe;
 use super::stream::{self, keepalive_probes};
 use super::timerfd::DeadlineTimer;
 use crate::base::address::{Address, PeerAddress};
-use crate::base::id::Token;
+use crate::base::id::{Interest, Token};
 use crate::base::leaving::Leaving;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
@@ -188,16 +188,21 @@ impl Registrar for KernelRegistrar {
 
     fn register(&self, listener: &mut ListenSocket, token: Token) -> io::Result<()> {
         let source = listener.kernel_mut().source();
-        source.map_or(Ok(()), |source| self.0.register(source, mio_token(token), Interest::READABLE))
+        source.map_or(Ok(()), |source| self.0.register(source, mio_token(token), mio::Interest::READABLE))
     }
 
-    fn watch(&self, descriptor: &Watched, token: Token, again: bool) -> io::Result<()> {
+    fn watch(&self, descriptor: &Watched, token: Token, interest: Interest, again: bool) -> io::Result<()> {
         let Watched::Kernel(descriptor) = descriptor;
         let (descriptor, token) = (descriptor.as_raw_fd(), mio_token(token));
+        let interest = match interest {
+            Interest::Readable => mio::Interest::READABLE,
+            Interest::Writable => mio::Interest::WRITABLE,
+            Interest::Both => mio::Interest::READABLE | mio::Interest::WRITABLE,
+        };
         match again {
             // mio is edge-triggered. Setting the registration again has the kernel look at the descriptor again.
-            true => self.0.reregister(&mut SourceFd(&descriptor), token, Interest::READABLE),
-            false => self.0.register(&mut SourceFd(&descriptor), token, Interest::READABLE),
+            true => self.0.reregister(&mut SourceFd(&descriptor), token, interest),
+            false => self.0.register(&mut SourceFd(&descriptor), token, interest),
         }
     }
 
@@ -421,13 +426,13 @@ fn set_user_timeout(_: &SockRef<'_>, _: Option<Duration>) -> io::Result<()> {
 
 /// The events that a stream is registered for. Urgent data is among them, because a read ends at the urgent mark.
 #[cfg(target_os = "linux")]
-fn interests() -> Interest {
-    Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY
+fn interests() -> mio::Interest {
+    mio::Interest::READABLE | mio::Interest::WRITABLE | mio::Interest::PRIORITY
 }
 
 #[cfg(not(target_os = "linux"))]
-fn interests() -> Interest {
-    Interest::READABLE | Interest::WRITABLE
+fn interests() -> mio::Interest {
+    mio::Interest::READABLE | mio::Interest::WRITABLE
 }
 
 /// Tokens have 64 bits; those of mio are of type `usize`.

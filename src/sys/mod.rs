@@ -32,7 +32,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::base::address::{Address, PeerAddress};
-use crate::base::id::Token;
+#[cfg(not(target_family = "wasm"))]
+use crate::base::credentials::{CredentialsError, PeerCredentials};
+use crate::base::id::{Interest, Token};
 use crate::base::leaving::Leaving;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
@@ -62,9 +64,9 @@ pub(crate) trait Registrar {
     /// Registers a listener for accepting, edge-triggered.
     fn register(&self, listener: &mut ListenSocket, token: Token) -> io::Result<()>;
 
-    /// Registers a descriptor that is not of the reactor for reading. With `again` it was registered before and has had
-    /// an event: one that can still be read has another.
-    fn watch(&self, descriptor: &Watched, token: Token, again: bool) -> io::Result<()>;
+    /// Registers a descriptor that is not of the reactor. With `again` it was registered before: one that is ready has
+    /// another event.
+    fn watch(&self, descriptor: &Watched, token: Token, interest: Interest, again: bool) -> io::Result<()>;
 
     /// Ends the registration: the descriptor may stay open.
     fn unwatch(&self, descriptor: &Watched) -> io::Result<()>;
@@ -84,6 +86,18 @@ impl Stream {
             Stream::Kernel(stream) => Some(stream.as_fd()),
             #[cfg(any(test, feature = "testing"))]
             Stream::Simulated(_) => None,
+        }
+    }
+
+    /// The process at the other end. In the simulation it is process 1 of user and group 1000, if it is on a
+    /// Unix-domain socket.
+    pub(crate) fn peer_credentials(&self) -> Result<PeerCredentials, CredentialsError> {
+        match self {
+            Stream::Kernel(stream) => stream.peer_credentials(),
+            #[cfg(any(test, feature = "testing"))]
+            Stream::Simulated(fd) if fd.is_unix() => Ok(PeerCredentials { uid: 1000, gid: 1000, pid: 1 }),
+            #[cfg(any(test, feature = "testing"))]
+            Stream::Simulated(_) => Err(CredentialsError::NotUnix),
         }
     }
 

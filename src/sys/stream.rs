@@ -14,7 +14,9 @@ use mio::net::{TcpListener, TcpStream, UnixListener};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::base::address::{Address, PeerAddress};
+use crate::base::credentials::{CredentialsError, PeerCredentials};
 use crate::base::leaving::Leaving;
+use crate::base::reason::OsError;
 use crate::config::dial::{DialOptions, KeepAlive};
 use crate::config::listen::ListenOptions;
 use crate::sys::AcceptError;
@@ -118,6 +120,23 @@ impl Stream {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Some(Leaving::Reset),
             Ok(_) | Err(_) => None,
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(super) fn peer_credentials(&self) -> Result<PeerCredentials, CredentialsError> {
+        // Of a TCP socket the kernel would say user 2^32 - 1, without an error.
+        if self.local().map_err(|error| CredentialsError::System(OsError::from(error)))?.is_some() {
+            return Err(CredentialsError::NotUnix);
+        }
+        let peer = rustix::net::sockopt::socket_peercred(self)
+            .map_err(|error| CredentialsError::System(OsError::from(io::Error::from(error))))?;
+        let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
+        Ok(PeerCredentials { uid: peer.uid.as_raw(), gid: peer.gid.as_raw(), pid })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn peer_credentials(&self) -> Result<PeerCredentials, CredentialsError> {
+        Err(CredentialsError::System(OsError::from(io::Error::from_raw_os_error(libc::EOPNOTSUPP))))
     }
 
     pub(super) fn shutdown_write(&self) -> io::Result<()> {

@@ -4,7 +4,8 @@ use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 
-use tidemill::{ServiceSockets, WatchId};
+use rustix::pipe::{PipeFlags, pipe_with};
+use tidemill::{Interest, ServiceSockets, WatchId};
 
 use super::*;
 
@@ -104,4 +105,56 @@ fn watches_are_bounded_refused_for_other_reactors_and_end_with_a_shutdown() {
     assert!(reactor.sockets().watched(later).is_some_and(|descriptor| descriptor.as_fd().as_raw_fd() >= 0));
     reactor.shutdown(Duration::ZERO);
     reactor.run().expect("a shutdown does not wait for it");
+}
+
+/// Writes to a pipe whenever it can be written to, and counts the calls.
+#[derive(Clone, Default)]
+struct Filler {
+    calls: Rc<RefCell<usize>>,
+    written: Rc<RefCell<usize>>,
+}
+
+impl Service for Filler {
+    type Session = ();
+
+    fn open(&mut self, _: &mut Socket<'_>) {}
+
+    fn data(&mut self, _: &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
+
+    fn ready(&mut self, watch: WatchId, sockets: &mut ServiceSockets<'_, Filler>) {
+        *self.calls.borrow_mut() += 1;
+        let pipe = sockets.watched(watch).expect("it is watched");
+        while let Ok(length) = rustix::io::write(pipe, &[7; 4096]) {
+            *self.written.borrow_mut() += length;
+        }
+    }
+}
+
+#[test]
+fn a_full_pipe_is_told_of_once_it_was_drained_and_not_before() {
+    let mut reactor = reactor();
+    let filler = Filler::default();
+    let service = reactor.add(filler.clone());
+    let (reader, writer) = pipe_with(PipeFlags::NONBLOCK).expect("a pipe");
+    let watch = reactor.watch_with(writer, service, Interest::Writable).expect("it is watched");
+    turn_until(&mut reactor, "it is filled", |_| *filler.written.borrow() > 0);
+    let (capacity, calls) = (*filler.written.borrow(), *filler.calls.borrow());
+    let turns = |reactor: &mut Reactor| {
+        (0..3).for_each(|_| _ = reactor.turn(Some(Duration::from_millis(10))).expect("a turn"));
+    };
+    turns(&mut reactor);
+    assert_eq!(*filler.calls.borrow(), calls, "a full pipe is not ready");
+    assert_eq!(rustix::io::read(&reader, &mut vec![0; capacity]).expect("it is full"), capacity);
+    turn_until(&mut reactor, "it is filled again", |_| *filler.written.borrow() == 2 * capacity);
+    // Drained once more, but only its other end's end is asked for.
+    reactor.sockets().set_interest(watch, Interest::Readable).expect("it is watched");
+    assert_eq!(rustix::io::read(&reader, &mut vec![0; capacity]).expect("it is full"), capacity);
+    let calls = *filler.calls.borrow();
+    turns(&mut reactor);
+    assert_eq!(*filler.calls.borrow(), calls, "writability is no longer asked for");
+    reactor.sockets().set_interest(watch, Interest::Both).expect("it is watched");
+    turn_until(&mut reactor, "it is told again", |_| *filler.written.borrow() == 3 * capacity);
+    drop(reactor.unwatch(watch));
+    let error = reactor.sockets().set_interest(watch, Interest::Both).expect_err("it is not watched");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
 }

@@ -601,3 +601,28 @@ fn a_full_reactor_refuses_or_lets_wait() {
     bench.end(ann);
     assert_eq!(bench.heard(bob), "LATE\n");
 }
+
+/// Says which user the peer is, in place of a greeting.
+struct WhoIsThere;
+
+impl Service for WhoIsThere {
+    type Session = ();
+
+    fn open(&mut self, socket: &mut Socket<'_>) {
+        socket.send(format!("{:?}\n", socket.peer_credentials().map(|peer| peer.uid)));
+    }
+
+    fn data(&mut self, _: &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
+}
+
+#[test]
+fn a_simulated_peer_on_a_unix_socket_is_user_1000_and_one_on_tcp_has_no_credentials() {
+    let mut bench = Bench::new();
+    let service = bench.add(WhoIsThere);
+    bench.listen("10.0.0.2:80", service).unwrap();
+    bench.listen("unix:/run/who.sock", service).unwrap();
+    for (to, said) in [("unix:/run/who.sock", "Ok(1000)\n"), ("10.0.0.2:80", "Err(NotUnix)\n")] {
+        let peer = bench.connect_to(to);
+        assert_eq!(bench.heard(peer), said);
+    }
+}

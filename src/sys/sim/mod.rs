@@ -63,6 +63,15 @@ pub(crate) struct Fd {
     world: Rc<RefCell<World>>,
 }
 
+impl Fd {
+    /// Whether it is a stream on a Unix-domain socket.
+    pub(crate) fn is_unix(&self) -> bool {
+        let Descriptor::Socket(key) = self.of else { return false };
+        let socket = &self.world.borrow().sockets[key];
+        socket.to.as_ref().map_or(socket.from.is_none(), Address::is_unix)
+    }
+}
+
 /// What a descriptor stands for, as an index into the lists of the world.
 #[derive(Clone, Copy)]
 enum Descriptor {

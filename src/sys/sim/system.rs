@@ -11,7 +11,7 @@ use super::{
     World, error,
 };
 use crate::base::address::{Address, PeerAddress};
-use crate::base::id::Token;
+use crate::base::id::{Interest, Token};
 use crate::base::leaving::Leaving;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
@@ -54,7 +54,7 @@ impl Registrar for Sim {
         Ok(())
     }
 
-    fn watch(&self, _: &Watched, _: Token, _: bool) -> io::Result<()> {
+    fn watch(&self, _: &Watched, _: Token, _: Interest, _: bool) -> io::Result<()> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "the simulated kernel watches no descriptors"))
     }
 
