@@ -100,6 +100,7 @@ pub use config::limits::{Limits, MinRate, SocketLimits};
 pub use config::listen::{ListenOptions, Overflow};
 pub use config::rules::{Action, IpRange, RangeError, RefuseMode, Rule, Rules};
 pub use connection::optional::IdleKind;
+pub use connection::rate::shared::SharedRate;
 pub use connection::socket::Socket;
 pub use connection::sockets::Sockets;
 pub use connection::state::{Origin, State};

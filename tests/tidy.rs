@@ -175,6 +175,7 @@ const FACE: &[&str] = &[
     "reactor/shards/mod.rs",
     "reactor/shards/shard.rs",
     "connection/admission/shared.rs",
+    "connection/rate/shared.rs",
     "services/chat/on_shards.rs",
     "sys/handed_over.rs",
     "handle.rs",

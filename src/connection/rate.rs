@@ -2,6 +2,9 @@
 //!
 //! Read before: `parts/token_bucket.rs`, which measures a rate.
 
+pub(crate) mod shared;
+
+use self::shared::{LeasedTokens, SharedRate};
 use super::table::Table;
 use crate::base::mark::mark;
 use crate::base::seeded_bug::{SeededBug, seeded};
@@ -10,19 +13,32 @@ use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::connection::state::Flag;
 use crate::parts::token_bucket::{SHARE_MIN, TokenBucket, burst};
+use crate::sys::Epoch;
 
 /// A rate that several connections share.
 #[derive(Debug)]
 pub(crate) struct Group {
     rate: usize,
-    bucket: TokenBucket,
+    tokens: Tokens,
     /// How many members are throttled.
     throttled: usize,
 }
 
+/// Where a group has its tokens from.
+#[derive(Debug)]
+enum Tokens {
+    Own(TokenBucket),
+    /// Of a rate that groups of other reactors have, too.
+    Leased(LeasedTokens),
+}
+
 impl Group {
     pub(crate) fn new(rate: usize, now: Tick) -> Group {
-        Group { rate, bucket: TokenBucket::new(rate, burst(rate), now), throttled: 0 }
+        Group { rate, tokens: Tokens::Own(TokenBucket::new(rate, burst(rate), now)), throttled: 0 }
+    }
+
+    pub(crate) fn shared(rate: &SharedRate, epoch: Epoch) -> Group {
+        Group { rate: rate.rate(), tokens: Tokens::Leased(rate.lease(epoch)), throttled: 0 }
     }
 
     /// How many members are throttled.
@@ -34,8 +50,34 @@ impl Group {
     /// How many bytes one member may read now. The tokens are divided by the number of members that are throttled, so
     /// that the one that is read first does not take all.
     fn share(&mut self, now: Tick) -> usize {
-        let level = self.bucket.level(now);
+        let level = match &mut self.tokens {
+            Tokens::Own(bucket) => bucket.level(now),
+            Tokens::Leased(lease) => lease.level(now),
+        };
         level.min((level / (self.throttled + 1)).max(SHARE_MIN))
+    }
+
+    fn take(&mut self, bytes: usize, now: Tick) {
+        match &mut self.tokens {
+            Tokens::Own(bucket) => bucket.take(bytes, now),
+            Tokens::Leased(lease) => lease.take(bytes),
+        }
+    }
+
+    /// When a member that is throttled may be read again. Each that waits before it is to find its tokens, too.
+    fn next_refill(&mut self, now: Tick) -> Tick {
+        match &mut self.tokens {
+            Tokens::Own(bucket) => bucket.time_until(SHARE_MIN * self.throttled, now),
+            Tokens::Leased(lease) => lease.next_refill(SHARE_MIN * (self.throttled - 1), self.rate),
+        }
+    }
+
+    fn set_rate(&mut self, rate: usize, now: Tick) {
+        self.rate = rate;
+        match &mut self.tokens {
+            Tokens::Own(bucket) => *bucket = TokenBucket::new(rate, burst(rate), now),
+            Tokens::Leased(lease) => lease.set_rate(rate, now),
+        }
     }
 }
 
@@ -71,7 +113,7 @@ impl Connection {
         let own = bucket.map_or(now, |bucket| bucket.time_until(SHARE_MIN, now));
         let shared = group.map_or(now, |group| {
             group.throttled += 1;
-            group.bucket.time_until(SHARE_MIN * group.throttled, now)
+            group.next_refill(now)
         });
         // At least one tick later: a deadline in this tick would be due again at once.
         optional.overrides().refill = Some(own.max(shared).max(Tick(now.0 + 1)));
@@ -93,7 +135,7 @@ impl Connection {
             bucket.take(bytes, cx.now);
         }
         if let Some(index) = optional.group {
-            cx.groups[usize::from(index)].bucket.take(bytes, cx.now);
+            cx.groups[usize::from(index)].take(bytes, cx.now);
         }
     }
 
@@ -130,7 +172,7 @@ impl Table {
         let index = group;
         let changed = |group: &&mut Group| group.rate != rate;
         let Some(group) = self.cx.groups.get_mut(usize::from(index)).filter(changed) else { return };
-        (group.rate, group.bucket) = (rate, TokenBucket::new(rate, burst(rate), now));
+        group.set_rate(rate, now);
         // Throttled members wait until a time that was computed from the old rate.
         for (_, connection) in &mut self.slots {
             let member = connection.optional.as_ref().is_some_and(|optional| optional.group == Some(index));

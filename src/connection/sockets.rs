@@ -15,6 +15,7 @@ use crate::base::stats::Stats;
 use crate::config::access::AccessPolicy;
 use crate::config::limits::SocketLimits;
 use crate::connection::rate::Group;
+use crate::connection::rate::shared::SharedRate;
 use crate::connection::table::{Stop, Table};
 use crate::parts::timers::TimerId;
 
@@ -140,14 +141,28 @@ impl<'a> Sockets<'a> {
     ///
     /// If there are 65,535 groups already.
     pub fn add_group(&mut self, rate: usize) -> io::Result<GroupId> {
+        self.add(Group::new(rate, self.table.cx.now))
+    }
+
+    /// Creates a group whose rate is that of groups on other reactors, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`add_group`](Sockets::add_group).
+    pub fn add_shared_group(&mut self, rate: &SharedRate) -> io::Result<GroupId> {
+        self.add(Group::shared(rate, self.table.cx.epoch))
+    }
+
+    fn add(&mut self, group: Group) -> io::Result<GroupId> {
         let index = u16::try_from(self.table.cx.groups.len()).ok().filter(|&index| index < u16::MAX);
         let index = index.ok_or_else(|| io::Error::other("a reactor has 65,535 groups at most"))?;
-        self.table.cx.groups.push(Group::new(rate, self.table.cx.now));
+        self.table.cx.groups.push(group);
         Ok(GroupId { index, reactor: self.table.reactor })
     }
 
-    /// Changes the rate of a group, in bytes per second. Members that wait are read again at the new rate. A group of
-    /// another reactor is ignored, with a warning in the log.
+    /// Changes the rate of a group, in bytes per second. Members that wait are read again at the new rate. If the rate
+    /// is shared with other reactors, set it on each: what they had borrowed and what waits there is as it was until
+    /// then. A group of another reactor is ignored, with a warning in the log.
     pub fn set_group_rate(&mut self, group: GroupId, rate: usize) {
         if let Some(index) = self.table.index_of(group) {
             self.table.set_group_rate(index, rate);

@@ -5,6 +5,7 @@ pub(crate) mod arena;
 pub(crate) mod handshake_queue;
 pub(crate) mod happy_eyeballs;
 pub(crate) mod inbox;
+pub(crate) mod leases;
 pub(crate) mod listener;
 pub(crate) mod log_limit;
 pub(crate) mod lookups;

@@ -27,7 +27,7 @@ pub(crate) struct TokenBucket {
 }
 
 /// Ticks per second.
-const SCALE: u64 = 100;
+pub(super) const SCALE: u64 = 100;
 
 impl TokenBucket {
     /// A full bucket. `rate` and `max` are limited to 1 to 2^48, so that no product overflows.
@@ -73,7 +73,7 @@ impl TokenBucket {
         self.refill(now);
         let wanted = ((tokens as u64).min(self.capacity) * SCALE) as i64;
         let missing = wanted.saturating_sub(self.level).max(0) as u64;
-        Tick(now.0 + missing.div_ceil(self.rate))
+        Tick(self.updated.0 + missing.div_ceil(self.rate))
     }
 }
 

@@ -36,6 +36,8 @@ use crate::base::address::{Address, PeerAddress};
 use crate::base::credentials::{CredentialsError, PeerCredentials};
 use crate::base::id::{Interest, Token};
 use crate::base::leaving::Leaving;
+#[cfg(not(target_family = "wasm"))]
+use crate::base::tick::Tick;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 
@@ -161,6 +163,20 @@ impl Epoch {
     #[cfg(not(target_family = "wasm"))]
     pub(crate) fn at(self, elapsed: Duration) -> Instant {
         self.instant + elapsed
+    }
+
+    /// How many ticks later than another one it is; negative if it is earlier.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn ticks_after(self, other: Epoch) -> i64 {
+        let ticks = |later: Epoch, earlier: Epoch| {
+            Tick::at(later.instant.saturating_duration_since(earlier.instant)).0 as i64
+        };
+        ticks(self, other) - ticks(other, self)
+    }
+
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn ticks_after(self, _: Epoch) -> i64 {
+        0
     }
 
     /// How long ago it was.

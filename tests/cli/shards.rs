@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -130,6 +130,20 @@ fn sighup_changes_the_options_of_all_shards_and_sigterm_lets_all_finish() {
     assert_eq!(server.ended(SOON).code(), Some(0));
     until("its last line", SOON, || server.log().contains("accepted=10 refused=1 "));
     fs::remove_file(&file).expect("a file of ours");
+}
+
+#[test]
+fn one_sender_gets_the_rate_of_all_shards_and_no_more() {
+    let _others = shared();
+    let mut server = Server::start("echo --raw --shards 2 --rate 0 --total-rate 256KiB --drain 0");
+    let mut peer = Peer::connect(server.address);
+    let begun = Instant::now();
+    peer.send("x".repeat(300 * 1024));
+    peer.receive(300 * 1024);
+    // A bucket has 32 KiB. Half the rate would take 2.2 s.
+    let took = begun.elapsed().as_secs_f64();
+    assert!((0.9..2.0).contains(&took), "{took} s");
+    server.end();
 }
 
 #[test]

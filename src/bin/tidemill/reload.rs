@@ -97,10 +97,6 @@ impl Share {
         let units = all / self.together;
         (units / self.count + usize::from(self.number < units % self.count)) * self.together
     }
-
-    pub fn rate(self, all: usize) -> usize {
-        (all / self.count).max(1)
-    }
 }
 
 /// What the loops are to use from now on.
@@ -119,7 +115,7 @@ impl Change {
         let connections = self.policy.connections.map(|all| place.share.connections(all));
         sockets.set_access_policy(place.service, AccessPolicy { connections, ..self.policy });
         if let Some((group, rate)) = place.group.zip(self.total_rate) {
-            sockets.set_group_rate(group, place.share.rate(rate));
+            sockets.set_group_rate(group, rate);
         }
         let Some(rate) = self.rate else { return };
         for id in sockets.ids() {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tidemill::observer::{Observer, Step};
 use tidemill::tls::Server;
 use tidemill::{
-    AccessPolicy, Address, Limits, ListenError, ListenOptions, Peers, Reactor, Service, Shards, SocketLimits,
-    Sockets, Stats,
+    AccessPolicy, Address, Limits, ListenError, ListenOptions, Peers, Reactor, Service, Shards, SharedRate,
+    SocketLimits, Sockets, Stats,
 };
 
 use crate::args::config::Arguments;
@@ -95,7 +95,7 @@ struct Start {
     connections: usize,
     limits: SocketLimits,
     policy: AccessPolicy,
-    total_rate: Option<usize>,
+    total_rate: Option<SharedRate>,
     watchers: Arc<Watchers>,
     places: Mutex<Vec<Place>>,
 }
@@ -109,7 +109,7 @@ impl Start {
             connections: plan.max.connections,
             limits: plan.limits.clone(),
             policy,
-            total_rate: options.total_rate(),
+            total_rate: options.total_rate().map(|rate| SharedRate::new(rate, options.shards.count())),
             watchers: Arc::new(Watchers::new(&options.observe, options.shards.count())),
             places: Mutex::default(),
         };
@@ -148,8 +148,8 @@ impl Start {
         peers: &Peers<S>,
     ) -> io::Result<tidemill::Key<S>> {
         let share = self.share(number);
-        let add_group = |rate| reactor.sockets().add_group(share.rate(rate));
-        let group = self.total_rate.map(add_group).transpose()?;
+        let add_group = |rate| reactor.sockets().add_shared_group(rate);
+        let group = self.total_rate.as_ref().map(add_group).transpose()?;
         let key = reactor.add_with(service, SocketLimits { group, ..self.limits.clone() });
         let connections = Some(share.connections(self.connections));
         reactor.set_access_policy(key, AccessPolicy { connections, ..self.policy.clone() });

@@ -1,6 +1,9 @@
 //! Read rates of connections and groups.
 
 use super::*;
+use crate::base::id::GroupId;
+use crate::connection::rate::shared::SharedRate;
+use crate::sys::Epoch;
 
 const RATE: usize = 1_000_000;
 
@@ -182,4 +185,70 @@ fn a_group_of_another_reactor_is_ignored() {
     test.script.feed(peer, b"still read");
     test.turn_until_quiet();
     assert_eq!(test.script.unread(peer), 0);
+}
+
+/// Loops whose group has one rate, with this many peers on each, all of which send more than is read.
+fn sharing(members: [usize; 2]) -> [(TestLoop, GroupId, Vec<PeerId>); 2] {
+    let (rate, epoch) = (SharedRate::new(RATE, 2), Epoch::from_now());
+    members.map(|count| {
+        let mut test = socket_limits(no_idle()).build(discard);
+        // Their simulated clocks began together.
+        test.event_loop.table.cx.epoch = epoch;
+        let group = test.sockets().add_shared_group(&rate).unwrap();
+        let member = |test: &mut TestLoop| {
+            let (peer, id) = stuffed(test);
+            test.sockets().get(id).unwrap().join_group(Some(group));
+            peer
+        };
+        let peers = (0..count).map(|_| member(&mut test)).collect();
+        (test, group, peers)
+    })
+}
+
+/// How much is read of each peer in a time, in which the loops turn by turns.
+fn read_by_both(loops: &mut [(TestLoop, GroupId, Vec<PeerId>); 2], span: Duration) -> [Vec<usize>; 2] {
+    let mut read = loops.each_ref().map(|(_, _, peers)| vec![0; peers.len()]);
+    for _ in 0..span.as_millis() / 5 {
+        for (read, (test, _, peers)) in read.iter_mut().zip(&mut *loops) {
+            let more = read_in(test, peers, Duration::from_millis(5));
+            read.iter_mut().zip(more).for_each(|(read, more)| *read += more);
+        }
+    }
+    read
+}
+
+#[test]
+fn a_rate_of_two_loops_is_all_for_the_one_whose_peers_send() {
+    let mut loops = sharing([5, 0]);
+    let read = read_by_both(&mut loops, 10 * SECOND);
+    let sum: usize = read[0].iter().sum();
+    assert!((95 * RATE / 10..=105 * RATE / 10).contains(&sum), "{read:?}");
+    assert!(read[0].iter().all(|one| one * 10 > sum), "each gets at least half its share: {read:?}");
+}
+
+#[test]
+fn a_rate_of_two_loops_is_kept_by_both_together_in_equal_parts() {
+    let mut loops = sharing([3, 7]);
+    let read = read_by_both(&mut loops, 10 * SECOND);
+    let sums = read.each_ref().map(|read| read.iter().sum::<usize>());
+    let sum = sums[0] + sums[1];
+    assert!((95 * RATE / 10..=105 * RATE / 10).contains(&sum), "{read:?}");
+    assert!(sums.iter().all(|one| one * 10 > sum * 4), "{read:?}");
+    assert!(read[1].iter().all(|one| one * 14 > sums[1]), "each gets at least half its share: {read:?}");
+}
+
+#[test]
+fn a_shared_rate_that_is_raised_on_each_loop_reaches_throttled_members() {
+    let mut loops = sharing([1, 1]);
+    for (test, group, _) in &mut loops {
+        test.sockets().set_group_rate(*group, 2);
+    }
+    read_by_both(&mut loops, 2 * SECOND);
+    let before = read_by_both(&mut loops, SECOND);
+    assert!(before.iter().all(|read| read[0] < 3_000), "{before:?}");
+    for (test, group, _) in &mut loops {
+        test.sockets().set_group_rate(*group, RATE);
+    }
+    let read = read_by_both(&mut loops, SECOND);
+    assert!(read.iter().all(|read| read[0] > RATE * 2 / 5), "{read:?}");
 }

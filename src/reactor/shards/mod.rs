@@ -110,7 +110,8 @@ impl<S: Service> Shards<S> {
     ///
     /// let limits = Limits { connections: 500, ..Limits::default() };
     /// let shards = Shards::start_with(vec![limits; 2], |_, reactor, _| {
-    ///     let group = reactor.sockets().add_group(1 << 20)?; // 1 MiB/s on each shard.
+    ///     // 1 MiB/s on each shard; see SharedRate for a rate of all.
+    ///     let group = reactor.sockets().add_group(1 << 20)?;
     ///     let limits = SocketLimits { group: Some(group), ..Echo::raw().limits() };
     ///     Ok(reactor.add_with(Echo::raw(), limits))
     /// })?;
