@@ -68,7 +68,8 @@ impl Connection {
             }
             None => limits.idle,
         };
-        // During a handshake only its own deadline and the overrides apply: it is shorter than any other.
+        earliest.consider(self.created, self.lifetime(limits), Due::Lifetime);
+        // A handshake has a deadline of its own, in the place of the timeouts below.
         if self.filter.is_handshaking() {
             return earliest.at(self.tls().and_then(|tls| tls.deadline), Due::Handshake);
         }
@@ -80,7 +81,6 @@ impl Connection {
             earliest.consider(self.last_activity, Some(BROKEN_AND_HELD), Due::Broken);
         }
         earliest.consider(self.last_activity, idle, Due::Idle);
-        earliest.consider(self.created, self.lifetime(limits), Due::Lifetime);
         let silent = self.bytes_in == 0 || self.tls().is_some_and(|tls| tls.no_plaintext_yet);
         // While it is paused it is not read, and its first byte may have arrived.
         if silent && !self.flags.any(&[Flag::Dialed, Flag::Paused]) {

@@ -170,3 +170,29 @@ pub(in crate::event_loop::tests) fn bytes_read_between_start_filter_and_the_hand
     });
     assert_eq!((test.close_reason(id), longest.max()), (None, Some(80_000)));
 }
+
+#[test]
+fn a_lifetime_that_ends_during_a_handshake_closes_at_once() {
+    let limits = SocketLimits { lifetime: Some(3 * SECOND), ..no_idle() };
+    for said in [&b"STARTTLS\n"[..], b"STARTTLS\nHEL", b"STARTTLS\nHELLO\n"] {
+        let mut test = socket_limits(limits.clone()).build(|socket, input| {
+            if input.take_line().is_some() {
+                socket.send(b"go\n");
+                socket.start_filter(server());
+            }
+        });
+        let (peer, id) = test.accept();
+        test.advance(2_500 * MS);
+        test.script.feed(peer, said);
+        test.advance(495 * MS);
+        assert!(!test.script.received_end(peer), "the lifetime is never early");
+        test.advance(30 * MS);
+        assert!(test.script.received_end(peer), "not after the 10 s of the handshake");
+        test.script.end(peer);
+        test.turn_until_quiet();
+        assert_eq!(
+            (test.close_reason(id), test.event_loop.table.cx.memory),
+            (Some(CloseReason::Lifetime), 0)
+        );
+    }
+}

@@ -47,20 +47,16 @@ impl World {
         self.check_lifetimes();
     }
 
-    /// One that is as old as the limit is closed; then it has the time to linger twice, as it may be closing already. A
-    /// handshake that began before has its own deadline, which may be later.
+    /// One that is as old as the limit is closed; then it has the time to linger twice, as it may be closing already.
     fn check_lifetimes(&self) {
         let (table, socket) = (&self.event_loop.table, &self.event_loop.table.cx.limits.socket);
         let (Some(lifetime), now) = (socket.lifetime, table.cx.elapsed) else { return };
         for (id, life) in &mut self.shared.borrow_mut().ledger.lives {
-            let Some(it) = table.find(*id).filter(|_| now >= life.opened + lifetime) else { continue };
-            if it.filter.is_handshaking() {
-                life.is_old = Some(now);
-                continue;
+            if now >= life.opened + lifetime && table.find(*id).is_some() {
+                let noticed = *life.is_old.get_or_insert(now);
+                let is_late = now > noticed + 2 * socket.linger + LATE_MAX;
+                assert!(!is_late, "{id}: open since {:?}, and at {now:?}", life.opened);
             }
-            let noticed = *life.is_old.get_or_insert(now);
-            let is_late = now > noticed + 2 * socket.linger + LATE_MAX;
-            assert!(!is_late, "{id}: open since {:?}, and at {now:?}", life.opened);
         }
     }
 
