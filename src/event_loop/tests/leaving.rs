@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::leaving::Leaving;
+use crate::config::dial::DialOptions;
 
 /// Pauses at its first byte, and wants to know when the peer leaves.
 #[derive(Clone, Default)]
@@ -9,6 +10,8 @@ struct Busy {
     wants: bool,
     left: Rc<RefCell<Vec<Leaving>>>,
     ended: Rc<RefCell<Vec<CloseReason>>>,
+    /// It pauses its connections when they begin.
+    pauses: bool,
 }
 
 impl Service for Busy {
@@ -16,6 +19,9 @@ impl Service for Busy {
 
     fn open(&mut self, socket: &mut Socket<'_>) {
         socket.notice_leaving(self.wants);
+        if self.pauses {
+            socket.pause();
+        }
     }
 
     fn data(&mut self, _: &mut (), socket: &mut Socket<'_>, input: &mut Input<'_>) {
@@ -36,12 +42,17 @@ impl Service for Busy {
 }
 
 fn busy(wants: bool) -> (EventLoop<Sim>, Script, Busy) {
+    let busy = Busy { wants, ..Busy::default() };
+    let (event_loop, script, _) = with(&busy);
+    (event_loop, script, busy)
+}
+
+fn with(busy: &Busy) -> (EventLoop<Sim>, Script, ServiceId) {
     let (sim, script) = Sim::new();
     let mut event_loop = EventLoop::new(sim, Limits::default()).unwrap();
-    let busy = Busy { wants, ..Busy::default() };
     let service = event_loop.add(busy.clone(), Some(no_idle()));
     event_loop.listen(&address().into(), service, &ListenOptions::default()).unwrap();
-    (event_loop, script, busy)
+    (event_loop, script, service)
 }
 
 #[test]
@@ -86,4 +97,20 @@ fn a_connection_that_is_read_or_did_not_ask_hears_of_the_end_by_reading() {
         assert_eq!(*busy.left.borrow(), [], "{wants}");
         assert_eq!(busy.ended.borrow().len(), usize::from(wants));
     }
+}
+
+#[test]
+fn a_peer_that_leaves_before_the_dial_to_it_is_known_as_connected_is_noticed_then() {
+    let busy = Busy { wants: true, pauses: true, ..Busy::default() };
+    let (mut event_loop, script, service) = with(&busy);
+    event_loop.table.dial(service, address().into(), DialOptions::default(), None).unwrap();
+    event_loop.turn_until_quiet(&script);
+    let peer = script.dialed()[0];
+    // kqueue has two events for the FIN and the connect, which may come from two calls.
+    script.end(peer);
+    event_loop.turn_until_quiet(&script);
+    assert_eq!(*busy.left.borrow(), [], "it is not connected yet");
+    script.finish_dial(peer, Ok(()));
+    event_loop.turn_until_quiet(&script);
+    assert_eq!(*busy.left.borrow(), [Leaving::End]);
 }
