@@ -436,11 +436,15 @@ mod tests {
         let mut queue = Queue::default();
         arena.spill(list, &mut queue);
         arena.clear();
-        let mut slices = WriteBatch::new(usize::MAX);
-        queue.gather(&mut slices);
-        let bytes: Vec<u8> = slices.slices().iter().flat_map(|slice| slice.to_vec()).collect();
-        assert_eq!(bytes, b"hared-tail");
+        assert_eq!(contents(&queue), "hared-tail");
         queue.clear();
+        // A whole chunk is not copied: its second reference costs no more than that.
+        let (mut list, large) = (SegmentList::EMPTY, Shared::from(vec![b'x'; 10_000]));
+        arena.push_shared(&mut list, &large);
+        let (mut first, mut second) = (Queue::default(), Queue::default());
+        assert!(arena.spill(list, &mut first) > 10_000 && arena.spill(list, &mut second) < 100);
+        first.clear();
+        second.clear();
     }
 
     #[test]
@@ -457,5 +461,118 @@ mod tests {
         assert_eq!(reads, 1);
         arena.clear();
         assert!(!arena.is_full());
+    }
+
+    fn contents(queue: &Queue) -> String {
+        let mut slices = WriteBatch::new(usize::MAX);
+        queue.gather(&mut slices);
+        let bytes: Vec<u8> = slices.slices().iter().flat_map(|slice| slice.to_vec()).collect();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn segments_are_joined_only_within_a_list_and_without_a_gap() {
+        let mut arena = Arena::new();
+        let block = arena.take_block();
+        assert_eq!(arena.block_addresses.len(), BLOCK, "nothing else is taken for a part of the block");
+        arena.put_block(block);
+        let (mut one, mut two) = (SegmentList::EMPTY, SegmentList::EMPTY);
+        for (list, bytes) in [(0, "a"), (0, "b"), (1, "-"), (0, "c"), (0, "d")] {
+            arena.push([&mut one, &mut two][list], bytes.as_bytes());
+        }
+        assert_eq!((text(&arena, &one).as_str(), text(&arena, &two).as_str()), ("abcd", "-"));
+        assert_eq!((arena.segments.len(), arena.composed()), (3, 5));
+        assert_eq!((arena.as_single(&two), arena.as_single(&one)), (Some(&b"-"[..]), None));
+        arena.advance(&mut one, 2);
+        assert_eq!(arena.as_single(&one), Some(&b"cd"[..]), "the first segment is written");
+        assert_eq!(arena.as_single(&SegmentList::EMPTY), None);
+        // The same chunk twice in a list is two segments: a range of it has no end beyond its own.
+        let (mut list, shared) = (SegmentList::EMPTY, Shared::from("xy"));
+        (0..2).for_each(|_| arena.push_shared(&mut list, &shared));
+        arena.push_shared(&mut list, &Shared::from(""));
+        arena.push(&mut list, b"");
+        assert_eq!((text(&arena, &list).as_str(), arena.segments.len()), ("xyxy", 5));
+    }
+
+    #[test]
+    fn a_callback_has_spent_its_budget_when_it_has_queued_as_much_or_is_ended() {
+        let mut arena = Arena::new();
+        let (budget, mut list) = (arena.budget(), SegmentList::EMPTY);
+        arena.push(&mut list, &[0; 1_000]);
+        arena.push(&mut list, b"x");
+        assert_eq!(budget.spent(), 1_001 + 2 * SEGMENT_COST);
+        arena.end_delivery();
+        assert!(budget.spent() >= DELIVERY_BUDGET);
+    }
+
+    #[test]
+    fn the_first_bytes_of_a_list_can_be_copied_out_files_too() {
+        let mut arena = Arena::new();
+        let (mut list, mut other, mut front) = (SegmentList::EMPTY, SegmentList::EMPTY, Queue::default());
+        arena.push(&mut other, b"other");
+        let file = Rc::new(std::fs::File::open("/dev/null").unwrap());
+        arena.push(&mut list, b"head");
+        arena.push_file(&mut list, FilePart { file, start: 5, length: 10 });
+        arena.push_shared(&mut list, &Shared::from("-shared-"));
+        assert_eq!((arena.has_file(&list), arena.has_file(&other), list.len()), (true, false, 22));
+        let charged = arena.spill_front(&mut list, 8, &mut front);
+        assert_eq!((front.len(), front.in_files(), list.len()), (8, 4, 14));
+        assert_eq!(front.clear(), charged);
+        let (mut rest, mut left) = (Queue::default(), list);
+        let charged = arena.spill(list, &mut rest);
+        let part = rest.front_file().expect("six bytes of the file");
+        assert_eq!((part.start, part.length, rest.len()), (9, 6, 14));
+        assert_eq!(rest.clear(), charged);
+        arena.spill_front(&mut left, 7, &mut front);
+        assert_eq!((text(&arena, &left).as_str(), arena.has_file(&left)), ("shared-", false));
+        arena.spill_front(&mut left, 100, &mut front);
+        assert_eq!((front.len(), left.len()), (14, 0), "never more than there is");
+        front.clear();
+    }
+
+    #[test]
+    fn ciphertext_is_appended_to_its_list_and_forgotten_before_the_next_connection() {
+        let mut arena = Arena::new();
+        let mut list = SegmentList::EMPTY;
+        for record in ["one", "", "two"] {
+            let sealed = arena.push_ciphertext(&mut list, |out, _| {
+                out.extend_from_slice(record.as_bytes());
+                record.len()
+            });
+            assert_eq!(sealed, record.len());
+        }
+        assert_eq!((text(&arena, &list).as_str(), arena.segments.len()), ("onetwo", 1));
+        arena.push_ciphertext(&mut list, |out, _| out.extend_from_slice(&[b'x'; CIPHERTEXT_KEPT]));
+        arena.clear_ciphertext();
+        assert!(arena.ciphertext.is_empty() && arena.ciphertext.capacity() == 256 * 1024);
+    }
+
+    #[test]
+    fn the_arena_is_full_beyond_its_bytes_or_its_segments_and_keeps_no_more_memory() {
+        let (mut arena, mut list) = (Arena::new(), SegmentList::EMPTY);
+        arena.push(&mut list, &[0; 256 * 1024]);
+        assert!(!arena.is_full());
+        arena.push(&mut list, b"x");
+        assert!(arena.is_full());
+        arena.clear();
+        assert_eq!((arena.composed(), arena.composed.capacity()), (0, 256 * 1024));
+        let mut lists = [SegmentList::EMPTY; 2];
+        (0..16 * 1024).for_each(|at| arena.push(&mut lists[at % 2], b"x"));
+        assert!(!arena.is_full());
+        arena.push(&mut lists[0], b"x");
+        assert!(arena.is_full());
+        arena.push_shared(&mut list, &Shared::from("x"));
+        arena.push_file(
+            &mut list,
+            FilePart { file: Rc::new(std::fs::File::open("/dev/null").unwrap()), start: 0, length: 1 },
+        );
+        arena.clear();
+        assert_eq!((arena.segments.len(), arena.segments.capacity()), (0, 16 * 1024));
+        assert!(arena.shared.is_empty() && arena.files.is_empty() && !arena.is_full());
+        let block = arena.take_block();
+        arena.push(&mut SegmentList::EMPTY.clone(), &block[..64 * 1024 - 1]);
+        assert!(!arena.is_full(), "64 messages of a kilobyte fit");
+        arena.push(&mut SegmentList::EMPTY.clone(), &block[..64 * 1024]);
+        assert!(arena.is_full() && block.len() == 128 * 1024);
     }
 }

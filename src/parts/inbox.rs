@@ -445,6 +445,56 @@ mod tests {
     }
 
     #[test]
+    fn only_an_incomplete_character_at_the_end_is_left_of_a_text() {
+        for (bytes, text) in [(&b"a\xe2\x82"[..], "a"), (b"\xe2\x82\xac", "\u{20ac}"), (b"\xf0\x90\x8d", "")]
+        {
+            assert_eq!(Input::new(bytes).take_text(), text);
+        }
+    }
+
+    #[test]
+    fn so_many_bytes_are_taken_or_none() {
+        let mut input = Input::new(b"12345");
+        assert_eq!((input.try_take(6), input.try_take(2), input.len()), (None, Some(&b"12"[..]), 3));
+        assert_eq!((input.try_take(3), input.is_empty()), (Some(&b"345"[..]), true));
+    }
+
+    #[test]
+    fn a_search_goes_on_where_the_one_before_has_ended() {
+        assert_eq!(Input::with_scanned(b"\nab\n", 1).find(b"\n", 9), Some(3));
+    }
+
+    #[test]
+    fn an_input_whose_budget_is_spent_shows_nothing_more() {
+        let budget = Budget::default();
+        budget.spend(DELIVERY_BUDGET);
+        let mut input = Input::new(b"one\ntwo\n").within(&budget);
+        assert_eq!((budget.spent(), input.is_cut(), input.is_empty()), (0, false, false));
+        budget.spend(1_000);
+        budget.spend(1024 * 1024 - 1_001);
+        assert_eq!((input.take_line(), input.is_cut()), (Some(&b"one\n"[..]), false));
+        let seen = input.bytes().len();
+        budget.spend(1);
+        assert!(input.is_cut());
+        assert_eq!(input.take(seen - 1), b"two", "it was shown before");
+        assert_eq!((input.len(), input.take_all(), input.take_line()), (0, &b""[..], None));
+        assert_eq!((input.is_cut(), input.finish().0), (true, 7), "a byte is hidden");
+        let mut input = Input::new(b"all").within(&budget);
+        input.take_all();
+        budget.spend(DELIVERY_BUDGET);
+        assert!(!input.is_cut(), "there is nothing to hide");
+    }
+
+    #[test]
+    fn a_slice_is_found_by_its_addresses_if_all_of_it_lies_there() {
+        let bytes = [0_u8; 12];
+        let start = bytes.as_ptr() as usize;
+        let find = |part: Range<usize>| subslice_range(&bytes[part], start + 2..start + 9);
+        assert_eq!([find(3..7), find(2..9)], [Some(1..5), Some(0..7)]);
+        assert_eq!([find(1..4), find(7..10), find(10..11), find(4..4)], [const { None }; 4]);
+    }
+
+    #[test]
     fn an_announced_length_takes_no_memory() {
         let mut inbox = Inbox::default();
         inbox.append(&u32::MAX.to_be_bytes());

@@ -418,6 +418,79 @@ mod tests {
         assert_eq!(slices.slices().len(), SLICES_MAX);
     }
 
+    #[test]
+    fn an_exact_batch_stops_within_a_slice() {
+        let mut slices = WriteBatch::with_exact_budget(5);
+        assert!(slices.push(b"abc"));
+        assert!(!slices.push(b"defgh"));
+        let all: Vec<u8> = slices.slices().iter().flat_map(|slice| slice.to_vec()).collect();
+        assert_eq!((all.as_slice(), slices.len()), (&b"abcde"[..], 5));
+    }
+
+    #[test]
+    fn a_write_batch_has_room_below_its_budget_and_its_number_of_slices() {
+        let mut slices = WriteBatch::new(3);
+        assert!(slices.has_room() && slices.push(b"ab") && slices.has_room());
+        assert!(!slices.push(b"c") && !slices.has_room());
+        assert_eq!(slices.len(), 3);
+        let mut slices = WriteBatch::new(usize::MAX);
+        (1..SLICES_MAX).for_each(|_| assert!(slices.push(b"x") && slices.has_room()));
+        assert!(!slices.push(b"x") && !slices.has_room());
+    }
+
+    /// For tests that read none of it.
+    fn part(length: usize) -> FilePart {
+        FilePart { file: Rc::new(File::open("/dev/null").unwrap()), start: 0, length }
+    }
+
+    #[test]
+    fn an_outbox_knows_how_many_of_its_bytes_are_in_memory_in_files_and_in_a_kernel_pipe() {
+        let mut outbox = Outbox { in_pipe: 7, ..Outbox::default() };
+        let charged = outbox.wire.push(b"wire") + outbox.wire.push_file(part(30));
+        let charged = charged + outbox.plain.push(b"plain") + outbox.plain.push_file(part(100));
+        assert_eq!((outbox.queued(), outbox.in_files(), outbox.buffered()), (146, 130, 9));
+        assert_eq!(outbox.clear(), charged, "everything charged comes back");
+        assert_eq!((outbox.queued(), outbox.in_files(), outbox.buffered()), (0, 0, 0));
+    }
+
+    #[test]
+    fn written_bytes_are_those_of_the_wire_and_then_those_of_the_kernel_pipe() {
+        let mut outbox = Outbox { in_pipe: 7, is_stalled: true, ..Outbox::default() };
+        outbox.progress.moved = 10;
+        let charged = outbox.wire.push(b"wire");
+        assert_eq!((outbox.advance(6), outbox.in_pipe, outbox.wire.len()), (charged, 5, 0));
+        assert_eq!((outbox.progress.moved, outbox.is_stalled), (16, false));
+    }
+
+    #[test]
+    fn bytes_that_were_read_from_the_file_at_the_front_take_its_place() {
+        let mut queue = Queue::default();
+        let mut charged = queue.push_file(part(1_000));
+        charged += queue.replace_front(vec![1; 600]);
+        assert_eq!((queue.len(), queue.in_files(), queue.front_file().is_some()), (1_000, 400, false));
+        let freed = queue.advance(600);
+        let left = queue.front_file().expect("the rest of the file");
+        assert_eq!((left.start, left.length), (600, 400));
+        charged += queue.replace_front(vec![2; 400]);
+        assert!(!queue.has_file());
+        assert_eq!((contents(&queue), freed + queue.clear()), (vec![2; 400], charged));
+    }
+
+    #[test]
+    fn the_memory_of_a_chunk_grows_in_powers_of_two() {
+        let mut queue = Queue::default();
+        let charged = [5, 95, 28, 1].map(|n| queue.push(&vec![0; n]));
+        assert_eq!(charged, [CHUNK_COST + 8, 120, 0, 128]);
+        queue.clear();
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "a queue must be cleared")]
+    fn a_queue_that_is_dropped_with_its_memory_charged_panics() {
+        Queue::default().push(b"x");
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Push(usize),
@@ -479,6 +552,8 @@ mod tests {
                         queue.gather(&mut slices);
                         let there: Vec<u8> = slices.slices().iter().flat_map(|s| s.to_vec()).collect();
                         prop_assert_eq!(&there[..], &model[..there.len()], "a gather starts at the front");
+                        let in_memory: usize = queue.chunks.iter().map_while(Chunk::bytes).map(<[u8]>::len).sum();
+                        prop_assert!(there.len() >= n.min(in_memory.saturating_sub(queue.head)), "and ends at a file");
                         let n = n.min(model.len());
                         freed += queue.advance(n);
                         model.drain(..n);

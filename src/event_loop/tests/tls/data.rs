@@ -286,15 +286,6 @@ fn a_filtered_connection_is_not_read_while_its_group_has_no_rate_left() {
 }
 
 #[test]
-fn an_exact_batch_stops_within_a_slice() {
-    let mut slices = WriteBatch::with_exact_budget(5);
-    assert!(slices.push(b"abc"));
-    assert!(!slices.push(b"defgh"));
-    let all: Vec<u8> = slices.slices().iter().flat_map(|slice| slice.to_vec()).collect();
-    assert_eq!((all.as_slice(), slices.len()), (&b"abcde"[..], 5));
-}
-
-#[test]
 fn a_reset_behind_the_end_of_the_stream_is_noticed_within_a_second() {
     let limits = SocketLimits { half_closed: None, ..no_idle() };
     let mut test = Setup { finishes: false, ..tls_setup(limits) }.build(echo);

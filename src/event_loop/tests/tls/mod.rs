@@ -9,7 +9,6 @@ pub(super) mod starttls;
 use super::test_filter::{client, parse_records, record, server};
 use super::*;
 use crate::config::dial::{Backoff, DialOptions};
-use crate::parts::outbox::WriteBatch;
 
 const END: &[u8] = b"E\0\0";
 
