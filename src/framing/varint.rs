@@ -136,6 +136,12 @@ mod tests {
     }
 
     #[test]
+    fn the_three_widths_have_the_names_by_which_they_are_asked_for() {
+        let names = ["varint28", "varint32", "varint64"];
+        assert_eq!([Varint::U28, Varint::U32, Varint::U64].map(|framing| framing.to_string()), names);
+    }
+
+    #[test]
     fn lengths_have_the_bytes_that_the_specifications_give() {
         // MQTT 5, table 1-1; protobuf, "Base 128 Varints".
         for (length, head) in [
