@@ -11,8 +11,8 @@ pub use chat::{Chat, Elsewhere, RoomWork, ShardedRooms};
 pub use echo::Echo;
 pub use frames::Frames;
 pub use proxy::{
-    Balance, Chance, Fault, FaultAt, Faults, Proxy, Role, RouteChoice, Split, Upstream, UpstreamMode,
-    UpstreamStatus,
+    Balance, Chance, Fault, FaultAt, Faults, Proxy, Role, RouteChoice, Split, Upstream, UpstreamCounts,
+    UpstreamMode, UpstreamStatus,
 };
 #[cfg(feature = "tls")]
 pub use proxy::{RouteError, RouteMatch};

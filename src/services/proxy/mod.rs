@@ -26,7 +26,7 @@ pub use self::routes::RouteChoice;
 #[cfg(feature = "tls")]
 pub use self::tls_routes::{RouteError, RouteMatch};
 use self::upstreams::Upstreams;
-pub use self::upstreams::{Balance, Upstream, UpstreamMode, UpstreamStatus};
+pub use self::upstreams::{Balance, Upstream, UpstreamCounts, UpstreamMode, UpstreamStatus};
 use crate::base::address::Address;
 use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};

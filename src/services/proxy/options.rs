@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::hold::Demand;
 use super::routes::Classifier;
-use super::{Balance, Faults, Proxy, RouteChoice, Upstream};
+use super::{Balance, Faults, Proxy, RouteChoice, Upstream, UpstreamCounts};
 use crate::base::address::Address;
 use crate::base::filter::FilterConfig;
 use crate::config::dial::KeepAlive;
@@ -118,6 +118,35 @@ impl Proxy {
     /// has been no client for that time. It must not block. Off by default.
     pub fn on_demand(mut self, idle: Duration, control: impl FnMut(bool) + 'static) -> Proxy {
         self.hold.demand = Some(Demand { idle, control: Box::new(control) });
+        self
+    }
+
+    /// How many connections its upstreams have, to be counted together with those of other proxies.
+    pub fn counts(&self) -> UpstreamCounts {
+        self.upstreams.counts()
+    }
+
+    /// Counts the connections of its upstreams together with those of another proxy that has the same upstreams and
+    /// routes, on another shard for example: [`Upstream::max_connections`](super::Upstream::max_connections) is then of
+    /// all of them, and [`Balance::LeastConnections`](super::Balance) goes by what all have. To be called when
+    /// upstreams and routes are set.
+    ///
+    /// ```
+    /// use tidemill::services::{Proxy, Upstream};
+    /// use tidemill::{Limits, Shards};
+    ///
+    /// let to: tidemill::Address = "127.0.0.1:5432".parse().unwrap();
+    /// let proxy = move || {
+    ///     Proxy::to_upstreams(vec![Upstream { max_connections: Some(20), ..Upstream::from(to.clone()) }])
+    /// };
+    /// let counts = proxy().counts();
+    /// let shards = Shards::start(2, &Limits::default(), move |_, _| proxy().count_with(counts.clone()))?;
+    /// # shards.shutdown(std::time::Duration::ZERO);
+    /// # shards.join()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn count_with(mut self, counts: UpstreamCounts) -> Proxy {
+        self.upstreams.count_with(counts);
         self
     }
 

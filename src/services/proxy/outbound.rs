@@ -108,24 +108,25 @@ impl Proxy {
         let Some(dialing) = &mut record.dialing else { return false };
         let left = dialing.deadline.saturating_sub(now);
         while let Some(upstream) = dialing.untried.pop().filter(|_| !left.is_zero()) {
-            if !self.upstreams.takes_more(upstream) {
+            if !self.upstreams.begin(upstream) {
                 continue;
             }
             let target = self.upstreams.get(upstream);
             match client.dial_with(target.to, self.outbound_options.dial(target, upstream, left)) {
                 Ok(id) => {
-                    self.upstreams.begin(upstream);
                     dialing.in_flight.push(Attempt { id, upstream, started: now });
                     record.upstream = upstream;
                     break;
                 }
                 // No slot for an attempt beside another: it must wait for that one.
                 Err(error) if !dialing.in_flight.is_empty() => {
+                    self.upstreams.end(upstream);
                     debug!("{}: {error}", record.client);
                     dialing.untried.push(upstream);
                     break;
                 }
                 Err(error) => {
+                    self.upstreams.end(upstream);
                     let (level, left_out) = self.log_limits.dial.level(Level::Warn, Tick::at(now));
                     ::log::log!(level, "{}: {error}{left_out}", record.client);
                 }

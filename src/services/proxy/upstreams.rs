@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::base::address::Address;
@@ -64,7 +66,7 @@ pub struct UpstreamStatus {
     pub mode: UpstreamMode,
     /// Whether clients are connected to it, as long as it has room.
     pub is_up: bool,
-    /// Connections and attempts of clients.
+    /// Connections and attempts of clients, also those of proxies that [share](super::Proxy::count_with) the count.
     pub connections: usize,
 }
 
@@ -78,8 +80,8 @@ struct Entry {
     down_until: Option<Duration>,
     /// Whether a check is under way.
     checking: bool,
-    /// Connections and attempts of clients.
-    active: usize,
+    /// Connections and attempts of clients: of this proxy, or of several that share the count.
+    active: Arc<AtomicUsize>,
     /// Of smooth weighted round robin: rises by the weight in each choice, falls by the sum of weights when chosen.
     credit: i64,
 }
@@ -92,6 +94,11 @@ pub(super) struct Upstreams {
     /// How many checks have begun, skipped ones included.
     checks: usize,
 }
+
+/// How many connections the upstreams of a [`Proxy`](super::Proxy) have, for proxies on other threads that have the
+/// same upstreams: see [`Proxy::count_with`](super::Proxy::count_with). A clone is the same.
+#[derive(Clone, Debug)]
+pub struct UpstreamCounts(Vec<Arc<AtomicUsize>>);
 
 /// An upstream as what is dialed.
 #[derive(Clone, Copy, Debug)]
@@ -185,7 +192,8 @@ impl Upstreams {
         // A stable sort: equal ones stay in the order in which they were given.
         tier.sort_by(|&a, &b| self.entries[b].credit.cmp(&self.entries[a].credit));
         if self.balance == Balance::LeastConnections {
-            let load = |n: usize| (self.entries[n].active as u64, u64::from(self.entries[n].upstream.weight));
+            let load =
+                |n: usize| (self.entries[n].active() as u64, u64::from(self.entries[n].upstream.weight));
             tier.sort_by(|&a, &b| {
                 let ((a, a_weight), (b, b_weight)) = (load(a), load(b));
                 (a * b_weight).cmp(&(b * a_weight))
@@ -197,17 +205,13 @@ impl Upstreams {
         tier
     }
 
-    pub(super) fn takes_more(&self, index: usize) -> bool {
-        self.entries[index].takes_more()
-    }
-
     pub(super) fn status(&self, now: Duration) -> Vec<UpstreamStatus> {
         let status = |entry: &Entry| UpstreamStatus {
             upstream: entry.upstream.clone(),
             is_routed: entry.route.is_some(),
             mode: entry.mode,
             is_up: !entry.is_down(now),
-            connections: entry.active,
+            connections: entry.active(),
         };
         self.entries.iter().map(status).collect()
     }
@@ -218,13 +222,25 @@ impl Upstreams {
         same.map(|entry| entry.mode = mode).count()
     }
 
-    /// An attempt or a connection of a client begins.
-    pub(super) fn begin(&mut self, index: usize) {
-        self.entries[index].active += 1;
+    /// An attempt or a connection of a client begins; false if the upstream takes no more.
+    pub(super) fn begin(&mut self, index: usize) -> bool {
+        let entry = &self.entries[index];
+        let max = entry.upstream.max_connections.unwrap_or(usize::MAX);
+        let more = |active: usize| (active < max).then_some(active + 1);
+        entry.mode != UpstreamMode::Down
+            && entry.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
     pub(super) fn end(&mut self, index: usize) {
-        self.entries[index].active -= 1;
+        self.entries[index].active.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn counts(&self) -> UpstreamCounts {
+        UpstreamCounts(self.entries.iter().map(|entry| entry.active.clone()).collect())
+    }
+
+    pub(super) fn count_with(&mut self, counts: UpstreamCounts) {
+        self.entries.iter_mut().zip(counts.0).for_each(|(entry, count)| entry.active = count);
     }
 
     pub(super) fn mark_up(&mut self, index: usize) {
@@ -246,7 +262,7 @@ impl Upstreams {
 impl Entry {
     fn new(upstream: Upstream, route: Option<usize>) -> Entry {
         let mode = UpstreamMode::Auto;
-        Entry { upstream, mode, route, down_until: None, checking: false, active: 0, credit: 0 }
+        Entry { upstream, mode, route, down_until: None, checking: false, active: Arc::default(), credit: 0 }
     }
 
     fn is_down(&self, now: Duration) -> bool {
@@ -256,8 +272,12 @@ impl Entry {
         }
     }
 
+    fn active(&self) -> usize {
+        self.active.load(Ordering::Relaxed)
+    }
+
     fn takes_more(&self) -> bool {
-        let is_full = self.upstream.max_connections.is_some_and(|max| self.active >= max);
+        let is_full = self.upstream.max_connections.is_some_and(|max| self.active() >= max);
         self.mode != UpstreamMode::Down && !is_full
     }
 }
@@ -362,6 +382,11 @@ mod tests {
         all.entries[0].upstream.max_connections = Some(1);
         all.begin(0);
         assert_eq!((first(&mut all, 2), all.order(Duration::ZERO, None).len()), (vec![1, 1], 1));
+        let mut other = upstreams(&[(1, false), (1, false)], Balance::RoundRobin);
+        other.entries[0].upstream.max_connections = Some(1);
+        other.count_with(all.counts());
+        assert!(!other.begin(0) && other.begin(1), "it is full on the other thread");
+        other.end(1);
         all.end(0);
         assert_eq!(all.order(Duration::ZERO, None).len(), 2);
     }
@@ -372,7 +397,7 @@ mod tests {
         let to = all.entries[0].upstream.to.clone();
         assert_eq!(all.set_mode(&to, UpstreamMode::Down), 1);
         assert_eq!(all.order(Duration::ZERO, None), [1], "it is not tried when the other fails");
-        assert!(!all.takes_more(0), "nor by a client that is being connected");
+        assert!(!all.begin(0), "nor by a client that is being connected");
         all.set_mode(&to, UpstreamMode::Up);
         all.mark_down(0, &"gone", Duration::ZERO);
         all.mark_down(1, &"gone", Duration::ZERO);
