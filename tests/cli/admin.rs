@@ -176,6 +176,58 @@ fn an_upstream_that_is_set_down_gets_no_client_until_it_is_set_back() {
 }
 
 #[test]
+fn the_connections_and_limits_of_all_shards_are_listed_closed_and_set() {
+    let _others = shared();
+    let mut watched = Watched::start("shards", "echo --raw --shards 3 --idle-timeout 1h");
+    let mut peers: Vec<Peer> = (0..6).map(|_| Peer::connect(watched.server.address)).collect();
+    assert!(peers.iter_mut().all(|peer| peer.echoes("hello")));
+    let mut admin = watched.admin();
+    let lines = admin.ask("connections").expect("a list");
+    for shard in ["0", "1", "2"] {
+        let of_shard = lines.iter().filter(|line| line.contains(&format!(" shard={shard} service=Echo ")));
+        assert_eq!(of_shard.count(), 2, "{lines:?}");
+    }
+    assert_eq!(admin.ask("connections 4").expect("a list"), lines[4..], "the first four are left out");
+    let last = lines[5].split(' ').next().expect("an id");
+    let address = peers.iter().map(|peer| peer.0.local_addr().expect("an address").to_string());
+    let closed =
+        address.clone().position(|at| lines[5].contains(&format!(" peer={at} "))).expect("one of ours");
+    assert_eq!(admin.ask(&format!("close {last}")), Ok(Vec::new()));
+    assert!(peers[closed].receive_all().is_empty());
+    assert_eq!(admin.ask("close #99.99"), Err("no connection #99.99".to_string()));
+    for shard in 0..3 {
+        assert!(!admin.ask(&format!("turns {shard}")).expect("turns").is_empty(), "of shard {shard}");
+    }
+    assert_eq!(admin.ask("turns 3"), Err("3 is no shard; there are 3".to_string()));
+    peers.remove(closed);
+    assert_eq!(admin.ask("set idle-timeout 200ms"), Ok(Vec::new()));
+    assert!(peers.iter_mut().all(|peer| peer.receive_all().is_empty()), "closed as idle on each shard");
+    watched.server.end();
+}
+
+#[test]
+fn an_upstream_is_set_down_on_all_shards() {
+    let _others = shared();
+    let ups = [Server::start("echo --raw"), Server::start("echo --raw")];
+    let words = format!("proxy --shards 2 --to {} --to {}", ups[0].address, ups[1].address);
+    let mut watched = Watched::start("shard-upstreams", &words);
+    let mut admin = watched.admin();
+    assert_eq!(admin.ask(&format!("upstream {} down", ups[0].address)), Ok(Vec::new()));
+    let mut peers: Vec<Peer> = (0..4).map(|_| Peer::connect(watched.server.address)).collect();
+    assert!(peers.iter_mut().all(|peer| peer.echoes("through")));
+    let lines = admin.ask("upstreams").expect("a list");
+    for (index, (up, state)) in
+        [(0, "down mode=down connections=0"), (1, "up mode=auto connections=4")].repeat(2).iter().enumerate()
+    {
+        let expected = format!("{} shard={} {state} ", ups[*up].address, index / 2);
+        assert!(lines[index].starts_with(&expected), "{expected}: {lines:?}");
+    }
+    assert_eq!(admin.ask("upstream 192.0.2.1:1 down"), Err("no upstream 192.0.2.1:1".to_string()));
+    drop(peers);
+    watched.server.end();
+}
+
+#[test]
 fn answers_and_lines_are_bounded_and_clients_do_not_disturb_each_other() {
     let _others = shared();
     let mut watched = Watched::start("bounds", "echo --raw");

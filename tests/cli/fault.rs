@@ -28,17 +28,20 @@ fn outcomes(proxy: &Server) -> Vec<String> {
 fn a_run_is_repeated_by_the_seed_that_its_log_names() {
     let _others = shared();
     let echo = Server::start("echo --raw");
-    let start = |more: &str| {
-        let to = echo.address;
-        Server::start(&format!("proxy --to {to} --fault latency=2ms±1ms,up:cut=40%,up:reset=40% {more}"))
-    };
-    let first = start("");
-    let log = first.log();
-    let seed = log.lines().find_map(|line| line.split_once("--fault-seed ")?.1.split(' ').next());
-    let seed = seed.unwrap_or_else(|| panic!("no seed in {log}"));
-    let drawn = outcomes(&first);
-    assert!(drawn.iter().any(|fault| !fault.is_empty()), "of twelve, each with 64 %: {drawn:?}");
-    assert_eq!(outcomes(&start(&format!("--fault-seed {seed}"))), drawn, "seed {seed}");
+    for shards in ["", "--shards 2"] {
+        let start = |more: &str| {
+            let to = echo.address;
+            let faults = "latency=2ms±1ms,up:cut=40%,up:reset=40%";
+            Server::start(&format!("proxy --to {to} --fault {faults} {shards} {more}"))
+        };
+        let first = start("");
+        let log = first.log();
+        let seed = log.lines().find_map(|line| line.split_once("--fault-seed ")?.1.split(' ').next());
+        let seed = seed.unwrap_or_else(|| panic!("no seed in {log}"));
+        let drawn = outcomes(&first);
+        assert!(drawn.iter().any(|fault| !fault.is_empty()), "of twelve, each with 64 %: {drawn:?}");
+        assert_eq!(outcomes(&start(&format!("--fault-seed {seed}"))), drawn, "seed {seed} {shards}");
+    }
 }
 
 #[test]

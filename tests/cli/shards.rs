@@ -1,17 +1,29 @@
 //! `--shards`: one server on several threads.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::member::Member;
 use crate::metrics::{scrape, start, value};
-use crate::peer::Peer;
-use crate::server::{Server, raise_descriptors, run, shared, until};
+use crate::peer::{Peer, free_address};
+use crate::server::{Server, TIDEMILL, raise_descriptors, run, shared, until};
 
 const SOON: Duration = Duration::from_secs(10);
+
+/// An empty folder.
+fn temporary(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("tidemill-shards-{}-{name}", std::process::id()));
+    // Left by a process with the same number.
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
 
 #[test]
 fn a_thousand_long_lived_connections_are_spread_within_five_percent_by_the_metrics_of_each_shard() {
@@ -147,14 +159,102 @@ fn one_sender_gets_the_rate_of_all_shards_and_no_more() {
 }
 
 #[test]
-fn options_of_one_loop_are_refused_with_several_shards() {
+fn the_watchdog_is_not_told_of_a_server_one_shard_of_which_hangs() {
+    let _others = shared();
+    let folder = temporary("watchdog");
+    let (socket, pipe) = (folder.join("notify"), folder.join("log"));
+    let manager = UnixDatagram::bind(&socket).expect("a socket");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("it ran").success());
+    // Only this test reads it. Once the pipe is full, a shard that writes to it hangs.
+    let mut log = OpenOptions::new().read(true).write(true).open(&pipe).expect("a pipe");
+    let variables = [("NOTIFY_SOCKET", socket.to_str().expect("text")), ("WATCHDOG_USEC", "200000")];
+    let words = format!("echo --raw --shards 2 --access-log {}", pipe.display());
+    let server = Server::start_with(&variables, &words);
+    let told = |within: Duration| {
+        manager.set_read_timeout(Some(within)).expect("an option");
+        let mut text = [0; 512];
+        manager.recv(&mut text).map(|length| String::from_utf8_lossy(&text[..length]).trim_end().to_string())
+    };
+    assert_eq!(told(SOON).expect("a message"), "READY=1");
+    for _ in 0..3 {
+        assert_eq!(told(SOON).expect("a message"), "WATCHDOG=1", "both turn, though they have nothing to do");
+    }
+    let mut stays = Peer::connect(server.address);
+    let mut ends = Peer::connect(server.address);
+    assert!(stays.echoes("on the first shard") && ends.echoes("on the second"));
+    rustix::fs::fcntl_setfl(&log, rustix::fs::OFlags::NONBLOCK).expect("a flag");
+    while std::io::Write::write(&mut log, &[b'x'; 512]).is_ok() {}
+    drop(ends);
+    until("the watchdog is told no more", SOON, || told(Duration::from_millis(200)).is_err());
+    assert!(stays.echoes("the first shard is not the one that hangs"));
+    // What it wrote is read: it goes on.
+    while matches!(std::io::Read::read(&mut log, &mut [0; 4096]), Ok(1..)) {}
+    assert_eq!(told(SOON).expect("a message"), "WATCHDOG=1");
+    drop(server);
+    fs::remove_dir_all(folder).expect("a folder of ours");
+}
+
+#[test]
+fn each_shard_writes_its_trace_to_a_file_of_its_own() {
+    let _others = shared();
+    let folder = temporary("trace");
+    let words = format!("echo --raw --shards 2 --trace {}", folder.join("t.json").display());
+    let mut server = Server::start(&words);
+    let mut peers: Vec<Peer> = (0..2).map(|_| Peer::connect(server.address)).collect();
+    assert!(peers.iter_mut().all(|peer| peer.echoes("one on each")));
+    drop(peers);
+    server.end();
+    for name in ["t.0.json", "t.1.json"] {
+        let text = fs::read_to_string(folder.join(name)).expect("a trace");
+        let whole: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let events = whole["traceEvents"].as_array().expect("a list");
+        let reads = events.iter().filter(|event| event["name"].as_str() == Some("Echo.data"));
+        assert_eq!(reads.count(), 1, "{name}: the message of one connection");
+    }
+    fs::remove_dir_all(folder).expect("a folder of ours");
+}
+
+#[test]
+fn an_upstream_has_as_many_connections_as_it_may_of_all_shards_together() {
+    let _others = shared();
+    let echo = Server::start("echo --raw");
+    let mut proxy = Server::start(&format!("proxy --shards 3 --to {},max=4 --drain 0", echo.address));
+    let mut peers: Vec<Peer> = (0..4).map(|_| Peer::connect(proxy.address)).collect();
+    assert!(peers.iter_mut().all(|peer| peer.echoes("one of four")));
+    for _ in 0..3 {
+        assert_eq!(Peer::connect(proxy.address).receive_all(), b"", "on no shard is there a place");
+    }
+    peers.pop();
+    until("there is a place again", SOON, || Peer::connect(proxy.address).echoes("in"));
+    let log = proxy.end();
+    assert!(!log.contains("is down"), "{log}");
+}
+
+#[test]
+fn an_upstream_on_demand_is_started_once_and_stopped_when_no_shard_has_a_client() {
+    let _others = shared();
+    let upstream = free_address();
+    let command = format!("exec {TIDEMILL} echo --raw --listen {upstream}");
+    let to = upstream.to_string();
+    let words = ["proxy", "--shards", "2", "--to", &to, "--on-demand", &command, "--on-demand-idle", "50ms"];
+    let mut proxy = Server::start_words(&words);
+    let mut clients: Vec<Peer> = (0..2).map(|_| Peer::connect(proxy.address)).collect();
+    assert!(clients.iter_mut().all(|client| client.echoes("one on each")));
+    clients[0].finish();
+    assert_eq!(clients[0].receive_all(), b"");
+    until("its shard has noticed", SOON, || proxy.log().contains(" client="));
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(clients[1].echoes("the other shard has a client"));
+    drop(clients);
+    until("it is stopped", SOON, || proxy.log().contains("no client any more"));
+    let log = proxy.end();
+    assert_eq!(log.matches("upstream started").count(), 1, "{log}");
+}
+
+#[test]
+fn what_several_shards_cannot_do_is_refused() {
     for (words, why) in [
-        ("echo --shards 2 --trace t.log", "--trace: the steps of one loop are written"),
-        ("echo --shards 2 --admin unix:/tmp/a", "--admin: it looks into one loop"),
         ("echo --shards 4 --max-connections 3", "--max-connections: each shard needs a connection"),
-        ("proxy --shards 2 --to 127.0.0.1:1,max=9", "max= of an upstream: each shard counts its own"),
-        ("proxy --shards 2 --to 127.0.0.1:1 --on-demand true", "--on-demand: each shard would start"),
-        ("proxy --shards 2 --to 127.0.0.1:1 --fault rate=1KiB", "--fault: which shard gets a client"),
         ("echo --shards 2 --memory 1MiB --max-queued 1MiB", "--memory of 512.0 KiB for each shard"),
         ("echo --shards 0", "1 to 256, or auto"),
     ] {

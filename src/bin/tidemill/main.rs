@@ -167,7 +167,6 @@ fn proxy(
     arguments: &Arguments,
 ) -> Result<(), CommandError> {
     options.check(server.tls.is_on()).map_err(CommandError::Usage)?;
-    options.check_shards(server.shards.count()).map_err(CommandError::Usage)?;
     let upstream_tls = options.tls.client().map_err(CommandError::Run)?;
     let tls = server.tls.server().map_err(CommandError::Run)?;
     // A PROXY header comes before the handshake, and a route is chosen by its first message: the proxy handles both.
@@ -179,8 +178,16 @@ fn proxy(
         log::info!("faults of seed {seed}; --fault-seed {seed} repeats them");
     }
     let (made_from, keep_alive) = (options.clone(), server.keep_alive());
-    let make = move |_: OnShard<'_, Proxy>| {
-        let proxy = make_proxy(&made_from, keep_alive, seed);
+    let upstream = options.on_demand.clone().map(on_demand::SharedUpstream::new);
+    let counts = make_proxy(&options, keep_alive, seed).counts();
+    let make = move |shard: OnShard<'_, Proxy>| {
+        let number = shard.map_or(0, |(number, _)| number);
+        let mut proxy =
+            make_proxy(&made_from, keep_alive, seed.wrapping_add(number as u64)).count_with(counts.clone());
+        if let Some(upstream) = upstream.clone() {
+            let control = move |is_needed| upstream.control(number, is_needed);
+            proxy = proxy.on_demand(made_from.on_demand_idle(), control);
+        }
         proxy.filter_clients(client_filter.clone()).filter_upstreams(upstream_filter.clone())
     };
     let limits = make(None).limits();
@@ -211,10 +218,6 @@ fn make_proxy(options: &args::ProxyArgs, keep_alive: Option<KeepAlive>, seed: u6
         .end_on_reset(options.on_reset == OnReset::End)
         .mirror(options.mirror.clone())
         .hold(options.hold());
-    if let Some(command) = &options.on_demand {
-        let mut upstream = on_demand::Upstream::new(command.clone());
-        proxy = proxy.on_demand(options.on_demand_idle(), move |is_needed| upstream.control(is_needed));
-    }
     for args::FaultArg { to, faults } in &options.fault {
         proxy = proxy.fault(to.clone(), faults.clone());
     }

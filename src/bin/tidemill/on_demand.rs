@@ -1,20 +1,45 @@
 //! The upstream of `proxy --on-demand`: a command that runs while there are clients.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::locked::locked;
+
 /// A command that is started and stopped.
-pub struct Upstream {
+struct Upstream {
     command: String,
     child: Option<Child>,
     /// Waits for the end of one that was told to stop. Until then its port may be taken, so no other is started.
     stopping: Option<JoinHandle<()>>,
     started: Option<Instant>,
+}
+
+/// A command that several loops need, each by itself: it runs while one of them does.
+#[derive(Clone)]
+pub struct SharedUpstream(Arc<Mutex<(Upstream, HashSet<usize>)>>);
+
+impl SharedUpstream {
+    pub fn new(command: String) -> SharedUpstream {
+        SharedUpstream(Arc::new(Mutex::new((Upstream::new(command), HashSet::new()))))
+    }
+
+    /// What the loop of this number needs, see [`Upstream::control`].
+    pub fn control(&self, number: usize, is_needed: bool) {
+        let (upstream, needed_by) = &mut *locked(&self.0);
+        if is_needed {
+            needed_by.insert(number);
+        } else {
+            needed_by.remove(&number);
+        }
+        upstream.control(!needed_by.is_empty());
+    }
 }
 
 /// A command that ends at once is not started more often than this.
@@ -25,12 +50,12 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 impl Upstream {
-    pub fn new(command: String) -> Upstream {
+    fn new(command: String) -> Upstream {
         Upstream { command, child: None, stopping: None, started: None }
     }
 
     /// Starts the command if it is needed and does not run, or has it stopped. Does not block.
-    pub fn control(&mut self, is_needed: bool) {
+    fn control(&mut self, is_needed: bool) {
         if !is_needed {
             return self.stop();
         }

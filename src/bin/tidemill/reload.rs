@@ -75,6 +75,8 @@ pub struct Running {
 #[derive(Clone, Copy)]
 pub struct Place {
     pub service: ServiceId,
+    /// Of the service, for people.
+    pub name: &'static str,
     pub group: Option<GroupId>,
     pub share: Share,
 }
@@ -91,6 +93,11 @@ pub struct Share {
 impl Share {
     /// All, where there is one loop.
     pub const WHOLE: Share = Share { number: 0, count: 1, together: 1 };
+
+    /// Whether it is the last loop.
+    pub fn is_last(self) -> bool {
+        self.number + 1 == self.count
+    }
 
     /// The shares of all loops are the whole, if that can be divided.
     pub fn connections(self, all: usize) -> usize {

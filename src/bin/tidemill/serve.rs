@@ -14,13 +14,13 @@ use tidemill::{
     Rules, Service, ServiceId, SocketLimits, Stats,
 };
 
-use crate::admin;
+use crate::admin::{self, Loops, Turns};
 use crate::args::config::Arguments;
 use crate::args::tls::UpstreamTlsArgs;
 use crate::args::values::ListenArg;
 use crate::args::{CommandError, ServerArgs as Options};
 use crate::log_buffer::{self, Collecting};
-use crate::observe::{self, Reopen, Watchers};
+use crate::observe::{self, Ask, Reopen, Watchers};
 use crate::reload::{self, Change, Place, Running, Share};
 use crate::self_loop::check_upstreams;
 use crate::signals;
@@ -97,7 +97,7 @@ pub fn serve<S: Service>(
     let drain = Arc::new(Mutex::new(options.drain()));
     drain_on_signal(Arc::clone(&drain), reactor.handle()).map_err(failed)?;
     let upstreams = setup.upstreams.clone();
-    let place = Place { service: service.id(), group, share: Share::WHOLE };
+    let place = Place { service: service.id(), name: service_name::<S>(), group, share: Share::WHOLE };
     let running = running(setup, usual, options, arguments, (connections, extra > 0), drain, reopen);
     let running = Arc::new(Mutex::new(running));
     let handle = reactor.handle();
@@ -110,10 +110,14 @@ pub fn serve<S: Service>(
     };
     reload::on_hangup(Arc::clone(&running), apply).map_err(failed)?;
     if let Some(at) = &options.observe.admin {
-        let proxy = reactor.sockets().key(service.id());
-        admin::serve(&mut reactor, at, names, (running, place), proxy).map_err(CommandError::Run)?;
+        let handle = reactor.handle();
+        let ask: Ask = Box::new(move |work| handle.post_to(service, |it, sockets| work(it, sockets)).is_ok());
+        let turns = vec![Turns::default()];
+        reactor.observe(turns[0].recorder());
+        let loops = Loops { places: Arc::new(Mutex::new(vec![place])), asks: vec![ask], names, turns };
+        admin::serve(&mut reactor, at, loops, running).map_err(CommandError::Run)?;
     }
-    systemd::notify(&mut reactor);
+    systemd::notify(&mut reactor, Vec::new());
     let mut listens = ListensHere { reactor: &mut reactor, service: service.id() };
     let listening = listen_at(&mut listens, (&options.listen, passed), &listen)?;
     let handle = reactor.handle();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -9,15 +10,16 @@ use std::time::Duration;
 use tidemill::observer::{Observer, Step};
 use tidemill::tls::Server;
 use tidemill::{
-    AccessPolicy, Address, Limits, ListenError, ListenOptions, Peers, Reactor, Service, Shards, SharedRate,
-    SocketLimits, Sockets, Stats,
+    AccessPolicy, Address, Key, Limits, ListenError, ListenOptions, Peers, Reactor, Service, Shards,
+    SharedRate, SocketLimits, Stats,
 };
 
+use crate::admin::{self, Loops, Turns};
 use crate::args::config::Arguments;
 use crate::args::{CommandError, ServerArgs as Options};
 use crate::locked::locked;
 use crate::log_buffer::{self, Collecting};
-use crate::observe::{Ask, Watchers};
+use crate::observe::{Ask, Watchers, Work};
 use crate::reload::{self, Change, Place, Share};
 use crate::self_loop::check_upstreams;
 use crate::serve::{self, Listens, Plan, ServeSetup, failed};
@@ -49,32 +51,40 @@ pub fn serve<S: Service>(
             "{what}; --max-connections and ulimit -n allow {connections}"
         )));
     }
-    let watchers = start.watchers.clone();
+    let filter = setup.tls.as_ref().filter(|_| setup.listeners_filter).map(Server::filter_config);
+    let listen =
+        ListenOptions { reserve_slot: plan.dials, filter, ..options.listen_options(setup.busy_reply) };
+    let drain = Arc::new(Mutex::new(options.drain()));
+    let upstreams = setup.upstreams.clone();
+    let reopen = start.watchers.reopen.clone();
+    let running =
+        serve::running(setup, usual, options, arguments, (connections, true), drain.clone(), reopen);
+    let running = Arc::new(Mutex::new(running));
     let start = Arc::new(start);
-    let made = start.clone();
+    let (made, admin) = (start.clone(), options.observe.admin.clone().map(|at| (at, running.clone())));
     let shards = Shards::start_with(limits, move |number, reactor, peers| {
         // It ends with the thread.
         let lines = OneCall(Collecting::start());
         let key = made.add(number, make(Some((number, peers))), reactor, peers)?;
+        if let Some((at, running)) = &admin {
+            reactor.observe(made.turns[number].recorder());
+            if number == 0 {
+                admin::serve(reactor, at, made.loops(peers, key), running.clone())
+                    .map_err(io::Error::other)?;
+            }
+        }
         reactor.observe(lines);
         Ok(key)
     });
     let mut shards = shards.map_err(failed)?;
     let rules = shards.peers().rules();
     serve::log_default_action(Some(&rules).filter(|rules| !rules.is_empty()));
-    let filter = setup.tls.as_ref().filter(|_| setup.listeners_filter).map(Server::filter_config);
-    let listen =
-        ListenOptions { reserve_slot: plan.dials, filter, ..options.listen_options(setup.busy_reply) };
     // Before the start line, because a script may send a signal as soon as it has read that.
-    let drain = Arc::new(Mutex::new(options.drain()));
     let peers = shards.peers().clone();
-    signals::drain_on_signal(Arc::clone(&drain), move |drain| shut_down(&peers, drain)).map_err(failed)?;
-    let upstreams = setup.upstreams.clone();
-    let running =
-        serve::running(setup, usual, options, arguments, (connections, true), drain, watchers.reopen.clone());
+    signals::drain_on_signal(drain, move |drain| shut_down(&peers, drain)).map_err(failed)?;
     let peers = shards.peers().clone();
-    let apply = move |change, text| apply(&peers, &start.places(), &change, text);
-    reload::on_hangup(Arc::new(Mutex::new(running)), apply).map_err(failed)?;
+    let apply = move |change, text| apply(&peers, &locked(&start.places), &change, text);
+    reload::on_hangup(running, apply).map_err(failed)?;
     let listening = serve::listen_at(&mut shards, (&options.listen, plan.passed), &listen)?;
     let peers = shards.peers().clone();
     let self_loop = check_upstreams(&upstreams, &listening, move || peers.shutdown(Duration::ZERO))?;
@@ -97,7 +107,8 @@ struct Start {
     policy: AccessPolicy,
     total_rate: Option<SharedRate>,
     watchers: Arc<Watchers>,
-    places: Mutex<Vec<Place>>,
+    places: Arc<Mutex<Vec<Place>>>,
+    turns: Vec<Turns>,
 }
 
 impl Start {
@@ -111,7 +122,8 @@ impl Start {
             policy,
             total_rate: options.total_rate().map(|rate| SharedRate::new(rate, options.shards.count())),
             watchers: Arc::new(Watchers::new(&options.observe, options.shards.count())),
-            places: Mutex::default(),
+            places: Arc::default(),
+            turns: vec![(); options.shards.count()].into_iter().map(|()| Turns::default()).collect(),
         };
         let share = |all| options.shards.share(all);
         let of_shard = |number| {
@@ -135,8 +147,14 @@ impl Start {
         Share { number, count: self.count, together: self.together }
     }
 
-    fn places(&self) -> Vec<Place> {
-        locked(&self.places).clone()
+    /// All shards, for the admin socket on the first one.
+    fn loops<S: Service>(&self, peers: &Peers<S>, first: Key<S>) -> Loops {
+        Loops {
+            places: self.places.clone(),
+            asks: (0..self.count).map(|shard| ask(shard, peers)).collect(),
+            names: HashMap::from([(first.id(), serve::service_name::<S>())]),
+            turns: self.turns.clone(),
+        }
     }
 
     /// Adds the service, and what watches the loop. Called on the thread of the shard, one shard after the other.
@@ -146,7 +164,7 @@ impl Start {
         service: S,
         reactor: &mut Reactor,
         peers: &Peers<S>,
-    ) -> io::Result<tidemill::Key<S>> {
+    ) -> io::Result<Key<S>> {
         let share = self.share(number);
         let add_group = |rate| reactor.sockets().add_shared_group(rate);
         let group = self.total_rate.as_ref().map(add_group).transpose()?;
@@ -158,9 +176,15 @@ impl Start {
             if number == 0 { (1..self.count).map(|other| ask(other, peers)).collect() } else { vec![] };
         self.watchers.observe(number, reactor, &names, others).map_err(io::Error::other)?;
         if number == 0 {
-            systemd::notify(reactor);
+            let tell = |other| -> systemd::AskToTurn {
+                let peers = peers.clone();
+                Box::new(move |turns| {
+                    peers.post(other, move |_, _| turns.store(true, Ordering::Relaxed)).is_ok()
+                })
+            };
+            systemd::notify(reactor, (1..self.count).map(tell).collect());
         }
-        let place = Place { service: key.id(), group, share };
+        let place = Place { service: key.id(), name: serve::service_name::<S>(), group, share };
         locked(&self.places).push(place);
         Ok(key)
     }
@@ -169,9 +193,7 @@ impl Start {
 /// Has a shard do something.
 fn ask<S: Service>(shard: usize, peers: &Peers<S>) -> Ask {
     let peers = peers.clone();
-    Box::new(move |work: Box<dyn FnOnce(&mut Sockets<'_>) + Send>| {
-        peers.post(shard, move |_, sockets| work(sockets)).is_ok()
-    })
+    Box::new(move |work: Work| peers.post(shard, |service, sockets| work(service, sockets)).is_ok())
 }
 
 /// Writes the log lines of a turn of a shard with one call.

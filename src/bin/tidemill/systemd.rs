@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use listenfd::ListenFd;
@@ -113,16 +115,34 @@ pub fn reloading() {
     tell(&[NotifyState::Reloading].into_iter().chain(now).collect::<Vec<_>>());
 }
 
-/// Has the service manager told when the server stops, and, if it has a watchdog, that the loop turns.
-pub fn notify(reactor: &mut Reactor) {
-    if is_asked() {
-        reactor.add(Notifier { every: sd_notify::watchdog_enabled().map(|limit| limit / 2) });
+/// Has the service manager told when the server stops, and, if it has a watchdog, that this loop and the `others` turn.
+pub fn notify(reactor: &mut Reactor, others: Vec<AskToTurn>) {
+    if !is_asked() {
+        return;
     }
+    // What a shard has said of itself is known with the next timer, so there are twice as many.
+    let part = if others.is_empty() { 2 } else { 4 };
+    let every = sd_notify::watchdog_enabled().map(|limit| limit / part);
+    let other = |ask| Other { ask, is_asked: false, turns: Arc::new(AtomicBool::new(true)) };
+    reactor.add(Notifier { every, others: others.into_iter().map(other).collect() });
 }
 
-/// A service without connections. Its timer is due only while the loop turns, so a loop that hangs is noticed.
+/// Has another loop set the flag in its next turn; false if it has no place for that.
+pub type AskToTurn = Box<dyn Fn(Arc<AtomicBool>) -> bool>;
+
+/// A service without connections. Its timer is due only while the loop turns, so a loop that hangs is noticed; and one
+/// of the others that hangs, because it does not set its flag.
 struct Notifier {
     every: Option<Duration>,
+    others: Vec<Other>,
+}
+
+/// Another loop.
+struct Other {
+    ask: AskToTurn,
+    /// Since the service manager was told the last time.
+    is_asked: bool,
+    turns: Arc<AtomicBool>,
 }
 
 impl Service for Notifier {
@@ -140,7 +160,16 @@ impl Service for Notifier {
     fn data(&mut self, (): &mut (), _: &mut Socket<'_>, _: &mut Input<'_>) {}
 
     fn timer(&mut self, _: TimerId, _: &mut Sockets<'_>) {
-        tell(&[NotifyState::Watchdog]);
+        if self.others.iter().all(|other| other.turns.load(Ordering::Relaxed)) {
+            tell(&[NotifyState::Watchdog]);
+            for other in &mut self.others {
+                other.turns.store(false, Ordering::Relaxed);
+                other.is_asked = false;
+            }
+        }
+        for other in self.others.iter_mut().filter(|other| !other.is_asked) {
+            other.is_asked = (other.ask)(other.turns.clone());
+        }
     }
 
     /// The timer ends with the start of a shutdown, and another one would make the shutdown as long as it may be. So

@@ -1,13 +1,14 @@
-//! The last turns of the loop, as an observer sees them.
+//! The last turns of a loop, as an observer sees them.
 
-use std::cell::{Ref, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tidemill::Stats;
 use tidemill::observer::{Observer, Step};
+
+use crate::locked::locked;
 
 /// Turns that are kept.
 const KEPT: usize = 64;
@@ -63,17 +64,11 @@ impl Counts {
 
 /// The last turns, the oldest first.
 #[derive(Default)]
-pub struct Ring(VecDeque<Turn>);
+struct Ring(VecDeque<Turn>);
 
-/// The ring, shared with the observer that fills it.
+/// The ring, shared with the observer that fills it, which may be on another thread.
 #[derive(Clone, Default)]
-pub struct Turns(Rc<RefCell<Ring>>);
-
-impl Turns {
-    pub fn borrow(&self) -> Ref<'_, Ring> {
-        self.0.borrow()
-    }
-}
+pub struct Turns(Arc<Mutex<Ring>>);
 
 /// Fills the ring. It gets no step of a message: the counters at the end of a turn have what happened.
 pub struct Recorder {
@@ -85,9 +80,12 @@ pub struct Recorder {
     began: Instant,
 }
 
-pub fn new() -> (Turns, Recorder) {
-    let (turns, current, before) = (Turns::default(), Turn::default(), Counts::default());
-    (turns.clone(), Recorder { turns, current, before, closes: 0, began: Instant::now() })
+impl Turns {
+    /// What fills it, for the loop of which it is.
+    pub fn recorder(&self) -> Recorder {
+        let (current, before) = (Turn::default(), Counts::default());
+        Recorder { turns: self.clone(), current, before, closes: 0, began: Instant::now() }
+    }
 }
 
 impl Observer for Recorder {
@@ -107,7 +105,7 @@ impl Observer for Recorder {
                 let counts = Counts::of(stats, self.closes);
                 self.current.took = self.began.elapsed();
                 self.current.counts = counts.since(std::mem::replace(&mut self.before, counts));
-                let ring = &mut self.turns.0.borrow_mut().0;
+                let ring = &mut locked(&self.turns.0).0;
                 if ring.len() == KEPT {
                     ring.pop_front();
                 }
@@ -118,9 +116,9 @@ impl Observer for Recorder {
     }
 }
 
-impl fmt::Display for Ring {
+impl fmt::Display for Turns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for turn in &self.0 {
+        for turn in &locked(&self.0).0 {
             let counts = turn.counts;
             writeln!(
                 f,

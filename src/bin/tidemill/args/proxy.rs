@@ -113,21 +113,6 @@ impl ProxyArgs {
         self.on_demand_idle.0.unwrap_or_default()
     }
 
-    /// Options that count or draw for all clients together, which are on one loop for that.
-    pub fn check_shards(&self, shards: usize) -> Result<(), String> {
-        let mut upstreams = self.to.iter().chain(self.route.iter().map(|(_, upstream)| upstream));
-        let why = match () {
-            () if shards == 1 => return Ok(()),
-            () if self.on_demand.is_some() => "--on-demand: each shard would start the upstream",
-            () if !self.fault.is_empty() => "--fault: which shard gets a client differs from run to run",
-            () if upstreams.any(|upstream| upstream.max_connections.is_some()) => {
-                "max= of an upstream: each shard counts its own connections"
-            }
-            () => return Ok(()),
-        };
-        Err(format!("--shards {shards} cannot be used with {why}"))
-    }
-
     /// A route that can never decide is a mistake, and so is TLS for clients that no option leads anywhere.
     /// `decrypts` says whether clients without a route are served TLS.
     pub fn check(&self, decrypts: bool) -> Result<(), String> {

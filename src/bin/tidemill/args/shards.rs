@@ -45,22 +45,14 @@ impl ShardArgs {
 }
 
 impl ServerArgs {
-    /// Options that are of one loop.
+    /// What several shards cannot do.
     pub fn check_shards(&self) -> Result<(), String> {
         let shards = self.shards.count();
-        if shards == 1 {
-            return Ok(());
+        match self.max_connections() {
+            Some(max) if shards > 1 && max < shards => Err(format!(
+                "--shards {shards} cannot be used with --max-connections: each shard needs a connection at least"
+            )),
+            _ => Ok(()),
         }
-        let why = match () {
-            () if self.observe.trace.is_some() => {
-                "--trace: the steps of one loop are written, and each shard has one"
-            }
-            () if self.observe.admin.is_some() => "--admin: it looks into one loop, and each shard has one",
-            () if self.max_connections().is_some_and(|max| max < shards) => {
-                "--max-connections: each shard needs a connection at least"
-            }
-            () => return Ok(()),
-        };
-        Err(format!("--shards {shards} cannot be used with {why}"))
     }
 }

@@ -11,6 +11,8 @@ mod text;
 mod trace;
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -23,7 +25,7 @@ use crate::args::observe::ObserveArgs;
 /// The names of the services of a reactor, for people.
 pub type Names = HashMap<ServiceId, &'static str>;
 
-pub use scrape::Ask;
+pub use scrape::{Ask, Work};
 
 /// Set by SIGHUP: the access log is opened again before its next line.
 pub type Reopen = Arc<AtomicBool>;
@@ -31,6 +33,7 @@ pub type Reopen = Arc<AtomicBool>;
 /// What watches the loops of a server; some of it is of all of them together.
 pub struct Watchers {
     options: ObserveArgs,
+    loops: usize,
     slow: metrics::ByCallback,
     metrics: Option<metrics::Metrics>,
     /// Of the access log, for each loop: asks for the file to be opened again.
@@ -44,7 +47,7 @@ impl Watchers {
         let metrics = options.metrics.as_ref().map(|_| metrics::Metrics::new(loops, counted));
         let logs = if options.access_log.is_some() { loops } else { 0 };
         let reopen = (0..logs).map(|_| Reopen::default()).collect();
-        Watchers { options: options.clone(), slow, metrics, reopen }
+        Watchers { options: options.clone(), loops, slow, metrics, reopen }
     }
 
     /// Adds the observers that the options ask for to the loop of this number. The first one serves the metrics, and
@@ -72,6 +75,7 @@ impl Watchers {
             }
         }
         if let Some(path) = &options.trace {
+            let path = if self.loops > 1 { &numbered(path, number) } else { path };
             let failed = |error| format!("--trace {}: {error}", path.display());
             let file = trace::TraceFile::create(path, names).map_err(failed)?;
             log::info!("each step of the loop is written to {}", path.display());
@@ -84,6 +88,12 @@ impl Watchers {
         }
         Ok(())
     }
+}
+
+/// The file of one of several loops: `t.json` is `t.0.json` for the first one.
+fn numbered(path: &Path, number: usize) -> PathBuf {
+    let extension = path.extension().and_then(OsStr::to_str);
+    path.with_extension(extension.map_or(number.to_string(), |old| format!("{number}.{old}")))
 }
 
 /// Connections that the reactor needs beside those of the server.

@@ -1,5 +1,6 @@
 //! The HTTP server of `--metrics`: one request on a connection, on the loop of the server that it tells of.
 
+use std::any::Any;
 use std::time::Duration;
 
 use httparse::{EMPTY_HEADER, Status};
@@ -17,8 +18,9 @@ pub const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\
 /// The longest request. Prometheus' own has some 300 bytes.
 const REQUEST_MAX: usize = 8 * 1024;
 
-/// Has another loop do something; false if it does not.
-pub type Ask = Box<dyn Fn(Box<dyn FnOnce(&mut Sockets<'_>) + Send>) -> bool>;
+/// Has a loop do something with the service of the server; false if it does not.
+pub type Ask = Box<dyn Fn(Work) -> bool>;
+pub type Work = Box<dyn FnOnce(&mut dyn Any, &mut Sockets<'_>) + Send>;
 
 /// How long the other loops have to say what they have. Of one that hangs, what it said before is told.
 const WITHIN: Duration = Duration::from_secs(1);
@@ -49,7 +51,7 @@ impl Scrape {
         let (id, Some(own)) = (socket.id(), self.own) else { return };
         for (index, ask) in self.others.iter().enumerate() {
             let (metrics, handle) = (self.metrics.clone(), self.handle.clone());
-            let asked = ask(Box::new(move |sockets| {
+            let asked = ask(Box::new(move |_, sockets| {
                 metrics.take(index + 1, sockets);
                 // It fails when the first loop has ended.
                 let _ = handle.post_to(own, move |scrape, sockets| scrape.on_part(id, sockets));
