@@ -13,7 +13,7 @@ use crate::parts::admission::Admission;
 use crate::sys::locked;
 
 /// What the loop asks of the access policy of a service. Behind a pointer that is made with the policy, so that a
-/// program without one is linked without the rules and the counts by address: they are 4 KB.
+/// program without one is linked without the rules and the counts by address: they are 5 KB.
 pub(crate) trait Admit {
     /// What the rules say of an address, and whether it is a dry run.
     fn check(&mut self, ip: IpAddr) -> (Result<(), Rejection>, bool);
