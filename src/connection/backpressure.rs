@@ -62,6 +62,11 @@ impl SenderWaits {
         !self.full.is_empty()
     }
 
+    /// Whether a sender waits.
+    pub(crate) fn any(&self) -> bool {
+        !self.waits.is_empty()
+    }
+
     /// When the receivers are to be looked at again.
     pub(crate) fn next_check(&self) -> Option<Tick> {
         self.waits.iter().map(|wait| Tick(wait.checked.0 + STALL_LIMIT)).min()

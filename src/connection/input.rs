@@ -9,10 +9,22 @@ use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::Connection;
 use crate::connection::context::Context;
-use crate::connection::state::Flag;
+use crate::connection::state::{FilterStage, Flag, Half, Stage};
 use crate::parts::inbox::Inbox;
 
 impl Connection {
+    /// Whether it is to be read, and nothing else is to be done with it. True of nearly all that are read, and one
+    /// comparison for all flags together; if it is false, [`wants_turn`](Connection::wants_turn) decides.
+    #[inline]
+    pub(crate) fn is_plainly_readable(&self) -> bool {
+        use Flag::{Full, Paused, ReceiverFull, Redeliver, Spliced, Throttled};
+        self.flags.contains(Flag::Readable)
+            && !self.flags.any(&[Redeliver, Spliced, Paused, Full, ReceiverFull, Throttled])
+            && self.stage == Stage::Open
+            && self.incoming != Half::Ended
+            && self.filter == FilterStage::Off
+    }
+
     /// The received bytes that the service has not taken.
     pub(crate) fn unread(&self) -> &[u8] {
         self.inbox.as_ref().map_or(&[], |inbox| inbox.unread())

@@ -20,6 +20,8 @@ use crate::sys::{ListenSocket, Registrar};
 pub(crate) struct Listeners {
     /// By index. A closed listener leaves a gap, because the token that the kernel returns is an index into this list.
     pub(crate) all: Vec<Option<Listener<ListenSocket>>>,
+    /// Whether one of them may be `acceptable`: most turns have nothing to accept and need not ask each.
+    pub(crate) any_acceptable: bool,
     generation: u64,
     /// Where connections were accepted: a machine has few listeners and addresses, so a connection stores an index of
     /// one byte into this list.
@@ -36,7 +38,7 @@ struct Place {
 
 impl Listeners {
     pub(crate) fn new() -> Listeners {
-        Listeners { all: Vec::new(), generation: 0, places: Vec::new() }
+        Listeners { all: Vec::new(), any_acceptable: false, generation: 0, places: Vec::new() }
     }
 
     pub(crate) fn get(&self, id: ListenerId) -> Option<&Listener<ListenSocket>> {
@@ -51,6 +53,25 @@ impl Listeners {
 
     pub(crate) fn close_all(&mut self) {
         self.all.iter_mut().for_each(|listener| drop(listener.take()));
+    }
+
+    /// The backlog of a listener may hold a connection.
+    pub(crate) fn set_acceptable(&mut self, index: usize) {
+        if let Some(Some(listener)) = self.all.get_mut(index) {
+            listener.acceptable = true;
+            self.any_acceptable = true;
+        }
+    }
+
+    /// Has `any_acceptable` say again what is so.
+    pub(crate) fn find_acceptable(&mut self) {
+        let any = self.acceptable().next().is_some();
+        self.any_acceptable = any;
+    }
+
+    /// Those that may have a connection in their backlog.
+    pub(crate) fn acceptable(&self) -> impl Iterator<Item = &Listener<ListenSocket>> {
+        self.open().filter(|listener| listener.acceptable)
     }
 
     pub(crate) fn open(&self) -> impl Iterator<Item = &Listener<ListenSocket>> {
@@ -128,9 +149,8 @@ impl Table {
 
     /// Connections were handed over to a listener.
     pub(crate) fn on_handed_over(&mut self, id: ListenerId) {
-        let listener = self.listeners.all.get_mut(id.index as usize).and_then(Option::as_mut);
-        if let Some(listener) = listener.filter(|listener| listener.id == id) {
-            listener.acceptable = true;
+        if self.listeners.get(id).is_some() {
+            self.listeners.set_acceptable(id.index as usize);
         }
     }
 

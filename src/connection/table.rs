@@ -284,6 +284,9 @@ impl Table {
     /// Closes the oldest lingering connections if there are too many: peers that do not close get at most a twentieth
     /// of the slots, but at least 16, so that a small server can linger too.
     pub(crate) fn bound_lingering(&mut self) {
+        if self.cx.lingering.line.is_empty() {
+            return;
+        }
         let max = (self.cx.limits.connections / 20).max(16);
         let (slots, cx) = (&mut self.slots, &mut self.cx);
         if cx.lingering.line.len() > 2 * max {

@@ -30,20 +30,21 @@ impl<S: System> EventLoop<S> {
     /// a peer is refused. Dials come first: they are made for connections that exist already.
     pub(super) fn accept(&mut self) {
         self.enter(Phase::Accept);
-        let before = self.table.cx.stats.accepted + self.table.cx.stats.refused;
         self.poll_resolver();
-        if !self.table.pending_dials.is_empty() {
-            mem::take(&mut self.table.pending_dials).into_iter().for_each(|id| self.start_dial(id));
+        let asked = !self.table.pending_dials.is_empty() || !self.table.pending_adoptions.is_empty();
+        if !asked && !self.table.listeners.any_acceptable {
+            return;
         }
+        let before = self.table.cx.stats.accepted + self.table.cx.stats.refused;
+        mem::take(&mut self.table.pending_dials).into_iter().for_each(|id| self.start_dial(id));
         let greets = !self.table.pending_adoptions.is_empty();
         if greets {
             mem::take(&mut self.table.pending_adoptions).into_iter().for_each(|id| self.start_adopted(id));
         }
         // Always in the same order, and fair in spite of that: each listener has a budget of its own, so a flood on one
         // takes no turn from the next.
-        for index in 0..self.table.listeners.all.len() {
-            self.accept_from(index);
-        }
+        (0..self.table.listeners.all.len()).for_each(|index| self.accept_from(index));
+        self.table.listeners.find_acceptable();
         let after = self.table.cx.stats.accepted + self.table.cx.stats.refused;
         // The greeting of a new connection must not wait for the next turn's `write`, which may follow a sleep.
         if (after > before || greets) && !self.table.cx.dirty.is_empty() {

@@ -17,9 +17,9 @@ impl EventLoop<Sim> {
     pub(crate) fn turn_for_and_check(&mut self, wait: Option<Duration>) -> Turn {
         #[cfg(test)]
         Self::count_turn();
-        self.turn(wait).expect("a simulated poll does not fail");
+        let turn = self.turn(wait).expect("a simulated poll does not fail");
         self.check();
-        self.last_turn()
+        turn
     }
 
     /// Asserts that no wake-up was lost, when neither the loop nor the kernel has anything more to do at this time: no

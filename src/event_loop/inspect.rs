@@ -24,9 +24,9 @@ impl EventLoop<Sim> {
             Phase::Accept => self.accept(),
         }
         (phase == Phase::Accept).then(|| {
-            self.finish_turn();
+            let turn = self.finish_turn();
             self.check();
-            self.last_turn()
+            turn
         })
     }
 

@@ -36,7 +36,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::base::id::ConnId;
-use crate::base::observer::Step;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 use crate::connection::context::Dirty;
@@ -100,8 +99,6 @@ pub(crate) struct EventLoop<S: System> {
 pub struct Turn {
     /// Events that the kernel reported.
     pub events: usize,
-    /// Whether work is left over, most often because a budget ended. The next turn does not sleep then.
-    pub carried_over: bool,
 }
 
 impl<S: System> EventLoop<S> {
@@ -109,7 +106,7 @@ impl<S: System> EventLoop<S> {
     /// came in time keep their connection open; `write` follows both, so that all that they queued leaves with one
     /// call; `reap` follows `write`, so that a reset is the last thing a connection does; `accept` is last, so that it
     /// finds the slots and descriptors that `reap` has freed.
-    pub(crate) fn turn(&mut self, wait: Option<Duration>) -> io::Result<()> {
+    pub(crate) fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
         self.poll(wait)?; //   1 sleep until readiness, a deadline or a wake-up; then read the clock once
         self.dispatch(); //    2 events become flags; no user code yet
         self.run_posts(); //   3 what other threads asked for, and watched descriptors
@@ -118,21 +115,14 @@ impl<S: System> EventLoop<S> {
         self.write(); //       6 one write per connection that has something queued
         self.reap(); //        7 `closed`, and the only place where a slot is freed
         self.accept(); //      8 dials and accepts, into the slots just freed
-        self.finish_turn();
-        Ok(())
+        Ok(self.finish_turn())
     }
 
-    fn finish_turn(&mut self) {
+    fn finish_turn(&mut self) -> Turn {
         self.check_touched();
         self.table.cx.stats.turns += 1;
-        let carried_over = !self.table.cx.observers.is_empty() && self.has_work();
-        let (observers, stats) = (&mut self.table.cx.observers, &self.table.cx.stats);
-        observers.tell(move || Step::TurnEnd { turn: stats.turns, carried_over, stats });
-    }
-
-    /// What the last turn did. Not the result of [`turn`](EventLoop::turn), because `run` does not ask for it.
-    pub(crate) fn last_turn(&self) -> Turn {
-        Turn { events: self.events.len(), carried_over: self.has_work() }
+        self.tell_turn_end();
+        Turn { events: self.events.len() }
     }
 
     /// Whether the next turn has something to do that no event will announce.
@@ -155,7 +145,7 @@ impl<S: System> EventLoop<S> {
             || !table.pending_adoptions.is_empty()
             || !table.pending_dials.is_empty()
             || cx.handshakes.may_start(cx.limits.handshakes, cx.now)
-            || table.listeners.open().any(|listener| self.can_accept(listener))
+            || table.listeners.any_acceptable && table.listeners.acceptable().any(|it| self.can_accept(it))
     }
 
     /// Whether an accept from this listener could succeed now.
@@ -193,15 +183,23 @@ impl<S: System> EventLoop<S> {
         self.next_tick().map(Tick::since_start)
     }
 
-    /// The next deadline; one that has passed, if there is any.
+    /// The next deadline; one that has passed, if there is any. Most turns have none but those of connections and of
+    /// timers: one test for each of the others, because all of it is asked in every turn.
     fn next_tick(&self) -> Option<Tick> {
+        let (table, cx) = (&self.table, &self.table.cx);
+        let next = earlier(cx.wheel.next(), table.timers.next());
+        let waits = cx.sender_waits.any() || cx.handshakes.waiting_count() > 0;
+        let stops = table.drain_deadline.is_some();
+        if waits || stops || table.listeners.any_acceptable { earlier(next, self.next_rare()) } else { next }
+    }
+
+    #[cold]
+    fn next_rare(&self) -> Option<Tick> {
         // A listener without a free slot has no deadline: it could not accept when that passes, and a deadline in the
         // past would make every later sleep zero.
         let (table, cx) = (&self.table, &self.table.cx);
-        let mut next = earlier(cx.wheel.next(), table.timers.next());
-        next = earlier(next, cx.sender_waits.next_check());
-        next = earlier(next, cx.handshakes.next_check(cx.limits.handshakes));
-        for listener in table.listeners.open() {
+        let mut next = earlier(cx.sender_waits.next_check(), cx.handshakes.next_check(cx.limits.handshakes));
+        for listener in table.listeners.acceptable() {
             let may_retry = || self.has_place(listener) || seeded(SeededBug::FullListenerSpins);
             next = earlier(next, listener.retry_at().filter(|_| may_retry()));
         }
@@ -241,7 +239,7 @@ impl<S: System> EventLoop<S> {
     }
 }
 
-/// The earlier of two deadlines. A chain of iterators for all of them cost a twentieth of a turn with one message.
+/// The earlier of two deadlines.
 fn earlier(one: Option<Tick>, other: Option<Tick>) -> Option<Tick> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),

@@ -3,7 +3,7 @@
 
 use super::EventLoop;
 use crate::base::id::TokenKind;
-use crate::base::observer::{Call, Callback, Phase, Source, Step};
+use crate::base::observer::{Call, Callback, Observer, Phase, Source, Step};
 use crate::connection::table::Table;
 use crate::service::{AnyService, Event};
 use crate::sys::System;
@@ -63,6 +63,31 @@ fn call_of(service: &dyn AnyService, number: u16, table: &Table, event: &Event<'
 }
 
 impl<S: System> EventLoop<S> {
+    pub(crate) fn observe(&mut self, observer: impl Observer + 'static) {
+        let cx = &mut self.table.cx;
+        cx.observers.add(Box::new(observer), cx.stats.turns);
+    }
+
+    /// The sleep is over, and the turn begins.
+    #[inline]
+    pub(super) fn tell_woken(&mut self) {
+        let cx = &mut self.table.cx;
+        let (turn, now, events) = (cx.stats.turns + 1, cx.elapsed, self.events.len());
+        if cx.observers.want_turn(turn) {
+            cx.observers.tell_turn(turn, &Step::Woken { turn, now, events });
+        }
+    }
+
+    #[inline]
+    pub(super) fn tell_turn_end(&mut self) {
+        let turn = self.table.cx.stats.turns;
+        if self.table.cx.observers.want_turn(turn) {
+            let carried_over = self.has_work();
+            let (observers, stats) = (&mut self.table.cx.observers, &self.table.cx.stats);
+            observers.tell_turn(turn, &Step::TurnEnd { turn, carried_over, stats });
+        }
+    }
+
     /// A phase begins, or goes on.
     pub(super) fn enter(&mut self, phase: Phase) {
         self.table.cx.observers.tell_message(|| Step::Phase(phase));

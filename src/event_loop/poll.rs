@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::EventLoop;
 use crate::base::id::TokenKind;
 use crate::base::mark::mark;
-use crate::base::observer::{Phase, Step};
+use crate::base::observer::Phase;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::Tick;
 use crate::connection::Connection;
@@ -54,9 +54,7 @@ impl<S: System> EventLoop<S> {
         if !self.events.is_empty() {
             self.busy_poll.record_wakeup(self.table.cx.elapsed - before);
         }
-        let cx = &mut self.table.cx;
-        let (turn, now, events) = (cx.stats.turns + 1, cx.elapsed, self.events.len());
-        cx.observers.tell(move || Step::Woken { turn, now, events });
+        self.tell_woken();
         Ok(())
     }
 
@@ -97,11 +95,7 @@ impl<S: System> EventLoop<S> {
                     Some((connection, cx)) => Self::apply_event(connection, ready, cx),
                     None => table.cx.stats.stale_events += 1,
                 },
-                Some(TokenKind::Listener(index)) => {
-                    if let Some(Some(listener)) = table.listeners.all.get_mut(index) {
-                        listener.acceptable = true;
-                    }
-                }
+                Some(TokenKind::Listener(index)) => table.listeners.set_acceptable(index),
                 Some(TokenKind::Watched(index)) => table.watched.on_event(index),
                 // Ending the sleep was all that the waker had to do: `run_posts` looks at the mailbox in each turn.
                 Some(TokenKind::Wake) => {}

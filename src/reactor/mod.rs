@@ -360,7 +360,7 @@ impl Reactor {
     /// Adds an observer, which gets every step of the loop from now on: see [`observer`](crate::observer). Several are
     /// called in the order in which they were added. They stay for the life of the reactor.
     pub fn observe(&mut self, observer: impl Observer + 'static) {
-        self.event_loop.table.cx.observers.add(Box::new(observer));
+        self.event_loop.observe(observer);
     }
 
     /// Runs one turn of the loop: sleeps until there is an event or a deadline, but for `wait` at most (`None`: no
@@ -374,9 +374,8 @@ impl Reactor {
     ///
     /// When a callback of a service panics; see [`Service`].
     pub fn turn(&mut self, wait: Option<Duration>) -> io::Result<Turn> {
-        self.event_loop.turn(wait)?;
-        self.announce()?;
-        Ok(self.event_loop.last_turn())
+        let turn = self.event_loop.turn(wait)?;
+        self.announce().map(|()| turn)
     }
 
     /// Runs turns until there is no listener, no connection, no timer and no posted work left.
@@ -392,6 +391,11 @@ impl Reactor {
             self.announce()?;
         }
         Ok(())
+    }
+
+    /// Whether work is left over, most often because a budget ended: then the next turn does not sleep.
+    pub fn has_work(&self) -> bool {
+        self.event_loop.has_work()
     }
 
     /// Whether nothing can happen any more, so that [`run`](Reactor::run) returns: for programs that call

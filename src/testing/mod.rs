@@ -95,7 +95,7 @@ impl Bench {
         script.answer_by_network();
         let mut event_loop = EventLoop::new(sim, limits).expect("a simulated kernel has room for a loop");
         let record = Rc::new(RefCell::new(Record::default()));
-        event_loop.table.cx.observers.add(Box::new(recorder(record.clone(), script.clone())));
+        event_loop.observe(recorder(record.clone(), script.clone()));
         Bench {
             event_loop,
             record,

@@ -209,6 +209,6 @@ impl Bench {
 
     /// Adds an observer of every step of the loop: see [`observer`](crate::observer).
     pub fn observe(&mut self, observer: impl Observer + 'static) {
-        self.event_loop.table.cx.observers.add(Box::new(observer));
+        self.event_loop.observe(observer);
     }
 }

@@ -21,7 +21,7 @@ use super::{Measured, Peer, Server, figure, until};
 use crate::case::Kind;
 
 /// The most instructions per message, by connections: 5 % more than was measured, for other compilers.
-const MAX: [(usize, f64); 2] = [(50, 745.0), (1, 1_565.0)];
+const MAX: [(usize, f64); 2] = [(50, 730.0), (1, 1_430.0)];
 
 pub(super) fn measure(smoke: bool) -> Measured {
     let found = Command::new("valgrind").arg("--version").stdout(Stdio::null()).status();

@@ -58,7 +58,7 @@ fn line(step: &Step<'_>) -> String {
 fn record(event_loop: &mut EventLoop<Sim>) -> Steps {
     let steps = Steps::default();
     let own = Rc::clone(&steps);
-    event_loop.table.cx.observers.add(Box::new(move |step: &Step<'_>| own.borrow_mut().push(line(step))));
+    event_loop.observe(move |step: &Step<'_>| own.borrow_mut().push(line(step)));
     steps
 }
 
@@ -244,7 +244,7 @@ fn each_observer_is_told_in_the_order_in_which_they_were_added() {
                 order.borrow_mut().push(name);
             }
         };
-        test.event_loop.table.cx.observers.add(Box::new(told));
+        test.event_loop.observe(told);
     }
     test.turn();
     assert_eq!(*order.borrow(), ["first", "second"]);
@@ -264,7 +264,7 @@ pub(super) struct Order {
 pub(super) fn check_order(event_loop: &mut EventLoop<Sim>) -> Rc<RefCell<Order>> {
     let order = Rc::<RefCell<Order>>::default();
     let own = Rc::clone(&order);
-    event_loop.table.cx.observers.add(Box::new(move |step: &Step<'_>| own.borrow_mut().look(step)));
+    event_loop.observe(move |step: &Step<'_>| own.borrow_mut().look(step));
     order
 }
 
@@ -368,11 +368,11 @@ fn an_observer_that_wants_no_messages_gets_turns_and_connections_also_beside_one
     for beside in [false, true] {
         let kinds = Rc::new(RefCell::new(Vec::new()));
         let mut test = socket_limits(no_idle()).build(echo);
-        test.event_loop.table.cx.observers.add(Box::new(Sparing(Rc::clone(&kinds))));
+        test.event_loop.observe(Sparing(Rc::clone(&kinds)));
         let all = Rc::new(RefCell::new(0));
         if beside {
             let own = Rc::clone(&all);
-            test.event_loop.table.cx.observers.add(Box::new(move |_: &Step<'_>| *own.borrow_mut() += 1));
+            test.event_loop.observe(move |_: &Step<'_>| *own.borrow_mut() += 1);
         }
         let (peer, _) = test.accept();
         test.script.feed(peer, b"hello");
@@ -388,4 +388,45 @@ fn an_observer_that_wants_no_messages_gets_turns_and_connections_also_beside_one
         }
         assert!(!beside || *all.borrow() > kinds.len() + 10);
     }
+}
+
+/// Wants every tenth turn, and no messages; records the turns of which it is told, and connections.
+struct Tenth(Rc<RefCell<Vec<(u64, bool)>>>);
+
+impl Observer for Tenth {
+    fn observe(&mut self, step: &Step<'_>) {
+        match step {
+            Step::Woken { turn, .. } => self.0.borrow_mut().push((*turn, false)),
+            Step::TurnEnd { turn, .. } => self.0.borrow_mut().push((*turn, true)),
+            _ => {}
+        }
+    }
+
+    fn wants_messages(&self) -> bool {
+        false
+    }
+
+    fn next_turn(&self, turn: u64) -> u64 {
+        turn / 10 * 10 + 10
+    }
+}
+
+#[test]
+fn an_observer_is_told_of_the_turns_it_asks_for_and_of_the_end_of_those_with_another_step() {
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let mut test = socket_limits(no_idle()).build(echo);
+    test.event_loop.observe(Tenth(Rc::clone(&told)));
+    let turn_to = |test: &mut TestLoop, turn| {
+        while test.event_loop.table.cx.stats.turns < turn {
+            test.turn();
+        }
+    };
+    turn_to(&mut test, 25);
+    assert_eq!(told.take(), [(10, false), (10, true), (20, false), (20, true)]);
+    let (peer, _) = test.accept();
+    let ends = told.take();
+    assert!(matches!(ends[..], [(26.., true)]), "the turn of the accept: {ends:?}");
+    test.script.feed(peer, b"hello");
+    turn_to(&mut test, 39);
+    assert_eq!(told.take(), [(30, false), (30, true)]);
 }

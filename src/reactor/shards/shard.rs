@@ -156,6 +156,10 @@ impl Observer for LoadObserver {
         false
     }
 
+    fn next_turn(&self, _: u64) -> u64 {
+        u64::MAX
+    }
+
     fn observe(&mut self, step: &Step<'_>) {
         match step {
             Step::Accept { connection, service, .. } if *service == self.service => {

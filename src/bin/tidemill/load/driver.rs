@@ -251,7 +251,7 @@ impl Turns {
         let turn = reactor.turn(Some(wait)).map_err(|error| error.to_string())?;
         let now = reactor.sockets().now();
         let span = now - self.last;
-        if turn.events == 0 && !turn.carried_over {
+        if turn.events == 0 && !reactor.has_work() {
             if span < PAUSE || !spins {
                 self.idle += span;
             } else {

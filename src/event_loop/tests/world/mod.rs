@@ -139,7 +139,7 @@ impl World {
             // A send is told within a callback of the actor, which holds no borrow meanwhile.
             own.borrow_mut().ledger.look(step, splices > before);
         };
-        event_loop.table.cx.observers.add(Box::new(follow));
+        event_loop.observe(follow);
         let actor = Actor {
             tape: tape.clone(),
             script: script.clone(),
