@@ -85,7 +85,9 @@ fn connections_are_listed_and_closed_by_their_id() {
     {
         assert!(lines[0].contains(field), "{field}: {lines:?}");
     }
+    assert!(peer.echoes("again"));
     let turns = admin.ask("turns").expect("turns");
+    assert!(turns.iter().any(|turn| turn.contains(" turns=1 ")), "all since the connect: {turns:?}");
     assert!(turns.iter().any(|turn| turn.contains(" reads=1 bytes_in=5 writes=1 bytes_out=5 ")), "{turns:?}");
     let id = lines[0].split(' ').next().expect("an id");
     assert_eq!(admin.ask("close #99.99"), Err("no connection #99.99".to_string()));

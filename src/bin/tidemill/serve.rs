@@ -112,7 +112,7 @@ pub fn serve<S: Service>(
     if let Some(at) = &options.observe.admin {
         let handle = reactor.handle();
         let ask: Ask = Box::new(move |work| handle.post_to(service, |it, sockets| work(it, sockets)).is_ok());
-        let turns = vec![Turns::default()];
+        let turns = Turns::of(1);
         reactor.observe(turns[0].recorder());
         let loops = Loops { places: Arc::new(Mutex::new(vec![place])), asks: vec![ask], names, turns };
         admin::serve(&mut reactor, at, loops, running).map_err(CommandError::Run)?;

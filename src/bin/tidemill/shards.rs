@@ -123,7 +123,7 @@ impl Start {
             total_rate: options.total_rate().map(|rate| SharedRate::new(rate, options.shards.count())),
             watchers: Arc::new(Watchers::new(&options.observe, options.shards.count())),
             places: Arc::default(),
-            turns: vec![(); options.shards.count()].into_iter().map(|()| Turns::default()).collect(),
+            turns: Turns::of(options.shards.count()),
         };
         let share = |all| options.shards.share(all);
         let of_shard = |number| {

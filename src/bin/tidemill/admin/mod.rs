@@ -15,14 +15,15 @@ mod turns;
 
 use std::any::Any;
 use std::fmt::{Display, Write};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::fs::Mode;
 use tidemill::services::{Proxy, UpstreamMode};
 use tidemill::{
-    AccessPolicy, Address, ConnId, Handle, Input, Key, Origin, Reactor, Service, ServiceId, ServiceSockets,
-    Socket, SocketLimits, Sockets, State,
+    AccessPolicy, Address, ClosedInfo, ConnId, Handle, Input, Key, Origin, Reactor, Service, ServiceId,
+    ServiceSockets, Socket, SocketLimits, Sockets, State,
 };
 
 use crate::locked::locked;
@@ -48,7 +49,7 @@ limits                        options that can be set, and their values
 set OPTION VALUE              change one until the server ends; SIGHUP does not undo it
 upstreams                     the upstreams of a proxy
 upstream ADDRESS down|up|auto take one out of use, use it whatever checks say, or go by checks
-turns [SHARD]                 the last 64 turns of a loop
+turns [SHARD]                 64 turns of a loop: all since the connect, one in 16 before
 ";
 
 /// The loops of the server.
@@ -130,7 +131,12 @@ impl Service for Admin {
     }
 
     fn open(&mut self, _: &mut Socket<'_>) -> Client {
+        self.loops.turns[0].clients.fetch_add(1, Ordering::Relaxed);
         Client::default()
+    }
+
+    fn closed(&mut self, _: Client, _: &ClosedInfo, _: &mut Sockets<'_>) {
+        self.loops.turns[0].clients.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// The server does not wait for those who look at it.

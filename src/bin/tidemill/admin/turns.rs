@@ -1,7 +1,9 @@
-//! The last turns of a loop, as an observer sees them.
+//! The last turns of a loop, as an observer sees them: one in sixteen, and all while a client is connected. To record
+//! all the time would add a fifth to the instructions of a turn with one message.
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,19 +14,23 @@ use crate::locked::locked;
 
 /// Turns that are kept.
 const KEPT: usize = 64;
+/// Of so many turns one is recorded while no client is connected: the same as those of the metrics.
+const RECORDED: u64 = 16;
 
-/// One turn: when it began and ended, and the counters at its end.
-#[derive(Clone, Default)]
+/// One turn. What it did is computed when it is shown: to record it is to copy some values.
+#[derive(Clone, Copy)]
 struct Turn {
     number: u64,
     /// From when the loop was made to the end of its sleep.
     woken: Duration,
     events: usize,
-    took: Duration,
+    began: Instant,
+    ended: Instant,
+    /// The counters at its end.
     counts: Counts,
 }
 
-/// What happened: differences of counters.
+/// Counters of the loop, or their differences: what happened meanwhile.
 #[derive(Clone, Copy, Default)]
 struct Counts {
     reads: u64,
@@ -62,29 +68,42 @@ impl Counts {
     }
 }
 
-/// The last turns, the oldest first.
+/// The last turns, the oldest first; one more than are shown, for the counters at its end.
 #[derive(Default)]
 struct Ring(VecDeque<Turn>);
 
 /// The ring, shared with the observer that fills it, which may be on another thread.
-#[derive(Clone, Default)]
-pub struct Turns(Arc<Mutex<Ring>>);
+#[derive(Clone)]
+pub struct Turns {
+    ring: Arc<Mutex<Ring>>,
+    /// How many clients the admin socket has.
+    pub clients: Arc<AtomicUsize>,
+}
 
 /// Fills the ring. It gets no step of a message: the counters at the end of a turn have what happened.
 pub struct Recorder {
     turns: Turns,
-    current: Turn,
-    before: Counts,
+    /// Of the turn whose beginning it got last.
+    number: u64,
+    woken: Duration,
+    events: usize,
     /// Connections that have ended.
     closes: u64,
     began: Instant,
 }
 
 impl Turns {
+    /// One for each loop. A client of the admin socket has all of them record all turns.
+    pub fn of(loops: usize) -> Vec<Turns> {
+        let clients = Arc::<AtomicUsize>::default();
+        let one = |_| Turns { ring: Arc::default(), clients: clients.clone() };
+        (0..loops).map(one).collect()
+    }
+
     /// What fills it, for the loop of which it is.
     pub fn recorder(&self) -> Recorder {
-        let (current, before) = (Turn::default(), Counts::default());
-        Recorder { turns: self.clone(), current, before, closes: 0, began: Instant::now() }
+        let (woken, began) = (Duration::ZERO, Instant::now());
+        Recorder { turns: self.clone(), number: 0, woken, events: 0, closes: 0, began }
     }
 }
 
@@ -93,23 +112,29 @@ impl Observer for Recorder {
         false
     }
 
+    fn next_turn(&self, turn: u64) -> u64 {
+        match self.turns.clients.load(Ordering::Relaxed) {
+            0 => turn + RECORDED - (turn + RECORDED - 1) % RECORDED,
+            _ => turn + 1,
+        }
+    }
+
     fn observe(&mut self, step: &Step<'_>) {
         match step {
             Step::Woken { turn, events, now } => {
-                self.began = Instant::now();
-                let (took, counts) = Default::default();
-                self.current = Turn { number: *turn, events: *events, woken: *now, took, counts };
+                (self.number, self.woken, self.events, self.began) = (*turn, *now, *events, Instant::now());
             }
             Step::Close { .. } => self.closes += 1,
-            Step::TurnEnd { stats, .. } => {
-                let counts = Counts::of(stats, self.closes);
-                self.current.took = self.began.elapsed();
-                self.current.counts = counts.since(std::mem::replace(&mut self.before, counts));
-                let ring = &mut locked(&self.turns.0).0;
-                if ring.len() == KEPT {
+            // Of other turns in which a connection began or ended it gets the end, but not the beginning.
+            Step::TurnEnd { turn, stats, .. } if *turn == self.number => {
+                let Recorder { number, woken, events, began, closes, .. } = *self;
+                let counts = Counts::of(stats, closes);
+                let turn = Turn { number, woken, events, began, ended: Instant::now(), counts };
+                let ring = &mut locked(&self.turns.ring).0;
+                if ring.len() > KEPT {
                     ring.pop_front();
                 }
-                ring.push_back(self.current.clone());
+                ring.push_back(turn);
             }
             _ => {}
         }
@@ -118,15 +143,21 @@ impl Observer for Recorder {
 
 impl fmt::Display for Turns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for turn in &locked(&self.0).0 {
-            let counts = turn.counts;
+        let ring = &locked(&self.ring).0;
+        let (mut before, mut last) = (Counts::default(), 0);
+        for (index, turn) in ring.iter().enumerate() {
+            let counts = turn.counts.since(std::mem::replace(&mut before, turn.counts));
+            let turns = turn.number - std::mem::replace(&mut last, turn.number);
+            if index == 0 && ring.len() > KEPT {
+                continue;
+            }
             writeln!(
                 f,
-                "turn={} at={:.6} took_us={} events={} reads={} bytes_in={} writes={} bytes_out={} accepts={} dials={} \
-                 closes={}",
+                "turn={} turns={turns} at={:.6} took_us={} events={} reads={} bytes_in={} writes={} bytes_out={} \
+                 accepts={} dials={} closes={}",
                 turn.number,
                 turn.woken.as_secs_f64(),
-                turn.took.as_micros(),
+                (turn.ended - turn.began).as_micros(),
                 turn.events,
                 counts.reads,
                 counts.bytes_in,

@@ -118,6 +118,11 @@ impl Observer for AccessLog {
         false
     }
 
+    /// It gets the end of a turn in which a connection has ended, and needs no other.
+    fn next_turn(&self, _: u64) -> u64 {
+        u64::MAX
+    }
+
     fn observe(&mut self, step: &Step<'_>) {
         match step {
             Step::Dial { connection, .. } => {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prometheus_client::encoding::prometheus_text;
 use prometheus_client::metrics::counter::Counter;
@@ -214,8 +214,7 @@ pub struct Recorder {
     refused: Family<Labels, Counter>,
     closed: Family<Labels, Counter>,
     turn: Histogram,
-    clock: Instant,
-    woken: Duration,
+    woken: Instant,
 }
 
 impl Recorder {
@@ -229,8 +228,7 @@ impl Recorder {
             refused: Family::default(),
             closed: Family::default(),
             turn,
-            clock: Instant::now(),
-            woken: Duration::ZERO,
+            woken: Instant::now(),
         };
         let (accepted, dialed) = (recorder.accepted.clone(), recorder.dialed.clone());
         registry.register("connections_accepted", "Connections accepted, by service", accepted);
@@ -258,11 +256,15 @@ impl Observer for Recorder {
         false
     }
 
+    fn next_turn(&self, turn: u64) -> u64 {
+        turn + MEASURED - (turn + MEASURED - 1) % MEASURED
+    }
+
     fn observe(&mut self, step: &Step<'_>) {
         match step {
-            Step::Woken { turn, .. } if turn % MEASURED == 1 => self.woken = self.clock.elapsed(),
+            Step::Woken { turn, .. } if turn % MEASURED == 1 => self.woken = Instant::now(),
             Step::TurnEnd { turn, .. } if turn % MEASURED == 1 => {
-                self.turn.observe((self.clock.elapsed() - self.woken).as_secs_f64());
+                self.turn.observe(self.woken.elapsed().as_secs_f64());
             }
             Step::Accept { service, .. } => {
                 if let Some(service) = self.service(*service) {
