@@ -130,6 +130,7 @@ impl fmt::Display for Varint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::framing::Framing;
 
     fn first(framing: Varint, bytes: &[u8]) -> Result<Option<&[u8]>, FrameError> {
         framing.next(&mut Input::new(bytes))
@@ -137,8 +138,11 @@ mod tests {
 
     #[test]
     fn the_three_widths_have_the_names_by_which_they_are_asked_for() {
-        let names = ["varint28", "varint32", "varint64"];
-        assert_eq!([Varint::U28, Varint::U32, Varint::U64].map(|framing| framing.to_string()), names);
+        for (name, framing) in
+            [("varint28", Varint::U28), ("varint32", Varint::U32), ("varint64", Varint::U64)]
+        {
+            assert_eq!((name.parse(), framing.to_string()), (Ok(Framing::Varint(framing)), name.to_string()));
+        }
     }
 
     #[test]
