@@ -243,8 +243,12 @@ fn an_upstream_on_demand_is_started_once_and_stopped_when_no_shard_has_a_client(
     clients[0].finish();
     assert_eq!(clients[0].receive_all(), b"");
     until("its shard has noticed", SOON, || proxy.log().contains(" client="));
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(clients[1].echoes("the other shard has a client"));
+    // For longer than --on-demand-idle: it is not stopped as long as any shard has a client.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(150) {
+        assert!(clients[1].echoes("the other shard has a client"));
+    }
+    assert!(!proxy.log().contains("no client any more"), "{}", proxy.log());
     drop(clients);
     until("it is stopped", SOON, || proxy.log().contains("no client any more"));
     let log = proxy.end();
