@@ -1,10 +1,11 @@
 //! tidemill compared with tokio and others, with the same service on each.
 //!
 //! ```sh
-//! cargo bench --features tls --bench versus             # all cases, a few minutes
-//! cargo bench --features tls --bench versus -- --case "64 B x 50"      # cases whose name contains this
-//! cargo bench --features tls --bench versus -- --with haproxy,nginx    # also with these, if installed
-//! cargo bench --features tls --bench versus -- --docs                  # writes docs/benchmarks.md with its charts
+//! cargo bench --features cli --bench versus             # all cases, a few minutes
+//! cargo bench --features cli --bench versus -- --case "64 B x 50"      # cases whose name contains this
+//! cargo bench --features cli --bench versus -- --with haproxy,nginx    # also with these, if installed
+//! cargo bench --features cli --bench versus -- --quick                 # two minutes, wider ranges
+//! cargo bench --features cli --bench versus -- --docs                  # writes docs/benchmarks.md with its charts
 //! ```
 //!
 //! The method is described in `page.md`, the beginning of that document.
@@ -16,6 +17,7 @@ mod costs;
 mod driver;
 mod fan_out;
 mod figure;
+mod latency;
 mod peers;
 mod process;
 mod report;
@@ -28,16 +30,19 @@ use std::process::ExitCode;
 
 use case::{CASES, Case, Kind};
 use figure::Figure;
-use report::CaseResult;
+use latency::Latency;
+use report::{CaseResult, Measured};
 use run::Effort;
 
 const HELP: &str = "\
-cargo bench --features tls --bench versus -- [OPTIONS]
-  --case TEXT     only the cases whose name holds TEXT; none for only the other figures
+cargo bench --features cli --bench versus -- [OPTIONS]
+  --case TEXT     only the cases whose name holds TEXT, latency for the latencies of all, none for the other figures
   --with LIST     also these, where they are installed: epoll, libuv, node, haproxy, haproxy-splice, nginx
   --json FILE     the figures for programs
   --docs          docs/benchmarks.md, its pictures and its data
   --redraw        only the pictures, again from docs/benchmarks.json
+  --quick         a fourth of the measurements, in two minutes; the ranges are wider
+  --rounds N      so many rounds instead of 5
   --smoke         everything once, in seconds
 ";
 
@@ -50,6 +55,8 @@ struct Options {
     docs: bool,
     redraw: bool,
     smoke: bool,
+    quick: bool,
+    rounds: Option<usize>,
 }
 
 fn main() -> ExitCode {
@@ -86,6 +93,11 @@ fn options(words: &[&str]) -> Result<Option<Options>, String> {
             "--bench" => {}
             "--help" => return Ok(None),
             "--smoke" => options.smoke = true,
+            "--quick" => options.quick = true,
+            "--rounds" => {
+                let count = value()?.parse().ok().filter(|count| *count > 0);
+                options.rounds = Some(count.ok_or("--rounds is the number of rounds, at least 1")?);
+            }
             "--docs" => options.docs = true,
             "--redraw" => options.redraw = true,
             "--case" => options.case = Some(value()?.to_string()),
@@ -112,16 +124,45 @@ fn compare(options: &Options) -> Result<(), String> {
     if options.smoke {
         chart::check(&folder)?;
     }
-    let effort = match options.smoke {
-        true => Effort { rounds: 1, turns: 1, shorter: 8 },
-        false => Effort { rounds: 5, turns: 10, shorter: 1 },
-    };
+    let effort = options.effort();
     process::pin(1);
-    let wanted = |name: &str| options.case.as_ref().is_none_or(|case| name.contains(case.as_str()));
+    let measured = Measured {
+        cases: rates(options, &effort),
+        latencies: latencies(options, &effort),
+        figures: figures(options, &effort),
+    };
+    if let Some(path) = &options.json {
+        report::write_json(path, &measured)?;
+    }
+    if options.docs {
+        let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+        let command = format!("cargo bench --features cli --bench versus -- {}", words.join(" "));
+        report::write_docs(&folder, &measured, &command)?;
+    }
+    Ok(())
+}
+
+impl Options {
+    fn effort(&self) -> Effort {
+        let (rounds, turns, shorter) = match (self.smoke, self.quick) {
+            (true, _) => (1, 1, 8),
+            (_, true) => (3, 4, 2),
+            _ => (5, 10, 1),
+        };
+        Effort { rounds: self.rounds.unwrap_or(rounds), turns, shorter }
+    }
+
+    /// Whether a case or a group of figures is asked for.
+    fn asks_for(&self, name: &str) -> bool {
+        self.case.as_ref().is_none_or(|case| name.contains(case.as_str()))
+    }
+}
+
+fn rates(options: &Options, effort: &Effort) -> Vec<CaseResult> {
     let mut results = Vec::new();
-    let compared = |case: &&Case| wanted(case.name) && !case.kinds(&options.with).is_empty();
-    for &case in CASES.iter().filter(compared) {
-        match run::measure(&case, &effort, &options.with) {
+    let wanted = |case: &&Case| options.asks_for(case.name) && !case.kinds(&options.with).is_empty();
+    for &case in CASES.iter().filter(wanted) {
+        match run::measure(&case, effort, &options.with) {
             Ok(rounds) => {
                 let one = CaseResult { case, rounds };
                 print!("{}", one.table());
@@ -130,19 +171,30 @@ fn compare(options: &Options) -> Result<(), String> {
             Err(why) => println!("\n{} is left out: {why}", case.name),
         }
     }
-    let mut figures: Vec<Figure> = Vec::new();
-    if options.case.as_ref().is_none_or(|case| case == "none") {
+    results
+}
+
+fn latencies(options: &Options, effort: &Effort) -> Vec<Latency> {
+    let mut results = Vec::new();
+    let all = options.asks_for("latency");
+    for case in CASES.iter().filter(|case| all && latency::is_for(case)) {
+        match latency::measure(case, effort, &options.with) {
+            Ok(one) => {
+                print!("{}", one.table());
+                results.push(one);
+            }
+            Err(why) => println!("\nthe latency of {} is left out: {why}", case.name),
+        }
+    }
+    results
+}
+
+fn figures(options: &Options, effort: &Effort) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    if options.asks_for("none") {
         figures.extend(costs::measure(options.smoke));
-        figures.push(run::low_rate(&effort));
+        figures.push(run::low_rate(effort));
     }
     figures.iter().for_each(|figure| print!("{}", figure.table()));
-    if let Some(path) = &options.json {
-        report::write_json(path, &results, &figures)?;
-    }
-    if options.docs {
-        let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-        let command = format!("cargo bench --features tls --bench versus -- {}", words.join(" "));
-        report::write_docs(&folder, &results, &figures, &command)?;
-    }
-    Ok(())
+    figures
 }

@@ -10,13 +10,23 @@ use serde_json::{Value, json};
 use crate::case::{Case, Kind};
 use crate::chart;
 use crate::figure::{Figure, Round, Rounds};
+use crate::latency::Latency;
 
-/// The median of several ratios, with their minimum and maximum.
+/// The median of the ratios of all rounds, with their minimum and maximum, and the two figures of the round that has
+/// the median: so the figures that are shown have the ratio that is shown.
 #[derive(Clone, Copy)]
 struct Ratio {
-    median: f64,
+    own: f64,
+    other: f64,
     least: f64,
     max: f64,
+}
+
+/// All that one run of this program has found.
+pub struct Measured {
+    pub cases: Vec<CaseResult>,
+    pub latencies: Vec<Latency>,
+    pub figures: Vec<Figure>,
 }
 
 /// A case with its results.
@@ -48,22 +58,28 @@ impl CaseResult {
     /// The ratio of tidemill's figure to another's, round by round.
     fn ratio(&self, other: Kind, figure: fn(&Round) -> f64) -> Ratio {
         let pairs = self.rounds[&Kind::Tidemill].iter().zip(&self.rounds[&other]);
-        let all = sorted(pairs.map(|(own, other)| figure(own) / figure(other)));
-        Ratio { median: all[all.len() / 2], least: all[0], max: all[all.len() - 1] }
+        let mut pairs: Vec<(f64, f64)> = pairs.map(|(own, other)| (figure(own), figure(other))).collect();
+        let of = |(own, other): &(f64, f64)| own / other;
+        pairs.sort_by(|one, other| of(one).total_cmp(&of(other)));
+        let (own, other) = pairs[pairs.len() / 2];
+        Ratio { own, other, least: of(&pairs[0]), max: of(&pairs[pairs.len() - 1]) }
     }
 
     pub fn table(&self) -> String {
         let mut text = format!("\n{}\n", self.case.name);
         let per_second = format!("{}/s", self.case.unit());
-        let heads = ["tidemill's rate to it", "tidemill's CPU to its"];
         // Writing to a `String` never fails.
         let _ = writeln!(
             text,
-            "  {:<28}{per_second:>14}{:>12}   {:<24}{}",
-            "server", "CPU ns each", heads[0], heads[1]
+            "  {:<28}{per_second:>14}{:>11}   {:<18}{:>12}{:>11}   ratio",
+            "server", "tidemill's", "ratio", "CPU ns each", "tidemill's"
         );
-        for (title, rate, cost, rates, costs) in self.lines() {
-            let _ = writeln!(text, "  {title:<28}{rate:>14.0}{cost:>12.0}   {rates:<24}{costs}");
+        for (title, [rate, cost]) in self.lines() {
+            let _ = writeln!(
+                text,
+                "  {title:<28}{:>14}{:>11}   {:<18}{:>12}{:>11}   {}",
+                rate[0], rate[1], rate[2], cost[0], cost[1], cost[2]
+            );
         }
         text
     }
@@ -71,25 +87,27 @@ impl CaseResult {
     fn markdown(&self) -> String {
         let mut text = format!("\n### {}\n\n", self.case.name);
         let unit = self.case.unit();
-        let _ = writeln!(
-            text,
-            "| server | {unit}/s | CPU ns each | tidemill's rate to it | tidemill's CPU to its |"
-        );
-        text.push_str("| --- | ---: | ---: | --- | --- |\n");
-        for (title, rate, cost, rates, costs) in self.lines() {
-            let _ = writeln!(text, "| {title} | {rate:.0} | {cost:.0} | {rates} | {costs} |");
+        let _ =
+            writeln!(text, "| server | {unit}/s | tidemill's | ratio | CPU ns each | tidemill's | ratio |");
+        text.push_str("| --- | ---: | ---: | --- | ---: | ---: | --- |\n");
+        for (title, [rate, cost]) in self.lines() {
+            let _ = writeln!(text, "| {title} | {} | {} |", rate.join(" | "), cost.join(" | "));
         }
         text
     }
 
-    /// For each server its rate and processor time, and the ratios of tidemill's figures to them (none for tidemill).
-    fn lines(&self) -> impl Iterator<Item = (&'static str, f64, f64, String, String)> {
+    /// For each server its rate, that of tidemill in the same round, and the ratio of the two; and the same for the
+    /// processor time. For tidemill only the medians of its own figures.
+    fn lines(&self) -> impl Iterator<Item = (&'static str, [[String; 3]; 2])> {
         self.rounds.keys().map(|&kind| {
             let shown = |figure| match kind {
-                Kind::Tidemill => String::new(),
-                _ => self.ratio(kind, figure).to_string(),
+                Kind::Tidemill => [format!("{:.0}", self.median(kind, figure)), String::new(), String::new()],
+                _ => {
+                    let ratio = self.ratio(kind, figure);
+                    [format!("{:.0}", ratio.other), format!("{:.0}", ratio.own), ratio.to_string()]
+                }
             };
-            (kind.title(), self.median(kind, rate), self.median(kind, cost), shown(rate), shown(cost))
+            (kind.title(), [shown(rate), shown(cost)])
         })
     }
 
@@ -97,8 +115,8 @@ impl CaseResult {
         let servers = self.rounds.keys().map(|&kind| {
             json!({
                 "server": kind.name(),
-                "per_second": self.median(kind, rate),
-                "cpu_ns_each": self.median(kind, cost),
+                "per_second": self.ratio(kind, rate).other,
+                "cpu_ns_each": self.ratio(kind, cost).other,
                 "tidemill_rate_ratio": self.ratio(kind, rate).json(),
                 "tidemill_cpu_ratio": self.ratio(kind, cost).json(),
             })
@@ -116,20 +134,26 @@ impl CaseResult {
 }
 
 impl Ratio {
+    fn median(self) -> f64 {
+        self.own / self.other
+    }
+
     fn json(self) -> Value {
-        json!({ "median": self.median, "least": self.least, "most": self.max })
+        json!({ "own": self.own, "median": self.median(), "least": self.least, "most": self.max })
     }
 }
 
 impl std::fmt::Display for Ratio {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.2} [{:.2}-{:.2}]", self.median, self.least, self.max)
+        write!(f, "{:.2} [{:.2}-{:.2}]", self.median(), self.least, self.max)
     }
 }
 
-pub fn write_json(path: &Path, results: &[CaseResult], figures: &[Figure]) -> Result<(), String> {
-    let cases: Vec<Value> = results.iter().map(CaseResult::json).collect();
-    let figures: Vec<Value> = figures
+pub fn write_json(path: &Path, measured: &Measured) -> Result<(), String> {
+    let cases: Vec<Value> = measured.cases.iter().map(CaseResult::json).collect();
+    let latency: Vec<Value> = measured.latencies.iter().map(Latency::json).collect();
+    let figures: Vec<Value> = measured
+        .figures
         .iter()
         .map(|figure| {
             let values: Vec<Value> = figure
@@ -140,18 +164,14 @@ pub fn write_json(path: &Path, results: &[CaseResult], figures: &[Figure]) -> Re
             json!({ "name": figure.name, "unit": figure.unit, "values": values })
         })
         .collect();
-    let text = format!("{:#}\n", json!({ "machine": machine(), "cases": cases, "figures": figures }));
+    let all = json!({ "machine": machine(), "cases": cases, "latency": latency, "figures": figures });
+    let text = format!("{all:#}\n");
     fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 /// Writes the page, its charts and its data into a folder.
-pub fn write_docs(
-    folder: &Path,
-    results: &[CaseResult],
-    figures: &[Figure],
-    command: &str,
-) -> Result<(), String> {
-    write_json(&folder.join("benchmarks.json"), results, figures)?;
+pub fn write_docs(folder: &Path, measured: &Measured, command: &str) -> Result<(), String> {
+    write_json(&folder.join("benchmarks.json"), measured)?;
     chart::redraw(folder)?;
     let mut page = include_str!("page.md").replace("{command}", command);
     let mut facts = String::new();
@@ -159,9 +179,11 @@ pub fn write_docs(
         let _ = writeln!(facts, "| {what} | {is} |");
     }
     page = page.replace("{machine}", facts.trim_end());
-    let cases: String = results.iter().map(CaseResult::markdown).collect();
+    let cases: String = measured.cases.iter().map(CaseResult::markdown).collect();
     page = page.replace("{cases}", cases.trim());
-    let lines: String = figures.iter().map(Figure::markdown).collect();
+    let latencies: String = measured.latencies.iter().map(Latency::markdown).collect();
+    page = page.replace("{latencies}", latencies.trim());
+    let lines: String = measured.figures.iter().map(Figure::markdown).collect();
     page = page.replace("{figures}", lines.trim_end());
     let path = folder.join("benchmarks.md");
     fs::write(&path, page).map_err(|error| format!("cannot write {}: {error}", path.display()))
