@@ -157,9 +157,12 @@ impl Table {
         if !receiver.is_live() || !receiver.flags.contains(Flag::Full) {
             return !receiver.is_live() && seeded(SeededBug::ClosedReceiverAwaited);
         }
-        // Nothing can be written before it is connected and its handshake complete; both have deadlines.
-        let can_read = receiver.has_stream() && !receiver.filter.is_handshaking();
-        if !can_read || cx.now.0 < wait.checked.0 + STALL_LIMIT {
+        // Nothing can be written before it is connected and its handshake complete; both have deadlines. Its time
+        // starts after them. One that had passed already would have the loop turn without sleeping.
+        if !receiver.has_stream() || receiver.filter.is_handshaking() {
+            wait.checked = cx.now;
+        }
+        if cx.now.0 < wait.checked.0 + STALL_LIMIT {
             return true;
         }
         let reads = receiver.bytes_out > wait.bytes_out;

@@ -1,6 +1,7 @@
 //! Senders that wait for slow receivers.
 
 use super::*;
+use crate::config::dial::DialOptions;
 
 /// A room without names: what a member says goes to all others.
 fn room(limits: Limits) -> (TestLoop, Rc<RefCell<Vec<ConnId>>>) {
@@ -130,6 +131,33 @@ pub(super) fn what_one_callback_makes_is_bounded_by_the_memory_limit() {
     test.turn_until_quiet();
     assert_eq!(test.close_reason(id), Some(CloseReason::Memory));
     assert_eq!(test.script.released(peer), Some(Released::Reset), "a cut answer does not look whole");
+}
+
+/// A dial may take longer than a receiver may take nothing, and so may a handshake.
+#[test]
+fn a_sender_waits_for_a_receiver_that_is_being_connected_and_the_loop_sleeps_meanwhile() {
+    let socket = SocketLimits { connect: Some(60 * SECOND), ..limits(16 * 1024 * 1024).socket };
+    let (mut test, members) = room(Limits { socket, ..Limits::default() });
+    let peer = test.script.connect();
+    test.turn_until_quiet();
+    let table = &mut test.event_loop.table;
+    let dialed = table.dial(test.service, address().into(), DialOptions::default(), None).expect("a dial");
+    test.turn_until_quiet();
+    test.script.feed(peer, &b"x\n".repeat(64 * 1024));
+    test.turn_until_quiet();
+    assert!(test.script.unread(peer) > 0 && members.borrow().contains(&dialed), "it waits");
+    test.advance(20 * SECOND);
+    test.turn_until_quiet();
+    let sleep = test.event_loop.next_deadline().expect("a deadline") - test.event_loop.table.cx.elapsed;
+    assert!(sleep > SECOND, "it wakes up after {sleep:?}");
+    assert!(test.script.unread(peer) > 0, "nothing can be written yet, so it waits on");
+    // From now on the receiver takes nothing, although it could.
+    test.script.window(test.script.dialed()[0], 0);
+    test.script.finish_dial(test.script.dialed()[0], Ok(()));
+    test.advance(4 * SECOND);
+    assert!(test.script.unread(peer) > 0);
+    test.advance(6 * SECOND);
+    assert_eq!(test.script.unread(peer), 0, "a receiver that takes nothing is not waited for any longer");
 }
 
 #[test]
