@@ -68,6 +68,9 @@ impl Report<'_> {
                 "no line was delivered to a receiver: the server must pass lines on to all, as tidemill chat does"
                     .to_string(),
             ),
+            _ if results.messages == 0 && results.unanswered == 0 => {
+                Some("no answer came within the measured span, so nothing was measured: it was too short".to_string())
+            }
             _ if results.messages == 0 => {
                 Some(format!("no answer: {} waited for one at the end", count(results.unanswered, "message")))
             }
