@@ -40,9 +40,10 @@ impl<S: System> EventLoop<S> {
         self.table.cx.arena.clear();
         self.table.evict();
         self.table.bound_lingering();
-        // Behind all that can end a wait: a deadline, a write that has drained a queue, and one that has failed.
-        self.table.check_receivers();
         self.notify_drained();
+        // Behind all that can end a wait: a deadline, a write that has drained a queue or has failed, and `drained`,
+        // which may close a receiver.
+        self.table.check_receivers();
     }
 
     /// Sets the socket options that services asked for. It is done before the writes, so that a buffer size or

@@ -133,6 +133,45 @@ pub(super) fn what_one_callback_makes_is_bounded_by_the_memory_limit() {
     assert_eq!(test.script.released(peer), Some(Released::Reset), "a cut answer does not look whole");
 }
 
+/// Its connections abort another one when their queue has drained.
+struct AbortsWhenDrained(ConnId);
+
+impl Service for AbortsWhenDrained {
+    type Session = ();
+
+    fn open(&mut self, _: &mut Socket<'_>) {}
+
+    fn data(&mut self, _: &mut (), _: &mut Socket<'_>, input: &mut Input<'_>) {
+        input.take_all();
+    }
+
+    fn drained(&mut self, _: &mut (), socket: &mut Socket<'_>) {
+        socket.other(self.0).expect("it is open").abort();
+    }
+}
+
+#[test]
+fn a_sender_is_read_again_when_a_drained_callback_aborts_the_receiver_that_it_waits_for() {
+    let (mut test, members, peers) = room_with_a_full_member();
+    test.turn_until_quiet();
+    let service = test.event_loop.add(AbortsWhenDrained(members.borrow()[1]), None);
+    let table = &mut test.event_loop.table;
+    let third = table.dial(service, address().into(), DialOptions::default(), None).expect("a dial");
+    test.turn_until_quiet();
+    let third_peer = test.script.dialed()[0];
+    test.script.finish_dial(third_peer, Ok(()));
+    test.script.window(third_peer, 0);
+    test.turn_until_quiet();
+    test.sockets().get(third).expect("it is open").send(vec![b'x'; 256 * 1024]);
+    test.turn_until_quiet();
+    assert!(test.script.unread(peers[0]) > 0, "the sender waits for the second member");
+    // Nothing happens after the turn in which the queue of the third drains.
+    test.script.window(third_peer, 1024 * 1024);
+    test.turn_until_quiet();
+    assert_eq!(test.close_reason(members.borrow()[1]), Some(CloseReason::Aborted));
+    assert_eq!(test.script.unread(peers[0]), 0);
+}
+
 /// A dial may take longer than a receiver may take nothing, and so may a handshake.
 #[test]
 fn a_sender_waits_for_a_receiver_that_is_being_connected_and_the_loop_sleeps_meanwhile() {
