@@ -10,6 +10,13 @@ pub type Round = (f64, f64);
 /// The results by server and round.
 pub type Rounds = BTreeMap<Kind, Vec<Round>>;
 
+/// Of an odd number the middle one, of an even number the upper one of the two in the middle. There must be one.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut all: Vec<f64> = values.into_iter().collect();
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
 /// A figure that is not a rate: memory, calls. tidemill comes first.
 #[derive(Debug)]
 pub struct Figure {

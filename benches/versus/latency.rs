@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::case::{Case, Kind, Shape};
+use crate::figure::median;
 use crate::run::{Effort, Server};
 
 /// Shares of the slowest server's rate, in percent.
@@ -55,15 +56,7 @@ pub fn measure(case: &Case, effort: &Effort, peers: &[Kind]) -> Result<Latency, 
         }
     }
     let span = (SPAN / effort.shorter).max(SPAN_LEAST);
-    let mut capacity: Option<(f64, Kind)> = None;
-    for (kind, server) in &servers {
-        let told = load(server.address, case, None, span)?;
-        let rate = told["per_second"].as_f64().ok_or("load gives no rate")?;
-        if capacity.is_none_or(|(least, _)| rate < least) {
-            capacity = Some((rate, *kind));
-        }
-    }
-    let (capacity, slowest) = capacity.ok_or("there is no server")?;
+    let (capacity, slowest) = slowest(&servers, case, span)?;
     let mut rounds = vec![[const { [const { Vec::new() }; QUANTILES.len()] }; LEVELS.len()]; servers.len()];
     for round in 0..effort.rounds.min(ROUNDS_MAX) {
         for (level, percent) in LEVELS.iter().enumerate() {
@@ -79,13 +72,19 @@ pub fn measure(case: &Case, effort: &Effort, peers: &[Kind]) -> Result<Latency, 
             }
         }
     }
-    let median = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
     let medians = rounds.into_iter().map(|levels| levels.map(|quantiles| quantiles.map(median)));
     let kinds = servers.iter().map(|(kind, _)| *kind);
     Ok(Latency { case: *case, slowest, capacity, servers: kinds.zip(medians).collect() })
+}
+
+/// The least rate of all servers, and which has it.
+fn slowest(servers: &[(Kind, Server)], case: &Case, span: Duration) -> Result<(f64, Kind), String> {
+    let mut rates = Vec::new();
+    for (kind, server) in servers {
+        let told = load(server.address, case, None, span)?;
+        rates.push((told["per_second"].as_f64().ok_or("load gives no rate")?, *kind));
+    }
+    rates.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).ok_or("there is no server".to_string())
 }
 
 /// Runs the generator once. It inherits the processor of this program, and the servers have the other.

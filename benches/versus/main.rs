@@ -159,31 +159,34 @@ impl Options {
 }
 
 fn rates(options: &Options, effort: &Effort) -> Vec<CaseResult> {
-    let mut results = Vec::new();
     let wanted = |case: &&Case| options.asks_for(case.name) && !case.kinds(&options.with).is_empty();
-    for &case in CASES.iter().filter(wanted) {
-        match run::measure(&case, effort, &options.with) {
-            Ok(rounds) => {
-                let one = CaseResult { case, rounds };
-                print!("{}", one.table());
-                results.push(one);
-            }
-            Err(why) => println!("\n{} is left out: {why}", case.name),
-        }
-    }
-    results
+    let measure = |case: &Case| {
+        run::measure(case, effort, &options.with).map(|rounds| CaseResult { case: *case, rounds })
+    };
+    of_cases(CASES.iter().filter(wanted), "", measure, CaseResult::table)
 }
 
 fn latencies(options: &Options, effort: &Effort) -> Vec<Latency> {
-    let mut results = Vec::new();
     let all = options.asks_for("latency");
-    for case in CASES.iter().filter(|case| all && latency::is_for(case)) {
-        match latency::measure(case, effort, &options.with) {
-            Ok(one) => {
-                print!("{}", one.table());
-                results.push(one);
+    let wanted = CASES.iter().filter(|case| all && latency::is_for(case));
+    of_cases(wanted, "the latency of ", |case| latency::measure(case, effort, &options.with), Latency::table)
+}
+
+/// Measures cases and prints each as soon as it is measured, or why it cannot be.
+fn of_cases<R>(
+    cases: impl Iterator<Item = &'static Case>,
+    what: &str,
+    measure: impl Fn(&Case) -> Result<R, String>,
+    table: impl Fn(&R) -> String,
+) -> Vec<R> {
+    let mut results = Vec::new();
+    for case in cases {
+        match measure(case) {
+            Ok(result) => {
+                print!("{}", table(&result));
+                results.push(result);
             }
-            Err(why) => println!("\nthe latency of {} is left out: {why}", case.name),
+            Err(why) => println!("\n{what}{} is left out: {why}", case.name),
         }
     }
     results

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::case::{Case, Kind};
 use crate::chart;
-use crate::figure::{Figure, Round, Rounds};
+use crate::figure::{Figure, Round, Rounds, median};
 use crate::latency::Latency;
 
 /// The median of the ratios of all rounds, with their minimum and maximum, and the two figures of the round that has
@@ -43,16 +43,9 @@ fn cost(round: &Round) -> f64 {
     round.1
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut all: Vec<f64> = values.collect();
-    all.sort_by(f64::total_cmp);
-    all
-}
-
 impl CaseResult {
     fn median(&self, kind: Kind, figure: fn(&Round) -> f64) -> f64 {
-        let all = sorted(self.rounds[&kind].iter().map(figure));
-        all[all.len() / 2]
+        median(self.rounds[&kind].iter().map(figure))
     }
 
     /// The ratio of tidemill's figure to another's, round by round.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::bulk::Bulk;
 use crate::case::{Case, Kind, Shape};
 use crate::driver::{Driver, Turned};
-use crate::figure::{Figure, Rounds};
+use crate::figure::{Figure, Rounds, median};
 use crate::peers;
 use crate::process::raise_descriptors;
 
@@ -190,10 +190,7 @@ pub fn low_rate(effort: &Effort) -> Figure {
             busy.push((server.busy() - before).as_nanos() as f64 / f64::from(count));
         }
     }
-    let values = kinds.iter().zip(busy).map(|(kind, mut busy)| {
-        busy.sort_by(f64::total_cmp);
-        (kind.title().to_string(), busy[busy.len() / 2])
-    });
+    let values = kinds.iter().zip(busy).map(|(kind, busy)| (kind.title().to_string(), median(busy)));
     Figure {
         name: "processor time at 1,000 messages a second".to_string(),
         unit: "ns each",
