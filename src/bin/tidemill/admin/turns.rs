@@ -11,11 +11,10 @@ use tidemill::Stats;
 use tidemill::observer::{Observer, Step};
 
 use crate::locked::locked;
+use crate::observe::next_sampled;
 
 /// Turns that are kept.
 const KEPT: usize = 64;
-/// Of so many turns one is recorded while no client is connected: the same as those of the metrics.
-const RECORDED: u64 = 16;
 
 /// One turn. What it did is computed when it is shown: to record it is to copy some values.
 #[derive(Clone, Copy)]
@@ -114,7 +113,7 @@ impl Observer for Recorder {
 
     fn next_turn(&self, turn: u64) -> u64 {
         match self.turns.clients.load(Ordering::Relaxed) {
-            0 => turn + RECORDED - (turn + RECORDED - 1) % RECORDED,
+            0 => next_sampled(turn),
             _ => turn + 1,
         }
     }

@@ -15,6 +15,7 @@ use tidemill::observer::{Observer, Step};
 use tidemill::{ServiceId, Sockets, Stats};
 
 use super::Names;
+use super::sampled::{is_sampled, next_sampled};
 use super::tcp::Sample;
 use crate::locked::locked;
 
@@ -248,22 +249,19 @@ impl Recorder {
     }
 }
 
-/// One turn in so many is measured. To read the clock twice in each would add a tenth to the instructions of a turn.
-const MEASURED: u64 = 16;
-
 impl Observer for Recorder {
     fn wants_messages(&self) -> bool {
         false
     }
 
     fn next_turn(&self, turn: u64) -> u64 {
-        turn + MEASURED - (turn + MEASURED - 1) % MEASURED
+        next_sampled(turn)
     }
 
     fn observe(&mut self, step: &Step<'_>) {
         match step {
-            Step::Woken { turn, .. } if turn % MEASURED == 1 => self.woken = Instant::now(),
-            Step::TurnEnd { turn, .. } if turn % MEASURED == 1 => {
+            Step::Woken { turn, .. } if is_sampled(*turn) => self.woken = Instant::now(),
+            Step::TurnEnd { turn, .. } if is_sampled(*turn) => {
                 self.turn.observe(self.woken.elapsed().as_secs_f64());
             }
             Step::Accept { service, .. } => {

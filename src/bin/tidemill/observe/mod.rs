@@ -4,6 +4,7 @@
 mod access_log;
 mod chrome;
 mod metrics;
+mod sampled;
 mod scrape;
 mod slow;
 mod tcp;
@@ -25,6 +26,7 @@ use crate::args::observe::ObserveArgs;
 /// The names of the services of a reactor, for people.
 pub type Names = HashMap<ServiceId, &'static str>;
 
+pub use sampled::next_sampled;
 pub use scrape::{Ask, Work};
 
 /// Set by SIGHUP: the access log is opened again before its next line.
