@@ -1,4 +1,4 @@
-//! Who is at the other end of a Unix-domain socket.
+//! The process at the other end of a Unix-domain socket.
 
 use std::error::Error;
 use std::fmt;

@@ -34,6 +34,11 @@ impl Tick {
         Tick(self.0.saturating_add(begun).saturating_add(whole))
     }
 
+    /// This tick, counted from a start that was so many ticks earlier.
+    pub(crate) fn moved(self, ticks: i64) -> Tick {
+        Tick(self.0.saturating_add_signed(ticks))
+    }
+
     /// When this tick begins, as the time since the reactor was made.
     pub(crate) fn since_start(self) -> Duration {
         Duration::new(self.0 / PER_SECOND, (self.0 % PER_SECOND) as u32 * NANOS)

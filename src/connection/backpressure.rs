@@ -121,7 +121,7 @@ impl Table {
     /// waits for none any more is read again.
     #[inline]
     pub(crate) fn check_receivers(&mut self) {
-        if !self.cx.sender_waits.waits.is_empty() {
+        if self.cx.sender_waits.any() {
             self.end_waits();
         }
     }

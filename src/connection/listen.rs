@@ -63,7 +63,7 @@ impl Listeners {
         }
     }
 
-    /// Has `any_acceptable` say again what is so.
+    /// Computes `any_acceptable` again, when listeners have been accepted from.
     pub(crate) fn find_acceptable(&mut self) {
         let any = self.acceptable().next().is_some();
         self.any_acceptable = any;

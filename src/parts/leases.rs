@@ -138,10 +138,10 @@ mod tests {
     fn loops_that_all_want_more_get_equal_parts_and_no_more_than_the_rate_and_the_bound_together() {
         for loops in [2, 4, 16] {
             let (mut leases, mut all) = started(loops);
-            let everyone: Vec<usize> = (0..loops).collect();
+            let all_loops: Vec<usize> = (0..loops).collect();
             // Each is left with the rest of a lease, and the bucket is full again after a pause: the worst case.
-            spend(&mut leases, &mut all, &everyone, 0..100);
-            let spent = spend(&mut leases, &mut all, &everyone, 10_000..11_000);
+            spend(&mut leases, &mut all, &all_loops, 0..100);
+            let spent = spend(&mut leases, &mut all, &all_loops, 10_000..11_000);
             let sum: usize = spent.iter().sum();
             let bound = 10 * RATE + burst(RATE) + (burst(RATE) / 4).max(loops * SHARE_MIN);
             assert!((99 * RATE / 10..=bound).contains(&sum), "{sum} of {loops} loops, at most {bound}");

@@ -50,7 +50,7 @@ pub(crate) struct SharedAdmission {
     /// [`AccessPolicy::connections`] of this reactor, which is its share; without a limit `usize::MAX`.
     pub(crate) connections: Arc<AtomicUsize>,
     /// How much later this reactor was made than the first one: the ticks of each count from its own start.
-    pub(crate) later: u64,
+    pub(crate) later: i64,
 }
 
 impl ServiceAdmission {
@@ -65,7 +65,7 @@ impl ServiceAdmission {
     fn tick(&self, now: Tick) -> Tick {
         match self {
             ServiceAdmission::Own(_) => now,
-            ServiceAdmission::Shared(shared) => Tick(now.0 + shared.later),
+            ServiceAdmission::Shared(shared) => now.moved(shared.later),
         }
     }
 }

@@ -66,7 +66,7 @@ pub(super) struct LeasedTokens {
 
 impl LeasedTokens {
     pub(super) fn level(&mut self, now: Tick) -> usize {
-        let now = Tick(now.0.saturating_add_signed(self.later));
+        let now = now.moved(self.later);
         if self.lease.is_used_up(now) {
             locked(&self.rate.leases).renew(&mut self.lease, now);
         }
@@ -79,11 +79,11 @@ impl LeasedTokens {
 
     /// When the lease begins that was made in advance, and at this rate `behind` bytes more have passed.
     pub(super) fn next_refill(&self, behind: usize, rate: usize) -> Tick {
-        Tick(self.lease.refill(behind, rate).0.saturating_add_signed(self.later.saturating_neg()))
+        self.lease.refill(behind, rate).moved(self.later.saturating_neg())
     }
 
     pub(super) fn set_rate(&mut self, rate: usize, now: Tick) {
-        let now = Tick(now.0.saturating_add_signed(self.later));
+        let now = now.moved(self.later);
         locked(&self.rate.leases).set_rate(rate, now);
         self.lease = Lease::new();
     }

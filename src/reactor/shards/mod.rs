@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use self::acceptor::{Acceptor, run_acceptor};
 use self::shard::{Receiving, Shard, run_shard};
@@ -30,8 +30,8 @@ use crate::handle::Handle;
 use crate::parts::admission::Admission;
 use crate::service::{Service, ServiceSockets};
 use crate::sys::handed_over::HandedOver;
-use crate::sys::locked;
 use crate::sys::mio::Adopted;
+use crate::sys::{Epoch, locked};
 
 /// One service on several cores: a reactor on each of `count` threads, and one thread that accepts.
 ///
@@ -85,7 +85,7 @@ struct All<S: Service> {
     acceptor: OnceLock<Handle>,
     refused: Arc<AtomicU64>,
     admission: Arc<Mutex<Admission>>,
-    started: Instant,
+    started: Epoch,
 }
 
 impl<S: Service> Shards<S> {
@@ -133,7 +133,7 @@ impl<S: Service> Shards<S> {
             acceptor: OnceLock::new(),
             refused: Arc::default(),
             admission: Arc::new(Mutex::new(Admission::new(AccessPolicy::default(), connections))),
-            started: Instant::now(),
+            started: Epoch::from_now(),
         }));
         let make = Arc::new(make);
         let (mut shards, mut threads) = (Vec::new(), Vec::new());

@@ -13,7 +13,6 @@ use crate::base::address::PeerAddress;
 use crate::base::id::{ConnId, Key, ListenerId, ServiceId};
 use crate::base::observer::{Observer, Step};
 use crate::base::stats::Stats;
-use crate::base::tick::Tick;
 use crate::config::limits::Limits;
 use crate::connection::admission::shared::SharedAdmission;
 use crate::handle::Handle;
@@ -217,13 +216,10 @@ pub(super) fn run_shard<S: Service>(
         accepted: HashSet::new(),
     });
     let table = &mut reactor.event_loop.table;
-    let later = table.cx.epoch.at(Duration::ZERO).saturating_duration_since(all.started);
+    let later = table.cx.epoch.ticks_after(all.started);
     let share = Arc::new(AtomicUsize::new(usize::MAX));
     let (admission, connections) = (all.admission.clone(), share.clone());
-    table.share_admission(
-        key.id().number,
-        SharedAdmission { admission, connections, later: Tick::at(later).0 },
-    );
+    table.share_admission(key.id().number, SharedAdmission { admission, connections, later });
     // The caller waits for it.
     let _ = started.send(Ok(Shard { handle: reactor.handle(), key, state, max, share }));
     running.run()
