@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::io;
 
 use super::EventLoop;
+use super::read::{ReadOutcome, Target};
 use crate::base::id::ConnId;
 use crate::base::mark::mark;
 use crate::base::observer::Step;
@@ -182,12 +183,9 @@ impl<S: System> EventLoop<S> {
     }
 
     /// In place of a read: moves what has arrived into the kernel pipe, and has the sink's write move it on.
-    pub(super) fn splice_in(&mut self, source: ConnId) {
-        let sink =
-            self.table.live_pipe_peer(source).filter(|sink| self.kernel_pipes.in_use.contains_key(sink));
-        let Some(sink) = sink.filter(|&sink| self.may_splice(source, sink)) else {
-            return self.stop_splicing(source);
-        };
+    pub(super) fn splice_in(&mut self, source: ConnId, block: &mut [u8], budget: usize) {
+        let sink = self.table.live_pipe_peer(source).filter(|&sink| self.may_splice(source, sink));
+        let Some(sink) = sink else { return self.stop_splicing(source) };
         let (connection, cx) = self.table.at(sink.slot);
         if connection.outgoing != Half::Open && !seeded(SeededBug::SpliceBehindFin) {
             return self.stop_splicing(source); // Nothing more can be sent to it; copied bytes are counted and dropped.
@@ -202,6 +200,10 @@ impl<S: System> EventLoop<S> {
             mark!("spliced behind a send of this turn");
             return; // What was copied before goes first; that is with the next turn.
         }
+        if !self.attach_kernel_pipe(sink) {
+            return self.stop_splicing(source);
+        }
+        let (connection, cx) = self.table.at(sink.slot);
         let max = SPLICE_MAX.min(cx.limits_of(connection.service).queue);
         let stream = self.table.find(source).and_then(|connection| connection.stream.as_ref());
         let (Some(stream), Some(used)) = (stream, self.kernel_pipes.in_use.get_mut(&sink)) else { return };
@@ -220,8 +222,10 @@ impl<S: System> EventLoop<S> {
                     self.stop_splicing(source);
                 }
             }
-            // Only a read's `WouldBlock` says that nothing is left.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.stop_splicing(source),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.detach_kernel_pipe(sink);
+                self.read_behind_splice(source, block, budget);
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 log::info!("pipes are copied: this system cannot splice: {error}");
@@ -232,6 +236,22 @@ impl<S: System> EventLoop<S> {
                 let (connection, cx) = self.table.at(source.slot);
                 connection.close_now(CloseReason::from_io(&error), cx);
             }
+        }
+    }
+
+    /// A flow pauses. Only a read's `WouldBlock` says that nothing is left: a splice also stops at an urgent mark. The
+    /// flow stays one, and gets a kernel pipe when it goes on; until then another one may have it.
+    fn read_behind_splice(&mut self, source: ConnId, block: &mut [u8], budget: usize) {
+        let (connection, cx) = self.table.at(source.slot);
+        let bytes = &mut block[cx.arena.write_offset()..];
+        let into = &mut bytes[..budget.min(READ_MAX)];
+        match Self::read_stream(&mut self.system, connection, into, cx) {
+            ReadOutcome::More(n) | ReadOutcome::Drained(n) => {
+                mark!("bytes behind a splice that moved none");
+                let target = Target::of(connection);
+                self.deliver(source, target, bytes, 0, n);
+            }
+            ReadOutcome::None => self.after_failed_read(source),
         }
     }
 

@@ -234,7 +234,7 @@ impl<S: System> EventLoop<S> {
                 return;
             }
             if connection.flags.contains(Flag::Spliced) {
-                return self.splice_in(id);
+                return self.splice_in(id, block, budget);
             }
             if !connection.is_filtered() {
                 return; // It is in the ready list again, and the next round reads it with `read_once`.

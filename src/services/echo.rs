@@ -40,7 +40,7 @@ impl Echo {
         Echo { talks: true }
     }
 
-    /// An echo of bytes only, for programs.
+    /// An echo of bytes only, for programs. A connection with bulk data is [piped](Socket::pipe) to itself.
     pub fn raw() -> Echo {
         Echo { talks: false }
     }
@@ -57,8 +57,11 @@ impl Default for Echo {
     }
 }
 
+/// Bytes of a full read: one read takes no more. Two full reads in a row of a raw echo make it a flow.
+const FULL_READ: usize = 64 * 1024;
+
 impl Service for Echo {
-    /// Whether the next byte continues a line.
+    /// Whether the next byte continues a line; of a raw echo, whether the last read was full.
     type Session = bool;
 
     fn open(&mut self, socket: &mut Socket<'_>) -> bool {
@@ -70,7 +73,7 @@ impl Service for Echo {
 
     fn data(&mut self, within_line: &mut bool, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         if !self.talks {
-            return socket.send(input.take_all());
+            return echo_bytes(within_line, socket, input);
         }
         while !input.is_empty() {
             if !*within_line {
@@ -95,6 +98,17 @@ impl Service for Echo {
         socket.send_unread();
         socket.finish();
     }
+}
+
+/// Sends the bytes back. A flow is piped to itself from now on: then the kernel moves it, and no byte is copied.
+fn echo_bytes(last_was_full: &mut bool, socket: &mut Socket<'_>, input: &mut Input<'_>) {
+    let bytes = input.take_all();
+    socket.send(bytes);
+    let is_full = bytes.len() >= FULL_READ;
+    if is_full && *last_was_full {
+        socket.pipe(socket.id());
+    }
+    *last_was_full = is_full;
 }
 
 fn compare(line: &[u8]) -> Line {
@@ -161,6 +175,26 @@ mod tests {
         let peer = bench.connect();
         bench.say(peer, "quit\nquit\n");
         assert_eq!(bench.heard(peer), "quit\nquit\n");
+    }
+
+    #[test]
+    fn the_kernel_moves_a_flow_through_a_raw_echo_and_every_byte_comes_back_in_order() {
+        let mut bench = Bench::new();
+        bench.serve_with(Echo::raw(), Echo::raw().limits());
+        let peer = bench.connect();
+        let flow: Vec<u8> = (0..1024 * 1024_u32).flat_map(|n| n.to_le_bytes()).collect();
+        let mut heard = Vec::new();
+        for part in flow.chunks(1024 * 1024) {
+            bench.say(peer, part);
+            heard.extend(bench.heard_bytes(peer));
+        }
+        bench.say(peer, "and a line");
+        bench.end(peer);
+        heard.extend(bench.heard_bytes(peer));
+        assert!(heard == [&flow[..], b"and a line"].concat(), "{} bytes came back", heard.len());
+        let spliced = bench.stats().spliced;
+        assert!(spliced > 2 * 1024 * 1024, "of 4 MiB the kernel moved {spliced} bytes");
+        assert_eq!(bench.closed(peer), Some(CloseReason::Finished));
     }
 
     #[test]

@@ -74,7 +74,45 @@ fn a_flow_that_slows_down_is_copied_again() {
         test.script.feed(a, b"trickle");
         test.turn_until_quiet();
     }
-    assert_eq!((test.script.received(b).len(), test.event_loop.table.cx.stats.spliced), (50_070, spliced));
+    // The first of them shows that the flow is none any more.
+    assert_eq!(
+        (test.script.received(b).len(), test.event_loop.table.cx.stats.spliced),
+        (50_070, spliced + 7)
+    );
+}
+
+#[test]
+fn a_flow_that_pauses_gives_its_kernel_pipe_back_and_goes_on_without_a_copy() {
+    let (mut test, [a, b], _) = pair();
+    for pauses in 0..5 {
+        test.script.feed(a, &pattern(50_000));
+        test.turn_until_quiet();
+        assert_eq!(test.script.received(b), pattern(50_000));
+        assert_eq!(test.event_loop.table.cx.stats.spliced, 48_000 + pauses * 50_000);
+        assert_eq!(test.event_loop.kernel_pipes.counts(), (0, 1), "another flow may have it");
+    }
+}
+
+#[test]
+fn a_flow_whose_kernel_pipe_went_to_another_is_copied_and_loses_nothing() {
+    let (mut test, [a, b], _) = pair_with(Limits { splices: 1, ..limits() });
+    test.script.feed(a, &pattern(50_000));
+    test.turn_until_quiet();
+    let (c, id_c) = test.accept();
+    let (d, id_d) = test.accept();
+    assert!(test.sockets().get(id_c).unwrap().pipe(id_d));
+    test.script.window(d, 2_000);
+    test.script.feed(c, &pattern(50_000));
+    test.turn_until_quiet();
+    assert_eq!(test.event_loop.kernel_pipes.counts(), (1, 0), "the second flow holds the only one");
+    let before = test.event_loop.table.cx.stats.spliced;
+    test.script.feed(a, &pattern(50_000));
+    test.turn_until_quiet();
+    assert_eq!(test.script.received(b), [pattern(50_000), pattern(50_000)].concat());
+    assert_eq!(test.event_loop.table.cx.stats.spliced, before);
+    test.script.window(d, usize::MAX);
+    test.turn_until_quiet();
+    assert_eq!(test.script.received(d), pattern(50_000));
 }
 
 #[test]
