@@ -87,7 +87,8 @@ pub fn check(folder: &Path) -> Result<(), String> {
     })
 }
 
-fn data(folder: &Path) -> Result<Value, String> {
+/// The data of the page.
+pub fn data(folder: &Path) -> Result<Value, String> {
     let path = folder.join("benchmarks.json");
     let text =
         fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use crate::bands::Band;
 use crate::case::Kind;
 
 /// The rate per second and the processor time per item in nanoseconds, of one round.
@@ -22,6 +23,8 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 pub struct Figure {
     pub name: String,
     pub unit: &'static str,
+    /// How far tidemill's value may be from that of an earlier run; none: it is a time, or depends on other load.
+    pub band: Option<Band>,
     pub values: Vec<(String, f64)>,
 }
 

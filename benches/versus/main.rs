@@ -10,6 +10,7 @@
 //!
 //! The method is described in `page.md`, the beginning of that document.
 
+mod bands;
 mod bulk;
 mod case;
 mod chart;
@@ -40,10 +41,12 @@ cargo bench --features cli --bench versus -- [OPTIONS]
   --with LIST     also these, where they are installed: epoll, libuv, node, haproxy, haproxy-splice, nginx
   --json FILE     the figures for programs
   --docs          docs/benchmarks.md, its pictures and its data
-  --redraw        only the pictures, again from docs/benchmarks.json
+  --redraw        measure nothing; draw the pictures again from docs/benchmarks.json
+  --check         compare all figures with benches/versus/bands.json; exit 1 if one is worse than its band
+  --write-bands   put what was measured into that file, with --redraw the ratios of docs/benchmarks.json
   --quick         a fourth of the measurements, in two minutes; the ranges are wider
   --rounds N      so many rounds instead of 5
-  --smoke         everything once, in seconds
+  --smoke         everything once, in a minute; compares the counts with their bands, and no times
 ";
 
 /// The command-line options.
@@ -54,6 +57,8 @@ struct Options {
     json: Option<PathBuf>,
     docs: bool,
     redraw: bool,
+    check: bool,
+    write_bands: bool,
     smoke: bool,
     quick: bool,
     rounds: Option<usize>,
@@ -100,6 +105,8 @@ fn options(words: &[&str]) -> Result<Option<Options>, String> {
             }
             "--docs" => options.docs = true,
             "--redraw" => options.redraw = true,
+            "--check" => options.check = true,
+            "--write-bands" => options.write_bands = true,
             "--case" => options.case = Some(value()?.to_string()),
             "--json" => options.json = Some(PathBuf::from(value()?)),
             "--with" => {
@@ -118,8 +125,13 @@ fn options(words: &[&str]) -> Result<Option<Options>, String> {
 
 fn compare(options: &Options) -> Result<(), String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let bands = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/versus/bands.json");
     if options.redraw {
-        return chart::redraw(&folder);
+        chart::redraw(&folder)?;
+        return match options.write_bands {
+            true => bands::write(&bands, &chart::data(&folder)?, false),
+            false => Ok(()),
+        };
     }
     if options.smoke {
         chart::check(&folder)?;
@@ -131,13 +143,20 @@ fn compare(options: &Options) -> Result<(), String> {
         latencies: latencies(options, &effort),
         figures: figures(options, &effort),
     };
+    let data = report::data(&measured);
     if let Some(path) = &options.json {
-        report::write_json(path, &measured)?;
+        report::write_json(path, &data)?;
     }
     if options.docs {
         let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
         let command = format!("cargo bench --features cli --bench versus -- {}", words.join(" "));
-        report::write_docs(&folder, &measured, &command)?;
+        report::write_docs(&folder, &measured, &data, &command)?;
+    }
+    if options.write_bands {
+        bands::write(&bands, &data, options.smoke)?;
+    }
+    if options.check || options.smoke {
+        bands::check(&bands, &data, options.smoke, options.case.is_none())?;
     }
     Ok(())
 }

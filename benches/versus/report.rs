@@ -142,7 +142,8 @@ impl std::fmt::Display for Ratio {
     }
 }
 
-pub fn write_json(path: &Path, measured: &Measured) -> Result<(), String> {
+/// The figures for programs.
+pub fn data(measured: &Measured) -> Value {
     let cases: Vec<Value> = measured.cases.iter().map(CaseResult::json).collect();
     let latency: Vec<Value> = measured.latencies.iter().map(Latency::json).collect();
     let figures: Vec<Value> = measured
@@ -154,17 +155,21 @@ pub fn write_json(path: &Path, measured: &Measured) -> Result<(), String> {
                 .iter()
                 .map(|(server, value)| json!({ "server": server, "value": value }))
                 .collect();
-            json!({ "name": figure.name, "unit": figure.unit, "values": values })
+            let band = figure.band.map(|band| json!({ "percent": band.percent, "step": band.step }));
+            json!({ "name": figure.name, "unit": figure.unit, "band": band, "values": values })
         })
         .collect();
-    let all = json!({ "machine": machine(), "cases": cases, "latency": latency, "figures": figures });
-    let text = format!("{all:#}\n");
-    fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    json!({ "machine": machine(), "cases": cases, "latency": latency, "figures": figures })
+}
+
+pub fn write_json(path: &Path, data: &Value) -> Result<(), String> {
+    fs::write(path, format!("{data:#}\n"))
+        .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 /// Writes the page, its charts and its data into a folder.
-pub fn write_docs(folder: &Path, measured: &Measured, command: &str) -> Result<(), String> {
-    write_json(&folder.join("benchmarks.json"), measured)?;
+pub fn write_docs(folder: &Path, measured: &Measured, data: &Value, command: &str) -> Result<(), String> {
+    write_json(&folder.join("benchmarks.json"), data)?;
     chart::redraw(folder)?;
     let mut page = include_str!("page.md").replace("{command}", command);
     let mut facts = String::new();

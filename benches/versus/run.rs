@@ -194,6 +194,7 @@ pub fn low_rate(effort: &Effort) -> Figure {
     Figure {
         name: "processor time at 1,000 messages a second".to_string(),
         unit: "ns each",
+        band: None,
         values: values.collect(),
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::{Figure, Measured, Process, Server};
+use super::{Band, Figure, Measured, Process, Server};
 use crate::case::{CASES, Kind};
 use crate::driver::Driver;
 use crate::process::pin;
@@ -19,6 +19,9 @@ use crate::process::pin;
 const CASE: &str = "64 B x 50";
 
 const RUNS: usize = 5;
+
+/// A timer may be set now and then.
+const BAND: Band = Band { percent: 3.0, step: 0.05 };
 
 /// The system calls of one kind: Rust libraries use different ones.
 const GROUPS: &[(&str, &[&str])] = &[
@@ -44,9 +47,9 @@ const ALL: &str = "raw_syscalls:sys_enter";
 pub(super) fn measure(smoke: bool) -> Measured {
     let span = Duration::from_millis(if smoke { 100 } else { 500 });
     let kinds = [Kind::Tidemill, Kind::Tokio4];
-    let (counter, note) = match counted(Kind::Tidemill, Counter::Perf, span) {
-        Ok(_) => (Counter::Perf, ""),
-        Err(_) => (Counter::Strace, ", slowed down by strace"),
+    let (counter, unit) = match counted(Kind::Tidemill, Counter::Perf, span) {
+        Ok(_) => (Counter::Perf, "calls"),
+        Err(_) => (Counter::Strace, "calls, slowed down by strace"),
     };
     let mut results = Vec::new();
     for kind in kinds {
@@ -60,8 +63,9 @@ pub(super) fn measure(smoke: bool) -> Measured {
         results.push((kind, counts, messages as f64));
     }
     let figures = GROUPS.iter().map(|&(group, _)| group).chain(["other"]).map(|group| Figure {
-        name: format!("calls of {group} per message, {CASE}{note}"),
-        unit: "calls",
+        name: format!("calls of {group} per message, {CASE}"),
+        unit,
+        band: (group != "epoll_wait").then_some(BAND),
         values: results
             .iter()
             .map(|(kind, counts, messages)| {

@@ -4,9 +4,6 @@
 //! machine. A second run has as many rounds, but in half of them no message is sent. The difference is the cost of the
 //! messages: start-up and the stops are in both.
 //!
-//! A smoke test fails if tidemill's count is above [`MAX`]: the count is the same on a busy machine, so that a change
-//! that makes the loop longer is seen at once.
-//!
 //! The output of valgrind stays in `target/tmp`, for `callgrind_annotate`: `callgrind.tidemill.50.200` has 200 rounds
 //! of messages on 50 connections more than `callgrind.tidemill.50.0`. To see functions and lines, build with
 //! `CARGO_PROFILE_BENCH_DEBUG=true`.
@@ -17,11 +14,11 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use super::{Measured, Peer, Server, figure, until};
+use super::{Band, Measured, Peer, Server, figure, until};
 use crate::case::Kind;
 
-/// The most instructions per message, by connections: 5 % more than was measured, for other compilers.
-const MAX: [(usize, f64); 2] = [(50, 730.0), (1, 1_430.0)];
+/// For other compilers.
+const BAND: Band = Band { percent: 5.0, step: 0.0 };
 
 pub(super) fn measure(smoke: bool) -> Measured {
     let found = Command::new("valgrind").arg("--version").stdout(Stdio::null()).status();
@@ -30,17 +27,14 @@ pub(super) fn measure(smoke: bool) -> Measured {
     }
     let rounds = if smoke { 5 } else { 200 };
     let mut figures = Vec::new();
-    for (connections, max) in MAX {
+    for connections in [50, 1] {
         let name = format!("instructions per message of 64 B, {connections} at once");
         let each = |kind| {
             let both = instructions(kind, connections, rounds, rounds)?;
             let half = instructions(kind, connections, rounds, 0)?;
-            let count = (both as f64 - half as f64) / (rounds * connections) as f64;
-            let tells = smoke && kind == Kind::Tidemill;
-            assert!(!tells || count <= max, "{name}: {count:.0}, and at most {max} are allowed");
-            Ok(count)
+            Ok((both as f64 - half as f64) / (rounds * connections) as f64)
         };
-        figures.push(figure(name.as_str(), "in user space", &[Kind::Tidemill, Kind::Tokio4], each)?);
+        figures.push(figure(name.as_str(), "in user space", BAND, &[Kind::Tidemill, Kind::Tokio4], each)?);
     }
     Ok(figures)
 }

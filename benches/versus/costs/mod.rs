@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::bands::Band;
 use crate::case::Kind;
 use crate::figure::Figure;
 use crate::process::raise_descriptors;
@@ -53,11 +54,12 @@ pub fn measure(smoke: bool) -> Vec<Figure> {
 fn figure(
     name: impl Into<String>,
     unit: &'static str,
+    band: Band,
     kinds: &[Kind],
     mut value: impl FnMut(Kind) -> Result<f64, String>,
 ) -> Result<Figure, String> {
     let values = kinds.iter().map(|&kind| Ok((kind.title().to_string(), value(kind)?)));
-    Ok(Figure { name: name.into(), unit, values: values.collect::<Result<_, String>>()? })
+    Ok(Figure { name: name.into(), unit, band: Some(band), values: values.collect::<Result<_, String>>()? })
 }
 
 /// A child process, killed when it is dropped.

@@ -1,4 +1,5 @@
-//! The smallest echo program: its size, its time to the first answer, and its memory when idle.
+//! The smallest echo program: its size, its time to the first answer, and its memory when idle; and the size of a
+//! program that does more. What a plain server does not use must not be linked into it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,14 +9,20 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Figure, Measured, PATIENCE, Peer, Process};
+use super::{Band, Figure, Measured, PATIENCE, Peer, Process};
+use crate::figure::median;
 use crate::process::pin;
+
+/// For other compilers.
+const SIZE: Band = Band { percent: 3.0, step: 0.0 };
 
 /// How often each program is started.
 const STARTS: usize = 21;
 
 struct Program {
     title: &'static str,
+    /// An echo server, not the memcached program of the tests.
+    is_plain: bool,
     path: PathBuf,
 }
 
@@ -27,56 +34,121 @@ struct Start {
 }
 
 pub(super) fn measure(smoke: bool) -> Measured {
+    let programs = build(smoke)?;
+    let size = |path: &Path| fs::metadata(path).map_or(0.0, |file| file.len() as f64 / 1e3);
+    let [plain, memcached] = ["the smallest program", "a memcached program"].map(|name| {
+        let of = programs.iter().filter(|one| one.is_plain == (name == "the smallest program"));
+        let values = of.map(|one| (one.title.to_string(), size(&one.path)));
+        Figure { name: name.to_string(), unit: "kB", band: Some(SIZE), values: values.collect() }
+    });
     if smoke {
-        return Err("not built in a smoke test".to_string());
+        return Ok(vec![plain, memcached]);
     }
-    let programs = build()?;
+    let programs: Vec<&Program> = programs.iter().filter(|program| program.is_plain).collect();
     let mut starts: BTreeMap<usize, Vec<Start>> = BTreeMap::new();
     for _ in 0..STARTS {
         for (which, program) in programs.iter().enumerate() {
             starts.entry(which).or_default().push(start(program)?);
         }
     }
-    let figure = |name: &str, unit, value: &dyn Fn(usize) -> f64| Figure {
+    let figure = |name: &str, unit, value: fn(&Start) -> f64| Figure {
         name: name.to_string(),
         unit,
-        values: programs.iter().enumerate().map(|(n, one)| (one.title.to_string(), value(n))).collect(),
+        band: None,
+        values: programs
+            .iter()
+            .enumerate()
+            .map(|(which, one)| (one.title.to_string(), median(starts[&which].iter().map(value))))
+            .collect(),
     };
-    let middle = |which: usize, value: fn(&Start) -> f64| {
-        let mut all: Vec<f64> = starts[&which].iter().map(value).collect();
-        all.sort_by(f64::total_cmp);
-        all[all.len() / 2]
-    };
-    let size = |which: usize| fs::metadata(&programs[which].path).map_or(0.0, |file| file.len() as f64 / 1e3);
     Ok(vec![
-        figure("the smallest program", "kB", &size),
-        figure("from exec to the first echo", "µs", &|n| middle(n, |start| start.took.as_secs_f64() * 1e6)),
-        figure("idle Rss", "KiB", &|n| middle(n, |start| start.rss as f64 / 1024.0)),
-        figure("idle Pss", "KiB", &|n| middle(n, |start| start.pss as f64 / 1024.0)),
+        plain,
+        memcached,
+        figure("from exec to the first echo", "µs", |start| start.took.as_secs_f64() * 1e6),
+        figure("idle Rss", "KiB", |start| start.rss as f64 / 1024.0),
+        figure("idle Pss", "KiB", |start| start.pss as f64 / 1024.0),
     ])
 }
 
-/// The examples, and the same in C if a compiler is installed.
-fn build() -> Result<Vec<Program>, String> {
+/// The programs with the profile `small`, as a package of their own: in this one, its development dependencies would be
+/// built with that profile too. Also the same in C if a compiler is installed; tokio's not in a smoke test, because it
+/// takes long to build.
+fn build(smoke: bool) -> Result<Vec<Program>, String> {
     let temporary = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let target = temporary.parent().ok_or("no target folder")?;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let examples = ["--example", "echo", "--example", "tokio_echo"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = temporary.join("small");
+    let wrong = |error: std::io::Error| format!("{}: {error}", folder.display());
+    fs::create_dir_all(&folder).map_err(wrong)?;
+    fs::copy(root.join("Cargo.lock"), folder.join("Cargo.lock")).map_err(wrong)?;
+    fs::write(folder.join("Cargo.toml"), manifest(root)).map_err(wrong)?;
+    let memcached = "fn main() -> std::io::Result<()> { memcached::server(\"127.0.0.1:11211\")?.0.run() }";
+    let module = root.join("tests/programs/memcached.rs");
+    let program = format!("#[path = {module:?}]\nmod memcached;\n{memcached}\n");
+    fs::write(folder.join("memcached.rs"), program).map_err(wrong)?;
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(folder).args(["build", "--quiet", "--locked", "--profile", "small"]).args(examples);
-    run(cargo.arg("--target-dir").arg(target))?;
-    let built = |name| target.join("small/examples").join(name);
+    cargo.current_dir(&folder).args(["build", "--quiet", "--profile", "small"]);
+    // The target folder of the package, also where the variable names that of this one.
+    cargo.env_remove("CARGO_TARGET_DIR").args(if smoke { &[][..] } else { &["--features", "tokio"] });
+    run(&mut cargo)?;
+    let built = |name| folder.join("target/small").join(name);
     let mut programs = vec![
-        Program { title: "tidemill", path: built("echo") },
-        Program { title: "tokio current_thread", path: built("tokio_echo") },
+        Program { title: "tidemill", is_plain: true, path: built("echo") },
+        Program { title: "tidemill", is_plain: false, path: built("memcached") },
     ];
+    if !smoke {
+        programs.push(Program { title: "tokio current_thread", is_plain: true, path: built("tokio_echo") });
+    }
     let floor = temporary.join("epoll");
-    let source = folder.join("benches/versus/epoll.c");
+    let source = root.join("benches/versus/epoll.c");
     match run(Command::new("cc").args(["-O2", "-s", "-o"]).arg(&floor).arg(source)) {
-        Ok(()) => programs.push(Program { title: "epoll in C", path: floor }),
+        Ok(()) => programs.push(Program { title: "epoll in C", is_plain: true, path: floor }),
         Err(missing) => println!("skipped: epoll in C: {missing}"),
     }
     Ok(programs)
+}
+
+/// With the profiles of this package.
+fn manifest(root: &Path) -> String {
+    let own = include_str!("../../../Cargo.toml");
+    let profile = |name: &str| {
+        let from = own.find(&format!("[profile.{name}]")).map_or("", |at| &own[at..]);
+        from.split("\n\n").next().unwrap_or_default().to_string()
+    };
+    let (release, small) = (profile("release"), profile("small"));
+    let sources = root.join("benches/versus/small");
+    let (echo, tokio) = (sources.join("echo.rs"), sources.join("tokio_echo.rs"));
+    format!(
+        r#"[package]
+name = "small"
+edition = "2024"
+
+[workspace]
+
+[features]
+tokio = ["dep:tokio"]
+
+[dependencies]
+tidemill = {{ path = {root:?} }}
+tokio = {{ version = "1", default-features = false, features = ["rt", "net", "io-util", "macros"], optional = true }}
+
+[[bin]]
+name = "echo"
+path = {echo:?}
+
+[[bin]]
+name = "memcached"
+path = "memcached.rs"
+
+[[bin]]
+name = "tokio_echo"
+path = {tokio:?}
+required-features = ["tokio"]
+
+{release}
+
+{small}
+"#
+    )
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
