@@ -19,6 +19,8 @@ pub enum Kind {
     TokioBroadcast,
     /// A proxy with `copy_bidirectional`.
     TokioCopy,
+    /// An event loop written by hand on mio, with neither timers nor limits: the cost of the kernel in Rust.
+    Mio,
     /// A minimal echo in C on edge-triggered epoll: the cost of the kernel alone.
     Epoll,
     Libuv,
@@ -26,10 +28,14 @@ pub enum Kind {
     HaProxy,
     HaProxySplice,
     Nginx,
+    /// A program of `benches/peers`, as the two below: monoio on io_uring.
+    Monoio,
+    MonoioEpoll,
+    Smol,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 18] = [
         Kind::Tidemill,
         Kind::TidemillBusyPoll,
         Kind::Tokio4,
@@ -38,12 +44,16 @@ impl Kind {
         Kind::TokioMpsc,
         Kind::TokioBroadcast,
         Kind::TokioCopy,
+        Kind::Mio,
         Kind::Epoll,
         Kind::Libuv,
         Kind::Node,
         Kind::HaProxy,
         Kind::HaProxySplice,
         Kind::Nginx,
+        Kind::Monoio,
+        Kind::MonoioEpoll,
+        Kind::Smol,
     ];
 
     pub fn name(self) -> &'static str {
@@ -56,12 +66,16 @@ impl Kind {
             Kind::TokioMpsc => "tokio-mpsc",
             Kind::TokioBroadcast => "tokio-broadcast",
             Kind::TokioCopy => "tokio-copy",
+            Kind::Mio => "mio",
             Kind::Epoll => "epoll",
             Kind::Libuv => "libuv",
             Kind::Node => "node",
             Kind::HaProxy => "haproxy",
             Kind::HaProxySplice => "haproxy-splice",
             Kind::Nginx => "nginx",
+            Kind::Monoio => "monoio",
+            Kind::MonoioEpoll => "monoio-epoll",
+            Kind::Smol => "smol",
         }
     }
 
@@ -75,12 +89,16 @@ impl Kind {
             Kind::TokioMpsc => "tokio, a channel each",
             Kind::TokioBroadcast => "tokio, broadcast",
             Kind::TokioCopy => "tokio copy_bidirectional",
+            Kind::Mio => "mio by hand",
             Kind::Epoll => "bare epoll in C",
             Kind::Libuv => "libuv",
             Kind::Node => "Node",
             Kind::HaProxy => "HAProxy",
             Kind::HaProxySplice => "HAProxy, splice-auto",
             Kind::Nginx => "nginx stream",
+            Kind::Monoio => "monoio, io_uring",
+            Kind::MonoioEpoll => "monoio, epoll",
+            Kind::Smol => "smol",
         }
     }
 
@@ -93,11 +111,25 @@ impl Kind {
         self >= Kind::Epoll
     }
 
+    /// Whether it is a server of the package `benches/peers`.
+    pub fn is_runtime(self) -> bool {
+        self >= Kind::Monoio
+    }
+
+    /// The names of all peers.
+    pub fn peers() -> String {
+        let names: Vec<&str> = Kind::ALL.into_iter().filter(|kind| kind.is_peer()).map(Kind::name).collect();
+        names.join(", ")
+    }
+
     /// Which shapes of load a peer supports.
     pub fn does(self, shape: Shape) -> bool {
         match self {
             Kind::Epoll | Kind::Libuv | Kind::Node => matches!(shape, Shape::Echo | Shape::Churn),
             Kind::HaProxySplice => shape == Shape::Bulk,
+            Kind::Monoio | Kind::MonoioEpoll | Kind::Smol => {
+                !matches!(shape, Shape::FanOut | Shape::TlsEcho | Shape::TlsChurn)
+            }
             Kind::HaProxy | Kind::Nginx => {
                 matches!(shape, Shape::Proxy | Shape::ProxyChurn | Shape::Bulk)
             }
@@ -208,7 +240,14 @@ impl Case {
     pub fn kinds(&self, peers: &[Kind]) -> Vec<Kind> {
         let mut kinds = match self.shape {
             Shape::Echo if self.connections == 1 => {
-                vec![Kind::Tidemill, Kind::Tokio4, Kind::Tokio64, Kind::TokioThreads, Kind::TidemillBusyPoll]
+                vec![
+                    Kind::Tidemill,
+                    Kind::Tokio4,
+                    Kind::Tokio64,
+                    Kind::TokioThreads,
+                    Kind::Mio,
+                    Kind::TidemillBusyPoll,
+                ]
             }
             Shape::Echo if self.connections == MANY => {
                 let epoll = self.name.ends_with("epoll");
@@ -220,7 +259,7 @@ impl Case {
                 return [Kind::Tidemill].into_iter().filter(|_| other.is_some()).chain(other).collect();
             }
             Shape::Echo | Shape::Churn => {
-                vec![Kind::Tidemill, Kind::Tokio4, Kind::Tokio64, Kind::TokioThreads]
+                vec![Kind::Tidemill, Kind::Tokio4, Kind::Tokio64, Kind::TokioThreads, Kind::Mio]
             }
             Shape::TlsEcho | Shape::TlsChurn => vec![Kind::Tidemill, Kind::Tokio4, Kind::Tokio64],
             Shape::FanOut => vec![Kind::Tidemill, Kind::TokioMpsc, Kind::TokioBroadcast],

@@ -19,6 +19,7 @@ mod driver;
 mod fan_out;
 mod figure;
 mod latency;
+mod mio_echo;
 mod peers;
 mod process;
 mod report;
@@ -38,7 +39,7 @@ use run::Effort;
 const HELP: &str = "\
 cargo bench --features cli --bench versus -- [OPTIONS]
   --case TEXT     only the cases whose name holds TEXT, latency for the latencies of all, none for the other figures
-  --with LIST     also these, where they are installed: epoll, libuv, node, haproxy, haproxy-splice, nginx
+  --with LIST     also these, where they are installed: {peers}
   --json FILE     the figures for programs
   --docs          docs/benchmarks.md, its pictures and its data
   --redraw        measure nothing; draw the pictures again from docs/benchmarks.json
@@ -48,6 +49,10 @@ cargo bench --features cli --bench versus -- [OPTIONS]
   --rounds N      so many rounds instead of 5
   --smoke         everything once, in a minute; compares the counts with their bands, and no times
 ";
+
+fn help() -> String {
+    HELP.replace("{peers}", &Kind::peers())
+}
 
 /// The command-line options.
 #[derive(Default)]
@@ -74,7 +79,7 @@ fn main() -> ExitCode {
     let done = options(&texts).and_then(|options| match options {
         Some(options) => compare(&options),
         None => {
-            print!("{HELP}");
+            print!("{}", help());
             Ok(())
         }
     });
@@ -112,12 +117,10 @@ fn options(words: &[&str]) -> Result<Option<Options>, String> {
             "--with" => {
                 for name in value()?.split(',') {
                     let kind = Kind::named(name).filter(|kind| kind.is_peer());
-                    options
-                        .with
-                        .push(kind.ok_or(format!("--with {name}: there are epoll, node, haproxy, nginx"))?);
+                    options.with.push(kind.ok_or(format!("--with {name}: there are {}", Kind::peers()))?);
                 }
             }
-            _ => return Err(format!("{word} is not an option\n{HELP}")),
+            _ => return Err(format!("{word} is not an option\n{}", help())),
         }
     }
     Ok(Some(options))

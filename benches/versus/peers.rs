@@ -90,6 +90,19 @@ fn built(folder: &Path, source: &str, libraries: &[&str]) -> Result<Command, Str
     }
 }
 
+/// The program with the servers on other runtimes, built when it is asked for.
+pub fn runtimes() -> Result<PathBuf, String> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peers");
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--release", "--quiet", "--locked"]).current_dir(package);
+    match cargo.env("CARGO_TARGET_DIR", &target).status() {
+        Ok(status) if status.success() => Ok(target.join("release/peers")),
+        Ok(status) => Err(format!("cargo cannot build benches/peers ({status})")),
+        Err(error) => Err(format!("cannot run cargo: {error}")),
+    }
+}
+
 const NODE: &str = "\
 const server = require('net').createServer({ noDelay: true }, socket => {
   socket.on('error', () => {});

@@ -30,18 +30,21 @@ pub struct Server {
 
 impl Server {
     pub fn start(kind: Kind, shape: Shape, behind: Option<SocketAddr>) -> Result<Server, String> {
-        if kind.is_peer() {
+        if kind.is_peer() && !kind.is_runtime() {
             let (child, address, files) = peers::start(kind, behind)?;
             return Ok(Server { child, address, _files: Some(files) });
         }
-        let own = std::env::current_exe().expect("this program");
+        let program = match kind.is_runtime() {
+            true => peers::runtimes()?,
+            false => std::env::current_exe().expect("this program"),
+        };
         let shape = match shape {
             Shape::Echo | Shape::Churn => "echo",
             Shape::TlsEcho | Shape::TlsChurn => "tls",
             Shape::FanOut => "fan-out",
             Shape::Proxy | Shape::ProxyChurn | Shape::Bulk => "proxy",
         };
-        let mut child = Command::new(own)
+        let mut child = Command::new(program)
             .args(["--serve", kind.name(), shape])
             .args(behind.map(|address| address.to_string()))
             .stdin(Stdio::piped())
@@ -51,7 +54,11 @@ impl Server {
         let mut line = String::new();
         let stdout = child.stdout.take().expect("its stdout");
         BufReader::new(stdout).read_line(&mut line).expect("its address");
-        Ok(Server { address: line.trim().parse().expect("an address"), child, _files: None })
+        let Ok(address) = line.trim().parse() else {
+            let status = child.wait().map_err(|error| error.to_string())?;
+            return Err(format!("it has ended at once ({status})"));
+        };
+        Ok(Server { address, child, _files: None })
     }
 
     /// The processor time of its threads.

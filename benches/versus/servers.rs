@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::case::Kind;
 use crate::process::{announce, pin, raise_descriptors};
-use crate::{fan_out, tls};
+use crate::{fan_out, mio_echo, tls};
 
 /// Runs one server until its process is killed. A proxy gets the address of its backend.
 pub fn serve(name: &str, shape: &str, behind: Option<&str>) {
@@ -39,6 +39,7 @@ pub fn serve(name: &str, shape: &str, behind: Option<&str>) {
         }
         (Kind::TokioMpsc, _) => one().block_on(fan_out::mpsc(listener())),
         (Kind::TokioBroadcast, _) => one().block_on(fan_out::broadcast(listener())),
+        (Kind::Mio, _) => mio_echo::serve(listener()),
         (Kind::TokioCopy, _) => one().block_on(copy(behind())),
         _ => echo::<4_096>(&one()),
     }
