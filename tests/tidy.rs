@@ -26,10 +26,10 @@ const LIBRARY: &[&str] = &[
 
 /// The layers of the binary, in the same order. They use the public API of the library.
 const BINARY: &[&str] = &[
+    "locked",
     "backplane",
     "args",
     "generate",
-    "locked",
     "log_buffer",
     "log_filter",
     "systemd",

@@ -101,20 +101,24 @@ fn chat(url: &str, name: &str) -> Server {
     server
 }
 
-/// Three processes, each with a member that says 300 lines. The broker is killed behind the first third, comes back
-/// behind the second, and has kept its stream. A line that it had, and whose answer was lost, is sent to it twice.
-#[test]
-fn three_processes_tell_each_line_once_and_in_order_although_the_broker_is_killed() {
-    let _others = shared();
+/// Processes whose members say 300 lines each. The broker is killed behind the first third, comes back behind the
+/// second, and has kept its stream. A line that it had, and whose answer was lost, is sent to it twice.
+fn each_line_is_told_once_and_in_order(test: u8, processes: &[&str], shards: usize) {
     if !has("redis-server") {
         return;
     }
-    let mut redis = Redis::start(1, &["--appendonly", "yes", "--requirepass", "secret"]);
-    let url = format!("redis://:secret@{}/2", redis.address);
-    let names = ["a", "b", "c"];
-    let servers = names.map(|name| chat(&url, name));
-    let mut members: Vec<Member> =
-        servers.iter().zip(names).map(|(server, name)| Member::join(server, name)).collect();
+    let mut redis = Redis::start(test, &["--appendonly", "yes", "--requirepass", "secret"]);
+    let url = format!("redis://:secret@{}/2 --shards {shards}", redis.address);
+    let servers: Vec<Server> = processes.iter().map(|name| chat(&url, name)).collect();
+    // A member on each shard, by its name and the process.
+    let mut names: Vec<(String, &str)> = Vec::new();
+    let mut members = Vec::new();
+    for (server, process) in servers.iter().zip(processes) {
+        for shard in 0..shards {
+            names.push((format!("{process}{shard}"), process));
+            members.push(Member::join(server, &format!("{process}{shard}")));
+        }
+    }
     for third in 0..3 {
         for n in third * 100..third * 100 + 100 {
             members.iter_mut().for_each(|member| member.say(&n.to_string()));
@@ -125,17 +129,18 @@ fn three_processes_tell_each_line_once_and_in_order_although_the_broker_is_kille
             _ => {}
         }
     }
-    for (own, member) in names.iter().zip(&mut members) {
-        println!("in room {own}");
-        let mut next = [0; 3];
-        while next != [300; 3] {
+    for ((own, room), member) in names.iter().zip(&mut members) {
+        let mut next = vec![0; names.len()];
+        while next.iter().any(|next| *next < 300) {
             let line = member.line();
-            let from = names.iter().position(|name| {
-                let shown = if name == own { format!("{name}: ") } else { format!("{name}@{name}: ") };
-                line.starts_with(&shown)
+            // Of other members of its process it is told that they join.
+            let Some((shown, number)) = line.trim_end().split_once(": ") else { continue };
+            let from = names.iter().position(|(name, process)| match process == room {
+                true => shown == name,
+                false => shown == format!("{name}@{process}"),
             });
-            let from = from.unwrap_or_else(|| panic!("in room {own}: {line:?}"));
-            assert!(line.ends_with(&format!(": {}\n", next[from])), "in room {own} after {next:?}: {line:?}");
+            let from = from.unwrap_or_else(|| panic!("to {own}: {line:?}"));
+            assert_eq!(number, next[from].to_string(), "to {own} after {next:?}: {line:?}");
             next[from] += 1;
         }
     }
@@ -147,6 +152,18 @@ fn three_processes_tell_each_line_once_and_in_order_although_the_broker_is_kille
         assert_eq!(log.matches("backplane: connected to ").count(), 2, "{log}");
         assert!(!log.contains("secret"), "{log}");
     }
+}
+
+#[test]
+fn three_processes_tell_each_line_once_and_in_order_although_the_broker_is_killed() {
+    let _others = shared();
+    each_line_is_told_once_and_in_order(1, &["a", "b", "c"], 1);
+}
+
+#[test]
+fn two_processes_of_two_shards_tell_each_line_once_and_in_order_although_the_broker_is_killed() {
+    let _others = shared();
+    each_line_is_told_once_and_in_order(5, &["a", "b"], 2);
 }
 
 #[test]

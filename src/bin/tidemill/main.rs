@@ -27,7 +27,7 @@ use std::sync::Arc;
 use clap::{CommandFactory, Parser};
 use tidemill::framing::Framing;
 use tidemill::services::{Chat, Echo, Frames, Proxy, ShardedRooms};
-use tidemill::{AccessPolicy, KeepAlive, Reactor, ServiceId};
+use tidemill::{AccessPolicy, KeepAlive, Reactor};
 
 use args::config::Arguments;
 use args::{Cli, Command, CommandError, OnReset};
@@ -134,31 +134,33 @@ fn chat_with(
     arguments: &Arguments,
 ) -> Result<(), CommandError> {
     let limits = chat().limits();
-    let Some((broker, tls)) = options.broker()? else {
-        let rooms = ShardedRooms::new(server.shards.count());
-        let make = move |shard: OnShard<'_, Chat>| {
-            let Some((number, peers)) = shard else { return chat() };
-            let peers = peers.clone();
-            let post = move |shard, work| peers.post(shard, work).map_err(|refused| refused.kind());
-            chat().elsewhere(rooms.on_shard(number, post))
-        };
-        return shards::serve(make, limits, ServeSetup::plain(server)?, server, arguments);
-    };
-    if server.shards.count() > 1 {
-        let why = "--shards cannot be used with --backplane: start a process for each core instead";
-        return Err(CommandError::Usage(why.to_string()));
+    let shards = server.shards.count();
+    let (mut setup, mut everywhere) = (ServeSetup::plain(server)?, None);
+    if let Some((broker, tls)) = options.broker()? {
+        let (rooms, pending) = backplane::connect(broker, shards);
+        everywhere = Some(rooms);
+        setup.upstream_tls = tls.map(|tls| (tls, options.upstream_tls()));
+        let add = |reactor: &mut Reactor| (pending.add(reactor), "Backplane");
+        setup.beside = Some(serve::Beside { connections: backplane::CONNECTIONS, add: Box::new(add) });
     }
-    let (chat, pending) = backplane::connect(chat(), broker);
-    let add = |reactor: &mut Reactor, chat: ServiceId| {
-        let chat = reactor.sockets().key(chat);
-        chat.map(|chat| (pending.add(reactor, chat), "Backplane"))
+    let sharded = ShardedRooms::new(shards);
+    let make = move |shard: OnShard<'_, Chat>| {
+        let number = shard.map_or(0, |(number, _)| number);
+        let post = shard.map(|(_, peers)| -> backplane::Post {
+            let peers = peers.clone();
+            Arc::new(move |shard, work| peers.post(shard, work).map_err(|refused| refused.kind()))
+        });
+        // Lines of other processes come first: each of both has its turn when members have drained.
+        let chat = match &everywhere {
+            Some(rooms) => rooms.join(number, chat(), post.clone()),
+            None => chat(),
+        };
+        match post {
+            Some(post) => chat.elsewhere(sharded.on_shard(number, move |shard, work| post(shard, work))),
+            None => chat,
+        }
     };
-    let setup = ServeSetup {
-        upstream_tls: tls.map(|tls| (tls, options.upstream_tls())),
-        beside: Some(serve::Beside { connections: backplane::CONNECTIONS, add: Box::new(add) }),
-        ..ServeSetup::plain(server)?
-    };
-    serve::serve(chat, limits, setup, server, arguments)
+    shards::serve(make, limits, setup, server, arguments)
 }
 
 fn proxy(

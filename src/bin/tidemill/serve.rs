@@ -48,8 +48,8 @@ pub struct Beside {
     pub add: AddBeside,
 }
 
-/// Adds the service to a reactor that has the service of the command. Returns it with its name.
-type AddBeside = Box<dyn FnOnce(&mut Reactor, ServiceId) -> Option<(ServiceId, &'static str)>>;
+/// Adds the service to a reactor that has the service of the command: the first one. Returns it with its name.
+type AddBeside = Box<dyn FnOnce(&mut Reactor) -> (ServiceId, &'static str) + Send>;
 
 impl ServeSetup {
     /// For a service whose listeners start TLS with each peer, if that was asked for.
@@ -82,7 +82,7 @@ pub fn serve<S: Service>(
     let group = group.map_err(failed)?;
     let service = reactor.add_with(service, SocketLimits { group, ..limits });
     let mut names = HashMap::from([(service.id(), service_name::<S>())]);
-    names.extend(setup.beside.take().and_then(|beside| (beside.add)(&mut reactor, service.id())));
+    names.extend(setup.beside.take().map(|beside| (beside.add)(&mut reactor)));
     let watchers = Watchers::new(&options.observe, 1);
     let reopen = watchers.reopen.clone();
     watchers.observe(0, &mut reactor, &names, Vec::new()).map_err(CommandError::Run)?;

@@ -19,10 +19,10 @@ use crate::args::config::Arguments;
 use crate::args::{CommandError, ServerArgs as Options};
 use crate::locked::locked;
 use crate::log_buffer::{self, Collecting};
-use crate::observe::{Ask, Watchers, Work};
+use crate::observe::{Ask, Names, Watchers, Work};
 use crate::reload::{self, Change, Place, Share};
 use crate::self_loop::check_upstreams;
-use crate::serve::{self, Listens, Plan, ServeSetup, failed};
+use crate::serve::{self, Beside, Listens, Plan, ServeSetup, failed};
 use crate::signals;
 use crate::systemd::{self, PassedListener};
 
@@ -34,7 +34,7 @@ pub type OnShard<'a, S> = Option<(usize, &'a Peers<S>)>;
 pub fn serve<S: Service>(
     make: impl Fn(OnShard<'_, S>) -> S + Send + Sync + 'static,
     usual: SocketLimits,
-    setup: ServeSetup,
+    mut setup: ServeSetup,
     options: &Options,
     arguments: &Arguments,
 ) -> Result<(), CommandError> {
@@ -44,7 +44,7 @@ pub fn serve<S: Service>(
     let Some(plan) = Plan::new(&usual, &setup, options)? else { return Ok(()) };
     let connections = plan.max.connections;
     let policy = options.access_policy(setup.access_policy.clone());
-    let (limits, start) = Start::new(&plan, policy, options);
+    let (limits, start) = Start::new(&plan, policy, setup.beside.take(), options);
     if connections / start.together < start.count {
         let what = "each shard needs a connection at least, a proxy's two";
         return Err(CommandError::Usage(format!(
@@ -65,11 +65,11 @@ pub fn serve<S: Service>(
     let shards = Shards::start_with(limits, move |number, reactor, peers| {
         // It ends with the thread.
         let lines = OneCall(Collecting::start());
-        let key = made.add(number, make(Some((number, peers))), reactor, peers)?;
+        let (key, names) = made.add(number, make(Some((number, peers))), reactor, peers)?;
         if let Some((at, running)) = &admin {
             reactor.observe(made.turns[number].recorder());
             if number == 0 {
-                admin::serve(reactor, at, made.loops(peers, key), running.clone())
+                admin::serve(reactor, at, made.loops(peers, names), running.clone())
                     .map_err(io::Error::other)?;
             }
         }
@@ -109,11 +109,18 @@ struct Start {
     watchers: Arc<Watchers>,
     places: Arc<Mutex<Vec<Place>>>,
     turns: Vec<Turns>,
+    /// Added to the first shard.
+    beside: Mutex<Option<Beside>>,
 }
 
 impl Start {
     /// Also the limits of each shard: its part of those of the process. The first one has room for scrapes, too.
-    fn new(plan: &Plan, policy: AccessPolicy, options: &Options) -> (Vec<Limits>, Start) {
+    fn new(
+        plan: &Plan,
+        policy: AccessPolicy,
+        beside: Option<Beside>,
+        options: &Options,
+    ) -> (Vec<Limits>, Start) {
         let start = Start {
             count: options.shards.count(),
             together: 1 + usize::from(plan.dials),
@@ -124,6 +131,7 @@ impl Start {
             watchers: Arc::new(Watchers::new(&options.observe, options.shards.count())),
             places: Arc::default(),
             turns: Turns::of(options.shards.count()),
+            beside: Mutex::new(beside),
         };
         let share = |all| options.shards.share(all);
         let of_shard = |number| {
@@ -148,30 +156,33 @@ impl Start {
     }
 
     /// All shards, for the admin socket on the first one.
-    fn loops<S: Service>(&self, peers: &Peers<S>, first: Key<S>) -> Loops {
+    fn loops<S: Service>(&self, peers: &Peers<S>, names: Names) -> Loops {
         Loops {
             places: self.places.clone(),
             asks: (0..self.count).map(|shard| ask(shard, peers)).collect(),
-            names: HashMap::from([(first.id(), serve::service_name::<S>())]),
+            names,
             turns: self.turns.clone(),
         }
     }
 
-    /// Adds the service, and what watches the loop. Called on the thread of the shard, one shard after the other.
+    /// Adds the service, and what watches the loop; returns it with the names of all services. Called on the thread of
+    /// the shard, one shard after the other.
     fn add<S: Service>(
         &self,
         number: usize,
         service: S,
         reactor: &mut Reactor,
         peers: &Peers<S>,
-    ) -> io::Result<Key<S>> {
+    ) -> io::Result<(Key<S>, Names)> {
         let share = self.share(number);
         let add_group = |rate| reactor.sockets().add_shared_group(rate);
         let group = self.total_rate.as_ref().map(add_group).transpose()?;
         let key = reactor.add_with(service, SocketLimits { group, ..self.limits.clone() });
         let connections = Some(share.connections(self.connections));
         reactor.set_access_policy(key, AccessPolicy { connections, ..self.policy.clone() });
-        let names = HashMap::from([(key.id(), serve::service_name::<S>())]);
+        let mut names = HashMap::from([(key.id(), serve::service_name::<S>())]);
+        let beside = (number == 0).then(|| locked(&self.beside).take()).flatten();
+        names.extend(beside.map(|beside| (beside.add)(reactor)));
         let others =
             if number == 0 { (1..self.count).map(|other| ask(other, peers)).collect() } else { vec![] };
         self.watchers.observe(number, reactor, &names, others).map_err(io::Error::other)?;
@@ -186,7 +197,7 @@ impl Start {
         }
         let place = Place { service: key.id(), name: serve::service_name::<S>(), group, share };
         locked(&self.places).push(place);
-        Ok(key)
+        Ok((key, names))
     }
 }
 

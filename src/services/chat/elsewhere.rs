@@ -133,6 +133,41 @@ mod tests {
     }
 
     #[test]
+    fn a_line_and_a_name_go_to_rooms_of_both_kinds_and_a_name_that_one_refuses_is_taken_in_neither() {
+        /// Names that were taken here, and those that are not free.
+        #[derive(Clone, Debug)]
+        struct Names(Rc<RefCell<Vec<String>>>, &'static str);
+
+        impl Elsewhere for Names {
+            fn tell(&mut self, line: &str, _: Option<ConnId>, _: &mut Sockets<'_>) -> bool {
+                self.0.borrow_mut().push(line.into());
+                true
+            }
+
+            fn name(&mut self, _: ConnId, name: Option<&str>) -> bool {
+                self.0.borrow_mut().push(name.unwrap_or("none").into());
+                name != Some(self.1)
+            }
+
+            fn members(&self, _: usize) -> (usize, Vec<String>) {
+                (1, vec![self.1.into()])
+            }
+        }
+
+        let both = [Names(Rc::default(), "yan"), Names(Rc::default(), "zoe")];
+        let mut room = Bench::new();
+        room.serve(Chat::new().elsewhere(both[0].clone()).elsewhere(both[1].clone()));
+        let ada = room.connect();
+        room.say(ada, "/nick ada\n");
+        room.heard(ada);
+        both.iter().for_each(|one| one.0.borrow_mut().clear());
+        room.say(ada, "hello\n/nick zoe\n/nick yan\n/who\n");
+        assert_eq!(room.heard(ada), "ada: hello\nzoe is taken\nyan is taken\n3 here: ada, yan, zoe\n");
+        assert_eq!(*both[0].0.borrow(), ["ada: hello\n", "zoe", "ada", "yan"], "it was given back");
+        assert_eq!(*both[1].0.borrow(), ["ada: hello\n", "zoe"]);
+    }
+
+    #[test]
     fn a_sender_waits_until_there_is_room_elsewhere_and_others_do_not() {
         let (mut room, key, played, [ada, bob]) = room();
         played.is_full.set(true);

@@ -65,7 +65,7 @@ pub struct Chat {
     lines: Lines,
     /// Members that do not take lines from elsewhere as fast as they come.
     full: FullMembers,
-    elsewhere: Option<Box<dyn Elsewhere>>,
+    elsewhere: Vec<Box<dyn Elsewhere>>,
     /// Members whose lines are not taken until the rooms elsewhere have room.
     waiting: Vec<ConnId>,
 }
@@ -111,9 +111,12 @@ impl Chat {
         }
     }
 
-    /// Also sends the lines of this room to other rooms, of other shards or other machines.
+    /// Also sends the lines of this room to other rooms, of other shards or other machines. Called twice, it sends them
+    /// to both: rooms on other shards and on other machines, for example.
     pub fn elsewhere(self, rooms: impl Elsewhere) -> Chat {
-        Chat { elsewhere: Some(Box::new(rooms)), ..self }
+        let mut elsewhere = self.elsewhere;
+        elsewhere.push(Box::new(rooms));
+        Chat { elsewhere, ..self }
     }
 
     /// Sends a line from elsewhere, which ends in a line feed, to the members of this room. Returns whether more can be
@@ -198,9 +201,7 @@ impl Chat {
         if !name.chars().all(plain) {
             return Err("a name is made of letters, digits, - and _".into());
         }
-        let is_free_elsewhere = |rooms: &mut Box<dyn Elsewhere>| rooms.name(id, Some(name));
-        if self.taken.contains(&name.to_lowercase()) || !self.elsewhere.as_mut().is_none_or(is_free_elsewhere)
-        {
+        if self.taken.contains(&name.to_lowercase()) || !self.takes_elsewhere(id, before, name) {
             return Err(format!("{name} is taken"));
         }
         self.taken.remove(&before.to_lowercase());
@@ -209,10 +210,19 @@ impl Chat {
         Ok(())
     }
 
+    /// Takes a name in the rooms elsewhere. If it is not free in one of them, it is taken in none.
+    fn takes_elsewhere(&mut self, id: ConnId, before: &str, name: &str) -> bool {
+        let Some(refusing) = self.elsewhere.iter_mut().position(|rooms| !rooms.name(id, Some(name))) else {
+            return true;
+        };
+        self.elsewhere[..refusing].iter_mut().for_each(|rooms| _ = rooms.name(id, Some(before)));
+        false
+    }
+
     fn who(&self) -> String {
         let mut names: Vec<String> = self.members.values().take(WHO_MAX).cloned().collect();
         let mut count = self.members.len();
-        if let Some(rooms) = &self.elsewhere {
+        for rooms in &self.elsewhere {
             let (others, their_names) = rooms.members(WHO_MAX - names.len());
             count += others;
             names.extend(their_names);
@@ -227,18 +237,15 @@ impl Chat {
     fn leave(&mut self, id: ConnId, sockets: &mut Sockets<'_>) {
         let Some(name) = self.members.remove(&id) else { return };
         self.taken.remove(&name.to_lowercase());
-        if let Some(rooms) = &mut self.elsewhere {
-            rooms.name(id, None);
-        }
+        self.elsewhere.iter_mut().for_each(|rooms| _ = rooms.name(id, None));
         self.say(format!("{name} left\n"), None, sockets);
     }
 
     /// Sends a line to every member, here and elsewhere. A sender may have to wait behind it.
     fn say(&mut self, line: String, sender: Option<ConnId>, sockets: &mut Sockets<'_>) {
-        let goes_on = match &mut self.elsewhere {
-            Some(rooms) => rooms.tell(&line, sender, sockets),
-            None => true,
-        };
+        let full =
+            self.elsewhere.iter_mut().filter_map(|rooms| (!rooms.tell(&line, sender, sockets)).then_some(()));
+        let goes_on = full.count() == 0;
         self.broadcast(&Shared::from(line), sockets);
         if let Some(mut sender) = sender.filter(|_| !goes_on).and_then(|id| sockets.get(id)) {
             sender.pause();
@@ -256,18 +263,20 @@ impl Chat {
     }
 
     /// Calls the rooms elsewhere, which may call this room.
-    fn with_elsewhere(&mut self, call: impl FnOnce(&mut dyn Elsewhere, &mut Chat)) {
-        if let Some(mut rooms) = self.elsewhere.take() {
-            call(&mut *rooms, self);
-            self.elsewhere = Some(rooms);
-        }
+    fn with_elsewhere(&mut self, mut call: impl FnMut(&mut dyn Elsewhere, &mut Chat)) {
+        let mut elsewhere = std::mem::take(&mut self.elsewhere);
+        elsewhere.iter_mut().for_each(|rooms| call(&mut **rooms, self));
+        self.elsewhere = elsewhere;
     }
 
     /// Some member has drained, or is waited for no longer.
     fn on_less_full(&mut self, sockets: &mut Sockets<'_>) {
-        if self.full.is_empty() {
-            self.with_elsewhere(|rooms, room| rooms.drained(room, sockets));
-        }
+        self.with_elsewhere(|rooms, room| {
+            // The first of them may have sent so much that one is full again.
+            if room.full.is_empty() {
+                rooms.drained(room, sockets);
+            }
+        });
     }
 }
 
@@ -285,15 +294,13 @@ impl Service for Chat {
         // Peers on a Unix-domain socket have no address of their own.
         let name = match socket.peer_addr() {
             Address::Unnamed => {
-                let suffix = self.elsewhere.as_ref().map(|rooms| rooms.suffix());
-                format!("unix:{}{}", socket.id(), suffix.unwrap_or_default())
+                let suffix: String = self.elsewhere.iter().map(|rooms| rooms.suffix()).collect();
+                format!("unix:{}{suffix}", socket.id())
             }
             address => address.to_string(),
         };
         let joined = format!("{name} joined\n");
-        if let Some(rooms) = &mut self.elsewhere {
-            rooms.name(socket.id(), Some(&name));
-        }
+        self.elsewhere.iter_mut().for_each(|rooms| _ = rooms.name(socket.id(), Some(&name)));
         self.members.insert(socket.id(), name);
         self.say(joined, None, &mut socket.all());
     }

@@ -2,15 +2,15 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tidemill::services::Chat;
-use tidemill::{Backoff, ServiceSockets, Socket};
+use tidemill::{Backoff, Socket, Sockets};
 
 use super::incoming::StreamInfo;
 use super::resp::{Answer, command, shown};
-use super::{Backplane, Role};
+use super::{Backplane, RETRY, Role};
+use crate::locked::locked;
 
 /// How long the broker may take to connect, and to answer.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -60,7 +60,8 @@ impl Backplane {
     /// Asks for what comes after the last entry that was read, when the room takes more.
     pub fn ask_to_read(&self, link: &mut Link, socket: &mut Socket<'_>) {
         let is_ready = self.status.is_up(Role::Reader) && !link.has_failed && link.asked.is_empty();
-        if link.role != Role::Reader || !is_ready || self.is_stopping || self.common.borrow().is_room_busy {
+        if link.role != Role::Reader || !is_ready || self.is_stopping || !locked(&self.common).is_all_heard()
+        {
             return;
         }
         let (count, block) = (ENTRIES_MAX.to_string(), BLOCK.as_millis().to_string());
@@ -83,10 +84,10 @@ impl Backplane {
         if link.role != Role::Writer || link.has_failed || !self.status.is_up(Role::Writer) {
             return;
         }
-        let common = Rc::clone(&self.common);
-        let outgoing = &mut common.borrow_mut().outgoing;
+        let common = Arc::clone(&self.common);
+        let mut common = locked(&common);
         while !socket.is_full() {
-            let Some((number, line)) = outgoing.next() else { break };
+            let Some((number, line)) = common.outgoing.next() else { break };
             let number = number.to_string();
             let (id, name) = (self.origin.0.as_bytes(), self.origin.1.as_bytes());
             let stream = self.broker.stream.as_bytes();
@@ -94,9 +95,16 @@ impl Backplane {
             let entry: [&[u8]; 8] = [b"o", id, b"n", number.as_bytes(), b"at", name, b"l", line];
             self.ask(link, Question::Add, &[&to[..], &entry].concat(), socket);
         }
-        if self.is_stopping && outgoing.len() == 0 {
+        drop(common);
+        if self.is_stopping && self.is_all_published() {
             socket.close();
         }
+    }
+
+    /// Whether the broker has all lines, and no loop has further ones.
+    pub fn is_all_published(&self) -> bool {
+        let common = locked(&self.common);
+        common.outgoing.len() == 0 && common.have_others_ended()
     }
 
     /// The answer to a question.
@@ -125,10 +133,11 @@ impl Backplane {
             (Question::Info, _) => self.on_stream(link, &StreamInfo::parse(answer)?, socket),
             (Question::Read, _) => {
                 let lines = self.incoming.read(answer)?;
-                self.tell(lines, link, socket)?;
+                self.tell(lines, &mut socket.all());
+                self.ask_to_read(link, socket);
             }
             (Question::Add, _) => {
-                self.common.borrow_mut().outgoing.acknowledge();
+                locked(&self.common).outgoing.acknowledge();
                 self.publish(link, socket);
             }
         }
@@ -141,10 +150,7 @@ impl Backplane {
         self.on_up(Role::Reader);
         if is_missing {
             log::warn!("backplane: {}", LOST.trim_end());
-            // Refused only when thousands of posts wait.
-            let _ = socket.all().later(self.chat, |chat, sockets| {
-                chat.hear(LOST, sockets);
-            });
+            self.tell(vec![LOST.to_string()], &mut socket.all());
         }
         self.ask_to_read(link, socket);
     }
@@ -152,31 +158,27 @@ impl Backplane {
     fn on_up(&mut self, role: Role) {
         self.refusals = 0;
         if self.status.up(role) {
-            let (name, waiting) = (&self.origin.1, self.common.borrow().outgoing.len());
+            let (name, waiting) = (&self.origin.1, locked(&self.common).outgoing.len());
             log::info!("backplane: connected to {} as {name}, {waiting} lines wait", self.broker);
         }
     }
 
-    /// Has the room told what others have said, and then reads on: at once, or when its members have drained.
-    fn tell(&mut self, lines: Vec<String>, link: &mut Link, socket: &mut Socket<'_>) -> Result<(), String> {
-        if lines.is_empty() {
-            self.ask_to_read(link, socket);
-            return Ok(());
+    /// Has the members on all loops told what others have said. The stream is read on when all have taken it.
+    fn tell(&mut self, lines: Vec<String>, sockets: &mut Sockets<'_>) {
+        let lines: Vec<Arc<[u8]>> = lines.into_iter().map(|line| line.into_bytes().into()).collect();
+        self.rooms.iter().for_each(|room| room.push(&lines));
+        self.ask_rooms(sockets);
+    }
+
+    pub fn ask_rooms(&mut self, sockets: &mut Sockets<'_>) {
+        let refused = self.rooms.iter().filter(|room| !room.ask(sockets)).count();
+        if let (1.., None, Some(own)) = (refused, self.retry, self.own) {
+            self.retry = sockets.set_timer(own, RETRY, None).ok();
         }
-        let (common, count) = (Rc::clone(&self.common), lines.len());
-        let tell = move |chat: &mut Chat, sockets: &mut ServiceSockets<'_, Chat>| {
-            let takes_more = lines.into_iter().map(|line| chat.hear(line, sockets)).last();
-            if takes_more != Some(false) {
-                common.borrow_mut().read_on(sockets);
-            }
-        };
-        let refused = socket.all().later(self.chat, tell).map_err(|refused| refused.to_string());
-        self.common.borrow_mut().is_room_busy = refused.is_ok();
-        refused.map_err(|why| format!("{count} lines from elsewhere are dropped: {why}"))
     }
 
     pub fn log_unsent(&self) {
-        let waiting = self.common.borrow().outgoing.len();
+        let waiting = locked(&self.common).outgoing.len();
         if waiting > 0 {
             log::warn!(
                 "backplane: {waiting} lines were said here only: the broker has not acknowledged them"

@@ -1,9 +1,10 @@
-//! `chat --backplane`: the rooms of several processes as one, through a stream of Redis or Valkey.
+//! `chat --backplane`: the rooms of several processes as one, through a stream of Redis or Valkey. With `--shards`, a
+//! process has a chat on each loop, and both connections on the first one.
 //!
 //! ```text
 //!     chat ── said ──▶ Outgoing ──▶ writer ── XADD ───────▶ ┌────────┐
 //!                      numbered, until acknowledged         │ stream │ ◀──▶ other processes
-//!     chat ◀── later ─ Incoming ◀── reader ── XREAD BLOCK ─ └────────┘
+//!     chat ◀── lines ─ Incoming ◀── reader ── XREAD BLOCK ─ └────────┘
 //!                      each line once, gaps noticed
 //! ```
 //!
@@ -19,24 +20,26 @@ mod status;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tidemill::services::Chat;
 use tidemill::{
-    Address, Backoff, ClosedInfo, DialOptions, FilterConfig, Input, Key, Reactor, Service, ServiceId,
-    ServiceSockets, Socket, SocketLimits, Sockets,
+    Address, Backoff, ClosedInfo, DialOptions, FilterConfig, Input, Reactor, Service, ServiceId,
+    ServiceSockets, Socket, SocketLimits, Sockets, TimerId,
 };
 
 use incoming::Incoming;
 pub use incoming::{NAME_MAX, is_name};
 use link::{ANSWER_WITHIN, ENTRIES_MAX, Link, Question};
-use publisher::{Common, LINE_MAX, Publisher};
+pub use publisher::Post;
+use publisher::{Common, LINE_MAX, Publisher, RETRY, Room};
 use status::Status;
+
+use crate::locked::locked;
 
 /// Connections that the reactor needs beside those of the server: one that reads and one that writes.
 pub const CONNECTIONS: usize = 2;
@@ -59,11 +62,15 @@ pub struct Broker {
 /// The service whose two connections go to the broker.
 pub struct Backplane {
     broker: Broker,
-    chat: Key<Chat>,
+    /// The chat on each loop.
+    rooms: Vec<Room>,
     /// The id of this process in the stream, and its name.
     origin: (String, String),
-    common: Rc<RefCell<Common>>,
+    common: Arc<Mutex<Common>>,
     incoming: Incoming,
+    own: Option<ServiceId>,
+    /// Set while a loop has had no place for a post.
+    retry: Option<TimerId>,
     status: Status,
     /// Refusals in a row, of either connection.
     refusals: u32,
@@ -77,31 +84,49 @@ pub enum Role {
     Writer = 1,
 }
 
-/// A chat whose lines go to other processes, too. The second part is to be [added](Pending::add) to its reactor.
-pub fn connect(chat: Chat, broker: Broker) -> (Chat, Pending) {
-    let publisher = Publisher::default();
-    (chat.elsewhere(publisher.clone()), Pending { broker, common: publisher.0 })
+/// For the chats on this many loops.
+pub fn connect(broker: Broker, loops: usize) -> (Rooms, Pending) {
+    let common = Arc::new(Mutex::new(Common::new(loops)));
+    (Rooms(common.clone()), Pending { broker, common, loops })
 }
 
-/// A backplane whose chat has no key yet.
+/// The chats of a process.
+#[derive(Clone)]
+pub struct Rooms(Arc<Mutex<Common>>);
+
+impl Rooms {
+    /// The chat on a loop, whose lines go to other processes, too. Where there are several, `post` has the chat on
+    /// another loop do some work.
+    pub fn join(&self, number: usize, chat: Chat, post: Option<Post>) -> Chat {
+        locked(&self.0).post = post;
+        chat.elsewhere(Publisher(Room { common: self.0.clone(), number }))
+    }
+}
+
+/// A backplane that is on no reactor yet.
 pub struct Pending {
     broker: Broker,
-    common: Rc<RefCell<Common>>,
+    common: Arc<Mutex<Common>>,
+    loops: usize,
 }
 
 impl Pending {
-    /// Adds the service, which dials the broker.
-    pub fn add(self, reactor: &mut Reactor, chat: Key<Chat>) -> ServiceId {
+    /// Adds the service, which dials the broker, to the first loop. The chat was added there before, so its members
+    /// are closed first at a shutdown.
+    pub fn add(self, reactor: &mut Reactor) -> ServiceId {
         let limits = Backplane::limits();
-        reactor.add_with(self.service(chat), limits).id()
+        reactor.add_with(self.service(), limits).id()
     }
 
-    fn service(self, chat: Key<Chat>) -> Backplane {
+    fn service(self) -> Backplane {
         // The keys of a hash map are random.
         let id = format!("{:016x}", RandomState::new().hash_one(0));
         let name = self.broker.name.clone().unwrap_or_else(|| id[..4].to_string());
+        let room = |number| Room { common: self.common.clone(), number };
         Backplane {
-            chat,
+            rooms: (0..self.loops).map(room).collect(),
+            own: None,
+            retry: None,
             incoming: Incoming::new(id.clone()),
             origin: (id, name),
             common: self.common,
@@ -152,13 +177,14 @@ impl Service for Backplane {
     type Session = Link;
 
     fn start(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
+        self.own = Some(own);
         self.dial(Role::Reader, sockets, own);
         self.dial(Role::Writer, sockets, own);
     }
 
     fn open(&mut self, socket: &mut Socket<'_>) -> Link {
         let role = if socket.tag() == Role::Reader as u64 { Role::Reader } else { Role::Writer };
-        self.common.borrow_mut().connections[role as usize] = Some(socket.id());
+        locked(&self.common).connections[role as usize] = Some(socket.id());
         Link { role, asked: VecDeque::new(), has_failed: false }
     }
 
@@ -216,11 +242,21 @@ impl Service for Backplane {
         socket.redial();
     }
 
-    /// The chat has closed its members, so there will be no more lines. Those that wait are sent if the broker answers.
+    /// A loop has had no place for lines of others.
+    fn timer(&mut self, timer: TimerId, sockets: &mut Sockets<'_>) {
+        if self.retry == Some(timer) {
+            self.retry = None;
+            self.ask_rooms(sockets);
+        }
+    }
+
+    /// The chat here has closed its members, and those on other loops do so now. Lines that wait are sent if the broker
+    /// answers.
     fn stopping(&mut self, _: Duration, sockets: &mut ServiceSockets<'_, Backplane>) {
         self.is_stopping = true;
-        let is_done = self.common.borrow().outgoing.len() == 0 || !self.status.is_up(Role::Writer);
-        if self.common.borrow().connections[Role::Writer as usize].is_none() {
+        let is_done = self.is_all_published() || !self.status.is_up(Role::Writer);
+        let has_no_writer = locked(&self.common).connections[Role::Writer as usize].is_none();
+        if has_no_writer {
             self.log_unsent();
         }
         sockets.for_each(|link, mut socket| {
@@ -235,9 +271,9 @@ impl Service for Backplane {
             let why = gone.error_text().unwrap_or_else(|| format!("{}: {}", self.broker, gone.reason));
             self.status.down(link.role, &why, self.is_stopping);
         }
-        self.common.borrow_mut().connections[link.role as usize] = None;
+        locked(&self.common).connections[link.role as usize] = None;
         if link.role == Role::Writer {
-            self.common.borrow_mut().outgoing.rewind();
+            locked(&self.common).outgoing.rewind();
             if self.is_stopping {
                 self.log_unsent();
             }

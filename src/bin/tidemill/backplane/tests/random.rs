@@ -126,11 +126,12 @@ fn each_line_is_told_once_and_in_order_in_every_room_whatever_the_broker_does() 
         bench.listen(BROKER, stream).expect("a free address");
         let mut members = Vec::new();
         for room in 0..ROOMS {
-            let (chat, pending) = connect(Chat::new(), broker(&format!("p{room}")));
+            let (rooms, pending) = connect(broker(&format!("p{room}")), 1);
+            let chat = rooms.join(0, Chat::new(), None);
             let limits = SocketLimits { rate: None, ..chat.limits() };
             let (chat, at) = (bench.add_with(chat, limits), format!("10.0.1.{room}:80"));
             bench.listen(&*at, chat).expect("a free address");
-            bench.add_with(pending.service(chat), Backplane::limits());
+            bench.add_with(pending.service(), Backplane::limits());
             let peer = bench.connect_to(&at);
             bench.say(peer, format!("/nick m{room}\n"));
             members.push(Member { peer, said: 0, received: String::new() });
