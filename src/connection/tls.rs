@@ -11,8 +11,8 @@ use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::connection::optional::Tls;
 use crate::connection::state::{FilterStage, Flag, Half, Stage};
-use crate::parts::arena::SegmentList;
-use crate::parts::outbox::WriteBatch;
+use crate::parts::arena::{Arena, SegmentList};
+use crate::parts::outbox::{Outbox, WriteBatch};
 
 /// Bytes encrypted in one piece: a TLS record holds no more (RFC 8446, 5.1).
 pub(crate) const RECORD_MAX: usize = 16 * 1024;
@@ -161,34 +161,30 @@ impl Connection {
     ) -> Result<usize, String> {
         let tls = self.optional.as_mut().and_then(|optional| optional.tls.as_mut());
         let Some(Tls { filter: Some(filter), .. }) = tls.map(|tls| &mut **tls) else { return Ok(0) };
+        let queued = self.outbox.as_ref().map_or(0, |outbox| outbox.plain.len());
+        if queued + segments.len() == 0 {
+            return Ok(0);
+        }
         let mut joined = std::mem::take(&mut cx.joined);
-        let outbox = &self.outbox;
         let (length, outcome) = cx.arena.push_ciphertext(wire, |out, arena| {
-            let mut batch = WriteBatch::with_exact_budget(RECORD_MAX);
-            if let Some(outbox) = outbox {
-                outbox.plain.gather(&mut batch);
-            }
-            if batch.has_room() && outbox.as_ref().is_none_or(|outbox| !outbox.plain.has_file()) {
-                arena.gather(segments, &mut batch);
-            }
-            let start = out.len();
-            let outcome = match batch.slices() {
-                [] => return (0, Ok(())),
-                [one] => filter.seal(one, out),
-                many => {
-                    joined.clear();
-                    many.iter().for_each(|slice| joined.extend_from_slice(slice));
-                    filter.seal(&joined, out)
-                }
+            let mut seal = |plain: &[u8]| {
+                let start = out.len();
+                let outcome = filter.seal(plain, out).and_then(|()| match out.len() {
+                    length if length > start => Ok(()),
+                    length if length < start => {
+                        Err("the filter removed bytes that were sealed before".into())
+                    }
+                    _ => Err("the filter sealed bytes and returned none".into()),
+                });
+                // Ranges of `out` are queued already, and must exist until they are dropped with the connection.
+                out.resize(out.len().max(start), 0);
+                (plain.len(), outcome)
             };
-            let outcome = outcome.and_then(|()| match out.len() {
-                length if length > start => Ok(()),
-                length if length < start => Err("the filter removed bytes that were sealed before".into()),
-                _ => Err("the filter sealed bytes and returned none".into()),
-            });
-            // Ranges of `out` are queued already, and must exist until they are dropped with the connection.
-            out.resize(out.len().max(start), 0);
-            (batch.len(), outcome)
+            match arena.as_single(segments).filter(|_| queued == 0) {
+                Some(one) => seal(&one[..one.len().min(RECORD_MAX)]),
+                None => with_joined(self.outbox.as_deref(), arena, segments, &mut joined, seal)
+                    .unwrap_or((0, Ok(()))),
+            }
         });
         cx.joined = joined;
         let mut fresh = length;
@@ -251,6 +247,34 @@ impl Connection {
             self.fail_tls("the peer left during the handshake", cx);
         } else {
             self.close(CloseReason::Truncated, cx);
+        }
+    }
+}
+
+/// Passes on the plaintext of one record as one slice, since a filter takes one. None if there is none in memory,
+/// because a file comes next. A function of its own, because the list of slices takes a kilobyte of stack.
+#[inline(never)]
+fn with_joined<T>(
+    outbox: Option<&Outbox>,
+    arena: &Arena,
+    segments: &SegmentList,
+    joined: &mut Vec<u8>,
+    seal: impl FnOnce(&[u8]) -> T,
+) -> Option<T> {
+    let mut batch = WriteBatch::with_exact_budget(RECORD_MAX);
+    if let Some(outbox) = outbox {
+        outbox.plain.gather(&mut batch);
+    }
+    if batch.has_room() && outbox.is_none_or(|outbox| !outbox.plain.has_file()) {
+        arena.gather(segments, &mut batch);
+    }
+    match batch.slices() {
+        [] => None,
+        [one] => Some(seal(one)),
+        many => {
+            joined.clear();
+            many.iter().for_each(|slice| joined.extend_from_slice(slice));
+            Some(seal(joined))
         }
     }
 }

@@ -316,7 +316,9 @@ impl<'a> WriteBatch<'a> {
     /// A batch that ends after exactly `max` bytes; [`new`](WriteBatch::new) ends after the slice in which the budget
     /// is used up.
     pub(crate) fn with_exact_budget(max: usize) -> WriteBatch<'a> {
-        WriteBatch { exact: true, ..WriteBatch::new(max) }
+        let mut batch = WriteBatch::new(max);
+        batch.exact = true;
+        batch
     }
 
     /// Adds a slice; returns whether there is room for another one.
@@ -333,10 +335,6 @@ impl<'a> WriteBatch<'a> {
 
     pub(crate) fn has_room(&self) -> bool {
         self.used < SLICES_MAX && self.bytes < self.budget
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.bytes
     }
 
     pub(crate) fn slices(&self) -> &[IoSlice<'a>] {
@@ -424,7 +422,7 @@ mod tests {
         assert!(slices.push(b"abc"));
         assert!(!slices.push(b"defgh"));
         let all: Vec<u8> = slices.slices().iter().flat_map(|slice| slice.to_vec()).collect();
-        assert_eq!((all.as_slice(), slices.len()), (&b"abcde"[..], 5));
+        assert_eq!((all.as_slice(), slices.bytes), (&b"abcde"[..], 5));
     }
 
     #[test]
@@ -432,7 +430,7 @@ mod tests {
         let mut slices = WriteBatch::new(3);
         assert!(slices.has_room() && slices.push(b"ab") && slices.has_room());
         assert!(!slices.push(b"c") && !slices.has_room());
-        assert_eq!(slices.len(), 3);
+        assert_eq!(slices.bytes, 3);
         let mut slices = WriteBatch::new(usize::MAX);
         (1..SLICES_MAX).for_each(|_| assert!(slices.push(b"x") && slices.has_room()));
         assert!(!slices.push(b"x") && !slices.has_room());
