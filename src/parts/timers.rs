@@ -105,9 +105,6 @@ impl Timers {
     /// Takes one timer that is due. A repeating timer is set again, for a whole number of its intervals after the time
     /// at which it was due: so it does not drift, and intervals that a late turn has missed are skipped.
     pub(crate) fn pop_due(&mut self, now: Tick) -> Option<Expired> {
-        if self.all.is_empty() {
-            return None; // Most programs have none, and this is asked in each turn.
-        }
         let index = self.wheel.pop_due(now)?;
         let timer = &mut self.all[index as usize];
         let id = TimerId { index, generation: timer.generation };
@@ -128,7 +125,7 @@ impl Timers {
     }
 
     pub(crate) fn next(&self) -> Option<Tick> {
-        if self.all.is_empty() { None } else { self.wheel.next() }
+        self.wheel.next()
     }
 }
 

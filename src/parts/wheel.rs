@@ -78,6 +78,8 @@ use crate::base::tick::Tick;
 pub(crate) struct Wheel {
     /// The wheel has turned up to this tick: entries due by then have been popped or are in [`DUE`].
     elapsed: u64,
+    /// What [`Wheel::next`] returns, or [`NEVER`]: it is asked in each turn, and most turns change no entry.
+    next: u64,
     /// For each level, one bit per bucket: whether it has an entry.
     occupied: [u64; LEVELS as usize],
     links: Vec<Link>,
@@ -113,6 +115,8 @@ const NOWHERE: u32 = (1 << 24) - 1;
 const _: () = assert!(SLOTS_MAX + BUCKETS as usize <= NOWHERE as usize, "every slot of a reactor has a link");
 /// The last tick, in 89,000 years. A later deadline, most often a timeout that means "never", is armed for it.
 const LAST: u64 = (1 << 48) - 1;
+/// After every deadline: nothing is armed.
+const NEVER: u64 = u64::MAX;
 
 impl Link {
     const UNARMED: Link = Link::new(NOWHERE, NOWHERE, 0);
@@ -156,7 +160,7 @@ impl Wheel {
     /// An empty wheel at tick 0.
     pub(crate) fn new() -> Wheel {
         let links = (0..BUCKETS).map(Link::empty_bucket).collect();
-        Wheel { elapsed: 0, occupied: [0; LEVELS as usize], links }
+        Wheel { elapsed: 0, next: NEVER, occupied: [0; LEVELS as usize], links }
     }
 
     /// An empty wheel with memory reserved for a number of slots; it grows beyond that when needed.
@@ -183,12 +187,14 @@ impl Wheel {
             self.unlink(entry);
         }
         self.place(entry, when);
+        self.find_next();
     }
 
     /// Removes the deadline of a slot, if it has one.
     pub(crate) fn cancel(&mut self, slot: u32) {
         if self.when(slot).is_some() {
             self.release(entry_of(slot));
+            self.find_next();
         }
     }
 
@@ -207,31 +213,29 @@ impl Wheel {
     /// level, at about ten nanoseconds each.
     #[inline]
     pub(crate) fn pop_due(&mut self, now: Tick) -> Option<u32> {
-        // Asked in each turn, and most turns are in the same tick as the one before.
-        let nothing = now.0 == self.elapsed && self.links[DUE as usize].next() == DUE;
-        if nothing { None } else { self.turn_to(now) }
+        if now.0 >= self.next {
+            return self.turn_to(now);
+        }
+        // No bucket opens on the way. `max`: a clock that goes back does not turn the wheel back.
+        self.elapsed = self.elapsed.max(now.0);
+        None
     }
 
     #[inline(never)]
     fn turn_to(&mut self, now: Tick) -> Option<u32> {
-        if now.0 < self.elapsed {
-            // The clock went back: the tick of an entry in `DUE` may be later than `now`.
-            return None;
-        }
         // Ends: each round returns, or opens a bucket, and an entry is moved at most once per level.
         loop {
             let first = self.links[DUE as usize].next();
             if first != DUE {
                 self.release(first);
+                self.find_next();
                 return Some(first - BUCKETS);
-            }
-            if now.0 == self.elapsed {
-                return None; // All entries outside `DUE` are later than `elapsed`.
             }
             match self.nearest() {
                 Some((bucket, start)) if start <= now.0 => self.open(bucket, start, now.0),
                 _ => {
                     self.elapsed = now.0;
+                    self.find_next();
                     return None;
                 }
             }
@@ -247,10 +251,12 @@ impl Wheel {
     /// After `pop_due` has returned `None` for a tick, `next` is later than that tick, so a loop that sleeps until
     /// `next` does not spin.
     pub(crate) fn next(&self) -> Option<Tick> {
-        if self.links[DUE as usize].next() != DUE {
-            return Some(Tick(self.elapsed));
-        }
-        self.nearest().map(|(_, start)| Tick(start))
+        (self.next != NEVER).then_some(Tick(self.next))
+    }
+
+    fn find_next(&mut self) {
+        let is_due = self.links[DUE as usize].next() != DUE;
+        self.next = if is_due { self.elapsed } else { self.nearest().map_or(NEVER, |(_, start)| start) };
     }
 
     /// The bucket to open next, and its first tick.
