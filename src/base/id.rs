@@ -202,17 +202,17 @@ impl Token {
 
     pub(crate) fn kind(self) -> Option<TokenKind> {
         let slot = self.0 as u32;
+        if slot < RESERVED {
+            let generation = NonZeroU32::new((self.0 >> 32) as u32)?;
+            return Some(TokenKind::Connection(ConnId { slot, generation }));
+        }
         if self == Token::WAKE {
             return Some(TokenKind::Wake);
         }
         if slot == RESERVED && self.0 >> 32 != 0 {
             return Some(TokenKind::Watched((self.0 >> 32) as usize - 1));
         }
-        if slot >= RESERVED {
-            return Some(TokenKind::Listener((slot - RESERVED) as usize));
-        }
-        let generation = NonZeroU32::new((self.0 >> 32) as u32)?;
-        Some(TokenKind::Connection(ConnId { slot, generation }))
+        Some(TokenKind::Listener((slot - RESERVED) as usize))
     }
 }
 

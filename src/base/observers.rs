@@ -53,7 +53,8 @@ impl Observers {
         }
     }
 
-    /// Gives a step of a message to those that want it.
+    /// Gives a step of a message to those that want it. What every message passes asks `want_messages` before: so it
+    /// stores nothing for a step that is not told.
     #[inline(always)]
     pub(crate) fn tell_message<'a>(&mut self, step: impl FnOnce() -> Step<'a>) {
         if self.any_wants_messages {

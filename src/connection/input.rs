@@ -10,7 +10,13 @@ use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::connection::state::{FilterStage, Flag, Half, Stage};
+use crate::parts::arena::READ_MAX;
 use crate::parts::inbox::Inbox;
+
+/// Unread input of at most this length is copied in front of the next read, so that the service gets both as one slice
+/// of the block, and an echo of it needs no further copy. Longer unread input stays in the inbox, and the read is
+/// appended to it: copying 4 KiB for each read is cheap, copying a megabyte for each read is not.
+const PREFIX_MAX: usize = 4 * 1024;
 
 impl Connection {
     /// Whether it is to be read, and nothing else is to be done with it. True of nearly all that are read, and one
@@ -23,6 +29,12 @@ impl Connection {
             && self.stage == Stage::Open
             && self.incoming != Half::Ended
             && self.filter == FilterStage::Off
+    }
+
+    /// How much room to leave in front of a read, for the unread input.
+    pub(crate) fn prefix(&self) -> usize {
+        let unread = self.unread().len();
+        if unread <= PREFIX_MAX.min(READ_MAX / 2) { unread } else { 0 }
     }
 
     /// The received bytes that the service has not taken.

@@ -68,8 +68,9 @@ impl Connection {
         let entry = self.push_dirty(cx);
         let segments = &mut cx.dirty[entry].segments;
         push(&mut cx.arena, segments);
-        let connection = self.id;
-        cx.observers.tell_message(move || Step::Send { connection, bytes: length });
+        if cx.observers.want_messages() {
+            cx.observers.tell_message(|| Step::Send { connection: self.id, bytes: length });
+        }
         // Full from here on, even if the kernel accepts everything later in this turn: a service that has seen
         // `is_full` waits for `drained`, so that must come.
         if left_behind + segments.len() >= high {
@@ -173,8 +174,9 @@ impl Connection {
     /// The kernel has taken `n` bytes: first of what earlier turns have left, then of this turn's list.
     #[inline(always)]
     fn on_written(&mut self, n: usize, segments: &mut SegmentList, cx: &mut Context) {
-        let connection = self.id;
-        cx.observers.tell_message(move || Step::Write { connection, result: Ok(n) });
+        if cx.observers.want_messages() {
+            cx.observers.tell_message(|| Step::Write { connection: self.id, result: Ok(n) });
+        }
         cx.stats.bytes_out += n as u64;
         self.on_sent(n, cx.now);
         let mut fresh = n;

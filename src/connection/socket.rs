@@ -71,6 +71,7 @@ impl<'a> Socket<'a> {
 
     /// The connection, and the context that its methods need. A callback runs for a slot that is in use, and slots are
     /// freed only in `reap`, so this look-up cannot fail.
+    #[inline]
     pub(crate) fn parts(&mut self) -> (&mut Connection, &mut Context) {
         self.table.at(self.slot)
     }

@@ -144,7 +144,8 @@ impl Table {
     #[inline]
     pub(crate) fn get(&mut self, id: ConnId) -> Option<(&mut Connection, &mut Context)> {
         let connection = self.slots.get_mut(id.slot as usize)?;
-        (connection.id == id || seeded(SeededBug::GenerationUnchecked)).then_some((connection, &mut self.cx))
+        let is_same = connection.id.generation == id.generation; // The slot is: it was found by that.
+        (is_same || seeded(SeededBug::GenerationUnchecked)).then_some((connection, &mut self.cx))
     }
 
     /// The connection in a slot that is in use, and the context. For the current connection of a phase: only `reap`
@@ -257,10 +258,17 @@ impl Table {
     // -- limits of all connections together ----------------------------------------------------------------
 
     /// Closes the connection that holds the most buffered bytes, until the memory limit is met again.
-    ///
+    #[inline]
+    pub(crate) fn evict(&mut self) {
+        if self.cx.is_over_memory() {
+            self.evict_largest();
+        }
+    }
+
     /// Each round goes through all slots. Connections are not kept in an order by size, because that would cost time on
     /// every send, and eviction is rare.
-    pub(crate) fn evict(&mut self) {
+    #[inline(never)]
+    fn evict_largest(&mut self) {
         while self.cx.is_over_memory() {
             let cx = &mut self.cx;
             let alive = self.slots.iter_mut().map(|(_, c)| c).filter(|c| c.stage != Stage::Dead);

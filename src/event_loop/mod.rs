@@ -15,6 +15,7 @@ mod expire;
 #[cfg(any(test, feature = "testing"))]
 mod inspect;
 mod leaving;
+mod livelock;
 mod observe;
 mod pipe;
 mod poll;
@@ -47,8 +48,9 @@ use crate::parts::lookups::Lookups;
 use crate::service::{AnyService, Event};
 use crate::sys::{ListenSocket, Ready, Stream, System};
 use dial::Attempts;
+use livelock::LivelockGuard;
 use pipe::KernelPipes;
-use poll::{BusyPoll, LivelockGuard};
+use poll::BusyPoll;
 
 /// The loop: the kernel, the services, and the table of connections.
 ///
@@ -127,7 +129,7 @@ impl<S: System> EventLoop<S> {
 
     /// Whether the next turn has something to do that no event will announce.
     pub(crate) fn has_work(&self) -> bool {
-        self.has_queued() || self.next_tick().is_some_and(|tick| tick <= self.table.cx.now)
+        self.next_due().is_some_and(|tick| tick <= self.table.cx.now)
     }
 
     /// Whether a phase has left something over. What is missing here waits for the next event, which may never come.
@@ -165,13 +167,12 @@ impl<S: System> EventLoop<S> {
 
     /// Whether nothing can happen any more: no listener, no connection, no timer, no post, no work. `run` returns then.
     pub(crate) fn is_finished(&self) -> bool {
-        let posted = self.handle.mailbox().has_posts();
-        let timers = self.table.timers.len() > 0;
-        (self.table.watched.is_empty() || self.table.is_shutting_down())
+        // Connections first: while there are some, which is nearly always, nothing else is looked at.
+        self.table.slots.is_empty()
+            && (self.table.watched.is_empty() || self.table.is_shutting_down())
             && self.table.listeners.open().next().is_none()
-            && self.table.slots.is_empty()
-            && !timers
-            && !posted
+            && self.table.timers.len() == 0
+            && !self.handle.mailbox().has_posts()
             && !self.has_work()
     }
 
@@ -181,6 +182,11 @@ impl<S: System> EventLoop<S> {
             return Some(self.table.cx.elapsed);
         }
         self.next_tick().map(Tick::since_start)
+    }
+
+    /// As `next_deadline`, in ticks.
+    fn next_due(&self) -> Option<Tick> {
+        if self.has_queued() { Some(self.table.cx.now) } else { self.next_tick() }
     }
 
     /// The next deadline; one that has passed, if there is any. Most turns have none but those of connections and of

@@ -3,7 +3,6 @@
 //! Read before: `event_loop/mod.rs`. Next: `event_loop/posts.rs`.
 
 use std::io;
-use std::mem;
 use std::time::Duration;
 
 use super::EventLoop;
@@ -24,7 +23,7 @@ impl<S: System> EventLoop<S> {
     /// - else until the nearest deadline (of the wheel, of a timer, of a handshake, of a listener that waits for
     ///   descriptors, of the shutdown), if there is one;
     /// - never longer than `wait`;
-    /// - except that a loop that chose zero 1,000 times without progress sleeps 1 ms: see [`LivelockGuard`].
+    /// - except that a loop that chose zero 1,000 times without progress sleeps 1 ms: see `event_loop/livelock.rs`.
     ///
     /// With [`Limits::busy_poll`](crate::Limits::busy_poll) it may ask for events repeatedly before it sleeps: see
     /// [`BusyPoll`].
@@ -32,10 +31,10 @@ impl<S: System> EventLoop<S> {
     /// A deadline that passes during a long turn is noticed by the next turn, because the clock is read once in each.
     pub(super) fn poll(&mut self, wait: Option<Duration>) -> io::Result<()> {
         self.enter(Phase::Poll);
-        let until = self.next_deadline();
+        let until = self.next_due();
         // A deadline that no phase handles would also make the wait zero, in every turn. It cannot be told apart here
         // from work that is carried over, so the guard watches both.
-        let zero_wait = until.is_some_and(|until| until <= self.table.cx.elapsed);
+        let zero_wait = until.is_some_and(|until| until <= self.table.cx.now);
         self.livelock.check(zero_wait, &mut self.table.cx.stats);
         let (wait, until) = match zero_wait {
             true if self.livelock.throttled => (Some(Duration::from_millis(1)), None),
@@ -52,17 +51,17 @@ impl<S: System> EventLoop<S> {
         }
         self.read_clock();
         if !self.events.is_empty() {
-            self.busy_poll.record_wakeup(self.table.cx.elapsed - before);
+            self.busy_poll.record_wakeup(before, self.table.cx.elapsed);
         }
         self.tell_woken();
         Ok(())
     }
 
     /// Asks for events without sleeping, until one comes, the window is over, or a deadline has passed.
-    fn busy_poll(&mut self, wait: Option<Duration>, until: Option<Duration>) -> io::Result<()> {
+    fn busy_poll(&mut self, wait: Option<Duration>, until: Option<Tick>) -> io::Result<()> {
         let Some(window) = self.busy_poll.window() else { return Ok(()) };
         let end = self.system.now() + wait.map_or(window, |wait| wait.min(window));
-        let end = until.map_or(end, |until| until.min(end));
+        let end = until.map_or(end, |until| until.since_start().min(end));
         while self.events.is_empty() && self.system.now() < end {
             self.system.poll(&mut self.events, Some(Duration::ZERO), None)?;
         }
@@ -110,6 +109,19 @@ impl<S: System> EventLoop<S> {
         // An end is reported by the next read and by nothing else, so it counts as readable.
         flags.insert_if(Flag::Readable, ready.readable || ready.end);
         flags.insert_if(Flag::Writable, ready.writable);
+        if ready.end | ready.error | ready.priority {
+            Self::apply_end(connection, ready, cx);
+        }
+        let connected = connection.stage != Stage::Connecting && !seeded(SeededBug::WriteEdgeMissed);
+        if ready.writable && connected && (connection.outbox.is_some() || connection.owes_end()) {
+            connection.push_dirty(cx);
+        }
+        connection.add_to_ready(cx); // `read` asks whether it has anything to do for it, and asks once.
+    }
+
+    /// The rarer part of an event: an announced end, an error, urgent data.
+    #[inline(never)]
+    fn apply_end(connection: &mut Connection, ready: Ready, cx: &mut Context) {
         if (ready.end || ready.priority) && connection.incoming == Half::Open {
             connection.incoming = if seeded(SeededBug::EndBeforeData) { Half::Ended } else { Half::Ending };
         }
@@ -125,11 +137,6 @@ impl<S: System> EventLoop<S> {
             mark!("an error event");
             connection.on_socket_error(cx);
         }
-        let connected = connection.stage != Stage::Connecting && !seeded(SeededBug::WriteEdgeMissed);
-        if ready.writable && connected && (connection.outbox.is_some() || connection.owes_end()) {
-            connection.push_dirty(cx);
-        }
-        connection.add_to_ready(cx); // `read` asks whether it has anything to do for it, and asks once.
     }
 }
 
@@ -168,58 +175,11 @@ impl BusyPoll {
         self.window.filter(|_| self.score > 0)
     }
 
-    /// An event has come, this long after the clock was last read.
-    pub(crate) fn record_wakeup(&mut self, gap: Duration) {
+    /// An event has come. The clock was read before the sleep and after it.
+    pub(crate) fn record_wakeup(&mut self, before: Duration, after: Duration) {
         let Some(window) = self.window else { return };
-        self.score =
-            if gap <= window { (self.score + 1).min(SCORE_MAX) } else { self.score.saturating_sub(2) };
-    }
-}
-
-/// Stops a livelock: a loop that turns without sleeping and without progress.
-///
-/// No input is known that causes it. The usual cause in event loops is a socket that is reported as ready and is not.
-/// The guard makes such a bug cost one line in the log and 1 ms per turn, in place of a busy core.
-#[derive(Default)]
-pub(super) struct LivelockGuard {
-    progress: u64,
-    turns: u32,
-    pub(super) throttled: bool,
-}
-
-/// Turns without sleep and progress after which the guard acts. Work that is really carried over
-/// moves a counter in nearly every turn.
-const LIVELOCK_TURNS: u32 = 1_000;
-
-impl LivelockGuard {
-    pub(super) fn check(&mut self, zero_wait: bool, stats: &mut crate::base::stats::Stats) {
-        if !zero_wait {
-            // No sum of counters reaches `u64::MAX`, so the next turn counts as progress.
-            *self = LivelockGuard { progress: u64::MAX, ..LivelockGuard::default() };
-            return;
-        }
-        let progress = stats.bytes_opened()
-            + stats.bytes_out
-            + stats.accepted
-            + stats.dialed
-            + stats.refused
-            + stats.shed
-            + stats.posts
-            + stats.pokes
-            + stats.closed_total()
-            + stats.accept_aborted;
-        let stuck = progress == mem::replace(&mut self.progress, progress);
-        self.turns = if stuck { self.turns + 1 } else { 0 };
-        self.throttled = self.turns >= LIVELOCK_TURNS;
-        if self.throttled {
-            if self.turns == LIVELOCK_TURNS {
-                log::error!(
-                    "{LIVELOCK_TURNS} turns without progress and without sleep: sleeping 1 ms per turn"
-                );
-            }
-            self.turns = self.turns.min(LIVELOCK_TURNS + 1);
-            stats.livelocks_broken += 1;
-        }
+        let in_time = after.saturating_sub(before) <= window;
+        self.score = if in_time { (self.score + 1).min(SCORE_MAX) } else { self.score.saturating_sub(2) };
     }
 }
 
@@ -236,7 +196,7 @@ mod tests {
         for gap in gaps {
             looked += u32::from(busy_poll.window().is_some());
             all += 1;
-            busy_poll.record_wakeup(Duration::from_micros(gap));
+            busy_poll.record_wakeup(Duration::ZERO, Duration::from_micros(gap));
         }
         f64::from(looked) / f64::from(all)
     }
@@ -257,7 +217,7 @@ mod tests {
     fn switched_off_it_never_busy_polls() {
         for off in [None, Some(Duration::ZERO)] {
             let mut busy_poll = BusyPoll::new(off);
-            (0..20).for_each(|_| busy_poll.record_wakeup(Duration::ZERO));
+            (0..20).for_each(|_| busy_poll.record_wakeup(Duration::ZERO, Duration::ZERO));
             assert_eq!(busy_poll.window(), None);
         }
     }

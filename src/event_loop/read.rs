@@ -3,6 +3,7 @@
 //! Read before: `connection/mod.rs`. Next: `parts/arena.rs`, which has the block that reads go into.
 
 use std::mem;
+use std::ops::Range;
 
 use super::EventLoop;
 use super::observe::call_service;
@@ -19,11 +20,6 @@ use crate::parts::arena::READ_MAX;
 use crate::parts::inbox::{Inbox, Input};
 use crate::service::Event;
 use crate::sys::System;
-
-/// Unread input of at most this length is copied in front of the next read, so that the service gets both as one slice
-/// of the block, and an echo of it needs no further copy. Longer unread input stays in the inbox, and the read is
-/// appended to it: copying 4 KiB for each read is cheap, copying a megabyte for each read is not.
-const PREFIX_MAX: usize = 4 * 1024;
 
 /// Read budgets given in one turn beyond the first of each connection, for all together: half a megabyte at 64 KiB
 /// each.
@@ -87,40 +83,13 @@ impl<S: System> EventLoop<S> {
     pub(super) fn read(&mut self) {
         self.enter(Phase::Read);
         self.start_handshakes();
-        let extra = EXTRA_BUDGETS.saturating_mul(self.table.cx.limits.read_budget) as u64;
-        let max = self.table.cx.stats.bytes_opened().saturating_add(extra);
-        let all = self.read_ready();
-        while all && self.table.cx.stats.bytes_opened() < max {
-            // The last of the list is the one that was just read, if it has more.
-            let Some(id) = self.table.cx.ready.pop() else { return };
-            let before = self.table.cx.stats.bytes_opened();
-            let mut block = self.table.cx.arena.take_block();
-            self.read_connection(id, &mut block);
-            self.table.cx.arena.put_block(block);
-            if self.table.cx.stats.bytes_opened() == before {
-                return; // No progress: another read would bring nothing either.
-            }
-        }
-    }
-
-    /// Goes through the ready list once. Returns whether every connection in it was read.
-    fn read_ready(&mut self) -> bool {
+        let start = self.table.cx.stats.bytes_opened();
         let (carried_over, all) = (self.carried_over, self.table.cx.ready.len());
-        let mut block = self.table.cx.arena.take_block();
-        for at in carried_over..all {
-            self.read_connection(self.table.cx.ready[at], &mut block);
-        }
-        let budget = self.table.cx.limits.carried_over_budget as u64;
-        let before = self.table.cx.stats.bytes_opened();
-        self.redelivered = 0;
+        self.read_listed(carried_over..all, u64::MAX);
         let mut served = 0;
-        // A redelivery reads no byte, so what it has queued is counted in place of that.
-        while served < carried_over && self.table.cx.stats.bytes_opened() - before + self.redelivered < budget
-        {
-            self.read_connection(self.table.cx.ready[served], &mut block);
-            served += 1;
+        if carried_over > 0 {
+            served = self.read_listed(0..carried_over, self.table.cx.limits.carried_over_budget as u64);
         }
-        self.table.cx.arena.put_block(block);
         // Those that were not read stay in front of those that were added meanwhile: first in, first out.
         let ready = &mut self.table.cx.ready;
         if served == carried_over && all == ready.len() {
@@ -130,12 +99,47 @@ impl<S: System> EventLoop<S> {
             ready.drain(..served);
         }
         self.table.evict();
-        served == carried_over
+        if served == carried_over && !self.table.cx.ready.is_empty() {
+            self.read_extra(start);
+        }
+    }
+
+    /// Gives more budgets to those that have more. `start`: what had been read before this phase.
+    #[inline(never)]
+    fn read_extra(&mut self, start: u64) {
+        let extra = EXTRA_BUDGETS.saturating_mul(self.table.cx.limits.read_budget) as u64;
+        let mut before = u64::MAX;
+        // The last of the list is the one that was just read, if it has more.
+        while let Some(last) = self.table.cx.ready.len().checked_sub(1) {
+            let now = self.table.cx.stats.bytes_opened();
+            if now - start >= extra || now == before {
+                return; // Without progress, another read would bring nothing either.
+            }
+            before = now;
+            self.read_listed(last..last + 1, u64::MAX);
+            self.table.cx.ready.remove(last);
+        }
+    }
+
+    /// Reads connections of the ready list, until so many bytes have come from them. Returns how many it has read.
+    fn read_listed(&mut self, listed: Range<usize>, budget: u64) -> usize {
+        let mut block = self.table.cx.arena.take_block();
+        let before = self.table.cx.stats.bytes_opened();
+        self.redelivered = 0;
+        let mut at = listed.start;
+        // A redelivery reads no byte, so what it has queued is counted in place of that.
+        while at < listed.end && self.table.cx.stats.bytes_opened() - before + self.redelivered < budget {
+            self.read_connection(self.table.cx.ready[at], &mut block);
+            at += 1;
+        }
+        self.table.cx.arena.put_block(block);
+        at - listed.start
     }
 
     /// Reads one connection until nothing is left, its budget is used up, or `CALLS_MAX` reads were made. The number of
     /// calls is bounded too: a peer that sends single bytes would otherwise get 65,536 system calls.
     /// A full arena is written first: between two connections no slice of the block is in use.
+    #[inline]
     fn read_connection(&mut self, id: ConnId, block: &mut Vec<u8>) {
         if self.table.cx.arena.is_full() {
             self.table.cx.arena.put_block(mem::take(block));
@@ -182,7 +186,7 @@ impl<S: System> EventLoop<S> {
         if budget == 0 {
             return Step::Done;
         }
-        let prefix = prefix(connection);
+        let prefix = connection.prefix();
         let at = cx.arena.write_offset();
         let into = &mut block[at + prefix..][..budget.min(READ_MAX - prefix)];
         let outcome = Self::read_stream(&mut self.system, connection, into, cx);
@@ -253,16 +257,18 @@ impl<S: System> EventLoop<S> {
         cx: &mut Context,
     ) -> ReadOutcome {
         let Some(stream) = &connection.stream else { return ReadOutcome::None };
-        let (result, own) = (system.read(stream, into), connection.id);
+        let result = system.read(stream, into);
         cx.stats.reads += 1;
+        if cx.observers.want_messages() {
+            let result = result.as_ref().copied();
+            cx.observers.tell_message(|| Observed::Read { connection: connection.id, result });
+        }
         match result {
             Ok(0) => {
-                cx.observers.tell_message(move || Observed::Read { connection: own, result: Ok(0) });
                 connection.on_end_read();
                 ReadOutcome::None
             }
             Ok(n) => {
-                cx.observers.tell_message(move || Observed::Read { connection: own, result: Ok(n) });
                 cx.stats.bytes_in += n as u64;
                 connection.on_received(n, cx.now);
                 let last =
@@ -274,7 +280,6 @@ impl<S: System> EventLoop<S> {
                 if last { ReadOutcome::Drained(n) } else { ReadOutcome::More(n) }
             }
             Err(error) => {
-                cx.observers.tell_message(|| Observed::Read { connection: own, result: Err(&error) });
                 connection.on_read_error(&error, cx);
                 ReadOutcome::None
             }
@@ -441,10 +446,4 @@ impl<S: System> EventLoop<S> {
             }
         }
     }
-}
-
-/// How much room to leave in front of a read, for the unread input of the connection.
-pub(super) fn prefix(connection: &Connection) -> usize {
-    let unread = connection.unread().len();
-    if unread <= PREFIX_MAX.min(READ_MAX / 2) { unread } else { 0 }
 }

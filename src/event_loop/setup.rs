@@ -6,8 +6,9 @@ use std::io;
 use std::num::NonZeroU32;
 
 use super::EventLoop;
+use super::livelock::LivelockGuard;
 use super::pipe::KernelPipes;
-use super::poll::{BusyPoll, LivelockGuard};
+use super::poll::BusyPoll;
 use crate::base::address::Address;
 use crate::base::id::{ListenerId, ServiceId};
 use crate::base::random::Rng;

@@ -5,7 +5,7 @@
 use std::mem;
 
 use super::EventLoop;
-use super::read::{ReadOutcome, Target, prefix};
+use super::read::{ReadOutcome, Target};
 use crate::base::address::Address;
 use crate::base::filter::Opened;
 use crate::base::id::ConnId;
@@ -165,7 +165,7 @@ impl<S: System> EventLoop<S> {
         budget: &mut usize,
     ) -> ReadOutcome {
         let (connection, cx) = self.table.at(id.slot);
-        let (allowed, prefix) = (connection.allowance(cx).min(*budget), prefix(connection));
+        let (allowed, prefix) = (connection.allowance(cx).min(*budget), connection.prefix());
         if allowed == 0 {
             return ReadOutcome::None; // Its group has used up the rate. A read of no bytes would look like an end.
         }
@@ -222,7 +222,7 @@ impl<S: System> EventLoop<S> {
             if !more || waits || budget == 0 || cx.arena.is_full() {
                 break;
             }
-            let prefix = prefix(connection);
+            let prefix = connection.prefix();
             let wire = &mut block[cx.arena.write_offset()..][..READ_MAX];
             let room = prefix..READ_MAX.min(prefix.saturating_add(budget));
             let before = connection.undecrypted();

@@ -32,11 +32,12 @@ impl<S: System> EventLoop<S> {
         self.enter(Phase::Write);
         self.set_options();
         self.detach_unpiped();
-        mem::swap(&mut self.table.cx.dirty, &mut self.spare_dirty);
-        for at in 0..self.spare_dirty.len() {
-            self.write_connection(self.spare_dirty[at]);
+        let mut dirty = mem::replace(&mut self.table.cx.dirty, mem::take(&mut self.spare_dirty));
+        for &entry in &dirty {
+            self.write_connection(entry);
         }
-        self.spare_dirty.clear();
+        dirty.clear();
+        self.spare_dirty = dirty;
         self.table.cx.arena.clear();
         self.table.evict();
         self.table.bound_lingering();

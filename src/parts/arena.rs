@@ -31,7 +31,7 @@ pub(crate) struct Arena {
     block: Vec<u8>,
     /// Where the next read goes: behind the last byte that a segment refers to.
     filled: usize,
-    /// The addresses of the block while it is taken out; `push` recognises slices of it by them.
+    /// The addresses of the block; `push` recognises slices of it by them. The block is allocated once.
     block_addresses: Range<usize>,
     composed: Vec<u8>,
     /// Encrypted bytes of the connection that is being written.
@@ -102,11 +102,13 @@ impl SegmentList {
 
 impl Arena {
     pub(crate) fn new() -> Arena {
+        // Zeroed pages are not backed by memory until they are touched, and reads start at the front.
+        let block = vec![0; BLOCK];
+        let address = block.as_ptr() as usize;
         Arena {
-            // Zeroed pages are not backed by memory until they are touched, and reads start at the front.
-            block: vec![0; BLOCK],
+            block,
             filled: 0,
-            block_addresses: 0..0,
+            block_addresses: address..address + BLOCK,
             composed: Vec::new(),
             ciphertext: Vec::new(),
             shared: Vec::new(),
@@ -131,10 +133,7 @@ impl Arena {
     /// Takes the block out for reads and the callbacks after them: a callback holds slices of the block while `push`
     /// borrows the arena.
     pub(crate) fn take_block(&mut self) -> Vec<u8> {
-        let block = std::mem::take(&mut self.block);
-        let address = block.as_ptr() as usize;
-        self.block_addresses = address..address + block.len();
-        block
+        std::mem::take(&mut self.block)
     }
 
     /// The offset in the block at which the next read goes.
@@ -144,8 +143,7 @@ impl Arena {
 
     /// Puts the block back.
     pub(crate) fn put_block(&mut self, block: Vec<u8>) {
-        debug_assert!(!self.block_addresses.is_empty() && block.len() == BLOCK);
-        self.block_addresses = 0..0;
+        debug_assert!(self.block.is_empty() && block.as_ptr() as usize == self.block_addresses.start);
         self.block = block;
     }
 

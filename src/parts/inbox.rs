@@ -202,6 +202,7 @@ impl<'a> Input<'a> {
 
     /// The bytes that the callback may see now. Only a call that looks (`bytes`, `len`, `find`) cuts them off: after
     /// `bytes()`, a `take` of these same bytes still gets all of them, though sends came between.
+    #[inline]
     fn shown(&self) -> &'a [u8] {
         if self.is_cut() {
             self.bytes.set(&self.bytes.get()[..self.taken]);
@@ -210,6 +211,7 @@ impl<'a> Input<'a> {
     }
 
     /// Whether the budget is spent and hides the bytes that are left.
+    #[inline]
     pub(crate) fn is_cut(&self) -> bool {
         let spent = self.budget.is_some_and(|budget| budget.spent() >= DELIVERY_BUDGET);
         spent && self.taken < self.length && !seeded(SeededBug::CallbackUnbounded)
@@ -221,6 +223,7 @@ impl<'a> Input<'a> {
     }
 
     /// The number of bytes that are not taken.
+    #[inline]
     pub fn len(&self) -> usize {
         self.shown().len() - self.taken
     }
@@ -231,6 +234,7 @@ impl<'a> Input<'a> {
     }
 
     /// Takes the next `n` bytes, or all if there are fewer.
+    #[inline]
     pub fn take(&mut self, n: usize) -> &'a [u8] {
         let rest = &self.bytes.get()[self.taken..];
         let taken = &rest[..n.min(rest.len())];
@@ -255,6 +259,7 @@ impl<'a> Input<'a> {
     }
 
     /// Takes all bytes.
+    #[inline]
     pub fn take_all(&mut self) -> &'a [u8] {
         self.take(self.len())
     }

@@ -21,6 +21,7 @@ use super::timerfd::DeadlineTimer;
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::{Interest, Token};
 use crate::base::leaving::Leaving;
+use crate::base::tick::Tick;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 use crate::sys::resolver::{LookUp, Resolver};
@@ -84,7 +85,7 @@ impl Kernel {
             return self.wake.wake();
         }
         let timer = self.timer.as_mut().ok_or(io::ErrorKind::Unsupported)?;
-        timer.arm_by(at, || epoch.elapsed())
+        timer.arm_by(Tick::at(at), || epoch.elapsed())
     }
 
     pub(crate) fn has_timer(&self) -> bool {
@@ -233,16 +234,18 @@ impl System for Kernel {
         &mut self,
         ready: &mut Vec<Ready>,
         wait: Option<Duration>,
-        until: Option<Duration>,
+        until: Option<Tick>,
     ) -> io::Result<()> {
         let epoch = self.epoch;
-        let now = || epoch.elapsed();
         let wait = match (&mut self.timer, until) {
             (Some(alarm), Some(until)) if wait != Some(Duration::ZERO) => {
-                alarm.arm_by(until, now)?;
+                alarm.arm_by(until, || epoch.elapsed())?;
                 wait
             }
-            (None, Some(until)) => Some(wait.unwrap_or(Duration::MAX).min(until.saturating_sub(now()))),
+            (None, Some(until)) => {
+                let left = until.since_start().saturating_sub(epoch.elapsed());
+                Some(wait.unwrap_or(Duration::MAX).min(left))
+            }
             _ => wait,
         };
         // mio rounds up to the next millisecond, so a poll never ends just before its deadline. At most an hour,

@@ -36,7 +36,6 @@ use crate::base::address::{Address, PeerAddress};
 use crate::base::credentials::{CredentialsError, PeerCredentials};
 use crate::base::id::{Interest, Token};
 use crate::base::leaving::Leaving;
-#[cfg(not(target_family = "wasm"))]
 use crate::base::tick::Tick;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
@@ -236,14 +235,10 @@ pub(crate) trait System {
     /// The time since the epoch, by a monotonic clock.
     fn now(&mut self) -> Duration;
 
-    /// Sleeps until there is an event, or for `wait`, or until the time `until`; appends the events to `ready`. May
+    /// Sleeps until there is an event, or for `wait`, or until the tick `until`; appends the events to `ready`. May
     /// return early without an event.
-    fn poll(
-        &mut self,
-        ready: &mut Vec<Ready>,
-        wait: Option<Duration>,
-        until: Option<Duration>,
-    ) -> io::Result<()>;
+    fn poll(&mut self, ready: &mut Vec<Ready>, wait: Option<Duration>, until: Option<Tick>)
+    -> io::Result<()>;
 
     /// What callbacks need of it.
     fn registrar(&self) -> io::Result<Box<dyn Registrar>>;

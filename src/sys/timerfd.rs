@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use mio::Registry;
 
+use crate::base::tick::Tick;
+
 /// Ends a poll at a given time.
 ///
 /// A poll with a timeout makes the kernel set a timer before it sleeps and cancel it afterwards, although nearly every
@@ -14,8 +16,8 @@ use mio::Registry;
 #[derive(Debug)]
 pub(super) struct DeadlineTimer {
     timer: TimerFd,
-    /// When it fires, measured from the reactor's start.
-    armed_for: Option<Duration>,
+    /// When it fires.
+    armed_for: Option<Tick>,
 }
 
 impl DeadlineTimer {
@@ -31,10 +33,10 @@ impl DeadlineTimer {
     }
 
     /// Makes the timer fire at `at`, or earlier.
-    pub(super) fn arm_by(&mut self, at: Duration, now: impl FnOnce() -> Duration) -> io::Result<()> {
+    pub(super) fn arm_by(&mut self, at: Tick, now: impl FnOnce() -> Duration) -> io::Result<()> {
         if self.armed_for.is_none_or(|set| at < set) {
             // At least 1 ns: a span of zero would disarm the timer (timerfd_settime(2)).
-            let span = at.saturating_sub(now()).max(Duration::from_nanos(1));
+            let span = at.since_start().saturating_sub(now()).max(Duration::from_nanos(1));
             self.timer.fire_in(span)?;
             self.armed_for = Some(at);
         }

@@ -13,6 +13,7 @@ use super::{
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::{Interest, Token};
 use crate::base::leaving::Leaving;
+use crate::base::tick::Tick;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 use crate::sys::{
@@ -78,10 +79,11 @@ impl System for Sim {
         &mut self,
         ready: &mut Vec<Ready>,
         wait: Option<Duration>,
-        until: Option<Duration>,
+        until: Option<Tick>,
     ) -> io::Result<()> {
         let mut world = self.0.borrow_mut();
-        let wait = until.map(|until| until.saturating_sub(world.now)).into_iter().chain(wait).min();
+        let wait =
+            until.map(|until| until.since_start().saturating_sub(world.now)).into_iter().chain(wait).min();
         world.seen.calls.polls += 1;
         world.seen.last_wait = Some(wait);
         world.take_events(ready);
