@@ -134,7 +134,8 @@ impl<S: System> EventLoop<S> {
             let written = self.write_once(id, &mut wire, budget);
             // `min`: a splice writes a whole kernel pipe, which may hold more than what is left of the budget.
             budget -= written.min(budget);
-            if written == 0 || budget == 0 {
+            let is_all = plain.len() + wire.len() == 0 && self.table.at(id.slot).0.outbox.is_none();
+            if written == 0 || budget == 0 || is_all {
                 break;
             }
         }
