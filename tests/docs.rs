@@ -591,6 +591,22 @@ fn the_page_of_benchmarks_has_the_text_of_its_template() {
     }
 }
 
+/// The same page for a browser is one file, which requests nothing, and has each case and each table of the other.
+#[test]
+fn the_benchmarks_for_a_browser_are_one_file_with_every_case() {
+    let (page, html) = (read("docs/benchmarks.md"), read("docs/benchmarks.html"));
+    for request in ["src=\"http", "href=\"http", "url(", "@import", "fetch(", "<link", "src=\"/"] {
+        assert!(!html.contains(request), "docs/benchmarks.html has {request}");
+    }
+    let cases = page.matches("\n### ").count();
+    assert!(cases > 20, "{cases} cases");
+    assert_eq!(html.matches("<section class=\"case\">\n<h3>").count(), cases);
+    let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---")).count();
+    assert_eq!(html.matches("<tr>").count(), rows, "a row for each line of a table");
+    assert_eq!(html.matches("<img src=\"data:image/svg+xml").count(), 2, "the charts are in the file");
+    assert!(html.contains("prefers-color-scheme: dark") && html.contains("name=\"viewport\""));
+}
+
 /// The JavaScript of the guide is at least well-formed. Its Rust programs are compiled as documentation tests.
 #[test]
 fn the_programs_for_node_parse() {

@@ -124,15 +124,15 @@ impl Kind {
 
     /// Which shapes of load a peer supports.
     pub fn does(self, shape: Shape) -> bool {
+        let proxies =
+            matches!(shape, Shape::Proxy | Shape::ProxyChurn | Shape::Bulk | Shape::Iperf | Shape::Pgbench);
+        let echoes = matches!(shape, Shape::Echo | Shape::Churn);
         match self {
-            Kind::Epoll | Kind::Libuv | Kind::Node => matches!(shape, Shape::Echo | Shape::Churn),
-            Kind::HaProxySplice => shape == Shape::Bulk,
-            Kind::Monoio | Kind::MonoioEpoll | Kind::Smol => {
-                !matches!(shape, Shape::FanOut | Shape::TlsEcho | Shape::TlsChurn)
-            }
-            Kind::HaProxy | Kind::Nginx => {
-                matches!(shape, Shape::Proxy | Shape::ProxyChurn | Shape::Bulk)
-            }
+            Kind::Epoll | Kind::Libuv | Kind::Node => echoes,
+            Kind::HaProxySplice => matches!(shape, Shape::Bulk | Shape::Iperf),
+            Kind::HaProxy => proxies || matches!(shape, Shape::TlsProxy | Shape::TlsProxyChurn),
+            Kind::Nginx => proxies,
+            Kind::Monoio | Kind::MonoioEpoll | Kind::Smol => echoes || proxies,
             _ => false,
         }
     }
@@ -155,8 +155,16 @@ pub enum Shape {
     Proxy,
     /// Churn, through a proxy.
     ProxyChurn,
+    /// Echo, through a proxy that ends TLS, to the driver's own process.
+    TlsProxy,
+    /// Churn, through a proxy that ends TLS.
+    TlsProxyChurn,
     /// Endless streams through a proxy; the driver's process is client and backend.
     Bulk,
+    /// One stream of iperf3 through a proxy.
+    Iperf,
+    /// One client of pgbench through a proxy.
+    Pgbench,
 }
 
 /// One way to load a server.
@@ -209,31 +217,37 @@ pub const CASES: &[Case] = &[
     case("proxy, 64 B x 50", Shape::Proxy, 50, 64, 1, 100),
     case("proxy, churn x 50", Shape::ProxyChurn, 50, 64, 1, 100),
     case("proxy, bulk x 4", Shape::Bulk, 4, 0, 0, 100),
+    case("TLS proxy, 64 B x 50", Shape::TlsProxy, 50, 64, 1, 100),
+    case("TLS proxy, 64 KiB x 50", Shape::TlsProxy, 50, 64 << 10, 1, 100),
+    case("TLS proxy, churn x 50", Shape::TlsProxyChurn, 50, 64, 1, 200),
+    case("hop, iperf3, 1 stream", Shape::Iperf, 1, 0, 0, 100),
+    case("hop, pgbench -S, 1 client", Shape::Pgbench, 1, 0, 0, 100),
 ];
 
 impl Case {
     /// The unit of the counter.
     pub fn unit(&self) -> &'static str {
         match self.shape {
-            Shape::Echo | Shape::TlsEcho | Shape::Proxy => "messages",
-            Shape::Churn | Shape::TlsChurn | Shape::ProxyChurn => "connections",
+            Shape::Echo | Shape::TlsEcho | Shape::Proxy | Shape::TlsProxy => "messages",
+            Shape::Churn | Shape::TlsChurn | Shape::ProxyChurn | Shape::TlsProxyChurn => "connections",
             Shape::FanOut => "deliveries",
-            Shape::Bulk => "KiB",
+            Shape::Bulk | Shape::Iperf => "KiB",
+            Shape::Pgbench => "queries",
         }
     }
 
     /// Whether each message has its own connection.
     pub fn churns(&self) -> bool {
-        matches!(self.shape, Shape::Churn | Shape::TlsChurn | Shape::ProxyChurn)
+        matches!(self.shape, Shape::Churn | Shape::TlsChurn | Shape::ProxyChurn | Shape::TlsProxyChurn)
     }
 
     pub fn is_secured(&self) -> bool {
-        matches!(self.shape, Shape::TlsEcho | Shape::TlsChurn)
+        matches!(self.shape, Shape::TlsEcho | Shape::TlsChurn | Shape::TlsProxy | Shape::TlsProxyChurn)
     }
 
     /// Whether the driver's process is also the backend of a proxy.
     pub fn is_proxied(&self) -> bool {
-        matches!(self.shape, Shape::Proxy | Shape::ProxyChurn)
+        matches!(self.shape, Shape::Proxy | Shape::ProxyChurn | Shape::TlsProxy | Shape::TlsProxyChurn)
     }
 
     /// The compared servers, tidemill first. `peers` are those requested in addition to the usual ones.
@@ -263,7 +277,13 @@ impl Case {
             }
             Shape::TlsEcho | Shape::TlsChurn => vec![Kind::Tidemill, Kind::Tokio4, Kind::Tokio64],
             Shape::FanOut => vec![Kind::Tidemill, Kind::TokioMpsc, Kind::TokioBroadcast],
-            Shape::Proxy | Shape::ProxyChurn | Shape::Bulk => vec![Kind::Tidemill, Kind::TokioCopy],
+            Shape::Proxy
+            | Shape::ProxyChurn
+            | Shape::TlsProxy
+            | Shape::TlsProxyChurn
+            | Shape::Bulk
+            | Shape::Iperf
+            | Shape::Pgbench => vec![Kind::Tidemill, Kind::TokioCopy],
         };
         kinds.extend(peers.iter().filter(|peer| peer.does(self.shape)));
         kinds

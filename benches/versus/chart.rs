@@ -1,8 +1,6 @@
 //! The pictures of the page, drawn from its data: a bar for each case and peer.
 
 use std::fmt::Write;
-use std::fs;
-use std::path::Path;
 
 use serde_json::Value;
 
@@ -61,38 +59,9 @@ struct Bar {
     max: f64,
 }
 
-/// Draws the pictures into a folder.
-pub fn draw(folder: &Path, data: &Value) -> Result<(), String> {
-    for picture in &PICTURES {
-        let path = folder.join(picture.file);
-        fs::write(&path, picture.svg(data))
-            .map_err(|error| format!("cannot draw {}: {error}", path.display()))?;
-    }
-    Ok(())
-}
-
-/// Draws the pictures again from the data of the page.
-pub fn redraw(folder: &Path) -> Result<(), String> {
-    draw(folder, &data(folder)?)
-}
-
-/// Fails if the pictures in a folder are not those of the data beside them.
-pub fn check(folder: &Path) -> Result<(), String> {
-    let data = data(folder)?;
-    let outdated = PICTURES.iter().find(|picture| {
-        fs::read_to_string(folder.join(picture.file)).unwrap_or_default() != picture.svg(&data)
-    });
-    outdated.map_or(Ok(()), |picture| {
-        Err(format!("docs/{} does not show docs/benchmarks.json; --redraw draws it again", picture.file))
-    })
-}
-
-/// The data of the page.
-pub fn data(folder: &Path) -> Result<Value, String> {
-    let path = folder.join("benchmarks.json");
-    let text =
-        fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    serde_json::from_str(&text).map_err(|error| format!("cannot read {}: {error}", path.display()))
+/// The pictures and the names of their files.
+pub fn pictures(data: &Value) -> Vec<(&'static str, String)> {
+    PICTURES.iter().map(|picture| (picture.file, picture.svg(data))).collect()
 }
 
 impl Picture {

@@ -18,6 +18,11 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     all[all.len() / 2]
 }
 
+/// To four places: enough for every table, and a file that is read and written again does not change.
+pub fn rounded(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
 /// A figure that is not a rate: memory, calls. tidemill comes first.
 #[derive(Debug)]
 pub struct Figure {
@@ -31,28 +36,20 @@ pub struct Figure {
 impl Figure {
     pub fn table(&self) -> String {
         let mut text = format!("\n{}, {}\n", self.name, self.unit);
-        for (server, value, ratio) in self.lines() {
+        for (server, value, ratio) in lines(&self.values) {
             let _ = writeln!(text, "  {server:<32}{value:>12}   {ratio}");
         }
         text
     }
+}
 
-    pub fn markdown(&self) -> String {
-        let mut text = String::new();
-        for (place, (server, value, ratio)) in self.lines().into_iter().enumerate() {
-            let name = if place == 0 { format!("{}, {}", self.name, self.unit) } else { String::new() };
-            let _ = writeln!(text, "| {name} | {server} | {value} | {ratio} |");
-        }
-        text
-    }
-
-    fn lines(&self) -> Vec<(&str, String, String)> {
-        let own = self.values.first().map_or(0.0, |(_, value)| *value);
-        let lines = self.values.iter().enumerate().map(|(place, (server, value))| {
-            let ratio = if place > 0 && *value > 0.0 { format!("{:.2}", own / value) } else { String::new() };
-            let digits = if *value < 100.0 { 2 } else { 0 };
-            (server.as_str(), format!("{value:.digits$}"), ratio)
-        });
-        lines.collect()
-    }
+/// For each server its name, its value, and the ratio of the first value, tidemill's, to it.
+pub fn lines(values: &[(String, f64)]) -> Vec<(&str, String, String)> {
+    let own = values.first().map_or(0.0, |(_, value)| *value);
+    let lines = values.iter().enumerate().map(|(place, (server, value))| {
+        let ratio = if place > 0 && *value > 0.0 { format!("{:.2}", own / value) } else { String::new() };
+        let digits = if *value < 100.0 { 2 } else { 0 };
+        (server.as_str(), format!("{value:.digits$}"), ratio)
+    });
+    lines.collect()
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::case::{Case, Kind, Shape};
-use crate::figure::median;
+use crate::figure::{median, rounded};
 use crate::run::{Effort, Server};
 
 /// Shares of the slowest server's rate, in percent.
@@ -127,28 +127,10 @@ impl Latency {
         text
     }
 
-    pub fn markdown(&self) -> String {
-        let mut text = format!("\n### Latency, {}\n\n| server |", self.heading());
-        for percent in LEVELS {
-            for (name, _) in QUANTILES {
-                let _ = write!(text, " {percent} %: {name} |");
-            }
-        }
-        text.push_str("\n| --- |");
-        text.push_str(&" ---: |".repeat(LEVELS.len() * QUANTILES.len()));
-        for (kind, levels) in &self.servers {
-            let _ = write!(text, "\n| {} |", kind.title());
-            for us in levels.as_flattened() {
-                let _ = write!(text, " {us:.0} |");
-            }
-        }
-        text + "\n"
-    }
-
     pub fn json(&self) -> Value {
         let levels = LEVELS.iter().enumerate().map(|(level, percent)| {
             let servers = self.servers.iter().map(|(kind, levels)| {
-                let [p50, p99, p99_9] = levels[level];
+                let [p50, p99, p99_9] = levels[level].map(rounded);
                 json!({ "server": kind.name(), "p50_us": p50, "p99_us": p99, "p99_9_us": p99_9 })
             });
             json!({ "percent": percent, "servers": servers.collect::<Vec<Value>>() })
@@ -156,7 +138,7 @@ impl Latency {
         json!({
             "case": self.case.name,
             "slowest": self.slowest.name(),
-            "slowest_per_second": self.capacity,
+            "slowest_per_second": rounded(self.capacity),
             "levels": levels.collect::<Vec<Value>>(),
         })
     }

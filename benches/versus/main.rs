@@ -18,8 +18,10 @@ mod costs;
 mod driver;
 mod fan_out;
 mod figure;
+mod hop;
 mod latency;
 mod mio_echo;
+mod page;
 mod peers;
 mod process;
 mod report;
@@ -41,8 +43,8 @@ cargo bench --features cli --bench versus -- [OPTIONS]
   --case TEXT     only the cases whose name holds TEXT, latency for the latencies of all, none for the other figures
   --with LIST     also these, where they are installed: {peers}
   --json FILE     the figures for programs
-  --docs          docs/benchmarks.md, its pictures and its data
-  --redraw        measure nothing; draw the pictures again from docs/benchmarks.json
+  --docs          docs/benchmarks.md and .html, the pictures and the data; with --case, only these cases are replaced
+  --redraw        measure nothing; write these files again from docs/benchmarks.json
   --check         compare all figures with benches/versus/bands.json; exit 1 if one is worse than its band
   --write-bands   put what was measured into that file, with --redraw the ratios of docs/benchmarks.json
   --quick         a fourth of the measurements, in two minutes; the ranges are wider
@@ -130,14 +132,12 @@ fn compare(options: &Options) -> Result<(), String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
     let bands = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/versus/bands.json");
     if options.redraw {
-        chart::redraw(&folder)?;
-        return match options.write_bands {
-            true => bands::write(&bands, &chart::data(&folder)?, false),
-            false => Ok(()),
-        };
+        let data = page::data(&folder)?;
+        page::redraw(&folder, &data)?;
+        return if options.write_bands { bands::write(&bands, &data, false) } else { Ok(()) };
     }
     if options.smoke {
-        chart::check(&folder)?;
+        page::check(&folder)?;
     }
     let effort = options.effort();
     process::pin(1);
@@ -146,14 +146,20 @@ fn compare(options: &Options) -> Result<(), String> {
         latencies: latencies(options, &effort),
         figures: figures(options, &effort),
     };
-    let data = report::data(&measured);
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let words =
+        words.iter().map(|word| if word.contains(' ') { format!("\"{word}\"") } else { word.clone() });
+    let words: Vec<String> = words.collect();
+    let command = format!("cargo bench --features cli --bench versus -- {}", words.join(" "));
+    let data = report::data(&measured, &command);
     if let Some(path) = &options.json {
         report::write_json(path, &data)?;
     }
     if options.docs {
-        let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-        let command = format!("cargo bench --features cli --bench versus -- {}", words.join(" "));
-        report::write_docs(&folder, &measured, &data, &command)?;
+        match options.case {
+            Some(_) => page::write(&folder, &page::merged(page::data(&folder)?, &data))?,
+            None => page::write(&folder, &data)?,
+        }
     }
     if options.write_bands {
         bands::write(&bands, &data, options.smoke)?;

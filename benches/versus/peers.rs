@@ -10,10 +10,20 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::case::Kind;
+use crate::case::{Kind, Shape};
+use crate::tls;
 
 /// The files that a peer is started with, removed on drop.
-pub struct Files(PathBuf);
+pub struct Files(pub PathBuf);
+
+impl Files {
+    /// An empty folder in the temporary directory.
+    pub fn new(name: &str) -> Result<Files, String> {
+        let folder = std::env::temp_dir().join(format!("tidemill-versus-{name}"));
+        fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        Ok(Files(folder))
+    }
+}
 
 impl Drop for Files {
     fn drop(&mut self) {
@@ -25,17 +35,23 @@ impl Drop for Files {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts a peer on the first processor, and waits until it accepts.
-pub fn start(kind: Kind, behind: Option<SocketAddr>) -> Result<(Child, SocketAddr, Files), String> {
+pub fn start(
+    kind: Kind,
+    shape: Shape,
+    behind: Option<SocketAddr>,
+) -> Result<(Child, SocketAddr, Files), String> {
     let address = free_address()?;
-    let folder = std::env::temp_dir().join(format!("tidemill-versus-{}-{}", kind.name(), address.port()));
-    fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let files = Files(folder);
+    let files = Files::new(&format!("{}-{}", kind.name(), address.port()))?;
     let mut command = match kind {
         Kind::Epoll => built(&files.0, include_str!("epoll.c"), &[])?,
         Kind::Libuv => built(&files.0, include_str!("libuv.c"), &["-luv"])?,
         Kind::Node => node(&files.0)?,
+        Kind::HaProxy if matches!(shape, Shape::TlsProxy | Shape::TlsProxyChurn) => {
+            let certificate = write(&files.0, "server.pem", &tls::pem())?;
+            haproxy(&files.0, address, behind, &format!(" ssl crt {}", certificate.display()))?
+        }
         Kind::HaProxy => haproxy(&files.0, address, behind, "")?,
-        Kind::HaProxySplice => haproxy(&files.0, address, behind, "  option splice-auto\n")?,
+        Kind::HaProxySplice => haproxy(&files.0, address, behind, "\n  option splice-auto")?,
         _ => nginx(&files.0, address, behind)?,
     };
     if matches!(kind, Kind::Epoll | Kind::Libuv | Kind::Node) {
@@ -66,7 +82,8 @@ pub fn start(kind: Kind, behind: Option<SocketAddr>) -> Result<(Child, SocketAdd
     Ok((child, address, files))
 }
 
-fn free_address() -> Result<SocketAddr, String> {
+/// An address of which the port is free now.
+pub fn free_address() -> Result<SocketAddr, String> {
     let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
     listener.local_addr().map_err(|error| error.to_string())
 }
@@ -128,7 +145,7 @@ fn haproxy(
     let text = format!(
         "global\n  nbthread 1\n  maxconn 4000\n\
          defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 1h\n  timeout server 1h\n\
-         listen proxy\n  bind {own} backlog 1024\n{more}  server backend {behind}\n"
+         listen proxy\n  bind {own} backlog 1024{more}\n  server backend {behind}\n"
     );
     let mut command = Command::new("haproxy");
     command.arg("-db").arg("-f").arg(write(folder, "haproxy.cfg", &text)?);

@@ -1,4 +1,4 @@
-//! The results as text, page and JSON.
+//! The results as text and as JSON.
 
 use std::fmt::Write;
 use std::fs;
@@ -8,8 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::case::{Case, Kind};
-use crate::chart;
-use crate::figure::{Figure, Round, Rounds, median};
+use crate::figure::{Figure, Round, Rounds, median, rounded};
 use crate::latency::Latency;
 
 /// The median of the ratios of all rounds, with their minimum and maximum, and the two figures of the round that has
@@ -77,18 +76,6 @@ impl CaseResult {
         text
     }
 
-    fn markdown(&self) -> String {
-        let mut text = format!("\n### {}\n\n", self.case.name);
-        let unit = self.case.unit();
-        let _ =
-            writeln!(text, "| server | {unit}/s | tidemill's | ratio | CPU ns each | tidemill's | ratio |");
-        text.push_str("| --- | ---: | ---: | --- | ---: | ---: | --- |\n");
-        for (title, [rate, cost]) in self.lines() {
-            let _ = writeln!(text, "| {title} | {} | {} |", rate.join(" | "), cost.join(" | "));
-        }
-        text
-    }
-
     /// For each server its rate, that of tidemill in the same round, and the ratio of the two; and the same for the
     /// processor time. For tidemill only the medians of its own figures.
     fn lines(&self) -> impl Iterator<Item = (&'static str, [[String; 3]; 2])> {
@@ -105,11 +92,15 @@ impl CaseResult {
     }
 
     fn json(&self) -> Value {
+        let value = |kind, figure| match kind {
+            Kind::Tidemill => self.median(kind, figure),
+            _ => self.ratio(kind, figure).other,
+        };
         let servers = self.rounds.keys().map(|&kind| {
             json!({
                 "server": kind.name(),
-                "per_second": self.ratio(kind, rate).other,
-                "cpu_ns_each": self.ratio(kind, cost).other,
+                "per_second": rounded(value(kind, rate)),
+                "cpu_ns_each": rounded(value(kind, cost)),
                 "tidemill_rate_ratio": self.ratio(kind, rate).json(),
                 "tidemill_cpu_ratio": self.ratio(kind, cost).json(),
             })
@@ -132,7 +123,8 @@ impl Ratio {
     }
 
     fn json(self) -> Value {
-        json!({ "own": self.own, "median": self.median(), "least": self.least, "most": self.max })
+        let [own, median, least, most] = [self.own, self.median(), self.least, self.max].map(rounded);
+        json!({ "own": own, "median": median, "least": least, "most": most })
     }
 }
 
@@ -143,7 +135,7 @@ impl std::fmt::Display for Ratio {
 }
 
 /// The figures for programs.
-pub fn data(measured: &Measured) -> Value {
+pub fn data(measured: &Measured, command: &str) -> Value {
     let cases: Vec<Value> = measured.cases.iter().map(CaseResult::json).collect();
     let latency: Vec<Value> = measured.latencies.iter().map(Latency::json).collect();
     let figures: Vec<Value> = measured
@@ -153,38 +145,18 @@ pub fn data(measured: &Measured) -> Value {
             let values: Vec<Value> = figure
                 .values
                 .iter()
-                .map(|(server, value)| json!({ "server": server, "value": value }))
+                .map(|(server, value)| json!({ "server": server, "value": rounded(*value) }))
                 .collect();
             let band = figure.band.map(|band| json!({ "percent": band.percent, "step": band.step }));
             json!({ "name": figure.name, "unit": figure.unit, "band": band, "values": values })
         })
         .collect();
-    json!({ "machine": machine(), "cases": cases, "latency": latency, "figures": figures })
+    json!({ "command": command, "machine": machine(), "cases": cases, "latency": latency, "figures": figures })
 }
 
 pub fn write_json(path: &Path, data: &Value) -> Result<(), String> {
     fs::write(path, format!("{data:#}\n"))
         .map_err(|error| format!("cannot write {}: {error}", path.display()))
-}
-
-/// Writes the page, its charts and its data into a folder.
-pub fn write_docs(folder: &Path, measured: &Measured, data: &Value, command: &str) -> Result<(), String> {
-    write_json(&folder.join("benchmarks.json"), data)?;
-    chart::redraw(folder)?;
-    let mut page = include_str!("page.md").replace("{command}", command);
-    let mut facts = String::new();
-    for (what, is) in machine() {
-        let _ = writeln!(facts, "| {what} | {is} |");
-    }
-    page = page.replace("{machine}", facts.trim_end());
-    let cases: String = measured.cases.iter().map(CaseResult::markdown).collect();
-    page = page.replace("{cases}", cases.trim());
-    let latencies: String = measured.latencies.iter().map(Latency::markdown).collect();
-    page = page.replace("{latencies}", latencies.trim());
-    let lines: String = measured.figures.iter().map(Figure::markdown).collect();
-    page = page.replace("{figures}", lines.trim_end());
-    let path = folder.join("benchmarks.md");
-    fs::write(&path, page).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 /// The machine and the measured versions.

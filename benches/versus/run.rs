@@ -11,6 +11,7 @@ use crate::bulk::Bulk;
 use crate::case::{Case, Kind, Shape};
 use crate::driver::{Driver, Turned};
 use crate::figure::{Figure, Rounds, median};
+use crate::hop::Hop;
 use crate::peers;
 use crate::process::raise_descriptors;
 
@@ -31,7 +32,7 @@ pub struct Server {
 impl Server {
     pub fn start(kind: Kind, shape: Shape, behind: Option<SocketAddr>) -> Result<Server, String> {
         if kind.is_peer() && !kind.is_runtime() {
-            let (child, address, files) = peers::start(kind, behind)?;
+            let (child, address, files) = peers::start(kind, shape, behind)?;
             return Ok(Server { child, address, _files: Some(files) });
         }
         let program = match kind.is_runtime() {
@@ -42,7 +43,8 @@ impl Server {
             Shape::Echo | Shape::Churn => "echo",
             Shape::TlsEcho | Shape::TlsChurn => "tls",
             Shape::FanOut => "fan-out",
-            Shape::Proxy | Shape::ProxyChurn | Shape::Bulk => "proxy",
+            Shape::TlsProxy | Shape::TlsProxyChurn => "tls-proxy",
+            Shape::Proxy | Shape::ProxyChurn | Shape::Bulk | Shape::Iperf | Shape::Pgbench => "proxy",
         };
         let mut child = Command::new(program)
             .args(["--serve", kind.name(), shape])
@@ -81,24 +83,27 @@ impl Drop for Server {
     }
 }
 
-/// One of the two drivers.
+/// One of the three drivers.
 enum Load {
     Talk(Box<Driver>),
     Bulk(Bulk),
+    Hop(Hop),
 }
 
 impl Load {
-    fn of(case: &Case) -> Load {
-        match case.shape {
+    fn of(case: &Case) -> Result<Load, String> {
+        Ok(match case.shape {
             Shape::Bulk => Load::Bulk(Bulk::new()),
+            Shape::Iperf | Shape::Pgbench => Load::Hop(Hop::new(case.shape)?),
             _ => Load::Talk(Box::new(Driver::new(case))),
-        }
+        })
     }
 
     fn backend(&self) -> Option<SocketAddr> {
         match self {
             Load::Talk(driver) => driver.backend(),
             Load::Bulk(bulk) => Some(bulk.backend()),
+            Load::Hop(hop) => Some(hop.backend()),
         }
     }
 
@@ -106,6 +111,7 @@ impl Load {
         match self {
             Load::Talk(driver) => driver.connect(targets),
             Load::Bulk(bulk) => bulk.connect(targets, case.connections),
+            Load::Hop(hop) => hop.connect(targets),
         }
     }
 
@@ -113,6 +119,7 @@ impl Load {
         match self {
             Load::Talk(driver) => driver.turn(target, span),
             Load::Bulk(bulk) => bulk.turn(target, span, warms_up),
+            Load::Hop(hop) => hop.turn(target, span),
         }
     }
 }
@@ -130,7 +137,7 @@ pub fn measure(case: &Case, effort: &Effort, peers: &[Kind]) -> Result<Rounds, S
         if std::io::stderr().is_terminal() {
             eprint!("\r\x1b[K{}: round {} of {} ", case.name, round + 1, effort.rounds);
         }
-        let mut load = Load::of(case);
+        let mut load = Load::of(case)?;
         let mut servers = Vec::new();
         kinds.retain(|&kind| match Server::start(kind, case.shape, load.backend()) {
             Ok(server) => {

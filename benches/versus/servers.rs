@@ -25,10 +25,11 @@ pub fn serve(name: &str, shape: &str, behind: Option<&str>) {
         (Kind::Tokio64, "tls") => one().block_on(tls::echo::<65_536>(listener())),
         (_, "tls") => one().block_on(tls::echo::<4_096>(listener())),
         (Kind::Tidemill, "fan-out") => tidemill(fan_out::Lines::default(), None, false, None),
-        (Kind::Tidemill, "proxy") => {
-            let proxy = Proxy::to(vec![behind().into()]);
-            tidemill(proxy, None, true, None);
+        (Kind::Tidemill, "proxy") => tidemill(Proxy::to(vec![behind().into()]), None, true, None),
+        (Kind::Tidemill, "tls-proxy") => {
+            tidemill(Proxy::to(vec![behind().into()]), None, true, Some(tls::server()));
         }
+        (_, "tls-proxy") => one().block_on(tls::copy(listener(), behind())),
         (Kind::Tidemill, _) => tidemill(Echo::raw(), None, false, None),
         (Kind::TidemillBusyPoll, _) => tidemill(Echo::raw(), Some(Duration::from_micros(50)), false, None),
         (Kind::Tokio64, _) => echo::<65_536>(&one()),

@@ -37,8 +37,14 @@ pub fn client() -> FilterConfig {
     Client::new(options).expect("a client").filter_config()
 }
 
-/// An echo with tokio-rustls, as in its examples, with the same number of tickets as tidemill.
-pub async fn echo<const BUFFER: usize>(listener: TcpListener) {
+/// A certificate and its key as one text, for HAProxy.
+pub fn pem() -> String {
+    let made = certified();
+    made.cert.pem() + &made.signing_key.serialize_pem()
+}
+
+/// The TLS server configuration of tokio-rustls, as in its examples, with the same number of tickets as tidemill.
+fn acceptor() -> TlsAcceptor {
     let made = certified();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
     let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -46,7 +52,12 @@ pub async fn echo<const BUFFER: usize>(listener: TcpListener) {
     let mut config = builder.with_single_cert(vec![made.cert.der().clone()], key).expect("a configuration");
     config.ticketer = ring::Ticketer::new().expect("a ticketer");
     config.send_tls13_tickets = 1;
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// An echo with tokio-rustls.
+pub async fn echo<const BUFFER: usize>(listener: TcpListener) {
+    let acceptor = acceptor();
     announce(listener.local_addr().expect("its address"));
     let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
     loop {
@@ -67,6 +78,24 @@ pub async fn echo<const BUFFER: usize>(listener: TcpListener) {
                     _ => return,
                 }
             }
+        });
+    }
+}
+
+/// A proxy that ends TLS.
+pub async fn copy(listener: TcpListener, behind: SocketAddr) {
+    let acceptor = acceptor();
+    announce(listener.local_addr().expect("its address"));
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+    loop {
+        let Ok((client, _)) = listener.accept().await else { continue };
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            let _ = client.set_nodelay(true);
+            let Ok(mut client) = acceptor.accept(client).await else { return };
+            let Ok(mut upstream) = tokio::net::TcpStream::connect(behind).await else { return };
+            let _ = upstream.set_nodelay(true);
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut upstream).await;
         });
     }
 }

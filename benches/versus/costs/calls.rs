@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::{Band, Figure, Measured, Process, Server};
+use super::{Band, Figure, Measured, Process, Server, figure};
 use crate::case::{CASES, Kind};
 use crate::driver::Driver;
 use crate::process::pin;
 
 const CASE: &str = "64 B x 50";
+/// Here, how many connections a server finds per wake-up is a larger part of the count.
+const PROXIED: &str = "proxy, churn x 50";
+const BAND_PROXIED: Band = Band { percent: 10.0, step: 0.0 };
 
 const RUNS: usize = 5;
 
@@ -46,34 +49,53 @@ const ALL: &str = "raw_syscalls:sys_enter";
 
 pub(super) fn measure(smoke: bool) -> Measured {
     let span = Duration::from_millis(if smoke { 100 } else { 500 });
-    let kinds = [Kind::Tidemill, Kind::Tokio4];
-    let (counter, unit) = match counted(Kind::Tidemill, Counter::Perf, span) {
+    let (counter, unit) = match counted(Kind::Tidemill, CASE, Counter::Perf, span) {
         Ok(_) => (Counter::Perf, "calls"),
         Err(_) => (Counter::Strace, "calls, slowed down by strace"),
     };
+    let runs = if smoke { 1 } else { RUNS };
     let mut results = Vec::new();
-    for kind in kinds {
-        let run = |_| counted(kind, counter, span);
-        let runs: Result<Vec<_>, _> = (0..if smoke { 1 } else { RUNS }).map(run).collect();
-        let mut runs = runs.map_err(|error| format!("neither perf nor strace can count here: {error}"))?;
-        runs.sort_by(|(some, messages), (others, more)| {
-            (some[ALL] as f64 / *messages as f64).total_cmp(&(others[ALL] as f64 / *more as f64))
-        });
-        let (counts, messages) = runs.swap_remove(runs.len() / 2);
-        results.push((kind, counts, messages as f64));
+    for kind in [Kind::Tidemill, Kind::Tokio4] {
+        results.push((kind, median_of(runs, kind, CASE, counter, span)?));
     }
-    let figures = GROUPS.iter().map(|&(group, _)| group).chain(["other"]).map(|group| Figure {
-        name: format!("calls of {group} per message, {CASE}"),
-        unit,
-        band: (group != "epoll_wait").then_some(BAND),
-        values: results
-            .iter()
-            .map(|(kind, counts, messages)| {
-                (kind.title().to_string(), in_group(counts, group) as f64 / messages)
-            })
-            .collect(),
+    let groups = GROUPS.iter().map(|&(group, _)| group).chain(["other"]);
+    let mut figures: Vec<Figure> = groups
+        .map(|group| Figure {
+            name: format!("calls of {group} per message, {CASE}"),
+            unit,
+            band: (group != "epoll_wait").then_some(BAND),
+            values: results
+                .iter()
+                .map(|(kind, (counts, messages))| {
+                    (kind.title().to_string(), in_group(counts, group) as f64 / messages)
+                })
+                .collect(),
+        })
+        .collect();
+    let name = format!("system calls per connection, {PROXIED}");
+    figures.push(figure(name, unit, BAND_PROXIED, &[Kind::Tidemill, Kind::TokioCopy], |kind| {
+        let (counts, connections) = median_of(runs, kind, PROXIED, counter, span)?;
+        Ok(counts[ALL] as f64 / connections)
+    })?);
+    Ok(figures)
+}
+
+/// The counts and the messages of the run with the median of all calls per message.
+fn median_of(
+    runs: usize,
+    kind: Kind,
+    case: &str,
+    counter: Counter,
+    span: Duration,
+) -> Result<(Counts, f64), String> {
+    let run = |_| counted(kind, case, counter, span);
+    let runs: Result<Vec<_>, _> = (0..runs).map(run).collect();
+    let mut runs = runs.map_err(|error| format!("neither perf nor strace can count here: {error}"))?;
+    runs.sort_by(|(some, messages), (others, more)| {
+        (some[ALL] as f64 / *messages as f64).total_cmp(&(others[ALL] as f64 / *more as f64))
     });
-    Ok(figures.collect())
+    let (counts, messages) = runs.swap_remove(runs.len() / 2);
+    Ok((counts, messages as f64))
 }
 
 fn in_group(counts: &Counts, group: &str) -> u64 {
@@ -85,14 +107,19 @@ fn in_group(counts: &Counts, group: &str) -> u64 {
 }
 
 /// The calls of a server during `span`, and the messages that it answered.
-fn counted(kind: Kind, counter: Counter, span: Duration) -> Result<(Counts, u64), String> {
-    let server = Server::start(&["--serve", kind.name(), "echo"])?;
+fn counted(kind: Kind, case: &str, counter: Counter, span: Duration) -> Result<(Counts, u64), String> {
     // The driver is pinned to a processor; the counting tool may run on any.
     let driven = thread::scope(|scope| {
         let drive = || -> Result<(Counts, u64), String> {
             pin(1);
-            let case = CASES.iter().find(|case| case.name == CASE).expect("the case");
+            let case = CASES.iter().find(|one| one.name == case).expect("the case");
             let mut driver = Driver::new(case);
+            let behind = driver.backend().map(|address| address.to_string());
+            let words: Vec<&str> = match &behind {
+                Some(address) => vec!["--serve", kind.name(), "proxy", address],
+                None => vec!["--serve", kind.name(), "echo"],
+            };
+            let server = Server::start(&words)?;
             driver.connect(&[server.address]);
             let mut watcher = counter.watch(&server)?;
             let messages = driver.turn(0, span).messages;
