@@ -61,7 +61,8 @@ fn files(data: &Value) -> Vec<(&'static str, String)> {
 pub fn merged(mut before: Value, now: &Value) -> Value {
     let fact = |name| facts(now).find(|(what, _)| *what == name).map_or("", |(_, is)| is);
     let command = now["command"].as_str().unwrap_or_default();
-    let measured = format!("{} at commit {}: `{command}`", fact("date"), fact("commit"));
+    let options = command.split_once(" -- ").map_or("", |(_, options)| options);
+    let measured = format!("{} at commit {}, with the options\n`{options}`", fact("date"), fact("commit"));
     for (group, key) in [("cases", "case"), ("latency", "case"), ("figures", "name")] {
         let mut entries = before[group].as_array().cloned().unwrap_or_default();
         for entry in list(&now[group]) {
