@@ -28,6 +28,7 @@ const LIBRARY: &[&str] = &[
 const BINARY: &[&str] = &[
     "locked",
     "backplane",
+    "shared_limits",
     "args",
     "generate",
     "log_buffer",

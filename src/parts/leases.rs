@@ -25,6 +25,8 @@ pub(crate) struct Leases {
     bucket: TokenBucket,
     rate: usize,
     loops: usize,
+    /// Tokens that were lent since the beginning.
+    lent: u64,
 }
 
 /// What one loop may spend.
@@ -38,17 +40,30 @@ pub(crate) struct Lease {
 impl Leases {
     /// Of bytes per second, for a number of loops.
     pub(crate) fn new(rate: usize, loops: usize, now: Tick) -> Leases {
-        Leases { bucket: TokenBucket::new(rate, burst(rate), now), rate, loops: loops.max(1) }
+        Leases { bucket: TokenBucket::new(rate, burst(rate), now), rate, loops: loops.max(1), lent: 0 }
     }
 
     pub(crate) fn rate(&self) -> usize {
         self.rate
     }
 
-    /// Sets another rate. Leases of the previous one are to be replaced by [`Lease::new`].
-    pub(crate) fn set_rate(&mut self, rate: usize, now: Tick) {
+    /// How many tokens were lent since the beginning.
+    pub(crate) fn lent(&self) -> u64 {
+        self.lent
+    }
+
+    /// Sets another rate, for the loop of a lease; the first one sets it for all. A change makes no tokens: what a loop
+    /// holds stays, and what it has in advance goes back, because it would wait for that at the previous rate.
+    pub(crate) fn set_rate(&mut self, rate: usize, lease: &mut Lease, now: Tick) {
+        if now < lease.from {
+            let unspent = u64::try_from(lease.tokens).unwrap_or(0);
+            self.bucket.give_back(usize::try_from(unspent).unwrap_or(usize::MAX));
+            self.lent -= unspent;
+            *lease = Lease::new();
+        }
         if !self.bucket.is_of(rate) {
-            *self = Leases::new(rate, self.loops, now);
+            self.bucket.set_rate(rate, burst(rate), now);
+            self.rate = rate;
         }
     }
 
@@ -61,6 +76,7 @@ impl Leases {
         let more = part.saturating_sub(lease.tokens.min(0));
         lease.tokens = lease.tokens.saturating_add(more);
         self.bucket.take(usize::try_from(more).unwrap_or(usize::MAX), now);
+        self.lent += u64::try_from(more).unwrap_or(0);
         lease.from = self.bucket.time_until(0, now);
     }
 }
@@ -171,14 +187,29 @@ mod tests {
     #[test]
     fn another_rate_is_set_once_for_all_loops() {
         let (mut leases, mut all) = started(2);
-        leases.set_rate(1, Tick(0));
+        leases.set_rate(1, &mut all[0], Tick(0));
         spend(&mut leases, &mut all, &[0], 0..1);
-        leases.set_rate(RATE, Tick(5));
+        leases.set_rate(RATE, &mut all[0], Tick(5));
         leases.bucket.take(burst(RATE), Tick(5));
-        leases.set_rate(RATE, Tick(5));
+        leases.set_rate(RATE, &mut all[1], Tick(5));
         assert_eq!(leases.bucket.level(Tick(5)), 0, "the second loop that sets it changes nothing");
-        all[0] = Lease::new();
         leases.renew(&mut all[0], Tick(100));
-        assert!(all[0].level(Tick(100)) > 0);
+        assert!(all[0].level(Tick(100)) > 0, "it does not wait for what it was lent at the previous rate");
+    }
+
+    #[test]
+    fn a_rate_that_changes_often_makes_no_tokens_and_loses_none() {
+        let (mut leases, mut all) = started(2);
+        let (mut spent, mut rates) = (0, 0);
+        for second in 0..20 {
+            let rate = if second % 2 == 0 { RATE } else { RATE / 4 };
+            all.iter_mut().for_each(|lease| leases.set_rate(rate, lease, Tick(100 * second)));
+            spent +=
+                spend(&mut leases, &mut all, &[0, 1], 100 * second..100 * second + 100).iter().sum::<usize>();
+            rates += rate;
+        }
+        let bound = rates + burst(RATE) + burst(RATE) / 4;
+        assert!((rates - burst(RATE)..=bound).contains(&spent), "{spent} at rates of {rates}");
+        assert!(leases.lent().abs_diff(spent as u64) < RATE as u64 / 8, "{} were lent", leases.lent());
     }
 }

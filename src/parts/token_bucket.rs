@@ -42,6 +42,19 @@ impl TokenBucket {
         self.rate == (rate as u64).clamp(1, 1 << 48)
     }
 
+    /// Sets another rate and capacity. What is in the bucket stays in it, as far as it has room.
+    pub(crate) fn set_rate(&mut self, rate: usize, max: usize, now: Tick) {
+        self.refill(now);
+        let new = TokenBucket::new(rate, max, self.updated);
+        *self = TokenBucket { level: self.level.min(new.level), ..new };
+    }
+
+    /// Puts tokens back that were taken.
+    pub(crate) fn give_back(&mut self, tokens: usize) {
+        let back = i64::try_from((tokens as u64).saturating_mul(SCALE)).unwrap_or(i64::MAX);
+        self.level = self.level.saturating_add(back).min((self.capacity * SCALE) as i64);
+    }
+
     fn refill(&mut self, now: Tick) {
         let passed = now.0.saturating_sub(self.updated.0);
         let full = (self.capacity * SCALE) as i64;

@@ -32,15 +32,15 @@ const LOST: &str = "lines from elsewhere are missing here: the broker does not h
 
 /// A Redis with a folder of its own, in which there is a certificate for site.example, at an address of the loopback
 /// that no other test uses: it can be given up and bound again.
-struct Redis {
+pub struct Redis {
     process: Option<Process>,
     folder: PathBuf,
-    address: SocketAddr,
+    pub address: SocketAddr,
     options: &'static [&'static str],
 }
 
 impl Redis {
-    fn start(test: u8, options: &'static [&'static str]) -> Redis {
+    pub fn start(test: u8, options: &'static [&'static str]) -> Redis {
         let id = std::process::id();
         let folder = std::env::temp_dir().join(format!("tidemill-backplane-{id}-{test}"));
         fs::create_dir_all(&folder).expect("a folder");
@@ -53,7 +53,7 @@ impl Redis {
         redis
     }
 
-    fn run(&mut self) {
+    pub fn run(&mut self) {
         let mut command = Command::new("redis-server");
         command.args(["--bind", &self.address.ip().to_string(), "--protected-mode", "no", "--save", ""]);
         command.args(self.options).current_dir(&self.folder);
@@ -63,7 +63,7 @@ impl Redis {
     }
 
     /// Kills it, as a crash does.
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.process = None;
     }
 

@@ -36,6 +36,7 @@ mod proxy_legs;
 mod room;
 mod server;
 mod shards;
+mod shared_limits;
 mod signals;
 mod step;
 mod terminal;

@@ -15,6 +15,7 @@ mod reload;
 mod self_loop;
 mod serve;
 mod shards;
+mod shared_limits;
 mod signals;
 #[cfg(feature = "testing")]
 mod step;
@@ -137,11 +138,12 @@ fn chat_with(
     let shards = server.shards.count();
     let (mut setup, mut everywhere) = (ServeSetup::plain(server)?, None);
     if let Some((broker, tls)) = options.broker()? {
-        let (rooms, pending) = backplane::connect(broker, shards);
+        let (stream, name) = options.names();
+        let (rooms, pending) = backplane::connect(broker, stream, name, shards);
         everywhere = Some(rooms);
         setup.upstream_tls = tls.map(|tls| (tls, options.upstream_tls()));
         let add = |reactor: &mut Reactor| (pending.add(reactor), "Backplane");
-        setup.beside = Some(serve::Beside { connections: backplane::CONNECTIONS, add: Box::new(add) });
+        setup.beside.push(serve::Beside { connections: backplane::CONNECTIONS, add: Box::new(add) });
     }
     let sharded = ShardedRooms::new(shards);
     let make = move |shard: OnShard<'_, Chat>| {
@@ -202,7 +204,7 @@ fn proxy(
         tls,
         listeners_filter: !behind_something,
         upstream_tls: upstream_tls.map(|tls| (tls, options.tls.clone())),
-        beside: None,
+        beside: Vec::new(),
         // Text in the middle of another protocol would be read as a part of it.
         busy_reply: "",
     };

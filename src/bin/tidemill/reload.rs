@@ -53,7 +53,7 @@ pub struct Running {
     /// What the service brings along, changed by no option.
     pub usual_limits: SocketLimits,
     pub usual_policy: AccessPolicy,
-    /// Whether the connections are in a group, whose rate can change.
+    /// Whether the connections are in a group whose rate can change: one that other processes share cannot.
     pub has_group: bool,
     /// The connections for which the reactor has slots, and whether it has further ones for another service.
     pub connections: usize,
@@ -154,7 +154,7 @@ impl Running {
         let changed: Vec<String> = new.changed_since(&self.arguments).into_iter().filter(is_live).collect();
         let (_, fixed): (Vec<String>, Vec<String>) =
             new.changed_since(&self.started).into_iter().partition(is_live);
-        let total_rate = options.total_rate();
+        let total_rate = options.total_rate().filter(|_| self.has_group);
         let rate = changed.iter().any(|name| name == "rate").then_some(limits.rate);
         *locked(&self.drain) = options.drain();
         if let Some((_, args)) = self.tls.as_mut().filter(|_| options.tls.is_on()) {

@@ -23,6 +23,7 @@ use crate::log_buffer::{self, Collecting};
 use crate::observe::{self, Ask, Reopen, Watchers};
 use crate::reload::{self, Change, Place, Running, Share};
 use crate::self_loop::check_upstreams;
+use crate::shared_limits;
 use crate::signals;
 use crate::systemd::{self, Passed, PassedListener};
 
@@ -36,8 +37,8 @@ pub struct ServeSetup {
     pub listeners_filter: bool,
     /// The client side of TLS, and where it was read from.
     pub upstream_tls: Option<(Client, UpstreamTlsArgs)>,
-    /// A service that this one needs.
-    pub beside: Option<Beside>,
+    /// Services that this one needs.
+    pub beside: Vec<Beside>,
     /// What a refused peer is sent unless --busy-reply says otherwise.
     pub busy_reply: &'static str,
 }
@@ -60,7 +61,7 @@ impl ServeSetup {
             tls: options.tls.server().map_err(CommandError::Run)?,
             listeners_filter: true,
             upstream_tls: None,
-            beside: None,
+            beside: Vec::new(),
             busy_reply: "server busy",
         })
     }
@@ -75,14 +76,20 @@ pub fn serve<S: Service>(
     arguments: &Arguments,
 ) -> Result<(), CommandError> {
     let Some(plan) = Plan::new(&usual, &setup, options)? else { return Ok(()) };
-    let Plan { passed, limits, max, extra, dials } = plan;
+    let Plan { passed, limits, max, extra, dials, shared_limits } = plan;
     let connections = max.connections;
     let mut reactor = Reactor::new(Limits { connections: connections + extra, ..max }).map_err(failed)?;
-    let group = options.total_rate().map(|rate| reactor.sockets().add_group(rate)).transpose();
-    let group = group.map_err(failed)?;
+    let group = match (&shared_limits, options.total_rate()) {
+        (Some(shared), _) => Some(reactor.sockets().add_shared_group(&shared.rate)),
+        (None, rate) => rate.map(|rate| reactor.sockets().add_group(rate)),
+    };
+    let group = group.transpose().map_err(failed)?;
     let service = reactor.add_with(service, SocketLimits { group, ..limits });
     let mut names = HashMap::from([(service.id(), service_name::<S>())]);
-    names.extend(setup.beside.take().map(|beside| (beside.add)(&mut reactor)));
+    names.extend(setup.beside.drain(..).map(|beside| (beside.add)(&mut reactor)));
+    names.extend(shared_limits.zip(group).map(|(shared, group)| {
+        shared.add(&mut reactor, Box::new(move |rate, sockets| sockets.set_group_rate(group, rate)))
+    }));
     let watchers = Watchers::new(&options.observe, 1);
     let reopen = watchers.reopen.clone();
     watchers.observe(0, &mut reactor, &names, Vec::new()).map_err(CommandError::Run)?;
@@ -145,6 +152,8 @@ pub struct Plan {
     /// Connections of the reactor beside those of the server.
     pub extra: usize,
     pub dials: bool,
+    /// A rate that other processes share.
+    pub shared_limits: Option<shared_limits::Pending>,
 }
 
 impl Plan {
@@ -161,16 +170,18 @@ impl Plan {
         let limits = options.socket_limits(usual.clone()).map_err(CommandError::Usage)?;
         let extra = observe::extra_connections(&options.observe)
             + options.observe.admin.as_ref().map_or(0, |_| admin::CONNECTIONS)
-            + setup.beside.as_ref().map_or(0, |beside| beside.connections);
+            + setup.beside.iter().map(|beside| beside.connections).sum::<usize>()
+            + options.shared.connections();
         let of_shards = options.shards.descriptors();
         let max = options.limits(descriptors().saturating_sub(extra + of_shards));
         room_for_a_pair(dials, &max)?;
+        let shared_limits = options.shared_limits()?;
         if options.config.check {
             write_line("the options are right")?;
             return Ok(None);
         }
         log_limits(&max);
-        Ok(Some(Plan { passed, limits, max, extra, dials }))
+        Ok(Some(Plan { passed, limits, max, extra, dials, shared_limits }))
     }
 }
 
@@ -202,7 +213,7 @@ pub fn running(
         usual_limits,
         dials: !setup.upstreams.is_empty(),
         usual_policy: setup.access_policy,
-        has_group: options.total_rate().is_some(),
+        has_group: options.total_rate().is_some() && !options.shared.are_shared(),
         connections: connections.0,
         max_connections: options.max_connections(),
         shares: connections.1,

@@ -23,6 +23,7 @@ use crate::observe::{Ask, Names, Watchers, Work};
 use crate::reload::{self, Change, Place, Share};
 use crate::self_loop::check_upstreams;
 use crate::serve::{self, Beside, Listens, Plan, ServeSetup, failed};
+use crate::shared_limits;
 use crate::signals;
 use crate::systemd::{self, PassedListener};
 
@@ -41,10 +42,10 @@ pub fn serve<S: Service>(
     if options.shards.count() == 1 {
         return serve::serve(make(None), usual, setup, options, arguments);
     }
-    let Some(plan) = Plan::new(&usual, &setup, options)? else { return Ok(()) };
+    let Some(mut plan) = Plan::new(&usual, &setup, options)? else { return Ok(()) };
     let connections = plan.max.connections;
     let policy = options.access_policy(setup.access_policy.clone());
-    let (limits, start) = Start::new(&plan, policy, setup.beside.take(), options);
+    let (limits, start) = Start::new(&mut plan, policy, std::mem::take(&mut setup.beside), options);
     if connections / start.together < start.count {
         let what = "each shard needs a connection at least, a proxy's two";
         return Err(CommandError::Usage(format!(
@@ -110,28 +111,33 @@ struct Start {
     places: Arc<Mutex<Vec<Place>>>,
     turns: Vec<Turns>,
     /// Added to the first shard.
-    beside: Mutex<Option<Beside>>,
+    beside: Mutex<Vec<Beside>>,
+    shared_limits: Mutex<Option<shared_limits::Pending>>,
 }
 
 impl Start {
     /// Also the limits of each shard: its part of those of the process. The first one has room for scrapes, too.
     fn new(
-        plan: &Plan,
+        plan: &mut Plan,
         policy: AccessPolicy,
-        beside: Option<Beside>,
+        beside: Vec<Beside>,
         options: &Options,
     ) -> (Vec<Limits>, Start) {
+        let shared_limits = plan.shared_limits.take();
+        let shared_rate = shared_limits.as_ref().map(|shared| shared.rate.clone());
+        let own_rate = || options.total_rate().map(|rate| SharedRate::new(rate, options.shards.count()));
         let start = Start {
             count: options.shards.count(),
             together: 1 + usize::from(plan.dials),
             connections: plan.max.connections,
             limits: plan.limits.clone(),
             policy,
-            total_rate: options.total_rate().map(|rate| SharedRate::new(rate, options.shards.count())),
+            total_rate: shared_rate.or_else(own_rate),
             watchers: Arc::new(Watchers::new(&options.observe, options.shards.count())),
             places: Arc::default(),
             turns: Turns::of(options.shards.count()),
             beside: Mutex::new(beside),
+            shared_limits: Mutex::new(shared_limits),
         };
         let share = |all| options.shards.share(all);
         let of_shard = |number| {
@@ -181,8 +187,11 @@ impl Start {
         let connections = Some(share.connections(self.connections));
         reactor.set_access_policy(key, AccessPolicy { connections, ..self.policy.clone() });
         let mut names = HashMap::from([(key.id(), serve::service_name::<S>())]);
-        let beside = (number == 0).then(|| locked(&self.beside).take()).flatten();
-        names.extend(beside.map(|beside| (beside.add)(reactor)));
+        if number == 0 {
+            names.extend(locked(&self.beside).drain(..).map(|beside| (beside.add)(reactor)));
+            let shared = locked(&self.shared_limits).take();
+            names.extend(shared.map(|shared| shared.add(reactor, self.set_rate(peers))));
+        }
         let others =
             if number == 0 { (1..self.count).map(|other| ask(other, peers)).collect() } else { vec![] };
         self.watchers.observe(number, reactor, &names, others).map_err(io::Error::other)?;
@@ -198,6 +207,23 @@ impl Start {
         let place = Place { service: key.id(), name: serve::service_name::<S>(), group, share };
         locked(&self.places).push(place);
         Ok((key, names))
+    }
+}
+
+impl Start {
+    /// Sets the rate of all shards, from the first one.
+    fn set_rate<S: Service>(&self, peers: &Peers<S>) -> shared_limits::Apply {
+        let (places, peers) = (self.places.clone(), peers.clone());
+        Box::new(move |rate, sockets| {
+            for place in locked(&places).iter() {
+                let (number, Some(group)) = (place.share.number, place.group) else { continue };
+                match number {
+                    0 => sockets.set_group_rate(group, rate),
+                    // The rate is one for all: what this one sets is in force for a shard that has too much to do.
+                    number => drop(peers.post(number, move |_, sockets| sockets.set_group_rate(group, rate))),
+                }
+            }
+        })
     }
 }
 

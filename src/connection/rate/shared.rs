@@ -45,6 +45,12 @@ impl SharedRate {
         SharedRate { leases: Arc::new(Mutex::new(leases)), epoch: Epoch::from_now() }
     }
 
+    /// How many bytes the groups have borrowed since it was made: what they have read, and what each has left of a
+    /// lease.
+    pub fn lent(&self) -> u64 {
+        locked(&self.leases).lent()
+    }
+
     pub(super) fn rate(&self) -> usize {
         locked(&self.leases).rate()
     }
@@ -84,7 +90,6 @@ impl LeasedTokens {
 
     pub(super) fn set_rate(&mut self, rate: usize, now: Tick) {
         let now = now.moved(self.later);
-        locked(&self.rate.leases).set_rate(rate, now);
-        self.lease = Lease::new();
+        locked(&self.rate.leases).set_rate(rate, &mut self.lease, now);
     }
 }

@@ -84,6 +84,24 @@ fn decoded(text: &str) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_string())
 }
 
+/// The broker that the URL of an option names, and its side of TLS.
+///
+/// # Errors
+///
+/// One line for a person, without the password.
+pub(super) fn broker(
+    option: &str,
+    url: &str,
+    tls: &UpstreamTlsArgs,
+) -> Result<(Broker, Option<Client>), CommandError> {
+    let url =
+        parse(url).map_err(|why| CommandError::Usage(format!("the URL of {option} is wrong: {why}")))?;
+    let tls = if url.is_tls { tls.client().map_err(CommandError::Run)? } else { None };
+    let filter = tls.as_ref().map(Client::filter_config);
+    let (credentials, database) = (url.credentials, url.database);
+    Ok((Broker { address: url.address, credentials, database, filter }, tls))
+}
+
 impl BackplaneArgs {
     /// The broker, if one was asked for, and its side of TLS.
     ///
@@ -92,25 +110,17 @@ impl BackplaneArgs {
     /// One line for a person, without the password.
     pub fn broker(&self) -> Result<Option<(Broker, Option<Client>)>, CommandError> {
         let Some(url) = &self.backplane else { return Ok(None) };
-        let wrong = |why| CommandError::Usage(format!("the URL of --backplane is wrong: {why}"));
-        let url = parse(url).map_err(wrong)?;
-        if self.tls.is_given() && !url.is_tls {
+        let (broker, tls) = broker("--backplane", url, &self.upstream_tls())?;
+        if self.tls.is_given() && tls.is_none() {
             let what = "the TLS options of --backplane have no effect without rediss://";
             return Err(CommandError::Usage(what.to_string()));
         }
-        let tls = match url.is_tls {
-            true => self.upstream_tls().client().map_err(CommandError::Run)?,
-            false => None,
-        };
-        let broker = Broker {
-            address: url.address,
-            credentials: url.credentials,
-            database: url.database,
-            filter: tls.as_ref().map(Client::filter_config),
-            stream: self.backplane_stream.clone(),
-            name: self.backplane_name.clone(),
-        };
         Ok(Some((broker, tls)))
+    }
+
+    /// The key of the stream, and the name of this process.
+    pub fn names(&self) -> (String, Option<String>) {
+        (self.backplane_stream.clone(), self.backplane_name.clone())
     }
 
     /// Where its side of TLS is read from.

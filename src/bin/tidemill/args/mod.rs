@@ -10,6 +10,7 @@ mod message;
 pub mod observe;
 mod proxy;
 mod shards;
+mod shared_limits;
 #[cfg(feature = "testing")]
 pub mod step;
 pub mod tls;
@@ -35,6 +36,7 @@ pub use message::MessageArgs;
 use observe::{LogFormat, ObserveArgs};
 pub use proxy::{OnReset, ProxyArgs};
 use shards::ShardArgs;
+use shared_limits::SharedLimitsArgs;
 use tls::ServerTlsArgs;
 use values::{DurationArg, ListenArg, MinRateArg, OptionalSizeArg, SizeArg, keep_alive, overflow, shell};
 
@@ -258,6 +260,8 @@ pub struct ServerArgs {
     /// Maximum bytes per second read from all connections together
     #[arg(long, value_name = "SIZE", help_heading = MUCH)]
     total_rate: Option<SizeArg>,
+    #[command(flatten)]
+    pub shared: SharedLimitsArgs,
     /// Stop reading from a peer while this many bytes of output are queued for it
     #[arg(long, value_name = "SIZE", default_value = "64KiB", help_heading = MUCH, hide_short_help = true)]
     high_water: SizeArg,

@@ -219,6 +219,19 @@ impl From<&BackplaneTlsArgs> for UpstreamTlsArgs {
 }
 
 impl UpstreamTlsArgs {
+    /// TLS that trusts the authorities of the system.
+    pub fn system_roots() -> UpstreamTlsArgs {
+        UpstreamTlsArgs {
+            to_tls: true,
+            to_tls_ca: None,
+            to_tls_name: None,
+            to_tls_cert: None,
+            to_tls_key: None,
+            to_tls_alpn: Vec::new(),
+            insecure: false,
+        }
+    }
+
     /// The client side of TLS, if it was asked for.
     pub fn client(&self) -> Result<Option<Client>, String> {
         if !self.to_tls {

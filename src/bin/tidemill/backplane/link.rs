@@ -21,7 +21,7 @@ pub const ENTRIES_MAX: usize = 64;
 /// Entries that the stream keeps, or some more: what a process may miss and still read later.
 const KEPT: &str = "100000";
 /// How long a broker that refuses (a wrong password, a data set that is being loaded) is left alone.
-const REFUSED: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
+pub const REFUSED: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
 
 /// What members are sent when lines of others are lost.
 const LOST: &str = "lines from elsewhere are missing here: the broker does not have them any more\n";
@@ -29,8 +29,8 @@ const LOST: &str = "lines from elsewhere are missing here: the broker does not h
 /// What the next answer is to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Question {
-    Auth,
-    Select,
+    /// What [`Broker::greeting`](super::Broker::greeting) asks.
+    Greeting,
     Ping,
     Info,
     Read,
@@ -65,7 +65,7 @@ impl Backplane {
             return;
         }
         let (count, block) = (ENTRIES_MAX.to_string(), BLOCK.as_millis().to_string());
-        let (stream, next) = (self.broker.stream.as_bytes(), self.incoming.next().to_string());
+        let (stream, next) = (self.stream.as_bytes(), self.incoming.next().to_string());
         let words: [&[u8]; 8] = [
             b"XREAD",
             b"COUNT",
@@ -90,7 +90,7 @@ impl Backplane {
             let Some((number, line)) = common.outgoing.next() else { break };
             let number = number.to_string();
             let (id, name) = (self.origin.0.as_bytes(), self.origin.1.as_bytes());
-            let stream = self.broker.stream.as_bytes();
+            let stream = self.stream.as_bytes();
             let to: [&[u8]; 6] = [b"XADD", stream, b"MAXLEN", b"~", KEPT.as_bytes(), b"*"];
             let entry: [&[u8]; 8] = [b"o", id, b"n", number.as_bytes(), b"at", name, b"l", line];
             self.ask(link, Question::Add, &[&to[..], &entry].concat(), socket);
@@ -125,7 +125,7 @@ impl Backplane {
                 self.on_stream(link, &StreamInfo::default(), socket);
             }
             (_, Answer::Error(text)) => return Err(shown(text)),
-            (Question::Auth | Question::Select, _) => {}
+            (Question::Greeting, _) => {}
             (Question::Ping, _) => {
                 self.on_up(Role::Writer);
                 self.publish(link, socket);

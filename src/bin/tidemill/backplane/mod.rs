@@ -15,7 +15,7 @@ mod incoming;
 mod link;
 mod outgoing;
 mod publisher;
-mod resp;
+pub mod resp;
 mod status;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
@@ -34,7 +34,8 @@ use tidemill::{
 
 use incoming::Incoming;
 pub use incoming::{NAME_MAX, is_name};
-use link::{ANSWER_WITHIN, ENTRIES_MAX, Link, Question};
+pub use link::{ANSWER_WITHIN, REFUSED};
+use link::{ENTRIES_MAX, Link, Question};
 pub use publisher::Post;
 use publisher::{Common, LINE_MAX, Publisher, RETRY, Room};
 use status::Status;
@@ -53,15 +54,47 @@ pub struct Broker {
     pub credentials: Option<(String, String)>,
     pub database: u32,
     pub filter: Option<FilterConfig>,
-    /// The key of the stream.
-    pub stream: String,
-    /// The name of this process; a part of its id if there is none.
-    pub name: Option<String>,
+}
+
+impl Broker {
+    /// What is asked first on each connection: each command as its words.
+    pub fn greeting(&self) -> Vec<Vec<Vec<u8>>> {
+        let mut commands: Vec<Vec<&str>> = Vec::new();
+        match &self.credentials {
+            Some((user, password)) if user.is_empty() => commands.push(vec!["AUTH", password]),
+            Some((user, password)) => commands.push(vec!["AUTH", user, password]),
+            None => {}
+        }
+        let database = self.database.to_string();
+        if self.database > 0 {
+            commands.push(vec!["SELECT", &database]);
+        }
+        let bytes = |words: Vec<&str>| words.into_iter().map(|word| word.as_bytes().to_vec()).collect();
+        commands.into_iter().map(bytes).collect()
+    }
+
+    /// A connection that is dialed again when it ends.
+    pub fn dial_options(&self, tag: u64) -> DialOptions {
+        DialOptions {
+            timeout: Some(ANSWER_WITHIN),
+            filter: self.filter.clone(),
+            reconnect: Some(Backoff { first: Duration::from_millis(250), max: Duration::from_secs(10) }),
+            tag,
+            ..DialOptions::default()
+        }
+    }
+}
+
+/// A random id of this process: the keys of a hash map are random.
+pub fn random_id() -> String {
+    format!("{:016x}", RandomState::new().hash_one(0))
 }
 
 /// The service whose two connections go to the broker.
 pub struct Backplane {
     broker: Broker,
+    /// The key of the stream.
+    stream: String,
     /// The chat on each loop.
     rooms: Vec<Room>,
     /// The id of this process in the stream, and its name.
@@ -84,10 +117,10 @@ pub enum Role {
     Writer = 1,
 }
 
-/// For the chats on this many loops.
-pub fn connect(broker: Broker, loops: usize) -> (Rooms, Pending) {
+/// For the chats on this many loops, through this stream. Without a name, a part of its id is the name of the process.
+pub fn connect(broker: Broker, stream: String, name: Option<String>, loops: usize) -> (Rooms, Pending) {
     let common = Arc::new(Mutex::new(Common::new(loops)));
-    (Rooms(common.clone()), Pending { broker, common, loops })
+    (Rooms(common.clone()), Pending { broker, stream, name, common, loops })
 }
 
 /// The chats of a process.
@@ -106,6 +139,8 @@ impl Rooms {
 /// A backplane that is on no reactor yet.
 pub struct Pending {
     broker: Broker,
+    stream: String,
+    name: Option<String>,
     common: Arc<Mutex<Common>>,
     loops: usize,
 }
@@ -119,9 +154,8 @@ impl Pending {
     }
 
     fn service(self) -> Backplane {
-        // The keys of a hash map are random.
-        let id = format!("{:016x}", RandomState::new().hash_one(0));
-        let name = self.broker.name.clone().unwrap_or_else(|| id[..4].to_string());
+        let id = random_id();
+        let name = self.name.unwrap_or_else(|| id[..4].to_string());
         let room = |number| Room { common: self.common.clone(), number };
         Backplane {
             rooms: (0..self.loops).map(room).collect(),
@@ -134,13 +168,14 @@ impl Pending {
             refusals: 0,
             is_stopping: false,
             broker: self.broker,
+            stream: self.stream,
         }
     }
 }
 
 impl Backplane {
     /// The deadlines of a connection are its alarms.
-    fn limits() -> SocketLimits {
+    pub fn limits() -> SocketLimits {
         SocketLimits {
             idle: None,
             first_byte: None,
@@ -154,13 +189,7 @@ impl Backplane {
     }
 
     fn dial(&self, role: Role, sockets: &mut Sockets<'_>, own: ServiceId) {
-        let options = DialOptions {
-            timeout: Some(ANSWER_WITHIN),
-            filter: self.broker.filter.clone(),
-            reconnect: Some(Backoff { first: Duration::from_millis(250), max: Duration::from_secs(10) }),
-            tag: role as u64,
-            ..DialOptions::default()
-        };
+        let options = self.broker.dial_options(role as u64);
         if let Err(error) = sockets.dial_with(self.broker.address.clone(), own, options) {
             log::error!("backplane: {error}; lines stay in this process");
         }
@@ -189,18 +218,11 @@ impl Service for Backplane {
     }
 
     fn connected(&mut self, link: &mut Link, socket: &mut Socket<'_>) {
-        if let Some((user, password)) = &self.broker.credentials {
-            let words: &[&[u8]] = match &**user {
-                "" => &[b"AUTH", password.as_bytes()],
-                user => &[b"AUTH", user.as_bytes(), password.as_bytes()],
-            };
-            self.ask(link, Question::Auth, words, socket);
+        for words in self.broker.greeting() {
+            let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
+            self.ask(link, Question::Greeting, &words, socket);
         }
-        if self.broker.database > 0 {
-            let database = self.broker.database.to_string();
-            self.ask(link, Question::Select, &[b"SELECT", database.as_bytes()], socket);
-        }
-        let stream = self.broker.stream.as_bytes();
+        let stream = self.stream.as_bytes();
         match link.role {
             Role::Reader => self.ask(link, Question::Info, &[b"XINFO", b"STREAM", stream], socket),
             Role::Writer => self.ask(link, Question::Ping, &[b"PING"], socket),

@@ -21,18 +21,16 @@ struct World {
 
 /// A room with a broker at [`BROKER`], which accepts connections, and no members yet.
 fn world(bench: Bench) -> World {
-    let (rooms, pending) = connect(broker("web1"), 1);
+    let (rooms, pending) = connect(broker(), "room".to_string(), Some("web1".to_string()), 1);
     World::new(bench, rooms.join(0, Chat::new(), None), pending).0
 }
 
-fn broker(name: &str) -> Broker {
+fn broker() -> Broker {
     Broker {
         address: BROKER.parse().expect("an address"),
         credentials: Some(("app".to_string(), "secret".to_string())),
         database: 3,
         filter: None,
-        stream: "room".to_string(),
-        name: Some(name.to_string()),
     }
 }
 

@@ -126,7 +126,7 @@ fn each_line_is_told_once_and_in_order_in_every_room_whatever_the_broker_does() 
         bench.listen(BROKER, stream).expect("a free address");
         let mut members = Vec::new();
         for room in 0..ROOMS {
-            let (rooms, pending) = connect(broker(&format!("p{room}")), 1);
+            let (rooms, pending) = connect(broker(), "room".to_string(), Some(format!("p{room}")), 1);
             let chat = rooms.join(0, Chat::new(), None);
             let limits = SocketLimits { rate: None, ..chat.limits() };
             let (chat, at) = (bench.add_with(chat, limits), format!("10.0.1.{room}:80"));

@@ -40,7 +40,8 @@ impl Process {
             queue.work.push_back((shard, work));
             Ok(())
         });
-        let ((rooms, pending), sharded) = (connect(broker("web1"), 2), ShardedRooms::new(2));
+        let (rooms, pending) = connect(broker(), "room".to_string(), None, 2);
+        let sharded = ShardedRooms::new(2);
         let chat = |number| {
             let chat = rooms.join(number, Chat::new(), Some(post.clone()));
             let post = post.clone();
