@@ -64,6 +64,45 @@ fn a_server_takes_the_sockets_that_systemd_passes_and_answers_what_started_it() 
     let _ = fs::remove_file(path);
 }
 
+/// Starts the program with a listener on which TCP_DEFER_ACCEPT is set, as systemd does by `DeferAcceptSec=`.
+const DEFERRED: &str = "
+import os, socket, sys
+listener = socket.create_server(('127.0.0.1', 0))
+listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10)
+os.dup2(listener.fileno(), 3)
+os.execve(sys.argv[1], sys.argv[1:], dict(os.environ, LISTEN_FDS='1', LISTEN_PID=str(os.getpid())))
+";
+
+#[test]
+fn a_socket_of_systemd_that_defers_is_accepted_with_the_first_bytes_of_its_peer() {
+    let _others = shared();
+    if !has("python3") {
+        return;
+    }
+    let mut command = Command::new("python3");
+    command.args(["-c", DEFERRED, TIDEMILL, "echo"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut process = Process(command.spawn().expect("python3"));
+    let mut line = String::new();
+    BufReader::new(process.0.stdout.take().expect("its stdout")).read_line(&mut line).expect("a line");
+    let address = line.trim_end().rsplit(' ').next().expect("an address").to_string();
+    let mut silent = TcpStream::connect(&address).expect("it listens");
+    let mut talks = TcpStream::connect(&address).expect("it listens");
+    let greeting = "echo server ready (type quit to exit)\n";
+    let said = |stream: &mut TcpStream| {
+        let mut answer = vec![0; greeting.len() + 3];
+        stream.write_all(b"hi\n").and_then(|()| stream.read_exact(&mut answer)).expect("an answer");
+        String::from_utf8(answer).expect("text")
+    };
+    assert_eq!(said(&mut talks), format!("{greeting}hi\n"));
+    // It was connected before the other one, so it would have been accepted and greeted before.
+    silent.set_nonblocking(true).expect("an option");
+    let unread = silent.read(&mut [0; 1]).map_err(|error| error.kind());
+    assert_eq!(unread.err(), Some(std::io::ErrorKind::WouldBlock), "it was accepted and greeted");
+    silent.set_nonblocking(false).expect("an option");
+    assert_eq!(said(&mut silent), format!("{greeting}hi\n"));
+}
+
 #[test]
 fn a_socket_of_systemd_is_chosen_by_its_name_and_the_others_are_named() {
     let _others = shared();
