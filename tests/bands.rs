@@ -59,6 +59,8 @@ fn a_count_that_was_not_measured_is_missing_and_a_figure_that_is_no_number_is_wo
     let bands = written(&run(1.0, 1.0, 700.0));
     let compared = compare(&bands, &json!({}), false);
     assert_eq!(compared.missing, ["count: instructions, tidemill"]);
+    let none = compare(&json!({}), &run(1.0, 1.0, 700.0), false);
+    assert_eq!((none.without_a_band, none.within, none.worse.len()), (3, 0, 0), "{none:?}");
     let unreadable = json!({ "count": { "instructions": { "tidemill": { "wanted": "seven" } } } });
     assert_eq!(compare(&unreadable, &run(1.0, 1.0, 700.0), true).worse.len(), 1);
 }

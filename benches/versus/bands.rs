@@ -39,6 +39,8 @@ pub struct Compared {
     pub better: Vec<String>,
     /// Counts of the file that were not measured.
     pub missing: Vec<String>,
+    /// Figures that were measured and are not in the file.
+    pub without_a_band: usize,
     pub within: usize,
 }
 
@@ -76,6 +78,9 @@ fn text(value: &Value) -> String {
 pub fn compare(bands: &Value, data: &Value, only_counts: bool) -> Compared {
     let found = found(data);
     let mut compared = Compared::default();
+    let has_band = |(group, case, server): &Key| bands[group][case][server].is_object();
+    let asked = found.keys().filter(|(group, ..)| !only_counts || group == COUNT.0);
+    compared.without_a_band = asked.filter(|key| !has_band(key)).count();
     for (group, more_is_better) in GROUPS.into_iter().filter(|group| !only_counts || *group == COUNT) {
         for (case, servers) in bands[group].as_object().into_iter().flatten() {
             for (server, entry) in servers.as_object().into_iter().flatten() {
@@ -110,6 +115,9 @@ pub fn check(path: &Path, data: &Value, only_counts: bool, all_cases: bool) -> R
         compared.missing.clear();
     }
     println!("\n{} figures are within their bands", compared.within);
+    if compared.without_a_band > 0 {
+        println!("{} figures have no band; --write-bands makes them one", compared.without_a_band);
+    }
     compared.better.iter().for_each(|line| println!("better than its band: {line}; --write-bands keeps it"));
     compared.missing.iter().for_each(|name| println!("not measured: {name}"));
     let advice = "find the cause, or keep it with --write-bands if the change was meant";
