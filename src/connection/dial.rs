@@ -12,20 +12,73 @@ use crate::base::address::{Address, AddressError, PeerAddress};
 use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};
 use crate::base::observer::Step;
-use crate::base::reason::CloseReason;
+use crate::base::reason::{Attempt, CloseReason, ConnectError, OsError};
 use crate::base::setup_error::DialError;
 use crate::base::tick::Tick;
 use crate::config::dial::DialOptions;
 use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::connection::state::{Flag, Stage};
+use crate::parts::happy_eyeballs::HappyEyeballs;
 use crate::parts::timers::{Redial, TimerAction, TimerId};
 use crate::sys::{Resolver, Stream};
 
 /// The filter of a dial, the name or address that its certificate is checked against, and its handshake's deadline.
 type FilterFirst = (FilterConfig, Address, Option<Tick>);
 
+/// The attempts to connect for one dial. All of them are registered under the token of their connection, so that the
+/// one that connects need not be registered again. An event therefore names the dial, and each attempt is asked for its
+/// state.
+pub(crate) struct Attempts {
+    pub(crate) plan: HappyEyeballs,
+    pub(crate) in_flight: Vec<(Address, Stream)>,
+    /// A Unix-domain socket whose backlog was full, and when to try it again.
+    pub(crate) retry: Option<(Tick, Address)>,
+    pub(crate) error: ConnectError,
+}
+
+impl Attempts {
+    pub(crate) fn new(to: Address, plan: HappyEyeballs) -> Attempts {
+        Attempts { plan, in_flight: Vec::new(), retry: None, error: ConnectError::new(to) }
+    }
+
+    /// The number of attempts beyond the first: descriptors that no slot accounts for.
+    pub(crate) fn extra(&self) -> usize {
+        self.in_flight.len().saturating_sub(1)
+    }
+
+    /// The number of attempts under way.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn count(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Connecting to one address has failed.
+    pub(crate) fn fail(&mut self, id: ConnId, to: Address, error: io::Error, cx: &mut Context) {
+        cx.observers.tell(|| Step::AttemptFailed { connection: id, to: &to, error: &error });
+        self.plan.failed();
+        self.error.add(to, Attempt::Failed(OsError::from(error)));
+    }
+
+    /// The error of a dial that has failed: one entry for each address. Attempts that are under way have no answer.
+    pub(crate) fn into_error(mut self) -> ConnectError {
+        for (address, _) in &self.in_flight {
+            self.error.add(address.clone(), Attempt::NoAnswer);
+        }
+        if let Some((_, path)) = self.retry {
+            self.error.add(path, Attempt::Failed(OsError::TRY_AGAIN));
+        }
+        self.error
+    }
+}
+
 impl Connection {
+    /// The attempts of its dial, while it is not connected.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn attempts(&self) -> Option<&Attempts> {
+        self.dial()?.attempts.as_deref()
+    }
+
     /// One of its attempts is connected. Returns the filter whose handshake comes before `connected`, if there is one.
     pub(crate) fn on_connected(
         &mut self,

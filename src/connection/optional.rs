@@ -12,6 +12,7 @@ use crate::base::leaving::Leaving;
 use crate::base::tick::Tick;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::connection::alarm::Alarms;
+use crate::connection::dial::Attempts;
 use crate::connection::leaving::LeavingNotice;
 use crate::parts::token_bucket::TokenBucket;
 
@@ -47,11 +48,13 @@ pub(crate) struct Optional {
 
 /// A dial. Kept until it is connected; longer if it is dialed again when it ends, or if it is a Unix-domain socket,
 /// whose path is kept here.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Dial {
     /// The address that was dialed; may be a name.
     pub(crate) to: Option<Address>,
     pub(crate) options: DialOptions,
+    /// From its first attempt until it is connected or has ended.
+    pub(crate) attempts: Option<Box<Attempts>>,
     /// The number of the lookup that it waits for.
     pub(crate) lookup: Option<u64>,
     /// When the next address is tried although no attempt has failed (RFC 8305).

@@ -15,65 +15,18 @@ use crate::base::mark::mark;
 use crate::base::observer::Step as Observed;
 use crate::base::reason::{Attempt, CloseReason, ConnectError, OsError, os_message};
 use crate::base::seeded_bug::{SeededBug, seeded};
-use crate::base::tick::Tick;
 use crate::config::dial::Family;
 use crate::config::rules::Action;
-use crate::connection::context::Context;
+use crate::connection::dial::Attempts;
 use crate::connection::state::{Flag, Stage};
 use crate::parts::happy_eyeballs::{HappyEyeballs, Step};
 use crate::parts::lookups::LookupRequest;
 use crate::service::Event;
 use crate::sys::{Connecting, Stream, System};
 
-/// The attempts to connect for one dial. All of them are registered under the token of their connection, so that the
-/// one that connects need not be registered again. An event therefore names the dial, and each attempt is asked for its
-/// state.
-pub(super) struct Attempts {
-    plan: HappyEyeballs,
-    in_flight: Vec<(Address, Stream)>,
-    /// A Unix-domain socket whose backlog was full, and when to try it again.
-    retry: Option<(Tick, Address)>,
-    error: ConnectError,
-}
-
 /// A listener on a Unix-domain socket whose backlog is full answers connect(2) with EAGAIN, and there is no event when
 /// it has room again; a TCP handshake would be repeated by the kernel instead. So the loop tries again this often.
 const BACKLOG_RETRY: Duration = Duration::from_millis(20);
-
-impl Attempts {
-    fn new(to: Address, plan: HappyEyeballs) -> Attempts {
-        Attempts { plan, in_flight: Vec::new(), retry: None, error: ConnectError::new(to) }
-    }
-
-    /// The number of attempts beyond the first: descriptors that no slot accounts for.
-    pub(super) fn extra(&self) -> usize {
-        self.in_flight.len().saturating_sub(1)
-    }
-
-    /// The number of attempts under way.
-    #[cfg(any(test, feature = "testing"))]
-    pub(super) fn count(&self) -> usize {
-        self.in_flight.len()
-    }
-
-    /// Connecting to one address has failed.
-    fn fail(&mut self, id: ConnId, to: Address, error: io::Error, cx: &mut Context) {
-        cx.observers.tell(|| Observed::AttemptFailed { connection: id, to: &to, error: &error });
-        self.plan.failed();
-        self.error.add(to, Attempt::Failed(OsError::from(error)));
-    }
-
-    /// The error of a dial that has failed: one entry for each address. Attempts that are under way have no answer.
-    pub(super) fn into_error(mut self) -> ConnectError {
-        for (address, _) in &self.in_flight {
-            self.error.add(address.clone(), Attempt::NoAnswer);
-        }
-        if let Some((_, path)) = self.retry {
-            self.error.add(path, Attempt::Failed(OsError::TRY_AGAIN));
-        }
-        self.error
-    }
-}
 
 impl<S: System> EventLoop<S> {
     /// Starts a dial: calls `open`, then looks the name up or connects. If the dial was cancelled in the turn in which
@@ -120,7 +73,7 @@ impl<S: System> EventLoop<S> {
         let mut attempts = Attempts::new(connection.peer_address(), HappyEyeballs::none());
         attempts.error.not_found(why);
         connection.close_now(reason, cx);
-        self.attempts.insert(id, attempts);
+        connection.dial_mut().attempts = Some(Box::new(attempts));
     }
 
     /// Takes the answers of the resolver, and continues the dials that waited for them. A lookup that no dial waits for
@@ -174,14 +127,16 @@ impl<S: System> EventLoop<S> {
             );
         }
         let plan = HappyEyeballs::new(candidates, delay);
-        self.attempts.insert(id, Attempts { plan, in_flight: Vec::new(), retry: None, error });
+        self.table.at(id.slot).0.dial_mut().attempts =
+            Some(Box::new(Attempts { plan, in_flight: Vec::new(), retry: None, error }));
         self.next_attempt(id);
     }
 
     /// Connects to a Unix-domain socket. There is one address. connect(2) succeeds or fails at once, except that it is
     /// tried again while the listener's backlog is full.
     fn connect_unix(&mut self, id: ConnId, path: Address) {
-        self.attempts.insert(id, Attempts::new(path.clone(), HappyEyeballs::none()));
+        let attempts = Attempts::new(path.clone(), HappyEyeballs::none());
+        self.table.at(id.slot).0.dial_mut().attempts = Some(Box::new(attempts));
         self.start_attempt(id, path);
         self.next_attempt(id);
     }
@@ -191,14 +146,15 @@ impl<S: System> EventLoop<S> {
     pub(super) fn next_attempt(&mut self, id: ConnId) {
         let now = self.table.cx.now;
         loop {
-            let Some(attempts) = self.attempts.get_mut(&id) else { return };
+            let (connection, cx) = self.table.at(id.slot);
+            let dial = connection.dial_mut();
+            let Some(attempts) = &mut dial.attempts else { return };
             if let Some((_, path)) = attempts.retry.take_if(|(due, _)| *due <= now) {
                 self.start_attempt(id, path);
                 continue;
             }
-            let (connection, cx) = self.table.at(id.slot);
             if let Some((due, _)) = attempts.retry {
-                connection.dial_mut().next_attempt = Some(due);
+                dial.next_attempt = Some(due);
                 return connection.rearm(cx);
             }
             let wake = match attempts.plan.step(attempts.in_flight.len(), now) {
@@ -216,17 +172,18 @@ impl<S: System> EventLoop<S> {
                 Step::Wait(when) => Some(when),
                 Step::Pending => None,
                 Step::GiveUp => {
-                    return connection.close_now(CloseReason::Unreachable(attempts.error.last()), cx);
+                    let last = attempts.error.last();
+                    return connection.close_now(CloseReason::Unreachable(last), cx);
                 }
             };
-            connection.dial_mut().next_attempt = wake;
+            dial.next_attempt = wake;
             return connection.rearm(cx);
         }
     }
 
     fn start_attempt(&mut self, id: ConnId, address: Address) {
         let (connection, cx) = self.table.at(id.slot);
-        let Some(dial) = connection.dial() else { return };
+        let dial = connection.dial_mut();
         cx.observers.tell(|| Observed::Attempt { connection: id, to: &address });
         let mut refused = 0;
         let started = self.system.connect(&address, &dial.options).and_then(|mut stream| {
@@ -237,7 +194,7 @@ impl<S: System> EventLoop<S> {
             Ok(stream)
         });
         cx.stats.options_refused += refused;
-        let Some(attempts) = self.attempts.get_mut(&id) else { return };
+        let Some(attempts) = &mut dial.attempts else { return };
         match started {
             Ok(stream) => {
                 let before = attempts.extra();
@@ -254,8 +211,9 @@ impl<S: System> EventLoop<S> {
     /// An event came for a dial: one of its attempts has connected or failed, or the event is spurious. The event does
     /// not say which, so all are checked.
     pub(super) fn check_attempts(&mut self, id: ConnId) {
-        self.table.at(id.slot).0.flags.remove(Flag::Writable);
-        let Some(attempts) = self.attempts.get_mut(&id) else { return };
+        let (connection, cx) = self.table.at(id.slot);
+        connection.flags.remove(Flag::Writable);
+        let Some(attempts) = &mut connection.dial_mut().attempts else { return };
         let before = attempts.extra();
         let mut winner = None;
         for (address, stream) in mem::take(&mut attempts.in_flight) {
@@ -269,7 +227,7 @@ impl<S: System> EventLoop<S> {
                     winner = Some((address, stream, None));
                 }
                 Ok(Connecting::InProgress) => attempts.in_flight.push((address, stream)),
-                Err(error) => attempts.fail(id, address, error, &mut self.table.cx),
+                Err(error) => attempts.fail(id, address, error, cx),
             }
         }
         self.extra_attempts = self.extra_attempts - before + attempts.extra();
@@ -300,7 +258,7 @@ impl<S: System> EventLoop<S> {
 
     /// Drops the attempts that are left, which closes them. Returns the results of all.
     pub(super) fn end_attempts(&mut self, id: ConnId) -> Option<ConnectError> {
-        let attempts = self.attempts.remove(&id)?;
+        let attempts = self.table.at(id.slot).0.optional.as_mut()?.dial.as_mut()?.attempts.take()?;
         self.extra_attempts -= attempts.extra() * usize::from(!seeded(SeededBug::LostAttemptsCounted));
         mark!("attempts end");
         Some(attempts.into_error())

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::dial::Attempts;
 use super::{EventLoop, Turn};
 use crate::base::id::ConnId;
 use crate::base::observer::Phase;
+use crate::connection::Connection;
+use crate::connection::dial::Attempts;
 use crate::sys::Ready;
 use crate::sys::sim::Sim;
 
@@ -37,7 +38,7 @@ impl EventLoop<Sim> {
 
     /// How many sockets a dial has that are not connected yet.
     pub(crate) fn attempts_of(&self, id: ConnId) -> usize {
-        self.attempts.get(&id).map_or(0, Attempts::count)
+        self.table.find(id).and_then(Connection::attempts).map_or(0, Attempts::count)
     }
 
     /// How many closures other threads have posted that have not run.

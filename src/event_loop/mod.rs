@@ -31,7 +31,6 @@ mod watch;
 mod write;
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -47,7 +46,6 @@ use crate::parts::listener::Listener;
 use crate::parts::lookups::Lookups;
 use crate::service::{AnyService, Event};
 use crate::sys::{ListenSocket, Ready, Stream, System};
-use dial::Attempts;
 use livelock::LivelockGuard;
 use pipe::KernelPipes;
 use poll::BusyPoll;
@@ -68,10 +66,8 @@ pub(crate) struct EventLoop<S: System> {
     pub(crate) system: S,
     pub(crate) table: Table,
     services: Vec<Box<dyn AnyService>>,
-    /// The sockets of dials that are not connected yet.
-    attempts: HashMap<ConnId, Attempts>,
-    /// How many of these are beyond the first of their dial: `Limits::extra_attempts` bounds them, because they take
-    /// descriptors and no slot.
+    /// How many attempts to connect are beyond the first of their dial: `Limits::extra_attempts` bounds them, because
+    /// they take descriptors and no slot.
     extra_attempts: usize,
     lookups: Lookups,
     kernel_pipes: KernelPipes<S::KernelPipe>,

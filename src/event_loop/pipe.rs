@@ -2,7 +2,6 @@
 //!
 //! Read before: `connection/pipe.rs`.
 
-use std::collections::HashMap;
 use std::io;
 
 use super::EventLoop;
@@ -31,7 +30,9 @@ use crate::sys::System;
 /// A kernel pipe is filled only when it is empty. Then the answer "try again" means that nothing has arrived, and never
 /// that the pipe has no slot left; and one that holds bytes is closed with its connection, never handed to another.
 pub(super) struct KernelPipes<C> {
-    in_use: HashMap<ConnId, InUse<C>>,
+    /// By the sink. A list and not a map: there are at most [`Limits::splices`](crate::Limits::splices), 64 by default,
+    /// and a splice moves more than it takes to search them.
+    in_use: Vec<(ConnId, InUse<C>)>,
     spare: Vec<C>,
     max: usize,
 }
@@ -54,17 +55,21 @@ const TRICKLE: usize = 16 * 1024;
 
 impl<C> KernelPipes<C> {
     pub(super) fn new(max: usize) -> KernelPipes<C> {
-        KernelPipes { in_use: HashMap::new(), spare: Vec::new(), max }
+        KernelPipes { in_use: Vec::new(), spare: Vec::new(), max }
     }
 
     /// The kernel pipe that leads into this connection.
     pub(super) fn to_sink(&self, sink: ConnId) -> Option<&C> {
-        self.in_use.get(&sink).map(|used| &used.pipe)
+        self.in_use.iter().find(|(id, _)| *id == sink).map(|(_, used)| &used.pipe)
+    }
+
+    fn used_by(&mut self, sink: ConnId) -> Option<&mut InUse<C>> {
+        self.in_use.iter_mut().find(|(id, _)| *id == sink).map(|(_, used)| used)
     }
 
     /// Subtracts bytes that have left a kernel pipe.
     fn taken(&mut self, sink: ConnId, n: usize) {
-        if let Some(used) = self.in_use.get_mut(&sink) {
+        if let Some(used) = self.used_by(sink) {
             used.held -= n;
         }
     }
@@ -72,7 +77,9 @@ impl<C> KernelPipes<C> {
     /// Takes it away from its connection. Only an empty one is kept for the next: bytes of one connection must never
     /// reach another.
     fn release(&mut self, sink: ConnId) {
-        let used = self.in_use.remove(&sink).filter(|used| used.held == 0 || seeded(SeededBug::UsedPipeKept));
+        let Some(at) = self.in_use.iter().position(|(id, _)| *id == sink) else { return };
+        let used = Some(self.in_use.swap_remove(at).1)
+            .filter(|used| used.held == 0 || seeded(SeededBug::UsedPipeKept));
         if let Some(InUse { pipe, .. }) = used.filter(|_| self.spare.len() < SPARE_MAX) {
             self.spare.push(pipe);
         }
@@ -159,7 +166,7 @@ impl<S: System> EventLoop<S> {
 
     fn attach_kernel_pipe(&mut self, sink: ConnId) -> bool {
         let pipes = &mut self.kernel_pipes;
-        if pipes.in_use.contains_key(&sink) {
+        if pipes.to_sink(sink).is_some() {
             return true;
         }
         if pipes.in_use.len() >= pipes.max {
@@ -169,7 +176,7 @@ impl<S: System> EventLoop<S> {
         let fresh = pipes.spare.pop().map_or_else(|| self.system.new_pipe(), Ok);
         match fresh {
             Ok(pipe) => {
-                pipes.in_use.insert(sink, InUse { pipe, held: 0 });
+                pipes.in_use.push((sink, InUse { pipe, held: 0 }));
                 true
             }
             Err(error) => {
@@ -206,7 +213,7 @@ impl<S: System> EventLoop<S> {
         let (connection, cx) = self.table.at(sink.slot);
         let max = SPLICE_MAX.min(cx.limits_of(connection.service).queue);
         let stream = self.table.find(source).and_then(|connection| connection.stream.as_ref());
-        let (Some(stream), Some(used)) = (stream, self.kernel_pipes.in_use.get_mut(&sink)) else { return };
+        let (Some(stream), Some(used)) = (stream, self.kernel_pipes.used_by(sink)) else { return };
         let result = self.system.splice_in(stream, &used.pipe, max);
         let cx = &mut self.table.cx;
         cx.stats.reads += 1;
@@ -295,7 +302,7 @@ impl<S: System> EventLoop<S> {
 
     /// Copies out what a kernel pipe still holds, because something is to be sent behind it.
     pub(super) fn read_out(&mut self, sink: ConnId) {
-        if !self.kernel_pipes.in_use.contains_key(&sink) {
+        if self.kernel_pipes.to_sink(sink).is_none() {
             return; // Nearly always; and zeroing a block for nothing was most of the cost of a line to a slow reader.
         }
         let mut block = vec![0; READ_MAX];
@@ -322,7 +329,7 @@ impl<S: System> EventLoop<S> {
 
     /// Releases a kernel pipe, if it is empty.
     fn detach_kernel_pipe(&mut self, sink: ConnId) {
-        if self.kernel_pipes.in_use.get(&sink).is_some_and(|used| used.held == 0) {
+        if self.kernel_pipes.used_by(sink).is_some_and(|used| used.held == 0) {
             mark!("a kernel pipe is given back");
             self.kernel_pipes.release(sink);
         }
@@ -333,7 +340,7 @@ impl<S: System> EventLoop<S> {
         if !std::mem::take(&mut self.table.cx.unpiped) {
             return;
         }
-        let sinks: Vec<ConnId> = self.kernel_pipes.in_use.keys().copied().collect();
+        let sinks: Vec<ConnId> = self.kernel_pipes.in_use.iter().map(|(sink, _)| *sink).collect();
         for sink in sinks {
             if !self.has_splicing_source(sink) {
                 self.detach_kernel_pipe(sink);
@@ -343,9 +350,7 @@ impl<S: System> EventLoop<S> {
 
     /// Its connection goes, and what is in the kernel pipe goes with it.
     pub(super) fn close_kernel_pipe(&mut self, sink: ConnId) {
-        if !self.kernel_pipes.in_use.is_empty() {
-            self.kernel_pipes.release(sink);
-        }
+        self.kernel_pipes.release(sink);
     }
 }
 

@@ -1,7 +1,6 @@
 //! Setting up: the loop itself, services and listeners. All of this happens between turns.
 
 use std::any::TypeId;
-use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU32;
 
@@ -47,7 +46,6 @@ impl<S: System> EventLoop<S> {
             system,
             table,
             services: Vec::new(),
-            attempts: HashMap::new(),
             extra_attempts: 0,
             lookups: Lookups::default(),
             kernel_pipes: KernelPipes::new(splices),
