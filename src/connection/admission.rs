@@ -57,6 +57,15 @@ impl Table {
         }
     }
 
+    pub(crate) fn set_max_connections(&mut self, service: u16, max: Option<usize>) {
+        match &mut self.cx.admissions[usize::from(service)] {
+            Some(admission) => admission.set_connections(max),
+            None => {
+                self.set_access_policy(service, AccessPolicy { connections: max, ..AccessPolicy::default() })
+            }
+        }
+    }
+
     /// Checks an address against the rules. It is done before the capacity is looked at, so that a denied peer does not
     /// learn whether the server is at capacity.
     pub(crate) fn check_rules(&mut self, service: u16, ip: Option<IpAddr>) -> Result<(), Rejection> {

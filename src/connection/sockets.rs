@@ -178,6 +178,15 @@ impl<'a> Sockets<'a> {
         }
     }
 
+    /// Sets [`AccessPolicy::connections`] of a service, and nothing else of its policy. Connections beyond it stay, and
+    /// no further one is accepted.
+    pub fn set_max_connections(&mut self, service: impl Into<ServiceId>, max: Option<usize>) {
+        match self.table.number_of(service.into()) {
+            Some(number) => self.table.set_max_connections(number, max),
+            None => log::warn!("ignored a limit of connections for a service of another reactor"),
+        }
+    }
+
     /// Replaces the limits of a service, for the connections that it has, too: deadlines are counted from what has
     /// happened so far, so a shorter one may have passed already. `rate`, `group` and `read_when_full` are for
     /// connections from now on. Goes through all slots. A service or a group of another reactor is ignored, with a

@@ -82,6 +82,32 @@ fn two_processes_have_one_rate_which_goes_on_while_redis_is_killed_and_back() {
     }
 }
 
+#[test]
+fn two_processes_have_as_many_connections_together_as_they_may() {
+    let _others = shared();
+    if !has("redis-server") {
+        return;
+    }
+    let redis = Redis::start(8, &[]);
+    let words = format!("--total-connections 8 --shared-limits redis://{} --drain 0", redis.address);
+    let servers = [1, 2].map(|shards| Server::start(&format!("echo --raw --shards {shards} {words}")));
+    let mut open: Vec<Peer> = Vec::new();
+    let fill = |open: &mut Vec<Peer>| {
+        let accepted = servers.iter().map(|server| Peer::connect(server.address));
+        open.extend(accepted.filter_map(|mut peer| peer.echoes("in").then_some(peer)));
+        open.len() >= 8
+    };
+    until("eight are accepted", SOON, || fill(&mut open));
+    for _ in 0..6 {
+        assert!(fill(&mut open) && open.len() == 8, "{} connections", open.len());
+        thread::sleep(Duration::from_millis(50));
+    }
+    open.drain(..5);
+    until("others are accepted for those that have ended", SOON, || fill(&mut open));
+    assert_eq!(open.len(), 8);
+    assert!(open.iter_mut().all(|peer| peer.echoes("still served")));
+}
+
 /// The script, executed by Redis.
 struct Shares {
     stream: BufReader<TcpStream>,
@@ -151,8 +177,9 @@ fn shares_are_never_more_than_the_total_whatever_is_asked_in_which_order() {
 #[test]
 fn wrong_options_of_shared_limits_are_one_line() {
     for (words, said) in [
-        ("--shared-limits redis://host", "--total-rate <SIZE>"),
+        ("--shared-limits redis://host", "no effect without --total-rate or --total-connections"),
         ("--total-rate 1MiB --shared-limits-key k", "--shared-limits <URL>"),
+        ("--total-connections 7", "--shared-limits <URL>"),
         (
             "--total-rate 1MiB --shared-limits redis://pw@host",
             "the URL of --shared-limits is wrong: before @ is USER:PASSWORD, or :PASSWORD",

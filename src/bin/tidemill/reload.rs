@@ -22,6 +22,7 @@ use crate::args::tls::{ServerTlsArgs, UpstreamTlsArgs};
 use crate::args::{self, Cli, Command, ServerArgs};
 use crate::locked::locked;
 use crate::observe::Reopen;
+use crate::shared_limits::Cap;
 use crate::systemd;
 
 /// Options that change while a server runs. Those of TLS do, too, where TLS was on from the start.
@@ -60,6 +61,8 @@ pub struct Running {
     /// --max-connections at the start, which may have been cut to what the descriptors allow.
     pub max_connections: Option<usize>,
     pub shares: bool,
+    /// Set if the connections are limited together with those of other processes.
+    pub cap: Option<Arc<Cap>>,
     /// Whether the service connects to upstreams.
     pub dials: bool,
     pub drain: Arc<Mutex<Duration>>,
@@ -111,6 +114,7 @@ impl Share {
 pub struct Change {
     limits: SocketLimits,
     policy: AccessPolicy,
+    cap: Option<Arc<Cap>>,
     total_rate: Option<usize>,
     /// Set if connections that are open get another rate.
     rate: Option<Option<usize>>,
@@ -119,7 +123,8 @@ pub struct Change {
 impl Change {
     pub fn apply(self, place: Place, sockets: &mut Sockets<'_>) {
         sockets.set_limits(place.service, SocketLimits { group: place.group, ..self.limits });
-        let connections = self.policy.connections.map(|all| place.share.connections(all));
+        let all = self.cap.as_deref().map(Cap::in_force).or(self.policy.connections);
+        let connections = all.map(|all| place.share.connections(all));
         sockets.set_access_policy(place.service, AccessPolicy { connections, ..self.policy });
         if let Some((group, rate)) = place.group.zip(self.total_rate) {
             sockets.set_group_rate(group, rate);
@@ -166,7 +171,7 @@ impl Running {
             _ => {}
         }
         self.arguments = new;
-        Ok((Change { limits, policy, total_rate, rate }, changed, fixed))
+        Ok((Change { limits, policy, cap: self.cap.clone(), total_rate, rate }, changed, fixed))
     }
 
     /// Sets one option until the server ends. Returns what is to be set on the loop, and the names of what has changed.
@@ -227,6 +232,9 @@ impl Running {
                 "--max-connections cannot be more than {} without a restart: so many slots were made",
                 self.connections
             ));
+        }
+        if let Some(cap) = &self.cap {
+            cap.own.store(asked.min(self.connections), Ordering::Relaxed);
         }
         let connections = (self.shares || asked < self.connections).then_some(asked);
         Ok((limits, AccessPolicy { connections, ..policy }))

@@ -23,7 +23,7 @@ use crate::log_buffer::{self, Collecting};
 use crate::observe::{self, Ask, Reopen, Watchers};
 use crate::reload::{self, Change, Place, Running, Share};
 use crate::self_loop::check_upstreams;
-use crate::shared_limits;
+use crate::shared_limits::{self, Cap};
 use crate::signals;
 use crate::systemd::{self, Passed, PassedListener};
 
@@ -79,22 +79,17 @@ pub fn serve<S: Service>(
     let Plan { passed, limits, max, extra, dials, shared_limits } = plan;
     let connections = max.connections;
     let mut reactor = Reactor::new(Limits { connections: connections + extra, ..max }).map_err(failed)?;
-    let group = match (&shared_limits, options.total_rate()) {
-        (Some(shared), _) => Some(reactor.sockets().add_shared_group(&shared.rate)),
-        (None, rate) => rate.map(|rate| reactor.sockets().add_group(rate)),
-    };
-    let group = group.transpose().map_err(failed)?;
+    let group = shared_limits.add_group(&mut reactor, options.total_rate()).map_err(failed)?;
     let service = reactor.add_with(service, SocketLimits { group, ..limits });
     let mut names = HashMap::from([(service.id(), service_name::<S>())]);
     names.extend(setup.beside.drain(..).map(|beside| (beside.add)(&mut reactor)));
-    names.extend(shared_limits.zip(group).map(|(shared, group)| {
-        shared.add(&mut reactor, Box::new(move |rate, sockets| sockets.set_group_rate(group, rate)))
-    }));
+    let cap = shared_limits.cap();
+    names.extend(shared_limits.add(&mut reactor, shared_limits::on_one_loop(service.id(), group)));
     let watchers = Watchers::new(&options.observe, 1);
     let reopen = watchers.reopen.clone();
     watchers.observe(0, &mut reactor, &names, Vec::new()).map_err(CommandError::Run)?;
     // Scrapes take none of the connections of the server, and the other way round.
-    let own = (extra > 0).then_some(connections);
+    let own = shared_limits::max_connections(cap.as_deref(), connections, extra > 0);
     let policy = options.access_policy(setup.access_policy.clone());
     reactor.set_access_policy(service, AccessPolicy { connections: own, ..policy });
     log_default_action(reactor.rules(service));
@@ -105,7 +100,7 @@ pub fn serve<S: Service>(
     drain_on_signal(Arc::clone(&drain), reactor.handle()).map_err(failed)?;
     let upstreams = setup.upstreams.clone();
     let place = Place { service: service.id(), name: service_name::<S>(), group, share: Share::WHOLE };
-    let running = running(setup, usual, options, arguments, (connections, extra > 0), drain, reopen);
+    let running = running(setup, usual, options, arguments, (connections, extra > 0, cap), drain, reopen);
     let running = Arc::new(Mutex::new(running));
     let handle = reactor.handle();
     let apply = move |change: Change, text: String| {
@@ -153,7 +148,7 @@ pub struct Plan {
     pub extra: usize,
     pub dials: bool,
     /// A rate that other processes share.
-    pub shared_limits: Option<shared_limits::Pending>,
+    pub shared_limits: shared_limits::Pending,
 }
 
 impl Plan {
@@ -171,7 +166,7 @@ impl Plan {
         let extra = observe::extra_connections(&options.observe)
             + options.observe.admin.as_ref().map_or(0, |_| admin::CONNECTIONS)
             + setup.beside.iter().map(|beside| beside.connections).sum::<usize>()
-            + options.shared.connections();
+            + options.shared_connections();
         let of_shards = options.shards.descriptors();
         let max = options.limits(descriptors().saturating_sub(extra + of_shards));
         room_for_a_pair(dials, &max)?;
@@ -203,7 +198,7 @@ pub fn running(
     usual_limits: SocketLimits,
     options: &Options,
     arguments: &Arguments,
-    connections: (usize, bool),
+    connections: (usize, bool, Option<Arc<Cap>>),
     drain: Arc<Mutex<Duration>>,
     reopen: Vec<Reopen>,
 ) -> Running {
@@ -217,6 +212,7 @@ pub fn running(
         connections: connections.0,
         max_connections: options.max_connections(),
         shares: connections.1,
+        cap: connections.2,
         drain,
         tls: setup.tls.map(|tls| (tls, options.tls.clone())),
         upstream_tls: setup.upstream_tls,

@@ -11,7 +11,7 @@ use tidemill::observer::{Observer, Step};
 use tidemill::tls::Server;
 use tidemill::{
     AccessPolicy, Address, Key, Limits, ListenError, ListenOptions, Peers, Reactor, Service, Shards,
-    SharedRate, SocketLimits, Stats,
+    SharedRate, SocketLimits, Sockets, Stats,
 };
 
 use crate::admin::{self, Loops, Turns};
@@ -23,7 +23,7 @@ use crate::observe::{Ask, Names, Watchers, Work};
 use crate::reload::{self, Change, Place, Share};
 use crate::self_loop::check_upstreams;
 use crate::serve::{self, Beside, Listens, Plan, ServeSetup, failed};
-use crate::shared_limits;
+use crate::shared_limits::{self, Cap};
 use crate::signals;
 use crate::systemd::{self, PassedListener};
 
@@ -58,8 +58,15 @@ pub fn serve<S: Service>(
     let drain = Arc::new(Mutex::new(options.drain()));
     let upstreams = setup.upstreams.clone();
     let reopen = start.watchers.reopen.clone();
-    let running =
-        serve::running(setup, usual, options, arguments, (connections, true), drain.clone(), reopen);
+    let running = serve::running(
+        setup,
+        usual,
+        options,
+        arguments,
+        (connections, true, start.cap.clone()),
+        drain.clone(),
+        reopen,
+    );
     let running = Arc::new(Mutex::new(running));
     let start = Arc::new(start);
     let (made, admin) = (start.clone(), options.observe.admin.clone().map(|at| (at, running.clone())));
@@ -91,12 +98,17 @@ pub fn serve<S: Service>(
     let self_loop = check_upstreams(&upstreams, &listening, move || peers.shutdown(Duration::ZERO))?;
     listening.iter().for_each(serve::announce);
     systemd::ready();
-    let peers = shards.peers().clone();
-    let mut sum = Stats::default();
-    shards.join().map_err(failed)?.iter().for_each(|stats| sum.add(stats));
+    join(shards).map_err(failed)?;
+    self_loop.get().map_or(Ok(()), |error| Err(CommandError::Run(error.clone())))
+}
+
+/// Waits until all shards have ended, and logs what they have counted.
+fn join<S: Service>(shards: Shards<S>) -> io::Result<()> {
+    let (peers, mut sum) = (shards.peers().clone(), Stats::default());
+    shards.join()?.iter().for_each(|stats| sum.add(stats));
     serve::log_rules(Some(&peers.rules()));
     serve::log_stats(&sum);
-    self_loop.get().map_or(Ok(()), |error| Err(CommandError::Run(error.clone())))
+    Ok(())
 }
 
 /// What a shard is made from.
@@ -112,7 +124,8 @@ struct Start {
     turns: Vec<Turns>,
     /// Added to the first shard.
     beside: Mutex<Vec<Beside>>,
-    shared_limits: Mutex<Option<shared_limits::Pending>>,
+    shared_limits: Mutex<shared_limits::Pending>,
+    cap: Option<Arc<Cap>>,
 }
 
 impl Start {
@@ -123,16 +136,18 @@ impl Start {
         beside: Vec<Beside>,
         options: &Options,
     ) -> (Vec<Limits>, Start) {
-        let shared_limits = plan.shared_limits.take();
-        let shared_rate = shared_limits.as_ref().map(|shared| shared.rate.clone());
+        let shared_limits = std::mem::take(&mut plan.shared_limits);
+        let cap = shared_limits.cap();
         let own_rate = || options.total_rate().map(|rate| SharedRate::new(rate, options.shards.count()));
         let start = Start {
             count: options.shards.count(),
             together: 1 + usize::from(plan.dials),
-            connections: plan.max.connections,
             limits: plan.limits.clone(),
             policy,
-            total_rate: shared_rate.or_else(own_rate),
+            total_rate: shared_limits.rate().or_else(own_rate),
+            connections: shared_limits::max_connections(cap.as_deref(), plan.max.connections, true)
+                .unwrap_or(0),
+            cap,
             watchers: Arc::new(Watchers::new(&options.observe, options.shards.count())),
             places: Arc::default(),
             turns: Turns::of(options.shards.count()),
@@ -189,8 +204,8 @@ impl Start {
         let mut names = HashMap::from([(key.id(), serve::service_name::<S>())]);
         if number == 0 {
             names.extend(locked(&self.beside).drain(..).map(|beside| (beside.add)(reactor)));
-            let shared = locked(&self.shared_limits).take();
-            names.extend(shared.map(|shared| shared.add(reactor, self.set_rate(peers))));
+            let shared = std::mem::take(&mut *locked(&self.shared_limits));
+            names.extend(shared.add(reactor, self.for_shared_limits(peers)));
         }
         let others =
             if number == 0 { (1..self.count).map(|other| ask(other, peers)).collect() } else { vec![] };
@@ -211,19 +226,30 @@ impl Start {
 }
 
 impl Start {
-    /// Sets the rate of all shards, from the first one.
-    fn set_rate<S: Service>(&self, peers: &Peers<S>) -> shared_limits::Apply {
-        let (places, peers) = (self.places.clone(), peers.clone());
-        Box::new(move |rate, sockets| {
-            for place in locked(&places).iter() {
-                let (number, Some(group)) = (place.share.number, place.group) else { continue };
-                match number {
-                    0 => sockets.set_group_rate(group, rate),
-                    // The rate is one for all: what this one sets is in force for a shard that has too much to do.
-                    number => drop(peers.post(number, move |_, sockets| sockets.set_group_rate(group, rate))),
+    /// Sets the limits of all shards, from the first one. One that has too much to do keeps the previous limit of
+    /// connections; the rate is in force there, too, because it is one for all.
+    fn for_shared_limits<S: Service>(&self, peers: &Peers<S>) -> shared_limits::Loops {
+        let on_each = |set: fn(Place, usize, &mut Sockets<'_>)| -> shared_limits::Apply {
+            let (places, peers) = (self.places.clone(), peers.clone());
+            Box::new(move |share, sockets| {
+                for place in locked(&places).iter().copied() {
+                    match place.share.number {
+                        0 => set(place, share, sockets),
+                        number => drop(peers.post(number, move |_, sockets| set(place, share, sockets))),
+                    }
                 }
-            }
-        })
+            })
+        };
+        let (peers, together) = (peers.clone(), self.together);
+        shared_limits::Loops {
+            set_rate: on_each(|place, rate, sockets| {
+                place.group.into_iter().for_each(|group| sockets.set_group_rate(group, rate));
+            }),
+            set_connections: on_each(|place, max, sockets| {
+                sockets.set_max_connections(place.service, Some(place.share.connections(max)));
+            }),
+            count: Box::new(move |_| peers.loads().iter().sum::<usize>() * together),
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub(crate) trait Admit {
 
     fn set(&mut self, policy: AccessPolicy);
 
+    /// Sets only the limit of connections of this reactor.
+    fn set_connections(&mut self, max: Option<usize>);
+
     /// The limit of connections of this reactor.
     fn connections(&self) -> Option<usize>;
 
@@ -96,10 +99,19 @@ impl Admit for ServiceAdmission {
     }
 
     fn set(&mut self, policy: AccessPolicy) {
-        if let ServiceAdmission::Shared(shared) = self {
-            shared.connections.store(policy.connections.unwrap_or(usize::MAX), Ordering::Relaxed);
+        if let ServiceAdmission::Shared(_) = self {
+            self.set_connections(policy.connections);
         }
         self.with(|admission| admission.policy = policy);
+    }
+
+    fn set_connections(&mut self, max: Option<usize>) {
+        match self {
+            ServiceAdmission::Own(admission) => admission.policy.connections = max,
+            ServiceAdmission::Shared(shared) => {
+                shared.connections.store(max.unwrap_or(usize::MAX), Ordering::Relaxed);
+            }
+        }
     }
 
     fn connections(&self) -> Option<usize> {

@@ -1,36 +1,41 @@
-//! `--shared-limits`: one `--total-rate` of several processes, through Redis or Valkey.
+//! `--shared-limits`: one `--total-rate`, and `--total-connections`, of several processes through Redis or Valkey.
 //!
 //! ```text
-//!     group ─ reads ─▶ SharedRate: at most the share, without asking
-//!                          ▲ set_group_rate
-//!     SharedLimits ── EVAL: holds, wants ──▶ ┌───────────┐ ◀── other processes
-//!                  ◀── share of the total ── │ shares.lua│
-//!                                            └───────────┘
+//!     loops: at most the share, without asking
+//!                 ▲ set
+//!     Quantity ── SharedLimits ── EVAL: holds, wants ──▶ ┌────────────┐ ◀── other processes
+//!                              ◀── share of the total ── │ shares.lua │
+//!                                                        └────────────┘
 //! ```
 //!
-//! A process holds a share of the rate, and asks for another one four times a second while bytes are read. While the
-//! broker is away, it keeps its last share.
+//! A process holds a share, and asks for another one four times a second while it uses any. While the broker is away,
+//! it keeps its last share.
 
+mod quantity;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
 
 use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tidemill::{ClosedInfo, Input, Reactor, Service, ServiceId, ServiceSockets, SharedRate, Socket, Sockets};
+use tidemill::{
+    ClosedInfo, GroupId, Input, Reactor, Service, ServiceId, ServiceSockets, SharedRate, Socket, Sockets,
+};
+
+pub use quantity::{Apply, Cap, Count};
+use quantity::{Connections, Quantity, Rate};
 
 use crate::backplane::resp::{self, Answer, command, shown};
 use crate::backplane::{ANSWER_WITHIN, Backplane, Broker, REFUSED, random_id};
 
-/// Connections that the reactor needs beside those of the server.
-pub const CONNECTIONS: usize = 1;
 /// How often a process asks while bytes are read, and while none are.
 const BUSY: Duration = Duration::from_millis(250);
 const QUIET: Duration = Duration::from_secs(1);
 /// How long the broker knows a process that does not ask. Its share is for others then.
 const KEPT: Duration = Duration::from_secs(10);
-/// What a process wants is a multiple of this part of the total, so that its share does not change with each request.
-const STEPS: u64 = 32;
 /// The part of the total that a process has until it has reached the broker for the first time.
 const FIRST: usize = 16;
 /// Different reasons that one outage may have in the log.
@@ -38,55 +43,121 @@ const REASONS_MAX: usize = 8;
 
 const SHARES: &str = include_str!("shares.lua");
 
-/// Sets the rate of the group on each loop.
-pub type Apply = Box<dyn Fn(usize, &mut Sockets<'_>) + Send>;
-
-/// What is shared, and through which broker, before there is a loop.
+/// What is shared, before there is a loop. Each has a connection to the broker.
+#[derive(Default)]
 pub struct Pending {
-    broker: Broker,
-    key: String,
-    total: usize,
-    /// What all loops of the process read together: its share.
-    pub rate: SharedRate,
+    rate: Option<(Shared, SharedRate)>,
+    connections: Option<(Shared, Arc<Cap>)>,
+}
+
+/// A total of all processes with this broker and key.
+pub struct Shared {
+    pub broker: Broker,
+    pub key: String,
+    pub total: usize,
+}
+
+/// How a process uses its shares: on all loops, from the first one.
+pub struct Loops {
+    pub set_rate: Apply,
+    pub set_connections: Apply,
+    pub count: Count,
 }
 
 impl Pending {
-    /// `total` is that of all processes with this broker and key, in bytes per second.
-    pub fn new(broker: Broker, key: String, total: usize, loops: usize) -> Pending {
-        Pending { broker, key, total, rate: SharedRate::new(first_share(total), loops) }
+    /// Of so many bytes a second, which this many loops of the process read.
+    pub fn share_rate(&mut self, shared: Shared, loops: usize) {
+        let rate = SharedRate::new(shared.first().max(1), loops);
+        self.rate = Some((shared, rate));
     }
 
-    /// Adds the service, which dials the broker, to the first loop. Returns it with its name.
-    pub fn add(self, reactor: &mut Reactor, apply: Apply) -> (ServiceId, &'static str) {
-        let service = self.service(apply);
-        (reactor.add_with(service, Backplane::limits()).id(), "SharedLimits")
+    /// Of so many connections.
+    pub fn share_connections(&mut self, shared: Shared) {
+        let cap = Arc::new(Cap::new(shared.first()));
+        self.connections = Some((shared, cap));
     }
 
-    fn service(self, apply: Apply) -> SharedLimits {
-        let Pending { broker, key, total, rate } = self;
-        let share = first_share(total);
-        SharedLimits {
-            id: random_id(),
-            request: 0,
-            refusals: 0,
-            before: (0, Duration::ZERO),
-            wanted: 0,
-            is_busy: false,
-            is_up: false,
-            logged: Vec::new(),
-            is_stopping: false,
-            broker,
-            key,
-            total,
-            share,
-            rate,
-            apply,
-        }
+    /// What all loops of the process read together.
+    pub fn rate(&self) -> Option<SharedRate> {
+        self.rate.as_ref().map(|(_, rate)| rate.clone())
+    }
+
+    pub fn cap(&self) -> Option<Arc<Cap>> {
+        self.connections.as_ref().map(|(_, cap)| cap.clone())
+    }
+
+    /// Adds the group of all connections, if they have a rate together: this one, unless others share it.
+    pub fn add_group(&self, reactor: &mut Reactor, own: Option<usize>) -> io::Result<Option<GroupId>> {
+        let group = match self.rate() {
+            Some(rate) => Some(reactor.sockets().add_shared_group(&rate)),
+            None => own.map(|rate| reactor.sockets().add_group(rate)),
+        };
+        group.transpose()
+    }
+
+    /// Adds the services, which dial the broker, to the first loop. Returns them with their name.
+    pub fn add(self, reactor: &mut Reactor, loops: Loops) -> Vec<(ServiceId, &'static str)> {
+        let add = |service| (reactor.add_with(service, Backplane::limits()).id(), "SharedLimits");
+        self.services(loops).map(add).collect()
+    }
+
+    fn services(self, loops: Loops) -> impl Iterator<Item = SharedLimits> {
+        let Loops { set_rate, set_connections, count } = loops;
+        let rate = self.rate.map(|(shared, rate)| {
+            shared.service(Rate { rate, apply: set_rate, before: (0, Duration::ZERO) })
+        });
+        let connections = self.connections.map(|(shared, cap)| {
+            shared.service(Connections { cap, apply: set_connections, count, before: 0 })
+        });
+        rate.into_iter().chain(connections)
     }
 }
 
-fn first_share(total: usize) -> usize {
-    (total / FIRST).max(1)
+/// How a process with one loop uses its shares.
+pub fn on_one_loop(service: ServiceId, group: Option<GroupId>) -> Loops {
+    let set_rate = move |rate, sockets: &mut Sockets<'_>| {
+        group.into_iter().for_each(|group| sockets.set_group_rate(group, rate));
+    };
+    Loops {
+        set_rate: Box::new(set_rate),
+        set_connections: Box::new(move |max, sockets| sockets.set_max_connections(service, Some(max))),
+        count: Box::new(move |sockets| sockets.count(service)),
+    }
+}
+
+/// The limit of connections of the service at the start: what it has slots for, if it is not alone on its reactor or
+/// shares a total.
+pub fn max_connections(cap: Option<&Cap>, connections: usize, has_others: bool) -> Option<usize> {
+    if let Some(cap) = cap {
+        cap.own.store(connections, Ordering::Relaxed);
+        return Some(cap.in_force());
+    }
+    has_others.then_some(connections)
+}
+
+impl Shared {
+    /// The share of a process that has not reached the broker yet.
+    fn first(&self) -> usize {
+        self.total / FIRST
+    }
+
+    fn service(self, quantity: impl Quantity + 'static) -> SharedLimits {
+        SharedLimits {
+            share: self.first(),
+            broker: self.broker,
+            key: self.key,
+            total: self.total,
+            quantity: Box::new(quantity),
+            id: random_id(),
+            request: 0,
+            wanted: 0,
+            is_busy: false,
+            refusals: 0,
+            is_up: false,
+            logged: Vec::new(),
+            is_stopping: false,
+        }
+    }
 }
 
 /// The service whose connection goes to the broker.
@@ -97,13 +168,10 @@ pub struct SharedLimits {
     /// The number of the last request.
     request: u64,
     total: usize,
-    /// What this process may read a second.
+    /// What this process may use of it.
     share: usize,
-    rate: SharedRate,
-    apply: Apply,
-    /// The bytes that were lent by the last request, and when that was.
-    before: (u64, Duration),
-    /// What it wants to read a second, and whether it has read anything.
+    quantity: Box<dyn Quantity>,
+    /// What it wants, and whether it has used any since the request before.
     wanted: u64,
     is_busy: bool,
     /// Refusals in a row.
@@ -132,26 +200,18 @@ impl SharedLimits {
         socket.set_alarm(Some(ANSWER_WITHIN));
     }
 
-    /// Finds out what this process wants, by what it has used since the last time.
-    fn measure(&mut self, now: Duration) {
-        let (lent, since) = std::mem::replace(&mut self.before, (self.rate.lent(), now));
-        let (bytes, total) = (self.before.0.saturating_sub(lent), self.total as u64);
-        let used = u128::from(bytes) * 1_000_000 / now.saturating_sub(since).as_micros().max(1);
-        let used = u64::try_from(used).unwrap_or(u64::MAX).min(total);
-        let step = (total / STEPS).max(1);
-        self.is_busy = bytes > 0;
-        self.wanted = match used * 4 >= self.share as u64 * 3 {
-            true => total,
-            false => (used * 3 / 2).div_ceil(step) * step,
-        };
+    /// Asks for what this process wants now.
+    fn ask_anew(&mut self, link: &mut Link, socket: &mut Socket<'_>) {
+        (self.wanted, self.is_busy) = self.quantity.measure(self.share, self.total as u64, &socket.all());
+        self.ask(link, socket);
     }
 
     /// Asks for a share.
     fn ask(&mut self, link: &mut Link, socket: &mut Socket<'_>) {
         self.request += 1;
         link.is_asked = true;
-        let numbers =
-            [self.request, self.share as u64, self.wanted, self.total as u64, KEPT.as_millis() as u64];
+        let held = self.quantity.held(self.share, &socket.all()) as u64;
+        let numbers = [self.request, held, self.wanted, self.total as u64, KEPT.as_millis() as u64];
         let numbers = numbers.map(|number| number.to_string());
         let mut words: Vec<&[u8]> =
             vec![b"EVAL", SHARES.as_bytes(), b"1", self.key.as_bytes(), self.id.as_bytes()];
@@ -171,7 +231,7 @@ impl SharedLimits {
             }
             Answer::Integer(share) if link.is_asked => {
                 let share = usize::try_from(*share).ok().filter(|share| *share <= self.total);
-                self.on_share(link, share.ok_or("a share that cannot be")?.max(1), socket);
+                self.on_share(link, share.ok_or("a share that cannot be")?, socket);
                 Ok(())
             }
             _ => Err("no answer to EVAL".to_string()),
@@ -184,13 +244,14 @@ impl SharedLimits {
         if !self.is_up {
             self.is_up = true;
             self.logged.clear();
-            log::info!("shared limits: connected to {}, {share} bytes/s for this process", self.broker);
+            let unit = self.quantity.unit();
+            log::info!("shared limits: connected to {}, {share} {unit} for this process", self.broker);
         }
         // The others can have what this process gives back when it has told that it holds less.
         let gives_back = share < self.share && !link.has_given_back;
         if share != self.share {
             self.share = share;
-            (self.apply)(share, &mut socket.all());
+            self.quantity.set(share, &mut socket.all());
         }
         link.has_given_back = gives_back;
         match gives_back {
@@ -212,8 +273,8 @@ impl SharedLimits {
         self.is_up = false;
         let is_known = self.logged.len() >= REASONS_MAX || self.logged.iter().any(|logged| logged == why);
         if !self.is_stopping && !is_known {
-            let share = self.share;
-            log::warn!("shared limits: {why}; this process keeps its last share, {share} bytes/s");
+            let (share, unit) = (self.share, self.quantity.unit());
+            log::warn!("shared limits: {why}; this process keeps its last share, {share} {unit}");
             self.logged.push(why.to_string());
         }
     }
@@ -225,7 +286,7 @@ impl Service for SharedLimits {
     fn start(&mut self, own: ServiceId, sockets: &mut Sockets<'_>) {
         let options = self.broker.dial_options(0);
         if let Err(error) = sockets.dial_with(self.broker.address.clone(), own, options) {
-            log::error!("shared limits: {error}; this process keeps its first share, {} bytes/s", self.share);
+            self.log_down(&error.to_string());
         }
     }
 
@@ -239,8 +300,7 @@ impl Service for SharedLimits {
             self.send(&words, socket);
             link.greetings += 1;
         }
-        self.measure(socket.elapsed());
-        self.ask(link, socket);
+        self.ask_anew(link, socket);
     }
 
     fn data(&mut self, link: &mut Link, socket: &mut Socket<'_>, input: &mut Input<'_>) {
@@ -261,8 +321,7 @@ impl Service for SharedLimits {
     /// enough.
     fn alarm(&mut self, link: &mut Link, socket: &mut Socket<'_>, _: u64) {
         if !link.has_failed && !link.is_asked {
-            self.measure(socket.elapsed());
-            return self.ask(link, socket);
+            return self.ask_anew(link, socket);
         }
         if !link.has_failed {
             self.log_down(&format!("{}: no answer within {} s", self.broker, ANSWER_WITHIN.as_secs()));

@@ -88,6 +88,12 @@ impl Service for Sink {
     }
 }
 
+fn shared(total: usize) -> Shared {
+    let address = BROKER.parse().expect("an address");
+    let broker = Broker { address, credentials: None, database: 0, filter: None };
+    Shared { broker, key: "limits".to_string(), total }
+}
+
 struct World {
     bench: Bench,
     broker: Key<Played>,
@@ -103,18 +109,15 @@ impl World {
         let broker = bench.add(Played { known: BTreeMap::new(), mode });
         bench.listen(BROKER, broker).expect("a free address");
         let made = [1, 2].map(|number| {
-            let broker = Broker {
-                address: BROKER.parse().expect("an address"),
-                credentials: None,
-                database: 0,
-                filter: None,
-            };
-            let pending = Pending::new(broker, "limits".to_string(), RATE, 1);
-            let group = bench.sockets().add_shared_group(&pending.rate).expect("a group");
+            let mut pending = Pending::default();
+            pending.share_rate(shared(RATE), 1);
+            let rate = pending.rate().expect("it is shared");
+            let group = bench.sockets().add_shared_group(&rate).expect("a group");
             let limits = SocketLimits { group: Some(group), idle: None, ..SocketLimits::default() };
             let sink = bench.add_with(Sink::default(), limits);
-            let apply: Apply = Box::new(move |rate, sockets| sockets.set_group_rate(group, rate));
-            bench.add_with(pending.service(apply), Backplane::limits());
+            pending
+                .services(on_one_loop(sink.id(), Some(group)))
+                .for_each(|it| _ = bench.add_with(it, Backplane::limits()));
             let at = format!("10.0.1.{number}:80");
             bench.listen(&*at, sink).expect("a free address");
             (sink, bench.connect_to(&at))
@@ -235,4 +238,50 @@ fn a_process_that_has_not_reached_the_broker_yet_has_a_sixteenth() {
     let [_, alone] = world.advance(2);
     assert!(alone > RATE * 9 / 10, "{alone} bytes/s");
     world.assert_within_the_rate();
+}
+
+#[test]
+fn two_processes_never_have_more_connections_together_than_the_total_and_each_gets_what_is_free() {
+    const TOTAL: usize = 100;
+    let mut bench = Bench::new();
+    let broker = bench.add(Played { known: BTreeMap::new(), mode: Mode::Answers });
+    bench.listen(BROKER, broker).expect("a free address");
+    let addresses = ["10.0.1.1:80", "10.0.1.2:80"];
+    let sinks = addresses.map(|at| {
+        let mut pending = Pending::default();
+        pending.share_connections(shared(TOTAL));
+        let sink = bench.add(Sink::default());
+        bench.sockets().set_max_connections(sink, pending.cap().map(|cap| cap.in_force()));
+        pending
+            .services(on_one_loop(sink.id(), None))
+            .for_each(|it| _ = bench.add_with(it, Backplane::limits()));
+        bench.listen(at, sink).expect("a free address");
+        sink
+    });
+    // So many peers connect to a process within three seconds. Returns how many it has then.
+    let connect = |bench: &mut Bench, process: usize, peers: &mut Vec<Peer>, count: usize| {
+        for _ in 0..count {
+            peers.push(bench.connect_to(addresses[process]));
+            let all: usize = sinks.iter().map(|sink| bench.sockets().count(*sink)).sum();
+            assert!(all <= TOTAL, "{all} connections");
+            bench.advance(Duration::from_millis(3_000 / count as u64));
+        }
+        peers.retain(|peer| bench.ended(*peer).is_none());
+        bench.sockets().count(sinks[process])
+    };
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    bench.advance(Duration::from_secs(1));
+    connect(&mut bench, 0, &mut first, 150);
+    let has = connect(&mut bench, 0, &mut first, 50);
+    assert!((90..=97).contains(&has), "{has} of {TOTAL}: the other one has room for a few");
+    let has = connect(&mut bench, 1, &mut second, 50);
+    assert!((3..=10).contains(&has), "{has}: they are not taken from the other one");
+    first.drain(..60).for_each(|peer| bench.reset(peer));
+    bench.advance(Duration::from_secs(2));
+    let has = connect(&mut bench, 1, &mut second, 90);
+    assert!((45..=64).contains(&has), "{has} of those that have become free");
+    bench.with(broker, |broker, _| broker.mode = Mode::Ends);
+    let before = [0, 1].map(|process| bench.sockets().count(sinks[process]));
+    let after = [connect(&mut bench, 0, &mut first, 50), connect(&mut bench, 1, &mut second, 50)];
+    assert!(after[0] >= before[0] && after[1] >= before[1], "{before:?} {after:?}: none is closed");
 }
