@@ -219,7 +219,7 @@ fn an_upstream_is_set_down_on_all_shards() {
     assert!(peers.iter_mut().all(|peer| peer.echoes("through")));
     let lines = admin.ask("upstreams").expect("a list");
     for (index, (up, state)) in
-        [(0, "down mode=down connections=0"), (1, "up mode=auto connections=4")].repeat(2).iter().enumerate()
+        [(0, "down mode=down connections=0"), (1, "up mode=auto connections=2")].repeat(2).iter().enumerate()
     {
         let expected = format!("{} shard={} {state} ", ups[*up].address, index / 2);
         assert!(lines[index].starts_with(&expected), "{expected}: {lines:?}");

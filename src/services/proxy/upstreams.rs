@@ -66,7 +66,8 @@ pub struct UpstreamStatus {
     pub mode: UpstreamMode,
     /// Whether clients are connected to it, as long as it has room.
     pub is_up: bool,
-    /// Connections and attempts of clients, also those of proxies that [share](super::Proxy::count_with) the count.
+    /// Connections and attempts of clients of this proxy, without those of proxies that
+    /// [share](super::Proxy::count_with) the count.
     pub connections: usize,
 }
 
@@ -82,6 +83,8 @@ struct Entry {
     checking: bool,
     /// Connections and attempts of clients: of this proxy, or of several that share the count.
     active: Arc<AtomicUsize>,
+    /// Those of this proxy alone.
+    own: usize,
     /// Of smooth weighted round robin: rises by the weight in each choice, falls by the sum of weights when chosen.
     credit: i64,
 }
@@ -211,7 +214,7 @@ impl Upstreams {
             is_routed: entry.route.is_some(),
             mode: entry.mode,
             is_up: !entry.is_down(now),
-            connections: entry.active(),
+            connections: entry.own,
         };
         self.entries.iter().map(status).collect()
     }
@@ -224,15 +227,18 @@ impl Upstreams {
 
     /// An attempt or a connection of a client begins; false if the upstream takes no more.
     pub(super) fn begin(&mut self, index: usize) -> bool {
-        let entry = &self.entries[index];
+        let entry = &mut self.entries[index];
         let max = entry.upstream.max_connections.unwrap_or(usize::MAX);
         let more = |active: usize| (active < max).then_some(active + 1);
-        entry.mode != UpstreamMode::Down
-            && entry.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+        let begins = entry.mode != UpstreamMode::Down
+            && entry.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        entry.own += usize::from(begins);
+        begins
     }
 
     pub(super) fn end(&mut self, index: usize) {
         self.entries[index].active.fetch_sub(1, Ordering::Relaxed);
+        self.entries[index].own -= 1;
     }
 
     pub(super) fn counts(&self) -> UpstreamCounts {
@@ -262,7 +268,8 @@ impl Upstreams {
 impl Entry {
     fn new(upstream: Upstream, route: Option<usize>) -> Entry {
         let mode = UpstreamMode::Auto;
-        Entry { upstream, mode, route, down_until: None, checking: false, active: Arc::default(), credit: 0 }
+        let active = Arc::default();
+        Entry { upstream, mode, route, down_until: None, checking: false, active, own: 0, credit: 0 }
     }
 
     fn is_down(&self, now: Duration) -> bool {
