@@ -71,26 +71,12 @@ impl Service for Echo {
         false
     }
 
+    #[inline]
     fn data(&mut self, within_line: &mut bool, socket: &mut Socket<'_>, input: &mut Input<'_>) {
         if !self.talks {
             return echo_bytes(within_line, socket, input);
         }
-        while !input.is_empty() {
-            if !*within_line {
-                match compare(input.bytes()) {
-                    Line::Quit => return socket.close(),
-                    // Left untaken, it is delivered again together with the next bytes.
-                    Line::Undecided => return,
-                    Line::Other => {}
-                }
-            }
-            let (line, ended) = match input.take_line() {
-                Some(line) => (line, true),
-                None => (input.take_all(), false),
-            };
-            *within_line = !ended;
-            socket.send(line);
-        }
+        answer_lines(within_line, socket, input);
     }
 
     fn end(&mut self, _: &mut bool, socket: &mut Socket<'_>) {
@@ -109,6 +95,27 @@ fn echo_bytes(last_was_full: &mut bool, socket: &mut Socket<'_>, input: &mut Inp
         socket.pipe(socket.id());
     }
     *last_was_full = is_full;
+}
+
+/// Apart from `data`, so that a raw echo has a short way.
+#[inline(never)]
+fn answer_lines(within_line: &mut bool, socket: &mut Socket<'_>, input: &mut Input<'_>) {
+    while !input.is_empty() {
+        if !*within_line {
+            match compare(input.bytes()) {
+                Line::Quit => return socket.close(),
+                // Left untaken, it is delivered again together with the next bytes.
+                Line::Undecided => return,
+                Line::Other => {}
+            }
+        }
+        let (line, ended) = match input.take_line() {
+            Some(line) => (line, true),
+            None => (input.take_all(), false),
+        };
+        *within_line = !ended;
+        socket.send(line);
+    }
 }
 
 fn compare(line: &[u8]) -> Line {
