@@ -70,6 +70,7 @@ import os, socket, sys
 listener = socket.create_server(('127.0.0.1', 0))
 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10)
 os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
 os.execve(sys.argv[1], sys.argv[1:], dict(os.environ, LISTEN_FDS='1', LISTEN_PID=str(os.getpid())))
 ";
 

@@ -230,17 +230,14 @@ impl Service for Backplane {
     }
 
     fn data(&mut self, link: &mut Link, socket: &mut Socket<'_>, input: &mut Input<'_>) {
-        while !link.has_failed {
-            let result = match resp::take(input) {
-                Ok(Some(answer)) => self.on_answer(link, &answer, socket),
-                Ok(None) => return,
-                Err(why) => Err(why),
-            };
-            if let Err(why) = result {
-                self.fail(link, &why, socket);
-            }
+        if !link.has_failed
+            && let Err(why) = resp::take_each(input, |answer| self.on_answer(link, answer, socket))
+        {
+            self.fail(link, &why, socket);
         }
-        input.take_all();
+        if link.has_failed {
+            input.take_all();
+        }
     }
 
     fn drained(&mut self, link: &mut Link, socket: &mut Socket<'_>) {

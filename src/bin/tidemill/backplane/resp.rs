@@ -42,6 +42,21 @@ pub fn take(input: &mut Input<'_>) -> Result<Option<Answer>, String> {
     Ok(Some(answer))
 }
 
+/// Takes all answers that have arrived as a whole, until one is refused.
+///
+/// # Errors
+///
+/// That of `take`, or of `on_answer`.
+pub fn take_each(
+    input: &mut Input<'_>,
+    mut on_answer: impl FnMut(&Answer) -> Result<(), String>,
+) -> Result<(), String> {
+    while let Some(answer) = take(input)? {
+        on_answer(&answer)?;
+    }
+    Ok(())
+}
+
 /// An error of the broker as a part of a sentence.
 pub fn shown(text: &str) -> String {
     let text = printable(text.as_bytes());

@@ -304,17 +304,14 @@ impl Service for SharedLimits {
     }
 
     fn data(&mut self, link: &mut Link, socket: &mut Socket<'_>, input: &mut Input<'_>) {
-        while !link.has_failed {
-            let result = match resp::take(input) {
-                Ok(Some(answer)) => self.on_answer(link, &answer, socket),
-                Ok(None) => return,
-                Err(why) => Err(why),
-            };
-            if let Err(why) = result {
-                self.fail(link, &why, socket);
-            }
+        if !link.has_failed
+            && let Err(why) = resp::take_each(input, |answer| self.on_answer(link, answer, socket))
+        {
+            self.fail(link, &why, socket);
         }
-        input.take_all();
+        if link.has_failed {
+            input.take_all();
+        }
     }
 
     /// It is time for the next request, or an answer is overdue, or a broker that has refused was left alone for long
