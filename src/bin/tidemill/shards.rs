@@ -223,9 +223,7 @@ impl Start {
         locked(&self.places).push(place);
         Ok((key, names))
     }
-}
 
-impl Start {
     /// Sets the limits of all shards, from the first one. One that has too much to do keeps the previous limit of
     /// connections; the rate is in force there, too, because it is one for all.
     fn for_shared_limits<S: Service>(&self, peers: &Peers<S>) -> shared_limits::Loops {
