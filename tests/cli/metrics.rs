@@ -95,7 +95,7 @@ fn refusals_and_slow_callbacks_have_their_reasons_as_labels() {
 fn a_full_server_still_answers_scrapes_and_scrapes_take_none_of_its_connections() {
     let _others = shared();
     let (mut server, at) = start("echo --raw --max-connections 1");
-    let _held: Vec<Peer> = (0..7).map(|_| Peer::connect(at)).collect();
+    let mut held: Vec<Peer> = (0..7).map(|_| Peer::connect(at)).collect();
     let mut peer = Peer::connect(server.address);
     assert!(peer.echoes("the only one"));
     assert_eq!(Peer::connect(server.address).receive_all(), b"server busy\n");
@@ -105,8 +105,9 @@ fn a_full_server_still_answers_scrapes_and_scrapes_take_none_of_its_connections(
         1.0,
         "{body}"
     );
-    let _eighth = Peer::connect(at);
     until("a ninth scrape is refused", SOON, || {
+        // In each attempt: as long as the scrape above has not left, an eighth is refused itself.
+        held.push(Peer::connect(at));
         let mut ninth = Peer::connect(at);
         let mut answer = Vec::new();
         // A refused peer that has sent nothing is not reset.
