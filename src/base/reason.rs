@@ -77,7 +77,8 @@ pub enum CloseReason {
     Error(OsError),
 }
 
-/// An error number of the operating system (errno). Two bytes and `Copy`; converts to and from [`io::Error`].
+/// An error number of the operating system (errno) in one byte. Those of Linux end at 133, and those of the BSDs before
+/// that (errno(3)). A larger one, which is a kernel's mistake, becomes 255. Converts to and from [`io::Error`].
 ///
 /// # Examples
 ///
@@ -86,7 +87,7 @@ pub enum CloseReason {
 /// assert_eq!(std::io::Error::from(refused).raw_os_error(), Some(111));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct OsError(u16);
+pub struct OsError(u8);
 
 impl OsError {
     /// Permission denied: 13 on every Unix (errno(3)). Not taken from `libc`, so that this builds for WebAssembly.
@@ -96,14 +97,13 @@ impl OsError {
     pub(crate) const TRY_AGAIN: OsError = OsError::of(if cfg!(target_os = "linux") { 11 } else { 35 });
 
     pub(crate) const fn of(number: i32) -> OsError {
-        OsError(if number < 0 || number > u16::MAX as i32 { 0 } else { number as u16 })
+        OsError(if number < 0 || number > u8::MAX as i32 { u8::MAX } else { number as u8 })
     }
 }
 
 impl CloseReason {
     /// The number of reasons.
     pub const COUNT: usize = 25;
-
     /// Every word that [`word`](CloseReason::word) can return, in the order of [`Stats::closed`](crate::Stats::closed).
     pub const WORDS: [&'static str; CloseReason::COUNT] = [
         "finished",
@@ -463,9 +463,17 @@ mod tests {
     }
 
     #[test]
-    fn a_close_reason_has_four_bytes() {
-        assert_eq!(size_of::<CloseReason>(), 4);
-        assert_eq!(size_of::<Option<CloseReason>>(), 4);
+    fn a_close_reason_has_two_bytes() {
+        assert_eq!(size_of::<CloseReason>(), 2);
+        assert_eq!(size_of::<Option<CloseReason>>(), 2);
+    }
+
+    #[test]
+    fn an_error_number_beyond_a_byte_is_not_told_as_another_error() {
+        for number in [256 + libc::EPERM, 524, i32::MAX, -1] {
+            let told = std::io::Error::from(OsError::of(number));
+            assert_eq!(told.raw_os_error(), Some(255), "{number}");
+        }
     }
 
     #[test]

@@ -45,6 +45,28 @@ impl Tick {
     }
 }
 
+/// A [`Tick`] in five bytes, for what every connection stores: 40 bits of 10 ms are 348 years. Two of these in place of
+/// two ticks make a connection fit into 96 bytes. Packed and not an array, so that storing one takes two stores and not
+/// five.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+pub(crate) struct StoredTick {
+    low: u32,
+    high: u8,
+}
+
+impl StoredTick {
+    pub(crate) fn get(self) -> Tick {
+        Tick(u64::from(self.high) << 32 | u64::from(self.low))
+    }
+}
+
+impl From<Tick> for StoredTick {
+    fn from(tick: Tick) -> StoredTick {
+        StoredTick { low: tick.0 as u32, high: (tick.0 >> 32) as u8 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +94,13 @@ mod tests {
     fn spans_beyond_counting_saturate() {
         assert_eq!(Tick(5).after(Duration::MAX), Tick(u64::MAX));
         assert!(Tick(u64::MAX).since_start() > Duration::from_secs(500 * 365 * 86_400));
+    }
+
+    #[test]
+    fn a_stored_tick_is_the_same_tick_for_348_years() {
+        const YEAR: u64 = 365 * 24 * 3600 * PER_SECOND;
+        for ticks in [0, 1, 0xff, 0x1_0000, u64::from(u32::MAX) + 1, 348 * YEAR] {
+            assert_eq!(StoredTick::from(Tick(ticks)).get(), Tick(ticks));
+        }
     }
 }

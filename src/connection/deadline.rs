@@ -29,14 +29,14 @@ impl Connection {
         let mut earliest = Earliest(None);
         match self.stage {
             Stage::Connecting => self.consider_connecting(limits, &mut earliest),
-            Stage::Tarpitted => earliest.consider(self.created, Some(TARPIT_TIME), Due::Lifetime),
-            Stage::Lingering => earliest.consider(self.last_activity, Some(limits.linger), Due::Linger),
+            Stage::Tarpitted => earliest.consider(self.created.get(), Some(TARPIT_TIME), Due::Lifetime),
+            Stage::Lingering => earliest.consider(self.last_activity.get(), Some(limits.linger), Due::Linger),
             Stage::Closing => {
-                earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed);
+                earliest.consider(self.last_activity.get(), limits.half_closed, Due::HalfClosed);
                 // A closing connection has passed its lifetime at most by the time that lingering may take.
                 let lifetime = self.lifetime(limits).map(|lifetime| lifetime.saturating_add(limits.linger));
                 let lifetime = lifetime.filter(|_| !seeded(SeededBug::ClosingOutlivesLifetime));
-                earliest.consider(self.created, lifetime, Due::Lifetime);
+                earliest.consider(self.created.get(), lifetime, Due::Lifetime);
             }
             Stage::Open => self.consider_open(limits, &mut earliest),
             Stage::Dead => {}
@@ -55,7 +55,7 @@ impl Connection {
 
     fn consider_connecting(&self, limits: &SocketLimits, earliest: &mut Earliest) {
         let own = self.dial().and_then(|dial| dial.options.timeout);
-        earliest.consider(self.created, own.or(limits.connect), Due::Connect);
+        earliest.consider(self.created.get(), own.or(limits.connect), Due::Connect);
         earliest.at(self.dial().and_then(|dial| dial.next_attempt), Due::Attempt);
         earliest.at(self.overrides().and_then(|overrides| overrides.alarms.next()), Due::Alarm);
     }
@@ -68,23 +68,24 @@ impl Connection {
             }
             None => limits.idle,
         };
-        earliest.consider(self.created, self.lifetime(limits), Due::Lifetime);
+        earliest.consider(self.created.get(), self.lifetime(limits), Due::Lifetime);
         // A handshake has a deadline of its own, in the place of the timeouts below.
         if self.filter.is_handshaking() {
             return earliest.at(self.tls().and_then(|tls| tls.deadline), Due::Handshake);
         }
         if self.incoming == Half::Ended || self.outgoing == Half::Ended {
-            earliest.consider(self.last_activity, limits.half_closed, Due::HalfClosed);
+            earliest.consider(self.last_activity.get(), limits.half_closed, Due::HalfClosed);
         }
         // A filter's end of the stream is read before the error behind it, and nothing is read after that.
         if self.flags.contains(Flag::Broken) && (self.incoming == Half::Ended || !self.wants_input()) {
-            earliest.consider(self.last_activity, Some(BROKEN_AND_HELD), Due::Broken);
+            earliest.consider(self.last_activity.get(), Some(BROKEN_AND_HELD), Due::Broken);
         }
-        earliest.consider(self.last_activity, idle, Due::Idle);
+        earliest.consider(self.last_activity.get(), idle, Due::Idle);
         let silent = self.bytes_in == 0 || self.tls().is_some_and(|tls| tls.no_plaintext_yet);
         // While it is paused it is not read, and its first byte may have arrived.
         if silent && !self.flags.any(&[Flag::Dialed, Flag::Paused]) {
-            let since = self.overrides().and_then(|overrides| overrides.resumed).unwrap_or(self.created);
+            let since =
+                self.overrides().and_then(|overrides| overrides.resumed).unwrap_or(self.created.get());
             earliest.consider(since, limits.first_byte, Due::FirstByte);
         }
         let Some(inbox) = self.inbox.as_ref().filter(|_| self.incoming != Half::Ended) else { return };
@@ -137,7 +138,7 @@ impl Connection {
 
     pub(crate) fn set_idle(&mut self, idle: Option<Duration>, cx: &mut Context) {
         self.optional().overrides().idle = Some(idle);
-        self.last_activity = cx.now;
+        self.last_activity = cx.now.into();
         self.rearm(cx);
     }
 
@@ -156,7 +157,7 @@ impl Connection {
     /// An idle timeout has passed: starts it again.
     pub(crate) fn restart_idle(&mut self, which: IdleKind, now: Tick) {
         if which == IdleKind::Both {
-            self.last_activity = now;
+            self.last_activity = now.into();
         }
         let Some(overrides) = self.overrides_mut() else { return };
         match which {

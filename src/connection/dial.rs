@@ -86,11 +86,11 @@ impl Connection {
         stream: Stream,
         cx: &mut Context,
     ) -> Option<FilterFirst> {
-        let (created, now) = (self.created, cx.now);
+        let (created, now) = (self.created.get(), cx.now);
         self.stream = Some(stream);
         self.stage = Stage::Open;
         self.flags.insert(Flag::Writable);
-        self.last_activity = now;
+        self.last_activity = now.into();
         self.peer = PeerAddress::from(address);
         if let Some(outbox) = &mut self.outbox {
             outbox.progress.since = now; // The minimum write rate starts here: nothing could be written before.

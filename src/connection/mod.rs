@@ -34,7 +34,7 @@ use crate::base::id::ConnId;
 use crate::base::mark::mark;
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
-use crate::base::tick::Tick;
+use crate::base::tick::{StoredTick, Tick};
 use crate::connection::context::{Context, Dirty};
 use crate::connection::optional::{Dial, Optional, Overrides, Tls};
 use crate::connection::state::{FilterStage, Flag, Flags, Half, Stage, State};
@@ -47,7 +47,7 @@ use crate::sys::Stream;
 ///
 /// ```text
 ///     Connection   ├─ stream      the socket
-///       104 bytes  ├─ stage, incoming, outgoing, filter, flags
+///        96 bytes  ├─ stage, incoming, outgoing, filter, flags
 ///                  ├─ inbox   ──▶ unread input                  only while some is unread
 ///                  ├─ outbox  ──▶ bytes the kernel did not take only while some wait
 ///                  └─ optional ─▶ dial, pipe, rate, timeouts, TLS   only for connections that have one of these
@@ -74,9 +74,9 @@ pub(crate) struct Connection {
     pub(crate) optional: Option<Box<Optional>>,
     pub(crate) inbox: Option<Box<Inbox>>,
     pub(crate) outbox: Option<Box<Outbox>>,
-    pub(crate) created: Tick,
+    pub(crate) created: StoredTick,
     /// When a byte last moved. This store is all that refreshing a timeout costs: see the wheel.
-    pub(crate) last_activity: Tick,
+    pub(crate) last_activity: StoredTick,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
 }
@@ -84,7 +84,7 @@ pub(crate) struct Connection {
 /// Most of what an idle connection costs: docs/architecture.md has the sum. Checked in release builds without the
 /// simulation only: others have larger streams.
 #[cfg(not(any(test, feature = "testing", debug_assertions, target_family = "wasm")))]
-const _: () = assert!(size_of::<Connection>() <= 104);
+const _: () = assert!(size_of::<Connection>() <= 96);
 
 pub(crate) const NOT_DIRTY: u32 = u32::MAX;
 pub(crate) const NO_PLACE: u8 = u8::MAX;
@@ -107,8 +107,8 @@ impl Connection {
             optional: None,
             inbox: None,
             outbox: None,
-            created: now,
-            last_activity: now,
+            created: now.into(),
+            last_activity: now.into(),
             bytes_in: 0,
             bytes_out: 0,
         }
@@ -342,7 +342,7 @@ impl Connection {
     pub(crate) fn on_received(&mut self, n: usize, now: Tick) {
         self.bytes_in += n as u64;
         if self.stage == Stage::Open {
-            self.last_activity = now;
+            self.last_activity = now.into();
         }
         if let Some(timer) = self.overrides_mut().and_then(|overrides| overrides.read_idle.as_mut()) {
             timer.since = now;
@@ -369,7 +369,7 @@ impl Connection {
     #[inline]
     pub(crate) fn on_sent(&mut self, n: usize, now: Tick) {
         self.bytes_out += n as u64;
-        self.last_activity = now;
+        self.last_activity = now.into();
         if let Some(timer) = self.overrides_mut().and_then(|overrides| overrides.write_idle.as_mut()) {
             timer.since = now;
         }
@@ -398,7 +398,7 @@ impl Connection {
             Stage::Open | Stage::Tarpitted => {
                 self.stage = Stage::Closing;
                 self.close_reason = Some(why);
-                self.last_activity = cx.now;
+                self.last_activity = cx.now.into();
                 self.drop_inbox(cx);
                 if self.filter.is_handshaking() {
                     mark!("closed during the handshake");
@@ -435,7 +435,7 @@ impl Connection {
     /// read it. Refused connections are not counted here, because `Limits::refusals` bounds them already.
     pub(crate) fn start_linger(&mut self, cx: &mut Context) {
         self.stage = Stage::Lingering;
-        self.last_activity = cx.now;
+        self.last_activity = cx.now.into();
         self.rearm(cx);
         self.push_ready(cx);
         if self.service != table::REFUSED {

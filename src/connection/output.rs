@@ -240,7 +240,7 @@ impl Connection {
         self.flags.insert(Flag::Readable);
         self.flags.remove(Flag::Writable);
         self.flags.remove(Flag::Full);
-        self.last_activity = cx.now;
+        self.last_activity = cx.now.into();
         self.drop_outbox(cx);
         self.on_released(cx);
     }
@@ -270,7 +270,7 @@ impl Connection {
             Stage::Open if self.incoming == Half::Ended => self.close_now(CloseReason::Reset, cx),
             Stage::Open => {
                 self.flags.insert(Flag::Broken);
-                self.last_activity = cx.now;
+                self.last_activity = cx.now.into();
                 self.rearm(cx);
             }
             Stage::Tarpitted => self.close_now(CloseReason::Reset, cx),

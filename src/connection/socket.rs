@@ -177,7 +177,7 @@ impl<'a> Socket<'a> {
 
     /// The time since the connection was accepted, adopted or dialed; resolution 10 ms.
     pub fn age(&self) -> Duration {
-        self.table.cx.now.since_start() - self.connection().created.since_start()
+        self.table.cx.now.since_start() - self.connection().created.get().since_start()
     }
 
     /// The time of this turn, counted from when the reactor was created. Unlike [`now`](Socket::now) it can also be

@@ -406,7 +406,7 @@ impl<S: System> EventLoop<S> {
     pub(super) fn on_peer_end(&mut self, id: ConnId) {
         let (connection, cx) = self.table.at(id.slot);
         connection.on_end_read();
-        connection.last_activity = cx.now;
+        connection.last_activity = cx.now.into();
         let finished = connection.outgoing == Half::Ended || seeded(SeededBug::EndClosesBothWays);
         if connection.flags.contains(Flag::Piped) {
             self.relay_fin(id);

@@ -85,7 +85,7 @@ impl<S: System> EventLoop<S> {
             undelivered,
             tag: connection.optional.as_ref().map_or(0, |optional| optional.tag),
             redial_in,
-            duration: self.table.cx.now.since_start() - connection.created.since_start(),
+            duration: self.table.cx.now.since_start() - connection.created.get().since_start(),
             dial_error,
             filter_error: connection.tls_mut().and_then(|tls| tls.error.take()),
         };

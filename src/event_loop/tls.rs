@@ -132,7 +132,7 @@ impl<S: System> EventLoop<S> {
         cx.handshakes.remove(id);
         cx.stats.handshakes += 1;
         connection.filter = FilterStage::Open;
-        connection.last_activity = cx.now;
+        connection.last_activity = cx.now.into();
         if let Some(outbox) = &mut connection.outbox {
             mark!("bytes waited for the handshake");
             outbox.progress.since = cx.now; // The minimum write rate starts here: nothing could be written before.

@@ -253,7 +253,7 @@ impl<S: System> EventLoop<S> {
             }
         }
         connection.outgoing = Half::Ended;
-        connection.last_activity = cx.now;
+        connection.last_activity = cx.now.into();
         match (connection.incoming, connection.stage) {
             (Half::Ended, _) if seeded(SeededBug::BothEndsStayOpen) => {}
             (Half::Ended, _) => connection.close_now(CloseReason::Finished, cx),

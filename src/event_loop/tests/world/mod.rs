@@ -305,7 +305,7 @@ impl World {
             let Some(peer) = life.peer.filter(|&peer| open && self.script.is_broken(peer)) else { continue };
             let since = *self.resets.entry(peer).or_insert(table.cx.elapsed);
             // What it had sent is still delivered, whenever its service takes it, and renews the time.
-            let since = since.max(table.find(*id).map_or(since, |it| it.last_activity.since_start()));
+            let since = since.max(table.find(*id).map_or(since, |it| it.last_activity.get().since_start()));
             let now = table.cx.elapsed;
             assert!(now <= since + SECOND + 20 * MS, "{id}: reset at {since:?}, and open at {now:?}");
         }
