@@ -121,7 +121,8 @@ fn a_limit_that_is_set_holds_at_once_and_over_a_sighup() {
     assert!(peer.echoes("hello"));
     assert_eq!(admin.ask("set idle-timeout 200ms"), Ok(Vec::new()));
     assert!(peer.receive_all().is_empty(), "closed as idle");
-    assert!(watched.server.log().contains("admin: idle-timeout is set to 200ms; changed: idle-timeout"));
+    let told = "admin: idle-timeout is set to 200ms; changed: idle-timeout";
+    until("the change is logged", SOON, || watched.server.log().contains(told));
     watched.server.signal(Signal::HUP);
     until("SIGHUP is handled", SOON, || watched.server.log().contains("SIGHUP: "));
     assert!(admin.ask("limits").expect("a list").contains(&"idle-timeout 200ms".to_string()));
@@ -189,7 +190,12 @@ fn the_connections_and_limits_of_all_shards_are_listed_closed_and_set() {
         let of_shard = lines.iter().filter(|line| line.contains(&format!(" shard={shard} service=Echo ")));
         assert_eq!(of_shard.count(), 2, "{lines:?}");
     }
-    assert_eq!(admin.ask("connections 4").expect("a list"), lines[4..], "the first four are left out");
+    // The age differs when the clock has gone on meanwhile.
+    let ids =
+        |lines: &[String]| lines.iter().map(|line| line.split(' ').next().map(str::to_string)).collect();
+    let (rest, expected): (Vec<_>, Vec<_>) =
+        (ids(&admin.ask("connections 4").expect("a list")), ids(&lines[4..]));
+    assert_eq!(rest, expected, "the first four are left out");
     let last = lines[5].split(' ').next().expect("an id");
     let address = peers.iter().map(|peer| peer.0.local_addr().expect("an address").to_string());
     let closed =
@@ -261,7 +267,7 @@ fn answers_and_lines_are_bounded_and_clients_do_not_disturb_each_other() {
     // It does not wait for clients of the admin socket that stay.
     let begun = Instant::now();
     watched.server.end();
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(9), "--drain is 10s");
 }
 
 #[test]

@@ -265,6 +265,7 @@ fn tls_to_the_broker_is_verified() {
 
 #[test]
 fn wrong_options_of_the_backplane_are_one_line() {
+    let _others = shared();
     for (words, said) in [
         (
             "--backplane http://:pw@host",

@@ -30,10 +30,12 @@ fn arriving_lines_do_not_break_the_line_that_is_typed() {
     });
     // Left, left, insert: the line is edited.
     ann.types("\x1b[D\x1b[DX\x1b[C\x1b[Clo\r");
+    let mut told = Vec::new();
     until("the edited line", SOON, || {
-        let mut byte = [0; 512];
-        let n = bob.0.read(&mut byte).expect("the chat");
-        String::from_utf8_lossy(&byte[..n]).contains(": hXello\n")
+        let mut bytes = [0; 512];
+        let n = bob.0.read(&mut bytes).expect("the chat");
+        told.extend(&bytes[..n]);
+        String::from_utf8_lossy(&told).contains(": hXello\n")
     });
     ann.shows(": hXello");
     // At the end the terminal is as it was.

@@ -319,7 +319,8 @@ fn a_peer_that_has_gone_ends_a_stdin_that_has_no_end() {
 fn listen_accepts_one_connection() {
     let _others = shared();
     let mut child = Command::new(TIDEMILL)
-        .args(["connect", "--listen", "-v", "127.0.0.1:0"])
+        // An address of its own, so that no other test is given the port when it is free again.
+        .args(["connect", "--listen", "-v", "127.77.0.4:0"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

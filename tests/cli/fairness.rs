@@ -67,7 +67,7 @@ fn two_peers_in_bulk_share_evenly() {
     let sum = || back.iter().map(|back| back.load(Ordering::Relaxed)).sum::<u64>();
     meanwhile(
         |over| blast(&blasters, &back, over),
-        || until("a gibibyte came back", Duration::from_secs(30), || sum() >= 1 << 30),
+        || until("a gibibyte came back", Duration::from_secs(120), || sum() >= 1 << 30),
     );
     let [one, other] = back.map(AtomicU64::into_inner);
     println!("{} and {} MiB", one >> 20, other >> 20);

@@ -35,6 +35,7 @@ fn a_run_is_repeated_by_the_seed_that_its_log_names() {
             Server::start(&format!("proxy --to {to} --fault {faults} {shards} {more}"))
         };
         let first = start("");
+        until("the seed is logged", 10 * SECOND, || first.log().contains(" repeats them"));
         let log = first.log();
         let seed = log.lines().find_map(|line| line.split_once("--fault-seed ")?.1.split(' ').next());
         let seed = seed.unwrap_or_else(|| panic!("no seed in {log}"));

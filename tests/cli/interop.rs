@@ -280,12 +280,11 @@ fn redis_benchmark_succeeds_through_the_proxy() {
     if !has("redis-server") || !has("redis-benchmark") {
         return;
     }
-    let port =
-        std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+    let direct = crate::peer::free_address();
+    let port = direct.port();
     let words = ["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
     let redis = Command::new("redis-server").args(words).stdout(Stdio::null()).spawn();
     let _redis = Process(redis.expect("a server"));
-    let direct = SocketAddr::from(([127, 0, 0, 1], port));
     until("redis listens", Duration::from_secs(20), || std::net::TcpStream::connect(direct).is_ok());
     let proxy = Server::start(&format!("proxy --max-per-ip 0 --to {direct}"));
     let tests = |port: u16| {

@@ -14,7 +14,7 @@ use crate::server::{Process, Server, run, shared, until};
 #[track_caller]
 fn load(to: SocketAddr, words: &[&str]) -> (Option<i32>, Value) {
     let to = to.to_string();
-    let fixed = ["load", &to, "--json", "--warm-up", "0", "--connections", "5", "--duration", "300ms"];
+    let fixed = ["load", &to, "--json", "--warm-up", "0", "--connections", "5", "--duration", "1s"];
     let outcome = run(&[&fixed[..], words].concat(), b"");
     let json = serde_json::from_slice(&outcome.stdout);
     (outcome.code, json.unwrap_or_else(|error| panic!("{error}: {}", outcome.stderr)))
@@ -93,10 +93,9 @@ fn an_http_server_is_loaded_with_keep_alive_and_chunks() {
 const SMTP: &str = "
 from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Sink
-import socket, sys
-free = socket.socket(); free.bind(('127.0.0.1', 0)); port = free.getsockname()[1]; free.close()
-Controller(Sink(), hostname='127.0.0.1', port=port).start()
-print(port, flush=True)
+import sys
+Controller(Sink(), hostname='127.0.0.1', port=int(sys.argv[1])).start()
+print('ready', flush=True)
 sys.stdin.read()
 ";
 
@@ -112,12 +111,13 @@ fn an_smtp_server_speaks_first_and_is_loaded() {
         println!("skipped: python3-aiosmtpd is not installed");
         return;
     }
+    let to = free_address();
     let mut command = Command::new(python);
-    command.args(["-c", SMTP]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.args(["-c", SMTP, &to.port().to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = Process(command.spawn().expect("python"));
     let mut line = String::new();
-    BufReader::new(server.0.stdout.take().expect("its stdout")).read_line(&mut line).expect("its port");
-    let to = SocketAddr::from(([127, 0, 0, 1], line.trim().parse().expect("a port")));
+    BufReader::new(server.0.stdout.take().expect("its stdout")).read_line(&mut line).expect("a line");
+    assert_eq!(line, "ready\n");
     fine(load(to, &["--protocol", "smtp"]));
     fine(load(to, &["--protocol", "smtp", "--send", r"EHLO client\r\n", "--expect", "/250 HELP/"]));
     fine(load(to, &["--greeting", "--until", r"\r\n", "--send", r"NOOP\r\n", "--expect", "/^250/"]));

@@ -66,6 +66,7 @@ fn assets() -> Vec<(String, String)> {
 
 #[test]
 fn the_debian_package_has_the_files_that_it_names_and_the_unit_starts_its_binary() {
+    let _others = shared();
     let assets = assets();
     assert!(assets.len() > 10, "{assets:?}");
     for (from, _) in assets.iter().filter(|(from, _)| !from.starts_with("target/")) {

@@ -185,8 +185,8 @@ fn the_zone_of_a_link_local_address_may_be_the_name_of_an_interface() {
 #[test]
 fn the_port_of_another_listener_of_this_server_is_not_blamed_on_another_process() {
     let _others = shared();
-    // Below the ports that the system gives away by itself.
-    let port = 10_000 + std::process::id() % 10_000;
+    // Below the ports that the system gives away by itself; each test has a range of its own.
+    let port = 10_000 + std::process::id() % 5_000;
     let all = [format!("0.0.0.0:{port}"), format!("127.0.0.1:{port}")];
     let outcome = run(&["echo", "--listen", &all[0], "--listen", &all[1]], b"");
     assert_eq!(outcome.code, Some(1));
@@ -199,7 +199,7 @@ fn the_port_of_another_listener_of_this_server_is_not_blamed_on_another_process(
 #[test]
 fn all_addresses_of_both_families_may_be_listened_on_with_one_port_in_either_order() {
     let _others = shared();
-    let port = 20_000 + std::process::id() % 10_000;
+    let port = 20_000 + std::process::id() % 5_000;
     for all in [["[::]", "0.0.0.0"], ["127.0.0.1", "[::]"]] {
         let addresses = all.map(|host| format!("{host}:{port}"));
         let server =

@@ -367,21 +367,18 @@ fn a_rate_of_one_mib_a_second_is_held_within_a_twentieth_over_ten_seconds() {
     let _others = shared();
     let (listener, address) = listener();
     let proxy = Server::start(&format!("proxy --to {address} --rate 1MiB"));
-    let mut client = Peer::connect(proxy.address);
-    let mut server = accept(&listener);
-    let sends = thread::spawn(move || {
-        let chunk = vec![b'x'; 64 * 1024];
-        while client.0.write_all(&chunk).is_ok() {}
+    // A busy machine may make it slower, never faster.
+    within_one_of_three("10 MiB", SECOND * 21 / 2, || {
+        let mut client = Peer::connect(proxy.address);
+        let mut server = accept(&listener);
+        let begun = Instant::now();
+        let sends = thread::spawn(move || client.send(vec![b'x'; 10 << 20]));
+        server.receive(10 << 20);
+        let took = begun.elapsed();
+        sends.join().expect("all is sent");
+        assert!(took >= SECOND * 19 / 2, "it took {took:?}");
+        took
     });
-    let (begun, mut received, mut buffer) = (Instant::now(), 0, vec![0; 64 * 1024]);
-    while begun.elapsed() < 10 * SECOND {
-        received += server.0.read(&mut buffer).expect("more of it");
-    }
-    let share = received as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 20);
-    drop((server, proxy));
-    sends.join().expect("it ends with the connection");
-    println!("{share:.3} of the rate");
-    assert!((0.95..=1.05).contains(&share), "{share:.3} of the rate");
 }
 
 #[test]
@@ -410,6 +407,7 @@ fn few_descriptors_are_divided_before_any_connection_is_accepted() {
     let mut peers: Vec<Peer> = (0..30).map(|_| Peer::connect(proxy.address)).collect();
     let served = peers.iter_mut().filter_map(|peer| peer.echoes("in").then_some(())).count();
     // Fourteen descriptors are set aside, and those that the tests themselves were started with.
+    log_line(&proxy, "at most ");
     let log = proxy.log();
     let most =
         log.split_once("at most ").and_then(|(_, rest)| rest.split_once(' ')).map(|(most, _)| most.parse());
@@ -424,7 +422,7 @@ fn few_descriptors_are_divided_before_any_connection_is_accepted() {
 fn a_proxy_to_itself_is_refused_at_the_start() {
     let _others = shared();
     // Below the ports that the system gives away by itself, so that no other test has just been given it.
-    let port = 20_000 + std::process::id() % 10_000;
+    let port = 25_000 + std::process::id() % 5_000;
     for (listen, to) in [
         (format!("127.0.0.1:{port}"), format!("127.0.0.1:{port}")),
         (format!("0.0.0.0:{port}"), format!("localhost:{port}")),

@@ -121,8 +121,8 @@ fn members_on_slow_links_keep_their_place_while_one_sends_a_quarter_of_a_mebibyt
         || {
             let talker = Peer::connect(server.address);
             let mut own = talker.0.try_clone().expect("a second handle");
-            own.set_read_timeout(Some(Duration::from_secs(1))).expect("an option");
-            // It reads until nothing has come for a second: then the whole burst is delivered.
+            own.set_read_timeout(Some(Duration::from_secs(3))).expect("an option");
+            // It reads until nothing has come for three seconds: then the whole burst is delivered.
             let reads = thread::spawn(move || {
                 let (mut total, mut buffer) = (0, vec![0; 1 << 16]);
                 while let Ok(n @ 1..) = own.read(&mut buffer) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::peer::Peer;
+use crate::peer::{Peer, free_address};
 use crate::server::{Process, Server, TIDEMILL, exclusive, shared, until};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -15,17 +15,17 @@ const SOON: Duration = Duration::from_secs(5);
 fn a_signal_closes_the_listeners_at_once_and_connections_within_the_drain_time() {
     let _quiet = exclusive();
     for signal in [Signal::TERM, Signal::INT] {
-        let mut server = Server::start("echo --raw --drain 1s");
+        let mut server = Server::start("echo --raw --drain 3s");
         let mut peers: Vec<Peer> = (0..200).map(|_| Peer::connect(server.address)).collect();
         assert!(peers.iter_mut().all(|peer| peer.echoes("before")));
         let at = Instant::now();
         server.signal(signal);
-        until("the listener is closed", Duration::from_millis(500), || {
+        until("the listener is closed", Duration::from_secs(2), || {
             TcpStream::connect(server.address).is_err()
         });
         // Meanwhile open connections are served as before.
         assert!(peers.iter_mut().all(|peer| peer.echoes("during")));
-        assert!(at.elapsed() < Duration::from_secs(1), "the machine is too slow for this test");
+        assert!(at.elapsed() < Duration::from_secs(3), "the machine is too slow for this test");
         // Half of the peers close; the others get FIN.
         let stay = peers.split_off(100);
         drop(peers);
@@ -35,7 +35,7 @@ fn a_signal_closes_the_listeners_at_once_and_connections_within_the_drain_time()
         let status = server.ended(SOON);
         let took = at.elapsed();
         assert_eq!(status.code(), Some(0));
-        assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(3), "{took:?}");
+        assert!(took >= Duration::from_secs(3) && took < Duration::from_secs(6), "{took:?}");
     }
 }
 
@@ -99,10 +99,8 @@ fn a_restart_on_the_same_port_succeeds_at_once_twenty_times_in_a_row() {
 
 #[test]
 fn a_server_continues_when_its_stdout_is_not_read() {
-    // Alone, so that no other test takes the port meanwhile.
-    let _quiet = exclusive();
-    let port =
-        std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+    let _others = shared();
+    let port = free_address();
     let mut command = Command::new(TIDEMILL);
     command.args(["echo", "--raw", "--listen", &port.to_string()]).stderr(Stdio::null());
     let mut process = Process(command.stdout(Stdio::piped()).spawn().expect("it"));

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use crate::server::TIDEMILL;
+use crate::server::{TIDEMILL, shared};
 use crate::terminal::Terminal;
 
 fn printed(words: &[&str]) -> String {
@@ -14,6 +14,7 @@ fn printed(words: &[&str]) -> String {
 
 #[test]
 fn without_a_terminal_all_steps_are_printed_and_each_scenario_is_listed() {
+    let _others = shared();
     let list = printed(&["step"]);
     assert!(list.lines().count() > 12 && list.contains("slow-reader"), "{list}");
     let text = printed(&["step", "echo", "--all", "--state"]);
@@ -28,6 +29,7 @@ fn without_a_terminal_all_steps_are_printed_and_each_scenario_is_listed() {
 
 #[test]
 fn a_file_can_be_played_and_a_mistake_in_it_has_its_line() {
+    let _others = shared();
     let file = std::env::temp_dir().join(format!("tidemill-step-{}", std::process::id()));
     std::fs::write(&file, "serve echo\nann connects\nann says \"x\"\n").expect("a file");
     let name = file.to_str().expect("text");
@@ -41,6 +43,7 @@ fn a_file_can_be_played_and_a_mistake_in_it_has_its_line() {
 
 #[test]
 fn at_a_terminal_it_steps_forward_and_back_and_stops_at_a_breakpoint() {
+    let _others = shared();
     for columns in [80, 200] {
         let mut terminal = Terminal::start(columns, &["step", "full-table"]);
         terminal.shows("full-table 1> ");

