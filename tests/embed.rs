@@ -195,7 +195,7 @@ fn a_post_wakes_a_loop_that_sleeps_without_a_deadline() {
 #[test]
 fn another_loop_can_drive_a_reactor_without_spurious_wake_ups() {
     let mut reactor = reactor();
-    let limits = SocketLimits { idle: Some(Duration::from_millis(300)), ..SocketLimits::default() };
+    let limits = SocketLimits { idle: Some(Duration::from_secs(1)), ..SocketLimits::default() };
     let echo = reactor.add_with(Echo::raw(), limits);
     let to = listen(&mut reactor, echo);
     let (mut poll, mut events) = (Poll::new().expect("a poller"), Events::with_capacity(8));

@@ -222,7 +222,7 @@ fn a_server_that_stops_closes_idle_connections_at_once_and_busy_ones_after_their
 
 #[test]
 fn a_session_has_a_deadline_to_log_in_then_a_heartbeat_and_a_limit_of_silence() {
-    let beats = timers::Beats { divisor: 150 }; // 67 ms, 200 ms, 500 ms.
+    let beats = timers::Beats { divisor: 25 }; // 400 ms, 1.2 s, 3 s.
     let (mut reactor, listener) = timers::serve("127.0.0.1:0", beats).expect("a server");
     let at = address(&reactor, listener);
     while_turning(&mut reactor, || {
@@ -281,7 +281,7 @@ mod host {
         // One event a turn: the others are announced by no new edge.
         let mut reactor =
             Reactor::new(Limits { events_per_turn: 1, ..Limits::default() }).expect("a reactor");
-        let limits = SocketLimits { idle: Some(Duration::from_millis(200)), ..SocketLimits::default() };
+        let limits = SocketLimits { idle: Some(Duration::from_secs(1)), ..SocketLimits::default() };
         let echo = reactor.add_with(Echo::raw(), limits);
         let listener = reactor.listen("127.0.0.1:0", echo).expect("a listener");
         let at = reactor.local_addr(listener).and_then(|at| at.inet()).expect("its address");

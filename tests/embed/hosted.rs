@@ -111,7 +111,7 @@ fn an_embedded_reactor_is_readable_after_each_change_from_outside() {
 /// The host has the descriptor and nothing else: no deadline, no timeout but that of the test.
 #[test]
 fn the_descriptor_of_an_embedded_reactor_tells_of_deadlines_and_of_work_left_over() {
-    let limits = SocketLimits { idle: Some(Duration::from_millis(200)), ..SocketLimits::default() };
+    let limits = SocketLimits { idle: Some(Duration::from_secs(1)), ..SocketLimits::default() };
     let mut reactor = Reactor::new(Limits { read_budget: 1_000, ..Limits::default() }).expect("a reactor");
     let echo = reactor.add_with(Echo::raw(), limits);
     let to = listen(&mut reactor, echo);
