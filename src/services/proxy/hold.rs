@@ -26,6 +26,8 @@ pub(super) struct Hold {
     line: VecDeque<ConnId>,
     pub(super) timer: Option<TimerId>,
     pub(super) demand: Option<Demand>,
+    /// Clients that were admitted and are not in the log yet: while there are any, the upstream is not stopped.
+    pub(super) clients: usize,
     /// Whether the log has told that clients are held.
     pub(super) told: bool,
     /// When the upstream is stopped, unless a client comes.
@@ -56,9 +58,8 @@ impl Proxy {
     pub(super) fn hold_client(&mut self, client: &mut Socket<'_>) -> bool {
         let (now, id) = (client.elapsed(), client.id());
         let (Some(limit), Some(own)) = (self.hold.limit, self.service) else { return false };
-        let Some(record) = self.records.get_mut(&id) else { return false };
-        let left = limit.saturating_sub(now - record.started);
-        let Some(dialing) = &mut record.dialing else { return false };
+        let Some(dialing) = self.dialing.get_mut(&id) else { return false };
+        let left = limit.saturating_sub(now - dialing.started);
         let is_full = self.hold.line.len() >= HELD_MAX;
         if left.is_zero() || is_full || client.all().is_shutting_down() {
             return false;
@@ -89,8 +90,7 @@ impl Proxy {
             };
             self.demand(&mut client);
             let (now, within) = (client.elapsed(), self.connect_timeout);
-            let dialing = self.records.get_mut(&client.id()).and_then(|record| record.dialing.as_mut());
-            let Some(dialing) = dialing else { continue };
+            let Some(dialing) = self.dialing.get_mut(&client.id()) else { continue };
             dialing.held = Held::Before;
             dialing.deadline = now + within;
             dialing.untried = self.upstreams.order(now, dialing.route);
@@ -116,14 +116,14 @@ impl Proxy {
     /// A client has gone: without another the upstream is stopped after a while.
     pub(super) fn stop_soon(&mut self, sockets: &mut Sockets<'_>) {
         let (Some(demand), Some(own)) = (&self.hold.demand, self.service) else { return };
-        if self.records.is_empty() && self.hold.demand_timer.is_none() {
+        if self.hold.clients == 0 && self.hold.demand_timer.is_none() {
             self.hold.demand_timer = sockets.set_timer(own, demand.idle, None).ok();
         }
     }
 
     pub(super) fn stop_if_idle(&mut self) {
         self.hold.demand_timer = None;
-        if let Some(demand) = self.hold.demand.as_mut().filter(|_| self.records.is_empty()) {
+        if let Some(demand) = self.hold.demand.as_mut().filter(|_| self.hold.clients == 0) {
             (demand.control)(false);
         }
     }

@@ -1,4 +1,11 @@
-//! What a proxy knows of one connection, and the line in the log that comes of it.
+//! What a proxy knows of a client until its end, and the line in the log that comes of it.
+//!
+//! ```text
+//!     Dialing ── connected ──▶ two sessions ── one end has gone ──▶ FirstEnd ── so has the other ──▶ Line
+//!        └──────── the client has gone, without an upstream ─────────────────────────────────────────▶┘
+//! ```
+//!
+//! A pair lasts for longer than everything else here, so it takes no memory besides its two sessions.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -6,32 +13,25 @@ use std::time::Duration;
 
 use super::outbound::Attempt;
 use crate::base::address::Address;
-use crate::base::id::ConnId;
 use crate::base::reason::{ClosedInfo, Refusal, Refused};
 use crate::framing::proxy_header::ProxyHeader;
 use crate::parts::timers::TimerId;
 
-/// What will stand in the log.
-#[derive(Debug)]
-pub(super) struct Record {
-    pub(super) client: Address,
-    /// Since the reactor was made.
-    pub(super) started: Duration,
-    pub(super) upstream: usize,
-    /// Until it is connected.
-    pub(super) dialing: Option<Box<Dialing>>,
-    pub(super) connected: Option<Duration>,
-    /// How each end has ended, what it had moved, and how long the client was here. In a box, because most of its
-    /// time a pair has none.
-    pub(super) client_end: Option<Box<(ClosedInfo, Duration)>>,
-    pub(super) upstream_end: Option<Box<ClosedInfo>>,
-    /// The upstream that is connected.
-    pub(super) upstream_id: Option<ConnId>,
-}
+/// A span in whole microseconds, up to 8.9 years. In six bytes, so that it fits into a [`Role`](super::Role) beside an
+/// id.
+#[derive(Clone, Copy, Debug)]
+pub struct Micros([u16; 3]);
 
-/// What is known of a connection while an upstream is dialed.
+/// A client while an upstream is dialed for it.
 #[derive(Debug)]
 pub(super) struct Dialing {
+    pub(super) client: Address,
+    /// When it was admitted, since the reactor was made.
+    pub(super) started: Duration,
+    /// The upstream that was tried last.
+    pub(super) upstream: usize,
+    /// How the last attempt has failed.
+    pub(super) failed: Option<ClosedInfo>,
     /// What the client called.
     pub(super) destination: Option<Address>,
     /// Upstreams that have not been tried; the last is the next.
@@ -49,6 +49,26 @@ pub(super) struct Dialing {
     pub(super) held: Held,
 }
 
+/// The end of a pair that has gone first, while the other has not.
+#[derive(Debug)]
+pub(super) enum FirstEnd {
+    /// With how long it was here.
+    Client(ClosedInfo, Duration),
+    /// With how long it took to connect.
+    Upstream(ClosedInfo, Duration),
+}
+
+/// The line in the log, behind the addresses.
+pub(super) struct Line<'a> {
+    pub(super) client: &'a ClosedInfo,
+    /// How long the client was here.
+    pub(super) duration: Duration,
+    /// How long it took to connect the upstream.
+    pub(super) connected: Option<Duration>,
+    /// The upstream that was connected, or the attempt that failed last.
+    pub(super) upstream: Option<&'a ClosedInfo>,
+}
+
 /// Whether a client is held while no upstream can be connected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Held {
@@ -60,39 +80,44 @@ pub(super) enum Held {
     Before,
 }
 
-impl Record {
-    /// Whether each upstream has as many connections as it may.
-    pub(super) fn has_no_choice(&self) -> bool {
-        self.dialing.as_ref().is_some_and(|dialing| dialing.untried.is_empty())
-    }
-
-    /// Whether both ends have gone and no attempt is under way.
-    pub(super) fn is_over(&self) -> bool {
-        let attempts = self.dialing.as_ref().is_some_and(|dialing| !dialing.in_flight.is_empty());
-        self.client_end.is_some() && self.upstream_id.is_none() && !attempts
-    }
-
-    /// The header for the upstream: the address of the client, and the one that it connected to. On a listener for both
-    /// versions of IP, addresses of IPv4 are sent as such.
-    pub(super) fn header(&self) -> ProxyHeader {
-        let destination = self.dialing.as_ref().and_then(|dialing| dialing.destination.as_ref());
-        let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-        let ends = self.client.inet().map(canonical).zip(destination.and_then(Address::inet).map(canonical));
-        ends.map_or(ProxyHeader::Unknown, |(source, destination)| ProxyHeader::For { source, destination })
+impl Micros {
+    pub(super) fn of(span: Duration) -> Micros {
+        let micros = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).min((1 << 48) - 1);
+        Micros([micros as u16, (micros >> 16) as u16, (micros >> 32) as u16])
     }
 }
 
-impl fmt::Display for Record {
+impl From<Micros> for Duration {
+    fn from(Micros(parts): Micros) -> Duration {
+        Duration::from_micros(parts.iter().rev().fold(0, |micros, &part| micros << 16 | u64::from(part)))
+    }
+}
+
+impl Dialing {
+    /// The header for the upstream: the address of the client, and the one that it connected to. On a listener for both
+    /// versions of IP, addresses of IPv4 are sent as such.
+    pub(super) fn header(&self) -> ProxyHeader {
+        let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        let destination = self.destination.as_ref().and_then(Address::inet);
+        let ends = self.client.inet().zip(destination);
+        ends.map_or(ProxyHeader::Unknown, |(source, destination)| ProxyHeader::For {
+            source: canonical(source),
+            destination: canonical(destination),
+        })
+    }
+}
+
+impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((client, duration)) = self.client_end.as_deref() else { return Ok(()) };
         // Microseconds are precise enough.
         let micros = |span: Duration| Duration::from_micros(span.as_micros() as u64);
-        write!(f, "in={} out={} duration={:?}", client.bytes_in, client.bytes_out, micros(*duration))?;
+        let (client, duration) = (self.client, micros(self.duration));
+        write!(f, "in={} out={} duration={duration:?}", client.bytes_in, client.bytes_out)?;
         if let Some(connected) = self.connected {
             write!(f, " connected={:?}", micros(connected))?;
         }
         write!(f, " client={}", client.reason.word())?;
-        let Some(upstream) = self.upstream_end.as_deref() else { return Ok(()) };
+        let Some(upstream) = self.upstream else { return Ok(()) };
         write!(f, " upstream={}", upstream.reason.word())?;
         upstream.error_text().map_or(Ok(()), |error| write!(f, " ({error})"))
     }
@@ -120,5 +145,23 @@ impl fmt::Display for RefusedSummary {
             write!(f, " {word}={count}")?;
         }
         self.last.as_ref().map_or(Ok(()), |last| write!(f, ", last {}", last.peer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_of_8_years_keeps_its_microseconds() {
+        for micros in [0, 1, 65_535, 65_536, 4_294_967_296, 8 * 365 * 86_400 * 1_000_000 + 1] {
+            let span = Duration::from_micros(micros);
+            assert_eq!(Duration::from(Micros::of(span + Duration::from_nanos(999))), span);
+        }
+    }
+
+    #[test]
+    fn a_span_that_is_too_long_counts_as_the_longest() {
+        assert_eq!(Duration::from(Micros::of(Duration::MAX)), Duration::from_micros((1 << 48) - 1));
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub use self::fault::{Chance, Fault, FaultAt, Faults, Split};
 use self::hold::Hold;
-use self::log::{Record, RefusedSummary};
+use self::log::{Dialing, FirstEnd, Micros, RefusedSummary};
 use self::mirror::MIRROR;
 use self::outbound::{CHECKS_AT_ONCE, OutboundOptions, upstream_of};
 use self::relay::Relays;
@@ -93,8 +93,10 @@ pub struct Proxy {
     check_every: Option<Duration>,
     /// Set if there are routes.
     classifier: Option<Classifier>,
-    /// By client.
-    records: HashMap<ConnId, Box<Record>>,
+    /// By client, until its upstream is connected.
+    dialing: HashMap<ConnId, Box<Dialing>>,
+    /// By client, from the end of one of a pair until that of the other.
+    first_ends: HashMap<ConnId, Box<FirstEnd>>,
     refused_summary: RefusedSummary,
     /// Pairs with faults or a mirror.
     relays: Relays,
@@ -122,22 +124,27 @@ pub enum Role {
     AwaitingRoute(Option<Box<Address>>),
     /// A client in its TLS handshake, and the destination that its header named.
     Handshaking(Option<Box<Address>>),
-    /// A client.
-    Client,
-    /// The upstream of this client.
-    Upstream(ConnId),
+    /// A client, and when it was admitted, since the reactor was made.
+    Client(Micros),
+    /// An attempt to connect an upstream for this client.
+    Attempt(ConnId),
+    /// The upstream of this client, and how long it took to connect it.
+    Upstream(ConnId, Micros),
     /// A check of an upstream.
     Check,
     /// The mirror of what this client sends.
     Mirror(ConnId),
 }
 
+/// Every slot of the reactor has room for one.
+const _: () = assert!(size_of::<Option<Role>>() <= 16);
+
 impl Role {
     /// The client of the pair that a connection with this id belongs to.
     fn client(&self, own: ConnId) -> Option<ConnId> {
         match self {
-            Role::Client => Some(own),
-            Role::Upstream(client) => Some(*client),
+            Role::Client(_) => Some(own),
+            Role::Attempt(client) | Role::Upstream(client, _) => Some(*client),
             _ => None,
         }
     }
@@ -165,7 +172,8 @@ impl Proxy {
             connect_timeout: Duration::from_secs(10),
             check_every: Some(Duration::from_secs(5)),
             classifier: None,
-            records: HashMap::new(),
+            dialing: HashMap::new(),
+            first_ends: HashMap::new(),
             refused_summary: RefusedSummary::default(),
             relays: Relays::default(),
             ends_on_reset: false,
@@ -209,10 +217,7 @@ impl Proxy {
                 client.start_filter(how.clone());
                 Role::Handshaking(destination.map(Box::new))
             }
-            None => {
-                self.admit(client, destination, None);
-                Role::Client
-            }
+            None => self.admit(client, destination, None),
         }
     }
 
@@ -248,7 +253,7 @@ impl Service for Proxy {
     fn open(&mut self, socket: &mut Socket<'_>) -> Role {
         match socket.origin() {
             Origin::Dialed { by: Some(client), .. } if socket.tag() == MIRROR => Role::Mirror(client),
-            Origin::Dialed { by: Some(client), .. } => Role::Upstream(client),
+            Origin::Dialed { by: Some(client), .. } => Role::Attempt(client),
             Origin::Dialed { by: None, .. } => Role::Check,
             Origin::Accepted | Origin::Adopted if self.is_trusted(&socket.peer_addr()) => {
                 socket.set_alarm(Some(HEADER_WITHIN));
@@ -264,8 +269,8 @@ impl Service for Proxy {
         }
         let target = self.upstreams.get(upstream_of(socket.tag()));
         let header = match role {
-            Role::Upstream(client) => match self.records.get(client) {
-                Some(record) => record.header(),
+            Role::Attempt(client) => match self.dialing.get(client) {
+                Some(dialing) => dialing.header(),
                 None => return socket.close(),
             },
             _ => ProxyHeader::Unknown,
@@ -274,7 +279,7 @@ impl Service for Proxy {
             return;
         }
         match *role {
-            Role::Upstream(client) => self.connect_pair(client, socket),
+            Role::Attempt(client) => *role = self.connect_pair(client, socket),
             _ => self.check_succeeded(socket),
         }
     }
@@ -284,12 +289,12 @@ impl Service for Proxy {
         match role {
             Role::Handshaking(destination) => {
                 let destination = destination.take().map(|destination| *destination);
-                *role = Role::Client;
-                self.admit(socket, destination, None);
+                *role = self.admit(socket, destination, None);
             }
-            &mut Role::Upstream(client) => self.connect_pair(client, socket),
+            &mut Role::Attempt(client) => *role = self.connect_pair(client, socket),
             Role::Check => self.check_succeeded(socket),
-            Role::AwaitingHeader | Role::AwaitingRoute(_) | Role::Client | Role::Mirror(_) => {}
+            Role::AwaitingHeader | Role::AwaitingRoute(_) => {}
+            Role::Client(_) | Role::Upstream(..) | Role::Mirror(_) => {}
         }
     }
 
@@ -299,9 +304,9 @@ impl Service for Proxy {
         match role {
             Role::AwaitingHeader => {}
             Role::AwaitingRoute(_) => return self.choose_route(role, socket, input),
-            Role::Client => return self.relay_bytes(socket.id(), socket, input),
-            &mut Role::Upstream(client) => return self.relay_bytes(client, socket, input),
-            Role::Handshaking(_) => return,
+            Role::Client(_) => return self.relay_bytes(socket.id(), socket, input),
+            &mut Role::Upstream(client, _) => return self.relay_bytes(client, socket, input),
+            Role::Handshaking(_) | Role::Attempt(_) => return,
             Role::Check | Role::Mirror(_) => {
                 input.take_all();
                 return;
@@ -361,8 +366,7 @@ impl Service for Proxy {
 
     /// The idle clock of a client does not run while an upstream is dialed for it.
     fn idle(&mut self, _: &mut Role, socket: &mut Socket<'_>, _: IdleKind) {
-        let dialing = self.records.get(&socket.id()).is_some_and(|record| record.dialing.is_some());
-        if !dialing {
+        if !self.dialing.contains_key(&socket.id()) {
             socket.close();
         }
     }
@@ -380,8 +384,9 @@ impl Service for Proxy {
                 socket.close_as(CloseReason::Unfinished);
             }
             Role::AwaitingRoute(_) => self.on_no_route(socket),
-            Role::Client => self.on_client_alarm(socket),
-            Role::Handshaking(_) | Role::Upstream(_) | Role::Check | Role::Mirror(_) => {}
+            Role::Client(_) => self.on_client_alarm(socket),
+            Role::Handshaking(_) | Role::Attempt(_) | Role::Upstream(..) => {}
+            Role::Check | Role::Mirror(_) => {}
         }
     }
 
@@ -411,8 +416,11 @@ impl Service for Proxy {
             self.relay_closed(client, gone, sockets);
         }
         match role {
-            Role::Client => self.client_ended(gone, sockets),
-            Role::Upstream(client) => self.upstream_ended(client, gone, sockets),
+            Role::Client(started) => self.client_ended(gone, started.into(), sockets),
+            Role::Attempt(client) => self.attempt_ended(client, gone, sockets),
+            Role::Upstream(client, connected) => {
+                self.upstream_ended(client, gone, connected.into(), sockets);
+            }
             Role::Mirror(client) => self.mirror_ended(client, gone, sockets),
             Role::Check => {
                 self.upstreams.end_check(upstream_of(gone.tag));

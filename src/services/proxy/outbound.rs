@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::Proxy;
 use super::hold::DIALS_AT_ONCE;
-use super::log::{Dialing, Held, Record};
+use super::log::{Dialing, FirstEnd, Held, Line, Micros};
 use super::upstreams::{Failure, Target};
+use super::{Proxy, Role};
 use crate::base::address::Address;
 use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};
@@ -58,54 +58,51 @@ impl Proxy {
         client: &mut Socket<'_>,
         destination: Option<Address>,
         route: Option<usize>,
-    ) {
+    ) -> Role {
         client.pause();
         if route.is_none() && !self.upstreams.has_default() {
             self.refused_summary.no_route += 1;
             self.tell_refused_soon(&mut client.all());
-            return client.close();
+            client.close();
+            return Role::AwaitingRoute(None);
         }
         let mut untried = self.upstreams.order(client.elapsed(), route);
         untried.reverse();
         self.demand(client);
         self.relays.clients += 1;
         let share = self.connect_timeout / (untried.len() + 1).min(1_000) as u32;
-        let record = Record {
+        let started = client.elapsed();
+        let is_full = untried.is_empty();
+        let dialing = Dialing {
             client: client.peer_addr(),
-            started: client.elapsed(),
+            started,
             upstream: untried.last().copied().unwrap_or(0),
-            dialing: Some(Box::new(Dialing {
-                destination: destination.or_else(|| client.local_addr()),
-                untried,
-                delay: share.clamp(ATTEMPT_DELAY_MIN, ATTEMPT_DELAY_MAX),
-                in_flight: Vec::new(),
-                number: self.relays.clients,
-                route,
-                deadline: client.elapsed() + self.connect_timeout,
-                held: Held::Never,
-            })),
-            connected: None,
-            client_end: None,
-            upstream_end: None,
-            upstream_id: None,
+            failed: None,
+            destination: destination.or_else(|| client.local_addr()),
+            untried,
+            delay: share.clamp(ATTEMPT_DELAY_MIN, ATTEMPT_DELAY_MAX),
+            in_flight: Vec::new(),
+            number: self.relays.clients,
+            route,
+            deadline: started + self.connect_timeout,
+            held: Held::Never,
         };
-        self.records.insert(client.id(), Box::new(record));
-        let is_full = self.records.get(&client.id()).is_some_and(|record| record.has_no_choice());
-        if self.dial_next(client) || self.hold_client(client) {
-            return;
+        self.dialing.insert(client.id(), Box::new(dialing));
+        self.hold.clients += 1;
+        if !self.dial_next(client) && !self.hold_client(client) {
+            if is_full {
+                self.refused_summary.no_upstream += 1;
+                self.tell_refused_soon(&mut client.all());
+            }
+            client.close_as(CloseReason::Local);
         }
-        if is_full {
-            self.refused_summary.no_upstream += 1;
-            self.tell_refused_soon(&mut client.all());
-        }
-        client.close_as(CloseReason::Local);
+        Role::Client(Micros::of(started))
     }
 
     /// Dials the next upstream of a client that has not been tried, beside those under way; says whether any is.
     pub(super) fn dial_next(&mut self, client: &mut Socket<'_>) -> bool {
         let now = client.elapsed();
-        let Some(record) = self.records.get_mut(&client.id()) else { return false };
-        let Some(dialing) = &mut record.dialing else { return false };
+        let Some(dialing) = self.dialing.get_mut(&client.id()) else { return false };
         let left = dialing.deadline.saturating_sub(now);
         while let Some(upstream) = dialing.untried.pop().filter(|_| !left.is_zero()) {
             if !self.upstreams.begin(upstream) {
@@ -115,20 +112,20 @@ impl Proxy {
             match client.dial_with(target.to, self.outbound_options.dial(target, upstream, left)) {
                 Ok(id) => {
                     dialing.in_flight.push(Attempt { id, upstream, started: now });
-                    record.upstream = upstream;
+                    dialing.upstream = upstream;
                     break;
                 }
                 // No slot for an attempt beside another: it must wait for that one.
                 Err(error) if !dialing.in_flight.is_empty() => {
                     self.upstreams.end(upstream);
-                    debug!("{}: {error}", record.client);
+                    debug!("{}: {error}", dialing.client);
                     dialing.untried.push(upstream);
                     break;
                 }
                 Err(error) => {
                     self.upstreams.end(upstream);
                     let (level, left_out) = self.log_limits.dial.level(Level::Warn, Tick::at(now));
-                    ::log::log!(level, "{}: {error}{left_out}", record.client);
+                    ::log::log!(level, "{}: {error}{left_out}", dialing.client);
                 }
             }
         }
@@ -139,8 +136,7 @@ impl Proxy {
 
     /// A client has waited for as long as one attempt, or all of them, may take.
     pub(super) fn on_client_alarm(&mut self, client: &mut Socket<'_>) {
-        let dialing = self.records.get(&client.id()).and_then(|record| record.dialing.as_ref());
-        let Some(dialing) = dialing else { return };
+        let Some(dialing) = self.dialing.get(&client.id()) else { return };
         if dialing.held == Held::Now {
             return client.close_as(CloseReason::ConnectTimeout);
         }
@@ -164,9 +160,7 @@ impl Proxy {
     ) {
         let now = sockets.elapsed();
         let slow = SLOW.min(self.connect_timeout);
-        let Some(dialing) = self.records.get_mut(&client).and_then(|record| record.dialing.as_mut()) else {
-            return;
-        };
+        let Some(dialing) = self.dialing.get_mut(&client) else { return };
         for attempt in std::mem::take(&mut dialing.in_flight) {
             if Some(attempt.id) == winner {
                 continue;
@@ -179,47 +173,44 @@ impl Proxy {
     }
 
     /// The first attempt of a client has succeeded.
-    pub(super) fn connect_pair(&mut self, client: ConnId, upstream: &mut Socket<'_>) {
+    pub(super) fn connect_pair(&mut self, client: ConnId, upstream: &mut Socket<'_>) -> Role {
         let (id, now) = (upstream.id(), upstream.elapsed());
         self.give_up_attempts(client, &mut upstream.all(), Some(id));
-        let Some(record) = self.records.get_mut(&client) else { return upstream.close() };
-        record.connected = Some(now - record.started);
-        let number = record.dialing.as_ref().map_or(0, |dialing| dialing.number);
-        (record.dialing, record.upstream_end, record.upstream_id) = (None, None, Some(id));
+        let Some(dialing) = self.dialing.remove(&client) else {
+            upstream.close();
+            return Role::Attempt(client);
+        };
+        let role = Role::Upstream(client, Micros::of(now - dialing.started));
         let to = upstream_of(upstream.tag());
-        record.upstream = to;
         self.upstreams.mark_up(to);
-        let Some(mut socket) = upstream.other(client) else { return upstream.close() };
+        let Some(mut socket) = upstream.other(client) else {
+            upstream.close();
+            return role;
+        };
         socket.set_alarm(None);
         socket.resume();
         socket.notice_leaving(false);
-        if !self.start_relay(&mut socket, id, to, number) {
+        if !self.start_relay(&mut socket, id, to, dialing.number) {
             upstream.pipe(client);
         }
         self.hold.told = false;
         self.try_held(DIALS_AT_ONCE, &mut upstream.all());
+        role
     }
 
-    /// A connection to an upstream has ended. If the client was not connected, the next upstream is tried.
-    pub(super) fn upstream_ended(&mut self, client: ConnId, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
+    /// An attempt has ended. If it has failed, the next upstream is tried.
+    pub(super) fn attempt_ended(&mut self, client: ConnId, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
         let upstream = upstream_of(gone.tag);
         self.upstreams.end(upstream);
-        let Some(record) = self.records.get_mut(&client) else { return };
-        let Some(dialing) = &mut record.dialing else {
-            if record.upstream_id == Some(gone.id) {
-                record.upstream_id = None;
-                record.upstream_end = Some(Box::new(gone.clone()));
-            }
-            return self.log_closed(client, sockets);
-        };
+        let Some(dialing) = self.dialing.get_mut(&client) else { return };
         let before = dialing.in_flight.len();
         dialing.in_flight.retain(|attempt| attempt.id != gone.id);
         if dialing.in_flight.len() == before {
             return; // It was given up.
         }
-        (record.upstream, record.upstream_end) = (upstream, Some(Box::new(gone.clone())));
+        (dialing.upstream, dialing.failed) = (upstream, Some(gone.clone()));
         self.note_failure(gone, sockets.elapsed());
-        let Some(mut client) = sockets.get(client) else { return self.log_closed(client, sockets) };
+        let Some(mut client) = sockets.get(client) else { return };
         let is_over = gone.reason == CloseReason::Shutdown;
         if is_over || !(self.dial_next(&mut client) || self.hold_client(&mut client)) {
             client.close_as(gone.reason);
@@ -234,29 +225,55 @@ impl Proxy {
         }
     }
 
-    pub(super) fn client_ended(&mut self, gone: &ClosedInfo, sockets: &mut Sockets<'_>) {
+    pub(super) fn client_ended(&mut self, gone: &ClosedInfo, started: Duration, sockets: &mut Sockets<'_>) {
         self.give_up_attempts(gone.id, sockets, None);
-        if let Some(record) = self.records.get_mut(&gone.id) {
-            let duration = sockets.elapsed() - record.started;
-            // An upstream that is connected is closed by the pipe, behind what it is still to get.
-            record.client_end = Some(Box::new((gone.clone(), duration)));
-            self.log_closed(gone.id, sockets);
+        let duration = sockets.elapsed() - started;
+        if let Some(dialing) = self.dialing.remove(&gone.id) {
+            let line = Line { client: gone, duration, connected: None, upstream: dialing.failed.as_ref() };
+            return self.log_closed(line, dialing.upstream, sockets);
+        }
+        match self.first_ends.remove(&gone.id).as_deref() {
+            Some(FirstEnd::Upstream(upstream, connected)) => {
+                let connected = Some(*connected);
+                let line = Line { client: gone, duration, connected, upstream: Some(upstream) };
+                self.log_closed(line, upstream_of(upstream.tag), sockets);
+            }
+            // The upstream is closed by the pipe, behind what it is still to get.
+            _ => {
+                self.first_ends.insert(gone.id, Box::new(FirstEnd::Client(gone.clone(), duration)));
+            }
         }
     }
 
-    /// One line for one connection, when both its ends have gone.
-    pub(super) fn log_closed(&mut self, client: ConnId, sockets: &mut Sockets<'_>) {
-        if !self.records.get(&client).is_some_and(|record| record.is_over()) {
-            return;
-        }
-        if let Some(record) = self.records.remove(&client) {
-            let to = self.upstreams.get(record.upstream).to;
-            match self.relays.remove(client) {
-                Some(relay) => info!("{} -> {to} {record}{relay}", record.client),
-                None => info!("{} -> {to} {record}", record.client),
+    /// An upstream that was connected has ended.
+    pub(super) fn upstream_ended(
+        &mut self,
+        client: ConnId,
+        gone: &ClosedInfo,
+        connected: Duration,
+        sockets: &mut Sockets<'_>,
+    ) {
+        self.upstreams.end(upstream_of(gone.tag));
+        match self.first_ends.remove(&client).as_deref() {
+            Some(&FirstEnd::Client(ref client, duration)) => {
+                let line = Line { client, duration, connected: Some(connected), upstream: Some(gone) };
+                self.log_closed(line, upstream_of(gone.tag), sockets);
             }
-            self.stop_soon(sockets);
+            _ => {
+                self.first_ends.insert(client, Box::new(FirstEnd::Upstream(gone.clone(), connected)));
+            }
         }
+    }
+
+    /// One line for one client, when it has gone and so has its upstream.
+    fn log_closed(&mut self, line: Line<'_>, upstream: usize, sockets: &mut Sockets<'_>) {
+        let (to, client) = (self.upstreams.get(upstream).to, &line.client.peer);
+        match self.relays.remove(line.client.id) {
+            Some(relay) => info!("{client} -> {to} {line}{relay}"),
+            None => info!("{client} -> {to} {line}"),
+        }
+        self.hold.clients -= 1;
+        self.stop_soon(sockets);
     }
 
     /// Begins to check the next upstreams, those whose last check has ended.

@@ -78,8 +78,7 @@ impl Proxy {
             }
             RouteChoice::To(route) => {
                 client.set_alarm(None);
-                self.admit(client, destination, Some(route));
-                Role::Client
+                self.admit(client, destination, Some(route))
             }
             RouteChoice::Default => {
                 client.set_alarm(None);
