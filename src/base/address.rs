@@ -288,7 +288,7 @@ impl ToSocketAddrs for Address {
 /// The address of a peer in 19 bytes; every connection holds one. An IPv4 address is stored as mapped into IPv6. Of a
 /// Unix-domain address only the family is stored. Only a link-local address needs a scope, and such an address has 54
 /// bits that are zero (RFC 4291, section 2.5.6): the scope is stored in them, as the kernels of the BSDs do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PeerAddress {
     ip: [u8; 16],
     /// In bytes, so that nothing in here is aligned and no byte is padding.

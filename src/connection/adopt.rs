@@ -3,6 +3,8 @@
 //! Read before: `connection/table.rs`. `event_loop/accept.rs` registers them and calls `open`.
 
 #[cfg(not(target_family = "wasm"))]
+use crate::base::address::PeerAddress;
+#[cfg(not(target_family = "wasm"))]
 use crate::base::id::{ConnId, ServiceId};
 #[cfg(not(target_family = "wasm"))]
 use crate::base::setup_error::AdoptError;
@@ -69,7 +71,7 @@ impl Sockets<'_> {
         connection.place = ADOPTED;
         connection.flags.set(Flag::Dialed, is_client);
         if let Some(local) = local {
-            table.set_local(id, local);
+            connection.optional().overrides().local = Some(PeerAddress::from(local));
         }
         table.pending_adoptions.push(id);
         Ok(id)

@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::base::tick::Tick;
 use crate::connection::Connection;
 use crate::connection::context::Context;
-use crate::connection::optional::Overrides;
 use crate::connection::socket::Socket;
 
 /// The alarms of one connection, the earliest last: then the next deadline is one look, and firing is one `pop`.
@@ -74,9 +73,8 @@ impl Connection {
         let Some(after) = after else {
             if let Some(optional) = &mut self.optional {
                 optional.overrides().alarms.cancel(tag);
-                // An alarm may have been all that was in there: a proxy sets one while it dials.
-                optional.overrides.take_if(|overrides| **overrides == Overrides::default());
             }
+            self.drop_empty_optional();
             return true;
         };
         let alarms = &mut self.optional().overrides().alarms;

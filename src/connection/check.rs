@@ -16,10 +16,6 @@ impl Connection {
         );
         assert!(self.is_filtered() == self.tls().is_some(), "{id}: a filter without its state");
         assert!(
-            self.flags.contains(Flag::Piped) == self.pipe_peer().is_some(),
-            "{id}: a pipe without its other end"
-        );
-        assert!(
             self.stage != Stage::Closing || self.close_reason.is_some(),
             "{id}: closing without a reason"
         );

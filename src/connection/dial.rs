@@ -18,6 +18,7 @@ use crate::base::tick::Tick;
 use crate::config::dial::DialOptions;
 use crate::connection::Connection;
 use crate::connection::context::Context;
+use crate::connection::optional::{Dial, Dialed};
 use crate::connection::state::{Flag, Stage};
 use crate::parts::happy_eyeballs::HappyEyeballs;
 use crate::parts::timers::{Redial, TimerAction, TimerId};
@@ -79,6 +80,15 @@ impl Connection {
         self.dial()?.attempts.as_deref()
     }
 
+    /// Its local port, if it was dialed and is connected.
+    pub(crate) fn local_port(&self) -> Option<u16> {
+        match &self.optional.as_ref()?.dialed {
+            Dialed::No => None,
+            Dialed::Whole(dial) => Some(dial.local_port),
+            Dialed::Connected { local_port, .. } => Some(*local_port),
+        }
+    }
+
     /// One of its attempts is connected. Returns the filter whose handshake comes before `connected`, if there is one.
     pub(crate) fn on_connected(
         &mut self,
@@ -102,9 +112,11 @@ impl Connection {
         if filter.is_none() {
             dial.failed_attempts = 0;
         }
-        // The rest of the dial is not needed any more. Of a Unix-domain socket it is: `peer` has no room for a path.
+        // Of a Unix-domain socket all is kept: `peer` has no room for a path.
         if dial.options.reconnect.is_none() && address.inet().is_some() {
-            self.optional().dial = None;
+            let Dial { by, local_port, .. } = *dial;
+            let tag = dial.options.tag;
+            self.optional().dialed = Dialed::Connected { by, tag, local_port };
         }
         if let Some(overrides) = self.overrides_mut() {
             for timer in [&mut overrides.read_idle, &mut overrides.write_idle].into_iter().flatten() {
@@ -122,8 +134,7 @@ impl Connection {
     /// Ends it and has it dialed again, if it has [`DialOptions::reconnect`]; returns whether it has.
     fn redial(&mut self, cx: &mut Context) -> bool {
         let is_live = self.is_live();
-        let dial = self.optional.as_mut().and_then(|optional| optional.dial.as_mut());
-        let Some(dial) = dial.filter(|dial| is_live && dial.options.reconnect.is_some()) else {
+        let Some(dial) = self.kept_dial().filter(|dial| is_live && dial.options.reconnect.is_some()) else {
             return false;
         };
         dial.redial = true;
@@ -173,10 +184,8 @@ impl Table {
         self.take_slot_for_dial(&to, dialed_by)?;
         let id = self.insert(number, Stage::Connecting, PeerAddress::from(&to));
         let (connection, cx) = self.at(id.slot);
-        connection.optional().dialed_by = dialed_by;
-        connection.optional().tag = options.tag;
-        let dial = connection.dial_mut();
-        (dial.to, dial.options) = (Some(to), options);
+        let dial = Dial { by: dialed_by, to: Some(to), options, ..Dial::default() };
+        connection.optional().dialed = Dialed::Whole(Box::new(dial));
         // `insert` has armed the deadline with the service's timeout; the dial's own may be earlier.
         connection.rearm(cx);
         cx.stats.dialed += 1;
@@ -226,9 +235,8 @@ impl Table {
         let service = self.service_id(again.service);
         match self.start_dial(service, again.to.clone(), again.options.clone(), None) {
             Ok(id) => {
-                let (connection, _) = self.at(id.slot);
-                connection.optional().dialed_after = Some(again.last);
-                connection.dial_mut().failed_attempts = again.failures;
+                let dial = self.at(id.slot).0.dial_mut();
+                (dial.after, dial.failed_attempts) = (Some(again.last), again.failures);
             }
             Err(error) => {
                 log::debug!("{error}; trying again later");
@@ -355,7 +363,7 @@ impl Socket<'_> {
 
     /// [`DialOptions::tag`] of a dialed connection, else 0.
     pub fn tag(&self) -> u64 {
-        self.connection().optional.as_ref().map_or(0, |optional| optional.tag)
+        self.connection().tag()
     }
 }
 

@@ -18,15 +18,16 @@ pub(crate) enum LeavingNotice {
 
 impl Connection {
     pub(crate) fn notice_leaving(&mut self, on: bool, cx: &mut Context) {
-        self.optional().leaving = if on { LeavingNotice::Wanted } else { LeavingNotice::Off };
+        self.optional().overrides().leaving = if on { LeavingNotice::Wanted } else { LeavingNotice::Off };
+        self.drop_empty_optional();
         self.note_leaving(cx); // It may have left already: that event does not come again.
     }
 
     /// To be called when the peer may have left, or when the connection is no longer read.
     pub(crate) fn note_leaving(&mut self, cx: &mut Context) {
-        let Some(optional) = &mut self.optional else { return };
-        if optional.leaving == LeavingNotice::Wanted {
-            optional.leaving = LeavingNotice::Queued;
+        let Some(overrides) = self.overrides_mut() else { return };
+        if overrides.leaving == LeavingNotice::Wanted {
+            overrides.leaving = LeavingNotice::Queued;
             cx.leavers.push(self.id);
         }
     }

@@ -23,14 +23,15 @@ pub(crate) struct Listeners {
     /// Whether one of them may be `acceptable`: most turns have nothing to accept and need not ask each.
     pub(crate) any_acceptable: bool,
     generation: u64,
-    /// Where connections were accepted: a machine has few listeners and addresses, so a connection stores an index of
-    /// one byte into this list.
+    /// Where connections are: a machine has few listeners and addresses, so a connection stores an index of one byte
+    /// into this list.
     places: Vec<Place>,
 }
 
-/// The listener of accepted connections, and their local address; none for a Unix-domain socket.
+/// The local address of connections; none for a Unix-domain socket. With their listener if they were accepted. Dialed
+/// ones have a port each, which is not in here.
 struct Place {
-    listener: ListenerId,
+    listener: Option<ListenerId>,
     local: Option<SocketAddr>,
     /// How many connections refer to it. Without any it is used again for another place.
     connections: u32,
@@ -79,7 +80,7 @@ impl Listeners {
     }
 
     /// The index of a place, with one more connection. None when all of its 254 indices are in use.
-    fn enter(&mut self, listener: ListenerId, local: Option<SocketAddr>) -> Option<u8> {
+    fn enter(&mut self, listener: Option<ListenerId>, local: Option<SocketAddr>) -> Option<u8> {
         let known = |place: &Place| (place.listener, place.local) == (listener, local);
         let index = self.places.iter().position(known);
         let index = index.or_else(|| self.places.iter().position(|place| place.connections == 0));
@@ -94,7 +95,7 @@ impl Listeners {
         Some(index as u8)
     }
 
-    /// A connection that was accepted at a place has ended.
+    /// A connection at a place has ended.
     pub(crate) fn leave(&mut self, index: u8) {
         if let Some(place) = self.places.get_mut(usize::from(index)) {
             place.connections -= 1;
@@ -156,25 +157,37 @@ impl Table {
 
     /// The local address of a connection.
     pub(crate) fn local(&self, connection: &super::Connection) -> Option<Address> {
-        let place = self.listeners.places.get(usize::from(connection.place));
-        let local = place.and_then(|place| place.local).map(Address::Inet);
-        local.or_else(|| connection.optional.as_ref()?.local.map(Address::from))
+        let Some(place) = self.listeners.places.get(usize::from(connection.place)) else {
+            return connection.overrides()?.local.map(Address::from);
+        };
+        let mut local = place.local?;
+        if let Some(port) = connection.local_port() {
+            local.set_port(port);
+        }
+        Some(Address::Inet(local))
     }
 
     /// Stores where a connection was accepted. Without a place left, its local address is stored with the connection,
     /// and its listener is forgotten.
     pub(crate) fn set_place(&mut self, id: ConnId, listener: ListenerId, local: Option<SocketAddr>) {
         let Some(connection) = self.slots.get_mut(id.slot as usize) else { return };
-        match self.listeners.enter(listener, local) {
+        match self.listeners.enter(Some(listener), local) {
             Some(index) => connection.place = index,
-            None => connection.optional().local = local.map(PeerAddress::from),
+            None => connection.optional().overrides().local = local.map(PeerAddress::from),
         }
     }
 
-    /// Stores the local address of a dialed or adopted connection with it: each has a port of its own.
+    /// Stores the local address of a connection that was dialed. Most have the same IP address, and each has a port of
+    /// its own.
     pub(crate) fn set_local(&mut self, id: ConnId, local: SocketAddr) {
-        if let Some(connection) = self.slots.get_mut(id.slot as usize) {
-            connection.optional().local = Some(PeerAddress::from(local));
+        let Some(connection) = self.slots.get_mut(id.slot as usize) else { return };
+        let dial = connection.dial_mut();
+        dial.local_port = local.port();
+        let mut shared = local;
+        shared.set_port(0);
+        match self.listeners.enter(None, Some(shared)) {
+            Some(index) => connection.place = index,
+            None => connection.optional().overrides().local = Some(PeerAddress::from(local)),
         }
     }
 }
@@ -184,7 +197,7 @@ impl Socket<'_> {
     /// or adopted. A reactor remembers 254 pairs of a listener and a local address; beyond these it is `None`, too.
     pub fn listener(&self) -> Option<ListenerId> {
         let place = self.table().listeners.places.get(usize::from(self.connection().place));
-        place.map(|place| place.listener)
+        place.and_then(|place| place.listener)
     }
 }
 
@@ -276,15 +289,15 @@ mod tests {
         let mut listeners = Listeners::new();
         let reactor = ReactorId::next();
         let listener = |generation| ListenerId { reactor, index: 0, generation };
-        let first = listeners.enter(listener(1), None);
-        assert_eq!((first, listeners.enter(listener(1), None)), (Some(0), Some(0)));
+        let first = listeners.enter(Some(listener(1)), None);
+        assert_eq!((first, listeners.enter(Some(listener(1)), None)), (Some(0), Some(0)));
         for generation in 2..255 {
-            assert_eq!(listeners.enter(listener(generation), None), Some(generation as u8 - 1));
+            assert_eq!(listeners.enter(Some(listener(generation)), None), Some(generation as u8 - 1));
         }
-        assert_eq!(listeners.enter(listener(255), None), None, "all indices of one byte are in use");
+        assert_eq!(listeners.enter(Some(listener(255)), None), None, "all indices of one byte are in use");
         listeners.leave(0);
-        assert_eq!(listeners.enter(listener(255), None), None, "one of the two is left");
+        assert_eq!(listeners.enter(Some(listener(255)), None), None, "one of the two is left");
         listeners.leave(0);
-        assert_eq!(listeners.enter(listener(255), None), Some(0));
+        assert_eq!(listeners.enter(Some(listener(255)), None), Some(0));
     }
 }

@@ -36,7 +36,7 @@ use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::base::tick::{StoredTick, Tick};
 use crate::connection::context::{Context, Dirty};
-use crate::connection::optional::{Dial, Optional, Overrides, Tls};
+use crate::connection::optional::Optional;
 use crate::connection::state::{FilterStage, Flag, Flags, Half, Stage, State};
 use crate::parts::arena::SegmentList;
 use crate::parts::inbox::Inbox;
@@ -50,7 +50,7 @@ use crate::sys::Stream;
 ///        96 bytes  ├─ stage, incoming, outgoing, filter, flags
 ///                  ├─ inbox   ──▶ unread input                  only while some is unread
 ///                  ├─ outbox  ──▶ bytes the kernel did not take only while some wait
-///                  └─ optional ─▶ dial, pipe, rate, timeouts, TLS   only for connections that have one of these
+///                  └─ optional ─▶ dial, rate, timeouts, TLS         only for connections that have one of these
 /// ```
 ///
 /// All three pointers of an idle connection are null, so that it costs this struct and no allocation.
@@ -112,43 +112,6 @@ impl Connection {
             bytes_in: 0,
             bytes_out: 0,
         }
-    }
-
-    pub(crate) fn optional(&mut self) -> &mut Optional {
-        self.optional.get_or_insert_default()
-    }
-
-    pub(crate) fn dial(&self) -> Option<&Dial> {
-        self.optional.as_ref()?.dial.as_deref()
-    }
-
-    pub(crate) fn dial_mut(&mut self) -> &mut Dial {
-        self.optional().dial.get_or_insert_default()
-    }
-
-    pub(crate) fn overrides(&self) -> Option<&Overrides> {
-        self.optional.as_ref()?.overrides.as_deref()
-    }
-
-    pub(crate) fn overrides_mut(&mut self) -> Option<&mut Overrides> {
-        self.optional.as_mut()?.overrides.as_deref_mut()
-    }
-
-    pub(crate) fn tls(&self) -> Option<&Tls> {
-        self.optional.as_ref()?.tls.as_deref()
-    }
-
-    pub(crate) fn tls_mut(&mut self) -> Option<&mut Tls> {
-        self.optional.as_mut()?.tls.as_deref_mut()
-    }
-
-    pub(crate) fn pipe_peer(&self) -> Option<ConnId> {
-        self.optional.as_ref()?.pipe_peer
-    }
-
-    /// Whether what it is sent lacks an end that can be vouched for: see [`Optional::incomplete`].
-    pub(crate) fn is_incomplete(&self) -> bool {
-        self.optional.as_ref().is_some_and(|optional| optional.incomplete)
     }
 
     /// The peer's address; until a dial is connected, and for a Unix-domain socket, what was dialed.
@@ -423,7 +386,7 @@ impl Connection {
         cx.lingering.count -= usize::from(lingered);
         if self.unsent(cx) > 0 {
             // Whatever the reason: after a FIN, what the peer has received would look complete.
-            self.optional().incomplete = true;
+            self.optional().overrides().incomplete = true;
         }
         self.stage = Stage::Dead;
         self.note_reason(why, cx);

@@ -1,7 +1,7 @@
 //! State that only few connections have.
 //!
 //! Read before: `connection/mod.rs`. It is behind one pointer, which is null in all other connections: so an idle
-//! accepted connection does not pay for dialing, pipes, rates, timeouts of its own, and TLS.
+//! accepted connection does not pay for dialing, rates, timeouts of its own, and TLS.
 
 use std::time::Duration;
 
@@ -11,45 +11,46 @@ use crate::base::id::ConnId;
 use crate::base::leaving::Leaving;
 use crate::base::tick::Tick;
 use crate::config::dial::{DialOptions, SocketOption};
+use crate::connection::Connection;
 use crate::connection::alarm::Alarms;
 use crate::connection::dial::Attempts;
 use crate::connection::leaving::LeavingNotice;
 use crate::parts::token_bucket::TokenBucket;
 
-/// The optional state of a connection. Its larger parts are behind pointers of their own, so that a proxied pair, which
-/// needs only `dialed_by` and `pipe_peer`, does not pay for the others.
+/// The optional state of a connection. Its larger parts are behind pointers of their own, so that the upstream of a
+/// proxied pair, which was dialed and needs nothing else, does not pay for the others. The client of the pair has none.
 #[derive(Default)]
 pub(crate) struct Optional {
-    /// The connection in whose callback it was dialed.
-    pub(crate) dialed_by: Option<ConnId>,
-    /// What `DialOptions::tag` was.
-    pub(crate) tag: u64,
-    /// The connection after whose end it was dialed again.
-    pub(crate) dialed_after: Option<ConnId>,
-    /// The connection that it is piped with.
-    pub(crate) pipe_peer: Option<ConnId>,
-    /// How many reads in a row were full: enough of them make the loop splice.
-    pub(crate) full_reads: u8,
-    /// Its pipe peer was cut off: a reset follows the queue and not a FIN, which would tell that the stream is
-    /// complete.
-    pub(crate) incomplete: bool,
-    /// Whether its service is told when the peer leaves while it is not read.
-    pub(crate) leaving: LeavingNotice,
-    /// What it was told last, which is not told again.
-    pub(crate) left: Option<Leaving>,
-    /// The group whose rate it shares.
-    pub(crate) group: Option<u16>,
-    /// Its local address, if it is not in the table's list of places.
-    pub(crate) local: Option<PeerAddress>,
-    pub(crate) dial: Option<Box<Dial>>,
+    pub(crate) dialed: Dialed,
     pub(crate) overrides: Option<Box<Overrides>>,
     pub(crate) tls: Option<Box<Tls>>,
 }
 
-/// A dial. Kept until it is connected; longer if it is dialed again when it ends, or if it is a Unix-domain socket,
-/// whose path is kept here.
+/// The allocator hands out 48 bytes for it.
+const _: () = assert!(size_of::<Optional>() <= 40);
+
+/// How a connection was dialed.
+#[derive(Default)]
+pub(crate) enum Dialed {
+    /// It was not.
+    #[default]
+    No,
+    /// It is not connected yet, or all of the dial is needed: it is dialed again when it ends, or it is a Unix-domain
+    /// socket, whose path is kept there.
+    Whole(Box<Dial>),
+    /// What can be asked of a connection once it is connected: see [`Dial`].
+    Connected { by: Option<ConnId>, tag: u64, local_port: u16 },
+}
+
+/// A dial.
 #[derive(Default)]
 pub(crate) struct Dial {
+    /// The connection in whose callback it was dialed.
+    pub(crate) by: Option<ConnId>,
+    /// The connection after whose end it was dialed again.
+    pub(crate) after: Option<ConnId>,
+    /// Its local port once it is connected, if its local IP address is in the table's list of places.
+    pub(crate) local_port: u16,
     /// The address that was dialed; may be a name.
     pub(crate) to: Option<Address>,
     pub(crate) options: DialOptions,
@@ -108,6 +109,17 @@ pub(crate) struct Overrides {
     pub(crate) discarded: usize,
     /// When it was resumed before its first byte: `first_byte` counts from here.
     pub(crate) resumed: Option<Tick>,
+    /// Its pipe peer was cut off: a reset follows the queue and not a FIN, which would tell that the stream is
+    /// complete.
+    pub(crate) incomplete: bool,
+    /// Whether its service is told when the peer leaves while it is not read.
+    pub(crate) leaving: LeavingNotice,
+    /// What it was told last, which is not told again.
+    pub(crate) left: Option<Leaving>,
+    /// The group whose rate it shares.
+    pub(crate) group: Option<u16>,
+    /// Its local address, if it is not in the table's list of places.
+    pub(crate) local: Option<PeerAddress>,
 }
 
 /// An idle timeout of one direction: its length, and when a byte last moved in that direction.
@@ -150,13 +162,101 @@ impl Tls {
     }
 }
 
-impl Optional {
+impl Overrides {
     /// Whether a rate applies, of its own or of a group.
     pub(crate) fn is_limited(&self) -> bool {
-        self.group.is_some() || self.overrides.as_ref().is_some_and(|overrides| overrides.bucket.is_some())
+        self.group.is_some() || self.bucket.is_some()
     }
+}
 
+impl Optional {
     pub(crate) fn overrides(&mut self) -> &mut Overrides {
         self.overrides.get_or_insert_default()
+    }
+}
+
+impl Connection {
+    pub(crate) fn optional(&mut self) -> &mut Optional {
+        self.optional.get_or_insert_default()
+    }
+
+    /// The dial, while all of it is kept.
+    pub(crate) fn dial(&self) -> Option<&Dial> {
+        match &self.optional.as_ref()?.dialed {
+            Dialed::Whole(dial) => Some(dial),
+            Dialed::No | Dialed::Connected { .. } => None,
+        }
+    }
+
+    pub(crate) fn kept_dial(&mut self) -> Option<&mut Dial> {
+        match &mut self.optional.as_mut()?.dialed {
+            Dialed::Whole(dial) => Some(dial),
+            Dialed::No | Dialed::Connected { .. } => None,
+        }
+    }
+
+    /// The dial of a connection that is not connected yet. Panics if it is, or was not dialed.
+    pub(crate) fn dial_mut(&mut self) -> &mut Dial {
+        self.kept_dial().expect("a connection has its dial until it is connected")
+    }
+
+    /// The connection in whose callback it was dialed.
+    pub(crate) fn dialed_by(&self) -> Option<ConnId> {
+        match &self.optional.as_ref()?.dialed {
+            Dialed::No => None,
+            Dialed::Whole(dial) => dial.by,
+            Dialed::Connected { by, .. } => *by,
+        }
+    }
+
+    /// What `DialOptions::tag` was.
+    pub(crate) fn tag(&self) -> u64 {
+        match self.optional.as_ref().map(|optional| &optional.dialed) {
+            None | Some(Dialed::No) => 0,
+            Some(Dialed::Whole(dial)) => dial.options.tag,
+            Some(Dialed::Connected { tag, .. }) => *tag,
+        }
+    }
+
+    /// Gives back the memory of optional state that has come to nothing: a proxy sets an alarm for a client while it
+    /// dials, and needs nothing of it afterwards.
+    pub(crate) fn drop_empty_optional(&mut self) {
+        let Some(optional) = &mut self.optional else { return };
+        optional.overrides.take_if(|overrides| **overrides == Overrides::default());
+        let is_empty = matches!(optional.dialed, Dialed::No) && optional.overrides.is_none();
+        if is_empty && optional.tls.is_none() {
+            self.optional = None;
+        }
+    }
+
+    pub(crate) fn overrides(&self) -> Option<&Overrides> {
+        self.optional.as_ref()?.overrides.as_deref()
+    }
+
+    pub(crate) fn overrides_mut(&mut self) -> Option<&mut Overrides> {
+        self.optional.as_mut()?.overrides.as_deref_mut()
+    }
+
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.optional.as_ref()?.tls.as_deref()
+    }
+
+    pub(crate) fn tls_mut(&mut self) -> Option<&mut Tls> {
+        self.optional.as_mut()?.tls.as_deref_mut()
+    }
+
+    /// Whether what it is sent lacks an end that can be vouched for: see [`Overrides::incomplete`].
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.overrides().is_some_and(|overrides| overrides.incomplete)
+    }
+
+    /// Whether a rate applies, of its own or of a group.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.overrides().is_some_and(Overrides::is_limited)
+    }
+
+    /// The group whose rate it shares.
+    pub(crate) fn group(&self) -> Option<u16> {
+        self.overrides()?.group
     }
 }

@@ -2,12 +2,26 @@
 //!
 //! Read before: `connection/table.rs`. Next: `event_loop/pipe.rs`, which moves the bytes.
 
+use super::Connection;
 use super::table::Table;
 use crate::base::id::ConnId;
 use crate::base::mark::mark;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::input::discharge;
 use crate::connection::state::{Flag, Half};
+
+/// One end of a pipe. The table has a list of them by slot, which reaches up to the highest slot that was ever piped:
+/// so a connection that is not piped does not pay for it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct PipeEnd {
+    /// Valid while the connection in this slot has `Flag::Piped`.
+    peer: Option<ConnId>,
+    /// How many reads in a row were full: enough of them make the loop splice.
+    pub(crate) full_reads: u8,
+}
+
+/// A proxied pair has two of them.
+const _: () = assert!(size_of::<PipeEnd>() == 12);
 
 impl Table {
     /// Pipes two connections. Their unread input is sent first, so that no byte is lost or overtaken.
@@ -16,8 +30,8 @@ impl Table {
         self.unpipe(b);
         for (from, to) in [(a, b), (b, a)] {
             let Some((connection, _)) = self.get(from) else { return };
-            connection.optional().pipe_peer = Some(to);
             connection.flags.insert(Flag::Piped);
+            *self.pipe_end(from) = PipeEnd { peer: Some(to), full_reads: 0 };
         }
         for (from, to) in [(a, b), (b, a)] {
             self.relay_unread(from, to);
@@ -57,20 +71,39 @@ impl Table {
     }
 
     fn unlink(&mut self, id: ConnId) -> Option<ConnId> {
+        let pipe_peer = self.pipe_peer(id);
         let (connection, cx) = self.get(id)?;
         cx.unpiped = true;
         connection.flags.remove(Flag::Piped);
         connection.flags.remove(Flag::Spliced);
         connection.flags.remove_if(Flag::ReceiverFull, !seeded(SeededBug::UnpipeKeepsHold));
-        let pipe_peer = connection.optional.as_mut().and_then(|optional| optional.pipe_peer.take());
         connection.on_released(cx);
         pipe_peer
     }
 
+    /// The state of this end of a pipe.
+    pub(crate) fn pipe_end(&mut self, id: ConnId) -> &mut PipeEnd {
+        let slot = id.slot as usize;
+        if self.pipe_ends.len() <= slot {
+            self.pipe_ends.resize(slot + 1, PipeEnd::default());
+        }
+        &mut self.pipe_ends[slot]
+    }
+
+    /// The connection that this one is piped with.
+    pub(crate) fn pipe_peer(&self, id: ConnId) -> Option<ConnId> {
+        self.pipe_peer_of(self.find(id)?)
+    }
+
+    /// The same of a connection that may have left its slot, which no other has taken yet.
+    pub(crate) fn pipe_peer_of(&self, connection: &Connection) -> Option<ConnId> {
+        let is_piped = connection.flags.contains(Flag::Piped);
+        self.pipe_ends.get(connection.id.slot as usize).filter(|_| is_piped)?.peer
+    }
+
     /// The pipe peer, if bytes can still be sent to it.
     pub(crate) fn live_pipe_peer(&self, id: ConnId) -> Option<ConnId> {
-        let pipe_peer = self.find(id)?.pipe_peer()?;
-        self.live(pipe_peer)
+        self.live(self.pipe_peer(id)?)
     }
 
     /// Holds or releases one end of a pipe: it is not read while the other end is full.

@@ -89,23 +89,20 @@ impl Connection {
     /// stops a peer that is not read when the kernel's buffers are full.
     #[inline]
     pub(crate) fn allowance(&mut self, cx: &mut Context) -> usize {
-        match &self.optional {
-            Some(optional) if optional.is_limited() => self.take_allowance(cx),
-            _ => usize::MAX,
-        }
+        if self.is_limited() { self.take_allowance(cx) } else { usize::MAX }
     }
 
     fn take_allowance(&mut self, cx: &mut Context) -> usize {
         let now = cx.now;
-        let Some(optional) = &mut self.optional else { return usize::MAX };
-        let mut group = optional.group.map(|index| &mut cx.groups[usize::from(index)]);
-        let mut bucket = optional.overrides.as_mut().and_then(|overrides| overrides.bucket.as_mut());
+        let (service, Some(overrides)) = (self.service, self.overrides_mut()) else { return usize::MAX };
+        let mut group = overrides.group.map(|index| &mut cx.groups[usize::from(index)]);
+        let mut bucket = overrides.bucket.as_mut();
         let own = bucket.as_mut().map_or(usize::MAX, |bucket| bucket.level(now));
         let allowed = own.min(group.as_mut().map_or(usize::MAX, |group| group.share(now)));
         if allowed >= SHARE_MIN {
             return allowed;
         }
-        let admission = cx.admissions[usize::from(self.service)].as_mut();
+        let admission = cx.admissions[usize::from(service)].as_mut();
         if admission.is_some_and(|admission| admission.is_dry_run()) {
             cx.stats.would_throttle += 1;
             return usize::MAX;
@@ -116,7 +113,7 @@ impl Connection {
             group.next_refill(now)
         });
         // At least one tick later: a deadline in this tick would be due again at once.
-        optional.overrides().refill = Some(own.max(shared).max(Tick(now.0 + 1)));
+        overrides.refill = Some(own.max(shared).max(Tick(now.0 + 1)));
         mark!("throttled");
         self.hold(Flag::Throttled, cx);
         cx.stats.throttled += 1;
@@ -130,11 +127,11 @@ impl Connection {
         if !self.is_open() && !seeded(SeededBug::DiscardSpendsRate) {
             return;
         }
-        let Some(optional) = &mut self.optional else { return };
-        if let Some(bucket) = optional.overrides.as_mut().and_then(|overrides| overrides.bucket.as_mut()) {
+        let Some(overrides) = self.overrides_mut() else { return };
+        if let Some(bucket) = &mut overrides.bucket {
             bucket.take(bytes, cx.now);
         }
-        if let Some(index) = optional.group {
+        if let Some(index) = overrides.group {
             cx.groups[usize::from(index)].take(bytes, cx.now);
         }
     }
@@ -147,8 +144,7 @@ impl Connection {
 
     /// If it is throttled, it no longer counts as a member that waits for its group's tokens.
     pub(crate) fn leave_group_line(&mut self, cx: &mut Context) {
-        let group = self.optional.as_ref().and_then(|optional| optional.group);
-        if let (true, Some(index)) = (self.flags.contains(Flag::Throttled), group) {
+        if let (true, Some(index)) = (self.flags.contains(Flag::Throttled), self.group()) {
             cx.groups[usize::from(index)].throttled -= 1;
         }
     }
@@ -162,7 +158,7 @@ impl Connection {
     pub(crate) fn join_group(&mut self, group: Option<u16>, cx: &mut Context) {
         self.unthrottle(cx);
         // An id of another reactor may name no group here.
-        self.optional().group = group.filter(|&index| usize::from(index) < cx.groups.len());
+        self.optional().overrides().group = group.filter(|&index| usize::from(index) < cx.groups.len());
     }
 }
 
@@ -175,7 +171,7 @@ impl Table {
         group.set_rate(rate, now);
         // Throttled members wait until a time that was computed from the old rate.
         for (_, connection) in &mut self.slots {
-            let member = connection.optional.as_ref().is_some_and(|optional| optional.group == Some(index));
+            let member = connection.group() == Some(index);
             if member && connection.flags.contains(Flag::Throttled) && !seeded(SeededBug::OldRateWaitedFor) {
                 connection.unthrottle(&mut self.cx);
             }

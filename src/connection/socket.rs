@@ -158,12 +158,11 @@ impl<'a> Socket<'a> {
     /// Whether the connection was accepted, dialed or adopted.
     pub fn origin(&self) -> Origin {
         let connection = self.connection();
-        let optional = connection.optional.as_ref();
         match connection.flags.contains(Flag::Dialed) {
             _ if connection.place == ADOPTED => Origin::Adopted,
             true => Origin::Dialed {
-                by: optional.and_then(|optional| optional.dialed_by),
-                after: optional.and_then(|optional| optional.dialed_after),
+                by: connection.dialed_by(),
+                after: connection.dial().and_then(|dial| dial.after),
             },
             false => Origin::Accepted,
         }
@@ -318,7 +317,7 @@ impl<'a> Socket<'a> {
 
     /// The pipe peer: the connection that this one is [piped](Socket::pipe) with.
     pub fn piped_to(&self) -> Option<ConnId> {
-        self.connection().pipe_peer()
+        self.table().pipe_peer(self.id())
     }
 
     /// Limits the bytes per second that are read from it, in place of

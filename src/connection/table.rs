@@ -22,6 +22,7 @@ use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::connection::deferred::Work;
 use crate::connection::listen::Listeners;
+use crate::connection::pipe::PipeEnd;
 use crate::connection::state::{Flag, Stage};
 use crate::connection::watch::Watches;
 use crate::parts::timers::Timers;
@@ -57,6 +58,8 @@ pub(crate) struct Table {
     pub(crate) reserved: usize,
     /// By service: how many connections it has.
     pub(crate) connections_by_service: Vec<usize>,
+    /// By slot: see [`PipeEnd`].
+    pub(crate) pipe_ends: Vec<PipeEnd>,
     pub(crate) listeners: Listeners,
     pub(crate) watched: Watches,
     /// What callbacks need of the kernel.
@@ -105,6 +108,7 @@ impl Table {
             tarpitted: 0,
             reserved: 0,
             connections_by_service: Vec::new(),
+            pipe_ends: Vec::new(),
             listeners: Listeners::new(),
             watched: Watches::default(),
             registrar,
@@ -225,7 +229,7 @@ impl Table {
             if let Some(rate) = rate {
                 optional.overrides().bucket = Some(TokenBucket::new(rate, burst(rate), cx.now));
             }
-            optional.group = group.map(|group| group.index); // `EventLoop::add` has checked whose it is.
+            optional.overrides().group = group.map(|group| group.index); // `EventLoop::add` has checked whose it is.
         }
         connection.rearm(cx);
         entry.insert(connection);

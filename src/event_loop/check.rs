@@ -83,9 +83,7 @@ impl EventLoop<Sim> {
         );
         let kept = table.slots.iter().filter(|(_, c)| c.flags.contains(Flag::HoldsReservedSlot)).count();
         for (index, group) in table.cx.groups.iter().enumerate() {
-            let member = |c: &&Connection| {
-                c.optional.as_ref().is_some_and(|optional| optional.group == Some(index as u16))
-            };
+            let member = |c: &&Connection| c.group() == Some(index as u16);
             let waiting = table
                 .slots
                 .iter()
@@ -105,6 +103,8 @@ impl EventLoop<Sim> {
         );
         for (_, connection) in &table.slots {
             connection.check(&table.cx);
+            let is_piped = connection.flags.contains(Flag::Piped);
+            assert_eq!(is_piped, table.pipe_peer_of(connection).is_some(), "a pipe without its other end");
             let in_line = table.cx.ready.iter().filter(|&&id| id == connection.id).count();
             assert!(in_line <= 1, "in line twice");
             assert!(!connection.wants_turn() || in_line == 1, "a wake-up was lost: {}", connection.id);

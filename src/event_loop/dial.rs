@@ -258,7 +258,7 @@ impl<S: System> EventLoop<S> {
 
     /// Drops the attempts that are left, which closes them. Returns the results of all.
     pub(super) fn end_attempts(&mut self, id: ConnId) -> Option<ConnectError> {
-        let attempts = self.table.at(id.slot).0.optional.as_mut()?.dial.as_mut()?.attempts.take()?;
+        let attempts = self.table.at(id.slot).0.kept_dial()?.attempts.take()?;
         self.extra_attempts -= attempts.extra() * usize::from(!seeded(SeededBug::LostAttemptsCounted));
         mark!("attempts end");
         Some(attempts.into_error())

@@ -18,18 +18,18 @@ impl<S: System> EventLoop<S> {
         let count = self.table.cx.leavers.len().min(self.table.cx.limits.expirations_per_turn);
         for id in self.table.cx.leavers.drain(..count).collect::<Vec<_>>() {
             let Some((connection, _)) = self.table.get(id) else { continue };
-            if connection.optional().leaving != LeavingNotice::Queued {
-                continue; // It was switched off meanwhile.
-            }
-            connection.optional().leaving = LeavingNotice::Wanted;
+            let queued = |notice: &&mut LeavingNotice| **notice == LeavingNotice::Queued;
+            let notice = connection.overrides_mut().map(|overrides| &mut overrides.leaving).filter(queued);
+            let Some(notice) = notice else { continue }; // It was switched off meanwhile.
+            *notice = LeavingNotice::Wanted;
             let is_held =
                 connection.is_open() && connection.incoming != Half::Ended && !connection.wants_input();
             let Some(stream) = connection.stream.as_ref().filter(|_| is_held) else { continue };
             let Some(how) = self.system.peer_left(stream) else { continue };
-            let (service, optional) = (connection.service, connection.optional());
+            let (service, overrides) = (connection.service, connection.optional().overrides());
             // A reset may follow a FIN; nothing follows a reset.
-            if optional.left.is_none_or(|told| told != how && told != Leaving::Reset) {
-                optional.left = Some(how);
+            if overrides.left.is_none_or(|told| told != how && told != Leaving::Reset) {
+                overrides.left = Some(how);
                 self.call(service, Event::Left(id.slot, how));
             }
         }

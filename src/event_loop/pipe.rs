@@ -133,13 +133,15 @@ impl<S: System> EventLoop<S> {
     /// If this one was cut off before its own end, a FIN (or a close_notify) would vouch for bytes that never came:
     /// half an answer would look whole. Then the other is reset, behind what it is still to get.
     pub(super) fn on_pipe_peer_closed(&mut self, gone: &Connection, why: CloseReason) {
-        let Some(other) = gone.pipe_peer().filter(|_| gone.flags.contains(Flag::Piped)) else { return };
+        let Some(other) = self.table.pipe_peer_of(gone) else { return };
         if why == CloseReason::Finished {
             mark!("one end of a pipe has finished");
             self.table.unpipe(other);
         } else if let Some((connection, cx)) = self.table.get(other) {
             let may_hide = cx.limits_of(connection.service).end_on_reset;
-            connection.optional().incomplete |= !may_hide && is_incomplete(gone, why);
+            if !may_hide && is_incomplete(gone, why) {
+                connection.optional().overrides().incomplete = true;
+            }
             let why = if why == CloseReason::Shutdown { why } else { CloseReason::PipePeerClosed };
             let at_once = seeded(SeededBug::PipePeerClosesAtOnce);
             if at_once { connection.close_now(why, cx) } else { connection.close(why, cx) }
@@ -148,20 +150,18 @@ impl<S: System> EventLoop<S> {
 
     /// A piped connection was read. Takes a kernel pipe for it when it has become a flow.
     fn note_read_size(&mut self, source: ConnId, sink: ConnId, full: bool) {
-        let (connection, _) = self.table.at(source.slot);
-        let Some(optional) = &mut connection.optional else { return };
-        optional.full_reads = if full { optional.full_reads.saturating_add(1) } else { 0 };
-        let flows = optional.full_reads >= FULL_READS && !optional.is_limited();
-        if flows && self.may_splice(source, sink) && self.attach_kernel_pipe(sink) {
+        let full_reads = &mut self.table.pipe_end(source).full_reads;
+        *full_reads = if full { full_reads.saturating_add(1) } else { 0 };
+        if *full_reads >= FULL_READS && self.may_splice(source, sink) && self.attach_kernel_pipe(sink) {
             self.table.at(source.slot).0.flags.insert(Flag::Spliced);
         }
     }
 
     /// Whether the bytes can be spliced: not if a filter transforms them, or a rate counts them.
     fn may_splice(&self, source: ConnId, sink: ConnId) -> bool {
-        let clear = |id| self.table.find(id).is_some_and(|connection| !connection.is_filtered());
-        let optional = self.table.find(source).and_then(|connection| connection.optional.as_ref());
-        clear(source) && clear(sink) && optional.is_some_and(|optional| !optional.is_limited())
+        let clear = |connection: &&Connection| !connection.is_filtered();
+        let source = self.table.find(source).filter(clear);
+        source.is_some_and(|source| !source.is_limited()) && self.table.find(sink).filter(clear).is_some()
     }
 
     fn attach_kernel_pipe(&mut self, sink: ConnId) -> bool {
@@ -278,9 +278,7 @@ impl<S: System> EventLoop<S> {
     fn stop_splicing(&mut self, source: ConnId) {
         let (connection, _) = self.table.at(source.slot);
         connection.flags.remove(Flag::Spliced);
-        if let Some(optional) = &mut connection.optional {
-            optional.full_reads = 0;
-        }
+        self.table.pipe_end(source).full_reads = 0;
         if let Some(sink) = self.table.live_pipe_peer(source) {
             self.detach_kernel_pipe(sink);
         }

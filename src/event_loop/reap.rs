@@ -83,7 +83,7 @@ impl<S: System> EventLoop<S> {
             bytes_in: connection.bytes_in,
             bytes_out: connection.bytes_out,
             undelivered,
-            tag: connection.optional.as_ref().map_or(0, |optional| optional.tag),
+            tag: connection.tag(),
             redial_in,
             duration: self.table.cx.now.since_start() - connection.created.get().since_start(),
             dial_error,
@@ -108,7 +108,7 @@ impl<S: System> EventLoop<S> {
     /// The upstream that used a client's reserved slot has closed: a slot is reserved again, so that the client can
     /// dial another.
     fn restore_reserved_slot(&mut self, gone: &Connection) {
-        let Some(dialed_by) = gone.optional.as_ref().and_then(|optional| optional.dialed_by) else { return };
+        let Some(dialed_by) = gone.dialed_by() else { return };
         let holder = self.table.find(dialed_by);
         if holder.is_some_and(|holder| holder.flags.contains(Flag::UsedReservedSlot) && holder.is_live()) {
             mark!("a slot is reserved again");

@@ -139,8 +139,8 @@ impl<S: System> EventLoop<S> {
         }
         let open_pending = connection.tls().is_some_and(|tls| tls.open_pending);
         let (service, dialed) = (connection.service, connection.flags.contains(Flag::Dialed));
-        if connection.dial().is_some() {
-            connection.dial_mut().failed_attempts = 0;
+        if let Some(dial) = connection.kept_dial() {
+            dial.failed_attempts = 0;
         }
         connection.push_dirty(cx);
         log::debug!("{id} {} handshake complete", connection.peer_address());

@@ -188,7 +188,7 @@ impl Bench {
                 .map(|(when, due)| (when.since_start(), due)),
             wheel: cx.wheel.when(id.slot).map(Tick::since_start),
             attempts: self.event_loop.attempts_of(id),
-            pipe_peer: connection.pipe_peer(),
+            pipe_peer: self.event_loop.table.pipe_peer(id),
             close_reason: connection.close_reason,
             bytes_in: connection.bytes_in,
             bytes_out: connection.bytes_out,

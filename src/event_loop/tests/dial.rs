@@ -35,6 +35,34 @@ pub(super) fn a_dialed_connection_gets_the_same_callbacks() {
 }
 
 #[test]
+fn each_dialed_connection_has_its_own_local_port_and_its_tag_to_the_end() {
+    let mut test = socket_limits(no_idle()).build(discard);
+    let dial = |test: &mut TestLoop, tag| {
+        let options = DialOptions { tag, ..DialOptions::default() };
+        test.event_loop.table.dial(test.service, address().into(), options, None).unwrap()
+    };
+    let ids = [dial(&mut test, 1), dial(&mut test, 2)];
+    test.turn_until_quiet();
+    let peers: Vec<_> = test.script.dialed();
+    peers.iter().for_each(|&peer| test.script.finish_dial(peer, Ok(())));
+    test.turn_until_quiet();
+    let local = peers.iter().map(|peer| Some(format!("10.0.0.2:{}", 5_000 + peer)));
+    let expected: Vec<_> = local.zip([1, 2]).collect();
+    let asked = ids.map(|id| {
+        let mut sockets = test.sockets();
+        let socket = sockets.get(id).unwrap();
+        assert_eq!(socket.listener(), None);
+        (socket.local_addr().map(|local| local.to_string()), socket.tag())
+    });
+    assert_eq!(asked.to_vec(), expected);
+    peers.iter().for_each(|&peer| test.script.reset(peer));
+    test.turn_until_quiet();
+    let closed = test.closed_log.borrow();
+    let told = closed.iter().map(|gone| (gone.local.as_ref().map(|local| local.to_string()), gone.tag));
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn data_queued_during_a_slow_connect_does_not_count_as_a_slow_reader() {
     let limits = SocketLimits { connect: Some(60 * SECOND), ..no_idle() };
     let mut test = socket_limits(limits).build_with(|socket| socket.send(b"hello"), discard);

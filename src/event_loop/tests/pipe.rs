@@ -1,6 +1,7 @@
 //! Pipes: two connections whose bytes go to each other.
 
 use super::*;
+use crate::connection::optional::Dialed;
 
 /// Pipes the first connection with the second as soon as that is open.
 fn pair_with(limits: SocketLimits) -> (TestLoop, [PeerId; 2], [ConnId; 2]) {
@@ -191,6 +192,35 @@ fn a_connecting_dial_can_be_piped() {
     test.script.finish_dial(test.script.dialed()[1], Err(libc::ECONNREFUSED));
     test.turn_until_quiet();
     assert!(test.script.received_end(a), "a pipe to nowhere ends cleanly");
+}
+
+#[test]
+fn a_proxied_pair_needs_no_optional_state_but_how_its_upstream_was_dialed() {
+    let mut test = socket_limits(no_idle()).build(discard);
+    let (a, client) = test.accept();
+    // A proxy does this while it dials.
+    let mut sockets = test.sockets();
+    let mut socket = sockets.get(client).unwrap();
+    socket.set_alarm(Some(SECOND));
+    socket.notice_leaving(true);
+    let options = crate::config::dial::DialOptions { tag: 7, ..Default::default() };
+    let upstream = test.event_loop.table.dial(test.service, address().into(), options, Some(client)).unwrap();
+    test.turn_until_quiet();
+    let b = test.script.dialed()[0];
+    test.script.finish_dial(b, Ok(()));
+    test.turn_until_quiet();
+    let mut sockets = test.sockets();
+    let mut socket = sockets.get(client).unwrap();
+    socket.set_alarm(None);
+    socket.notice_leaving(false);
+    pipe(&mut test, [client, upstream]);
+    test.script.feed(a, b"hello");
+    test.turn_until_quiet();
+    assert_eq!(test.received(b), "hello");
+    assert!(test.event_loop.table.find(client).unwrap().optional.is_none());
+    let optional = test.event_loop.table.find(upstream).unwrap().optional.as_ref().unwrap();
+    assert!(optional.overrides.is_none() && optional.tls.is_none());
+    assert!(matches!(optional.dialed, Dialed::Connected { by: Some(by), tag: 7, .. } if by == client));
 }
 
 #[test]

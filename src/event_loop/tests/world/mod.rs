@@ -27,7 +27,7 @@ use self::wire::{Wire, draw_filters};
 use super::*;
 use crate::base::observer::Step;
 use crate::connection::Connection;
-use crate::connection::state::FilterStage;
+use crate::connection::state::{FilterStage, Flag};
 use crate::connection::table::{Stop, Table};
 use crate::sys::AcceptError;
 use crate::sys::sim::{
@@ -285,7 +285,10 @@ impl World {
         for (id, life) in &self.shared.borrow().ledger.lives {
             // What a connection has not taken when its filter begins is the beginning of the handshake.
             let takes = |it: &Connection| {
-                it.is_open() && it.wants_input() && it.pipe_peer().is_none() && !it.filter.is_handshaking()
+                it.is_open()
+                    && it.wants_input()
+                    && !it.flags.contains(Flag::Piped)
+                    && !it.filter.is_handshaking()
             };
             let owed =
                 life.owes_data && table.find(*id).is_some_and(|it| takes(it) && !it.unread().is_empty());

@@ -67,12 +67,13 @@ impl World {
         assert!(!is_full(it) || it.unsent(&table.cx) > 0, "{id}: full, and its queue has drained");
         let over = it.stage == Stage::Open && (it.incoming, it.outgoing) == (Half::Ended, Half::Ended);
         assert!(!over, "{id}: both of its directions have ended");
-        let peer = it.pipe_peer().and_then(|peer| table.find(peer)).filter(|peer| peer.is_live());
+        let pipe_peer = table.pipe_peer(id);
+        let peer = pipe_peer.and_then(|peer| table.find(peer)).filter(|peer| peer.is_live());
         if flags.contains(Flag::ReceiverFull) {
             let any_full = || table.slots.iter().any(|(_, other)| other.id != id && is_full(other));
             // A pipe peer that is closing, or has failed, takes nothing more.
             let may_wait = |peer: &Connection| is_full(peer) || peer.flags.contains(Flag::Broken);
-            let waits = if it.pipe_peer().is_some() { peer.is_none_or(may_wait) } else { any_full() };
+            let waits = if pipe_peer.is_some() { peer.is_none_or(may_wait) } else { any_full() };
             assert!(waits, "{id}: it waits for a receiver, and none is full");
         }
         if let (Some(peer), Half::Ended) = (peer, it.incoming) {
