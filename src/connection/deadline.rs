@@ -106,7 +106,7 @@ impl Connection {
             return Some(lifetime);
         }
         let part = self.id.generation.get().wrapping_mul(0x9e37_79b9);
-        Some(lifetime.saturating_sub(jitter.mul_f64(f64::from(part) / f64::from(u32::MAX))))
+        Some(lifetime.saturating_sub(jitter.saturating_mul(part >> 16) / (1 << 16)))
     }
 
     fn consider_overrides(&self, overrides: &Overrides, earliest: &mut Earliest) {
