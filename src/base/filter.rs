@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::base::address::Address;
+use crate::base::part::FILTERS;
 
 /// A transform of one connection's bytes. It does no I/O; the loop moves the bytes.
 ///
@@ -248,6 +249,7 @@ pub struct FilterConfig(Arc<dyn FilterFactory>);
 impl FilterConfig {
     /// Uses filters made by `factory`.
     pub fn new(factory: impl FilterFactory + 'static) -> FilterConfig {
+        FILTERS.begin();
         FilterConfig(Arc::new(factory))
     }
 

@@ -8,6 +8,7 @@ pub(crate) mod leaving;
 pub(crate) mod mark;
 pub mod observer;
 pub(crate) mod observers;
+pub(crate) mod part;
 pub(crate) mod post_error;
 pub(crate) mod random;
 pub(crate) mod reason;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::base::observer::{Observer, Step};
+use crate::base::part::OBSERVERS;
 
 /// The observers of a loop, and what each of them wants.
 pub(crate) struct Observers {
@@ -28,6 +29,7 @@ impl Default for Observers {
 impl Observers {
     /// `turn`: the number of the last turn.
     pub(crate) fn add(&mut self, observer: Box<dyn Observer>, turn: u64) {
+        OBSERVERS.begin();
         let (wants_messages, next_turn) = (observer.wants_messages(), observer.next_turn(turn));
         self.any_wants_messages |= wants_messages;
         self.next_turn = self.next_turn.min(next_turn);
@@ -36,19 +38,19 @@ impl Observers {
 
     #[inline(always)]
     pub(crate) fn want_messages(&self) -> bool {
-        self.any_wants_messages
+        self.any_wants_messages && OBSERVERS.has_begun()
     }
 
     /// Whether one of them is to be told of this turn.
     #[inline(always)]
     pub(crate) fn want_turn(&self, turn: u64) -> bool {
-        self.next_turn <= turn
+        self.next_turn <= turn && OBSERVERS.has_begun()
     }
 
     /// Gives a step of a connection to all observers. Without one, it is not even made.
     #[inline(always)]
     pub(crate) fn tell<'a>(&mut self, step: impl FnOnce() -> Step<'a>) {
-        if !self.all.is_empty() {
+        if !self.all.is_empty() && OBSERVERS.has_begun() {
             self.tell_some(|_| true, step);
         }
     }
@@ -57,7 +59,7 @@ impl Observers {
     /// stores nothing for a step that is not told.
     #[inline(always)]
     pub(crate) fn tell_message<'a>(&mut self, step: impl FnOnce() -> Step<'a>) {
-        if self.any_wants_messages {
+        if self.want_messages() {
             self.tell_some(|one| one.wants_messages, step);
         }
     }

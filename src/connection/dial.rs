@@ -12,6 +12,7 @@ use crate::base::address::{Address, AddressError, PeerAddress};
 use crate::base::filter::FilterConfig;
 use crate::base::id::{ConnId, ServiceId};
 use crate::base::observer::Step;
+use crate::base::part::DIALS;
 use crate::base::reason::{Attempt, CloseReason, ConnectError, OsError};
 use crate::base::setup_error::DialError;
 use crate::base::tick::Tick;
@@ -22,7 +23,7 @@ use crate::connection::optional::{Dial, Dialed};
 use crate::connection::state::{Flag, Stage};
 use crate::parts::happy_eyeballs::HappyEyeballs;
 use crate::parts::timers::{Redial, TimerAction, TimerId};
-use crate::sys::{Resolver, Stream};
+use crate::sys::Stream;
 
 /// The filter of a dial, the name or address that its certificate is checked against, and its handshake's deadline.
 type FilterFirst = (FilterConfig, Address, Option<Tick>);
@@ -164,7 +165,7 @@ impl Table {
         options: DialOptions,
         dialed_by: Option<ConnId>,
     ) -> Result<ConnId, DialError> {
-        self.start_look_up = Some(Resolver::look_up);
+        DIALS.begin();
         self.start_dial(service, to, options, dialed_by)
     }
 
@@ -232,6 +233,9 @@ impl Table {
 
     /// The wait of a redial is over. If no slot is free, it waits again.
     pub(crate) fn redial(&mut self, again: Redial) {
+        if !DIALS.has_begun() {
+            return;
+        }
         let service = self.service_id(again.service);
         match self.start_dial(service, again.to.clone(), again.options.clone(), None) {
             Ok(id) => {

@@ -152,10 +152,6 @@ impl Connection {
         !matches!(self.stage, Stage::Connecting | Stage::Dead)
     }
 
-    pub(crate) fn is_filtered(&self) -> bool {
-        self.filter != FilterStage::Off
-    }
-
     // -- holds ---------------------------------------------------------------------------------------------
 
     /// Whether its service, or its pipe peer, takes no input now. `Full` does not hold a piped connection: what is read

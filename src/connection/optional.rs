@@ -9,6 +9,7 @@ use crate::base::address::{Address, PeerAddress};
 use crate::base::filter::{Filter, FilterConfig};
 use crate::base::id::ConnId;
 use crate::base::leaving::Leaving;
+use crate::base::part::{DIALS, FILTERS};
 use crate::base::tick::Tick;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::connection::Connection;
@@ -181,17 +182,19 @@ impl Connection {
     }
 
     /// The dial, while all of it is kept.
+    #[inline(always)]
     pub(crate) fn dial(&self) -> Option<&Dial> {
         match &self.optional.as_ref()?.dialed {
-            Dialed::Whole(dial) => Some(dial),
-            Dialed::No | Dialed::Connected { .. } => None,
+            Dialed::Whole(dial) if DIALS.has_begun() => Some(dial),
+            _ => None,
         }
     }
 
+    #[inline(always)]
     pub(crate) fn kept_dial(&mut self) -> Option<&mut Dial> {
         match &mut self.optional.as_mut()?.dialed {
-            Dialed::Whole(dial) => Some(dial),
-            Dialed::No | Dialed::Connected { .. } => None,
+            Dialed::Whole(dial) if DIALS.has_begun() => Some(dial),
+            _ => None,
         }
     }
 
@@ -237,12 +240,14 @@ impl Connection {
         self.optional.as_mut()?.overrides.as_deref_mut()
     }
 
+    #[inline(always)]
     pub(crate) fn tls(&self) -> Option<&Tls> {
-        self.optional.as_ref()?.tls.as_deref()
+        self.optional.as_ref()?.tls.as_deref().filter(|_| FILTERS.has_begun())
     }
 
+    #[inline(always)]
     pub(crate) fn tls_mut(&mut self) -> Option<&mut Tls> {
-        self.optional.as_mut()?.tls.as_deref_mut()
+        self.optional.as_mut()?.tls.as_deref_mut().filter(|_| FILTERS.has_begun())
     }
 
     /// Whether what it is sent lacks an end that can be vouched for: see [`Overrides::incomplete`].

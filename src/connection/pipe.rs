@@ -6,6 +6,7 @@ use super::Connection;
 use super::table::Table;
 use crate::base::id::ConnId;
 use crate::base::mark::mark;
+use crate::base::part::PIPES;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::input::discharge;
 use crate::connection::state::{Flag, Half};
@@ -26,6 +27,7 @@ const _: () = assert!(size_of::<PipeEnd>() == 12);
 impl Table {
     /// Pipes two connections. Their unread input is sent first, so that no byte is lost or overtaken.
     pub(crate) fn pipe(&mut self, a: ConnId, b: ConnId) {
+        PIPES.begin();
         self.unpipe(a);
         self.unpipe(b);
         for (from, to) in [(a, b), (b, a)] {
@@ -96,12 +98,14 @@ impl Table {
     }
 
     /// The same of a connection that may have left its slot, which no other has taken yet.
+    #[inline(always)]
     pub(crate) fn pipe_peer_of(&self, connection: &Connection) -> Option<ConnId> {
-        let is_piped = connection.flags.contains(Flag::Piped);
+        let is_piped = connection.flags.contains(Flag::Piped) && PIPES.has_begun();
         self.pipe_ends.get(connection.id.slot as usize).filter(|_| is_piped)?.peer
     }
 
     /// The pipe peer, if bytes can still be sent to it.
+    #[inline(always)]
     pub(crate) fn live_pipe_peer(&self, id: ConnId) -> Option<ConnId> {
         self.live(self.pipe_peer(id)?)
     }

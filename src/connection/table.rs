@@ -27,7 +27,7 @@ use crate::connection::state::{Flag, Stage};
 use crate::connection::watch::Watches;
 use crate::parts::timers::Timers;
 use crate::parts::token_bucket::{TokenBucket, burst};
-use crate::sys::{Epoch, Registrar, StartLookUp};
+use crate::sys::{Epoch, Registrar};
 
 /// All connections and what they share.
 ///
@@ -46,8 +46,6 @@ pub(crate) struct Table {
     generations: GenerationCounter,
     /// Connections that a service has dialed in this turn; `accept` makes the system calls.
     pub(crate) pending_dials: Vec<ConnId>,
-    /// Set by the first dial: see [`StartLookUp`].
-    pub(crate) start_look_up: Option<StartLookUp>,
     /// Streams that were adopted in this turn; `accept` registers them and calls `open`.
     pub(crate) pending_adoptions: Vec<ConnId>,
     /// How many slots belong to refused connections: they are not counted as connections of services.
@@ -102,7 +100,6 @@ impl Table {
             cx: Context::new(limits, epoch),
             generations: GenerationCounter::starting_at(first_generation),
             pending_dials: Vec::new(),
-            start_look_up: None,
             pending_adoptions: Vec::new(),
             refusals: 0,
             tarpitted: 0,

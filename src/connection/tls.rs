@@ -5,6 +5,7 @@
 use log::Level;
 
 use crate::base::filter::{Filter, FilterConfig, FilterInfo, Opened};
+use crate::base::part::FILTERS;
 use crate::base::reason::CloseReason;
 use crate::base::tick::Tick;
 use crate::connection::Connection;
@@ -55,6 +56,11 @@ impl Connection {
     fn set_filter(&mut self, config: FilterConfig, deadline: Option<Tick>, clear_prefix: usize, opens: bool) {
         self.filter = FilterStage::Asked;
         self.optional().tls = Some(Box::new(Tls::new(config, deadline, clear_prefix, opens)));
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_filtered(&self) -> bool {
+        self.filter != FilterStage::Off && FILTERS.has_begun()
     }
 
     /// Whether `open` (accepted) or `connected` (dialed) waits for the handshake.

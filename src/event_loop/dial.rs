@@ -13,6 +13,7 @@ use crate::base::address::Address;
 use crate::base::id::ConnId;
 use crate::base::mark::mark;
 use crate::base::observer::Step as Observed;
+use crate::base::part::DIALS;
 use crate::base::reason::{Attempt, CloseReason, ConnectError, OsError, os_message};
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::config::dial::Family;
@@ -32,6 +33,9 @@ impl<S: System> EventLoop<S> {
     /// Starts a dial: calls `open`, then looks the name up or connects. If the dial was cancelled in the turn in which
     /// it was made, `open` is not called, and so `closed` is not either.
     pub(super) fn start_dial(&mut self, id: ConnId) {
+        if !DIALS.has_begun() {
+            return;
+        }
         let Some((connection, _)) = self.table.get(id).filter(|(connection, _)| connection.is_live()) else {
             return;
         };
@@ -53,8 +57,7 @@ impl<S: System> EventLoop<S> {
         let number = match self.lookups.request(host, port, id, max) {
             LookupRequest::New(number) => {
                 self.table.cx.stats.lookups += 1;
-                let start = self.table.start_look_up.expect("the first dial has set it");
-                self.system.look_up(start, number, host, port);
+                self.system.look_up(number, host, port);
                 number
             }
             LookupRequest::Joined(number) => number,
@@ -79,7 +82,7 @@ impl<S: System> EventLoop<S> {
     /// Takes the answers of the resolver, and continues the dials that waited for them. A lookup that no dial waits for
     /// any more completes with an empty list.
     pub(super) fn poll_resolver(&mut self) {
-        while let Some(answer) = self.system.next_answer() {
+        while let Some(answer) = self.system.next_answer().filter(|_| DIALS.has_begun()) {
             for id in self.lookups.complete(answer.number) {
                 let Some((connection, _)) = self.table.get(id) else { continue };
                 if connection.stage != Stage::Connecting {
@@ -144,6 +147,9 @@ impl<S: System> EventLoop<S> {
     /// Starts the attempts that are due, and stores when the next one is. The loop ends: each step starts an attempt,
     /// and the addresses are finite, or it returns.
     pub(super) fn next_attempt(&mut self, id: ConnId) {
+        if !DIALS.has_begun() {
+            return;
+        }
         let now = self.table.cx.now;
         loop {
             let (connection, cx) = self.table.at(id.slot);
@@ -211,6 +217,9 @@ impl<S: System> EventLoop<S> {
     /// An event came for a dial: one of its attempts has connected or failed, or the event is spurious. The event does
     /// not say which, so all are checked.
     pub(super) fn check_attempts(&mut self, id: ConnId) {
+        if !DIALS.has_begun() {
+            return;
+        }
         let (connection, cx) = self.table.at(id.slot);
         connection.flags.remove(Flag::Writable);
         let Some(attempts) = &mut connection.dial_mut().attempts else { return };

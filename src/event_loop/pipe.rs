@@ -9,6 +9,7 @@ use super::read::{ReadOutcome, Target};
 use crate::base::id::ConnId;
 use crate::base::mark::mark;
 use crate::base::observer::Step;
+use crate::base::part::PIPES;
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::state::{Flag, Half};
@@ -59,7 +60,11 @@ impl<C> KernelPipes<C> {
     }
 
     /// The kernel pipe that leads into this connection.
+    #[inline(always)]
     pub(super) fn to_sink(&self, sink: ConnId) -> Option<&C> {
+        if !PIPES.has_begun() {
+            return None;
+        }
         self.in_use.iter().find(|(id, _)| *id == sink).map(|(_, used)| &used.pipe)
     }
 
@@ -77,6 +82,9 @@ impl<C> KernelPipes<C> {
     /// Takes it away from its connection. Only an empty one is kept for the next: bytes of one connection must never
     /// reach another.
     fn release(&mut self, sink: ConnId) {
+        if !PIPES.has_begun() {
+            return;
+        }
         let Some(at) = self.in_use.iter().position(|(id, _)| *id == sink) else { return };
         let used = Some(self.in_use.swap_remove(at).1)
             .filter(|used| used.held == 0 || seeded(SeededBug::UsedPipeKept));
@@ -191,6 +199,9 @@ impl<S: System> EventLoop<S> {
 
     /// In place of a read: moves what has arrived into the kernel pipe, and has the sink's write move it on.
     pub(super) fn splice_in(&mut self, source: ConnId, block: &mut [u8], budget: usize) {
+        if !PIPES.has_begun() {
+            return;
+        }
         let sink = self.table.live_pipe_peer(source).filter(|&sink| self.may_splice(source, sink));
         let Some(sink) = sink else { return self.stop_splicing(source) };
         let (connection, cx) = self.table.at(sink.slot);
@@ -335,7 +346,7 @@ impl<S: System> EventLoop<S> {
 
     /// Pipes were undone: those of their kernel pipes that are empty are free.
     pub(super) fn detach_unpiped(&mut self) {
-        if !std::mem::take(&mut self.table.cx.unpiped) {
+        if !std::mem::take(&mut self.table.cx.unpiped) || !PIPES.has_begun() {
             return;
         }
         let sinks: Vec<ConnId> = self.kernel_pipes.in_use.iter().map(|(sink, _)| *sink).collect();

@@ -6,6 +6,7 @@ use std::io;
 
 use super::EventLoop;
 use crate::base::id::ConnId;
+use crate::base::part::FILES;
 use crate::base::reason::{CloseReason, OsError};
 use crate::parts::arena::SegmentList;
 use crate::parts::outbox::{Outbox, Queue};
@@ -15,7 +16,7 @@ impl<S: System> EventLoop<S> {
     /// Moves a list with a file in it to the outbox, where files are written from.
     pub(super) fn queue_files(&mut self, id: ConnId, segments: &mut SegmentList) {
         let (connection, cx) = self.table.at(id.slot);
-        if !cx.arena.has_file(segments) {
+        if !FILES.has_begun() || !cx.arena.has_file(segments) {
             return;
         }
         if connection.is_filtered() {
@@ -32,7 +33,8 @@ impl<S: System> EventLoop<S> {
     /// accepted. `None` if there is none, or if it has to be read: then its next bytes are at the front.
     pub(super) fn write_file(&mut self, id: ConnId, budget: usize) -> Option<usize> {
         let (connection, cx) = self.table.at(id.slot);
-        let left = connection.outbox.as_ref().and_then(|outbox| outbox.wire.front_file())?;
+        let wire = connection.outbox.as_ref().filter(|_| FILES.has_begun()).map(|outbox| &outbox.wire);
+        let left = wire.and_then(Queue::front_file)?;
         let stream = connection.stream.as_ref()?;
         let result = self.system.send_file(&left.file, left.start, stream, left.length.min(budget));
         match result {
@@ -57,7 +59,7 @@ impl<S: System> EventLoop<S> {
     pub(super) fn load_file(&mut self, id: ConnId, budget: usize, queue: fn(&mut Outbox) -> &mut Queue) {
         let (connection, cx) = self.table.at(id.slot);
         let Some(queue) = connection.outbox.as_mut().map(|outbox| queue(outbox)) else { return };
-        let Some(left) = queue.front_file() else { return };
+        let Some(left) = queue.front_file().filter(|_| FILES.has_begun()) else { return };
         let mut bytes = vec![0; left.length.min(budget)];
         match read_file(&left.file, left.start, &mut bytes) {
             Ok(n) if n == bytes.len() => cx.memory += queue.replace_front(bytes),

@@ -10,6 +10,7 @@ use crate::base::address::Address;
 use crate::base::filter::Opened;
 use crate::base::id::ConnId;
 use crate::base::mark::mark;
+use crate::base::part::FILTERS;
 use crate::base::reason::CloseReason;
 use crate::base::seeded_bug::{SeededBug, seeded};
 use crate::connection::state::{FilterStage, Flag, Half};
@@ -44,6 +45,9 @@ impl<S: System> EventLoop<S> {
     /// chose to make them. Those of accepted connections are queued, because peers choose their number, unless their
     /// filter says that its start is cheap.
     pub(super) fn start_or_queue_handshake(&mut self, id: ConnId) {
+        if !FILTERS.has_begun() {
+            return;
+        }
         let (connection, cx) = self.table.at(id.slot);
         if connection.starts_at_once() {
             let peer = connection.peer_address();
@@ -69,7 +73,7 @@ impl<S: System> EventLoop<S> {
             });
         }
         for _ in 0..HANDSHAKES_PER_TURN {
-            if !self.table.cx.handshakes.may_start(max, now) {
+            if !self.table.cx.handshakes.may_start(max, now) || !FILTERS.has_begun() {
                 return;
             }
             // Before the queue gets shorter: how long a handshake may stall depends on how many wait.
@@ -215,6 +219,9 @@ impl<S: System> EventLoop<S> {
     /// Lets the filter go on with plaintext that had no room, until none is left, or the budget or the service ends it.
     /// Then it is the turn of what came behind it. Returns what is left of the budget.
     pub(super) fn open_more(&mut self, id: ConnId, block: &mut [u8], mut budget: usize) -> usize {
+        if !FILTERS.has_begun() {
+            return budget;
+        }
         loop {
             let (connection, cx) = self.table.at(id.slot);
             let waits = connection.flags.contains(Flag::Redeliver) || !connection.wants_input();

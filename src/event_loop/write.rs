@@ -74,7 +74,7 @@ impl<S: System> EventLoop<S> {
         // Bounds the bytes that one connection writes in a turn. With a large send buffer, one fast reader could
         // otherwise take the whole phase.
         let mut budget = cx.limits.write_budget;
-        if !connection.is_filtered() && connection.outbox.is_none() {
+        if connection.filter == FilterStage::Off && connection.outbox.is_none() {
             budget -= Self::write_fresh(&mut self.system, connection, &mut segments, cx).min(budget);
             // Then no FIN is owed and no `drained` either, so nothing is left to do.
             let open = connection.is_open() && connection.outgoing == Half::Open;

@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
+use crate::base::part::FILES;
 use crate::base::shared::{Account, Shared};
 use crate::parts::inbox::{Budget, DELIVERY_BUDGET, subslice_range};
 use crate::parts::outbox::{FilePart, Queue, WriteBatch};
@@ -182,6 +183,7 @@ impl Arena {
 
     /// Appends a range of a file to a list.
     pub(crate) fn push_file(&mut self, list: &mut SegmentList, part: FilePart) {
+        FILES.begin();
         let length = part.length;
         self.files.push(part);
         self.link(list, SegmentSource::File(self.files.len() - 1), 0..length);
@@ -270,7 +272,7 @@ impl Arena {
                 SegmentSource::Shared(index) if segment.range.len() == self.shared[index].bytes().len() => {
                     queue.push_shared(&self.shared[index], self.account)
                 }
-                SegmentSource::File(index) => {
+                SegmentSource::File(index) if FILES.has_begun() => {
                     queue.push_file(self.files[index].slice(segment.range.start, segment.range.len()))
                 }
                 source => queue.push(&self.source(source)[segment.range.clone()]),

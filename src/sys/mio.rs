@@ -16,7 +16,7 @@ use socket2::SockRef;
 
 use super::handed_over::HandedOver;
 use super::splice::KernelPipe;
-use super::stream::{self, keepalive_probes};
+use super::stream::{self, keepalive_probes, set_user_timeout};
 use super::timerfd::DeadlineTimer;
 use crate::base::address::{Address, PeerAddress};
 use crate::base::id::{Interest, Token};
@@ -26,8 +26,7 @@ use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 use crate::sys::resolver::{LookUp, Resolver};
 use crate::sys::{
-    AcceptError, Answer, Connecting, Epoch, ListenSocket, Ready, Registrar, StartLookUp, Stream, System,
-    Waker, Watched,
+    AcceptError, Answer, Connecting, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker, Watched,
 };
 
 /// The real kernel.
@@ -38,7 +37,8 @@ pub(crate) struct Kernel {
     epoch: Epoch,
     spare_descriptor: Option<File>,
     wake: Arc<mio::Waker>,
-    resolver: Resolver,
+    /// Made by the first look-up.
+    resolver: Option<Resolver>,
 }
 
 /// A listener made elsewhere: see [`Reactor::adopt`](crate::Reactor::adopt).
@@ -65,7 +65,6 @@ impl Kernel {
         // mio allows one waker per poll; posts and resolved names share it.
         let wake = Arc::new(mio::Waker::new(poll.registry(), mio_token(Token::WAKE))?);
         let alarm = DeadlineTimer::new(poll.registry(), mio_token(Token::TIMER));
-        let resolved = wake.clone();
         Ok(Kernel {
             poll,
             events: Events::with_capacity(events.max(1)),
@@ -73,7 +72,7 @@ impl Kernel {
             epoch: Epoch::from_now(),
             spare_descriptor: None,
             wake,
-            resolver: Resolver::new(Box::new(move || resolved.wake())),
+            resolver: None,
         })
     }
 
@@ -94,7 +93,15 @@ impl Kernel {
 
     /// Replaces the system's resolver.
     pub(crate) fn look_up_with(&mut self, look_up: LookUp) {
-        self.resolver.set_look_up(look_up);
+        self.resolver().set_look_up(look_up);
+    }
+
+    fn resolver(&mut self) -> &mut Resolver {
+        let wake = &self.wake;
+        self.resolver.get_or_insert_with(|| {
+            let wake = wake.clone();
+            Resolver::new(Box::new(move || wake.wake()))
+        })
     }
 }
 
@@ -394,16 +401,16 @@ impl System for Kernel {
         self.spare_descriptor.take().is_some()
     }
 
-    fn look_up(&mut self, start: StartLookUp, number: u64, host: &str, port: u16) {
-        start(&mut self.resolver, number, host, port);
+    fn look_up(&mut self, number: u64, host: &str, port: u16) {
+        self.resolver().look_up(number, host, port);
     }
 
     fn cancel_look_up(&mut self, number: u64) -> bool {
-        self.resolver.cancel(number)
+        self.resolver().cancel(number)
     }
 
     fn next_answer(&mut self) -> Option<Answer> {
-        self.resolver.next_answer()
+        self.resolver.as_mut()?.next_answer()
     }
 
     fn seed(&mut self) -> u64 {
@@ -415,16 +422,6 @@ impl System for Kernel {
         let wake = self.wake.clone();
         Ok(Box::new(move || wake.wake()))
     }
-}
-
-#[cfg(target_os = "linux")]
-fn set_user_timeout(socket: &SockRef<'_>, span: Option<Duration>) -> io::Result<()> {
-    socket.set_tcp_user_timeout(span)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn set_user_timeout(_: &SockRef<'_>, _: Option<Duration>) -> io::Result<()> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, "only Linux has TCP_USER_TIMEOUT"))
 }
 
 /// The events that a stream is registered for. Urgent data is among them, because a read ends at the urgent mark.

@@ -206,24 +206,6 @@ pub(crate) fn read_file(_: &File, _: u64, _: &mut [u8]) -> io::Result<usize> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// A page in a browser has no resolver: its names are those of the simulation.
-#[cfg(target_family = "wasm")]
-mod resolver {
-    pub(crate) enum Resolver {}
-
-    impl Resolver {
-        pub(crate) fn look_up(&mut self, _: u64, _: &str, _: u16) {
-            match *self {}
-        }
-    }
-}
-
-pub(crate) use resolver::Resolver;
-
-/// Starts a look-up on the kernel's resolver. A pointer that the first dial brings: a program that does not dial is
-/// then linked without the resolver and the standard library's threads, which are 27 KB.
-pub(crate) type StartLookUp = fn(&mut Resolver, u64, &str, u16);
-
 /// All system calls that the loop makes. Only [`poll`](System::poll) blocks.
 pub(crate) trait System {
     /// A pipe in the kernel, through which bytes go from one stream to another without being copied (splice(2)).
@@ -299,7 +281,7 @@ pub(crate) trait System {
     fn release_descriptor(&mut self) -> bool;
 
     /// Starts a name look-up. Its answer ends a poll; [`next_answer`](System::next_answer) then returns it.
-    fn look_up(&mut self, start: StartLookUp, number: u64, host: &str, port: u16);
+    fn look_up(&mut self, number: u64, host: &str, port: u16);
 
     /// Cancels a look-up; returns whether that was possible, that is, whether no thread had begun it.
     fn cancel_look_up(&mut self, number: u64) -> bool;

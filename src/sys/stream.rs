@@ -250,6 +250,16 @@ fn limit_unsent(_: &Socket, _: Option<u32>) -> io::Result<()> {
 }
 
 #[cfg(target_os = "linux")]
+pub(super) fn set_user_timeout(socket: &SockRef<'_>, span: Option<Duration>) -> io::Result<()> {
+    socket.set_tcp_user_timeout(span)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn set_user_timeout(_: &SockRef<'_>, _: Option<Duration>) -> io::Result<()> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "only Linux has TCP_USER_TIMEOUT"))
+}
+
+#[cfg(target_os = "linux")]
 fn abstract_name(address: &std::os::unix::net::SocketAddr) -> Address {
     use std::os::linux::net::SocketAddrExt;
     let name = address.as_abstract_name();

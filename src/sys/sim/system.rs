@@ -17,8 +17,7 @@ use crate::base::tick::Tick;
 use crate::config::dial::{DialOptions, SocketOption};
 use crate::config::listen::ListenOptions;
 use crate::sys::{
-    AcceptError, Answer, Connecting, Epoch, ListenSocket, Ready, Registrar, StartLookUp, Stream, System,
-    Waker, Watched,
+    AcceptError, Answer, Connecting, Epoch, ListenSocket, Ready, Registrar, Stream, System, Waker, Watched,
 };
 
 /// The first port that a listener on port 0 gets: the first of IANA's dynamic ports (RFC 6335).
@@ -172,7 +171,7 @@ impl System for Sim {
         Ok(())
     }
 
-    fn look_up(&mut self, _: StartLookUp, number: u64, host: &str, port: u16) {
+    fn look_up(&mut self, number: u64, host: &str, port: u16) {
         let mut world = self.0.borrow_mut();
         world.note("look up", None, i64::from(port));
         world.look_up(number, host, port);
