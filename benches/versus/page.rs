@@ -101,8 +101,10 @@ fn measured(entry: &Value) -> String {
 fn markdown(data: &Value) -> String {
     let facts: String = facts(data).map(|(what, is)| format!("| {what} | {is} |\n")).collect();
     let all = |group: &str, text: fn(&Value) -> String| list(&data[group]).map(text).collect::<String>();
+    // With the names of all peers it would be too long for one line.
+    let command = data["command"].as_str().unwrap_or_default().replace(" --with ", " \\\n    --with ");
     include_str!("page.md")
-        .replace("{command}", data["command"].as_str().unwrap_or_default())
+        .replace("{command}", &command)
         .replace("{machine}", facts.trim_end())
         .replace("{cases}", all("cases", case).trim())
         .replace("{latencies}", all("latency", latency).trim())
