@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// constant `false`, and removes the part.
 ///
 /// One answer for the whole process, which stays `true`: a loop that does not use the part has none of its state, so
-/// the answer of another loop changes nothing for it. It is asked only where the loop has found that state, never on
-/// the path of every message.
+/// the answer of another loop changes nothing for it. It is asked where the loop enters the part, never on the path of
+/// every message.
 pub(crate) struct Part(AtomicBool);
 
 /// Dials, with the resolver and its threads. Begins in [`Table::dial`](crate::connection::table::Table::dial).

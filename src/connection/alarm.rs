@@ -71,8 +71,8 @@ impl Connection {
         cx: &mut Context,
     ) -> bool {
         let Some(after) = after else {
-            if let Some(optional) = &mut self.optional {
-                optional.overrides().alarms.cancel(tag);
+            if let Some(overrides) = self.overrides_mut() {
+                overrides.alarms.cancel(tag);
             }
             self.drop_empty_optional();
             return true;

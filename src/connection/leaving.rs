@@ -18,8 +18,12 @@ pub(crate) enum LeavingNotice {
 
 impl Connection {
     pub(crate) fn notice_leaving(&mut self, on: bool, cx: &mut Context) {
-        self.optional().overrides().leaving = if on { LeavingNotice::Wanted } else { LeavingNotice::Off };
-        self.drop_empty_optional();
+        if on {
+            self.optional().overrides().leaving = LeavingNotice::Wanted;
+        } else if let Some(overrides) = self.overrides_mut() {
+            overrides.leaving = LeavingNotice::Off;
+            self.drop_empty_optional();
+        }
         self.note_leaving(cx); // It may have left already: that event does not come again.
     }
 

@@ -406,7 +406,7 @@ impl System for Kernel {
     }
 
     fn cancel_look_up(&mut self, number: u64) -> bool {
-        self.resolver().cancel(number)
+        self.resolver.as_mut().is_some_and(|resolver| resolver.cancel(number))
     }
 
     fn next_answer(&mut self) -> Option<Answer> {

@@ -109,12 +109,11 @@ impl Dialing {
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Microseconds are precise enough.
-        let micros = |span: Duration| Duration::from_micros(span.as_micros() as u64);
-        let (client, duration) = (self.client, micros(self.duration));
+        // Microseconds are precise enough; `connected` has no more.
+        let (client, duration) = (self.client, Duration::from(Micros::of(self.duration)));
         write!(f, "in={} out={} duration={duration:?}", client.bytes_in, client.bytes_out)?;
         if let Some(connected) = self.connected {
-            write!(f, " connected={:?}", micros(connected))?;
+            write!(f, " connected={connected:?}")?;
         }
         write!(f, " client={}", client.reason.word())?;
         let Some(upstream) = self.upstream else { return Ok(()) };
