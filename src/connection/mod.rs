@@ -298,13 +298,13 @@ impl Connection {
     /// `n` bytes have been read. Bytes discarded while closing are no activity: otherwise a peer that goes on sending
     /// would keep the connection from being closed.
     #[inline]
-    pub(crate) fn on_received(&mut self, n: usize, now: Tick) {
+    pub(crate) fn on_received(&mut self, n: usize, cx: &mut Context) {
         self.bytes_in += n as u64;
         if self.stage == Stage::Open {
-            self.last_activity = now.into();
+            self.last_activity = cx.now.into();
         }
-        if let Some(timer) = self.overrides_mut().and_then(|overrides| overrides.read_idle.as_mut()) {
-            timer.since = now;
+        if self.optional.is_some() {
+            self.charge_received(n, cx);
         }
     }
 

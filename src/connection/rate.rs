@@ -121,13 +121,17 @@ impl Connection {
         0
     }
 
-    /// Charges bytes that were read to its own rate and to that of its group. Discarded bytes are not charged: the
-    /// other members of the group would pay for them.
-    pub(crate) fn spend_rate(&mut self, bytes: usize, cx: &mut Context) {
-        if !self.is_open() && !seeded(SeededBug::DiscardSpendsRate) {
+    /// Charges bytes that were read to its own rate and to that of its group, and starts its read timeout again.
+    /// Discarded bytes are not charged: the other members of the group would pay for them.
+    pub(crate) fn charge_received(&mut self, bytes: usize, cx: &mut Context) {
+        let charges = self.is_open() || seeded(SeededBug::DiscardSpendsRate);
+        let Some(overrides) = self.overrides_mut() else { return };
+        if let Some(timer) = &mut overrides.read_idle {
+            timer.since = cx.now;
+        }
+        if !charges {
             return;
         }
-        let Some(overrides) = self.overrides_mut() else { return };
         if let Some(bucket) = &mut overrides.bucket {
             bucket.take(bytes, cx.now);
         }

@@ -85,10 +85,10 @@ pub(crate) struct EventLoop<S: System> {
     livelock: LivelockGuard,
     /// Bytes that a filter makes by itself (handshake, alert), before they are queued. Kept for its memory.
     filter_out: Vec<u8>,
-    // A phase swaps its list for one of these and goes through it, while callbacks add to the new one. The two take
-    // turns, so that no turn allocates.
-    spare_dirty: Vec<Dirty>,
-    spare_to_reap: Vec<ConnId>,
+    // The list that a phase goes through, while callbacks add to the one of the table. The two are swapped, so that no
+    // turn allocates.
+    being_written: Vec<Dirty>,
+    being_reaped: Vec<ConnId>,
 }
 
 /// What one turn did.

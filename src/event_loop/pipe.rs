@@ -277,7 +277,7 @@ impl<S: System> EventLoop<S> {
     fn on_spliced_in(&mut self, source: ConnId, sink: ConnId, n: usize) {
         let (connection, cx) = self.table.at(source.slot);
         cx.stats.bytes_in += n as u64;
-        connection.on_received(n, cx.now);
+        connection.on_received(n, cx);
         let (connection, cx) = self.table.at(sink.slot);
         let outbox = connection.outbox.get_or_insert_default();
         outbox.in_pipe += n;

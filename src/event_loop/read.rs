@@ -270,13 +270,10 @@ impl<S: System> EventLoop<S> {
             }
             Ok(n) => {
                 cx.stats.bytes_in += n as u64;
-                connection.on_received(n, cx.now);
+                connection.on_received(n, cx);
                 let last =
                     n < into.len() && connection.is_short_read_final() || seeded(SeededBug::AnyReadDrains);
                 connection.flags.remove_if(Flag::Readable, last);
-                if connection.optional.is_some() {
-                    connection.spend_rate(n, cx);
-                }
                 if last { ReadOutcome::Drained(n) } else { ReadOutcome::More(n) }
             }
             Err(error) => {

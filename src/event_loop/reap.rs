@@ -30,19 +30,19 @@ impl<S: System> EventLoop<S> {
         if self.table.cx.to_reap.is_empty() {
             return;
         }
-        let mut line = mem::replace(&mut self.table.cx.to_reap, mem::take(&mut self.spare_to_reap));
+        mem::swap(&mut self.table.cx.to_reap, &mut self.being_reaped);
         let mut reaped = 0;
         // Stops when the arena is full of what the callbacks have sent; the next turn writes it. At least one
         // connection is reaped, so that every turn makes progress.
         let max = if seeded(SeededBug::ReapUnbounded) { usize::MAX } else { CLOSED_PER_TURN };
-        while reaped < line.len().min(max) && (reaped == 0 || !self.table.cx.arena.is_full()) {
-            self.reap_one(line[reaped]);
+        while reaped < self.being_reaped.len().min(max) && (reaped == 0 || !self.table.cx.arena.is_full()) {
+            self.reap_one(self.being_reaped[reaped]);
             reaped += 1;
         }
         // First in, first out: those that are left come before those that the callbacks have closed just now.
-        line.drain(..reaped);
-        line.append(&mut self.table.cx.to_reap);
-        self.spare_to_reap = mem::replace(&mut self.table.cx.to_reap, line);
+        self.being_reaped.drain(..reaped);
+        self.being_reaped.append(&mut self.table.cx.to_reap);
+        mem::swap(&mut self.table.cx.to_reap, &mut self.being_reaped);
         // The closed streams have freed descriptors, and no event reports that. So a listener that had run out of them
         // tries again, and the spare descriptor is opened again if it was used.
         self.table.listeners.all.iter_mut().flatten().for_each(Listener::resume_accepts);

@@ -58,8 +58,8 @@ impl<S: System> EventLoop<S> {
             busy_poll: BusyPoll::new(busy_poll),
             livelock: LivelockGuard::default(),
             filter_out: Vec::new(),
-            spare_dirty: Vec::new(),
-            spare_to_reap: Vec::new(),
+            being_written: Vec::new(),
+            being_reaped: Vec::new(),
         })
     }
 

@@ -32,12 +32,11 @@ impl<S: System> EventLoop<S> {
         self.enter(Phase::Write);
         self.set_options();
         self.detach_unpiped();
-        let mut dirty = mem::replace(&mut self.table.cx.dirty, mem::take(&mut self.spare_dirty));
-        for &entry in &dirty {
-            self.write_connection(entry);
+        mem::swap(&mut self.table.cx.dirty, &mut self.being_written);
+        for at in 0..self.being_written.len() {
+            self.write_connection(at);
         }
-        dirty.clear();
-        self.spare_dirty = dirty;
+        self.being_written.clear();
         self.table.cx.arena.clear();
         self.table.evict();
         self.table.bound_lingering();
@@ -63,9 +62,10 @@ impl<S: System> EventLoop<S> {
         }
     }
 
-    /// Writes one connection. Most often nothing was queued before, there is one segment, and the kernel accepts all of
-    /// it: that case is one call and returns early. Everything else is in `write_queue`.
-    fn write_connection(&mut self, Dirty { id, mut segments, .. }: Dirty) {
+    /// Writes the connection at this place of the list. Most often nothing was queued before, there is one segment, and
+    /// the kernel accepts all of it: that case is one call and returns early. Everything else is in `write_queue`.
+    fn write_connection(&mut self, at: usize) {
+        let &mut Dirty { id, ref mut segments, .. } = &mut self.being_written[at];
         let Some((connection, cx)) = self.table.get(id) else { return };
         connection.dirty = NOT_DIRTY;
         if connection.stage == Stage::Dead {
@@ -75,13 +75,14 @@ impl<S: System> EventLoop<S> {
         // otherwise take the whole phase.
         let mut budget = cx.limits.write_budget;
         if connection.filter == FilterStage::Off && connection.outbox.is_none() {
-            budget -= Self::write_fresh(&mut self.system, connection, &mut segments, cx).min(budget);
+            budget -= Self::write_fresh(&mut self.system, connection, segments, cx).min(budget);
             // Then no FIN is owed and no `drained` either, so nothing is left to do.
             let open = connection.is_open() && connection.outgoing == Half::Open;
             if open && segments.len() == 0 && !connection.flags.contains(Flag::Full) {
                 return;
             }
         }
+        let segments = *segments;
         self.write_queue(id, segments, budget);
     }
 
