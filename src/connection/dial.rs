@@ -106,7 +106,7 @@ impl Connection {
         if let Some(outbox) = &mut self.outbox {
             outbox.progress.since = now; // The minimum write rate starts here: nothing could be written before.
         }
-        let dial = self.dial_mut();
+        let dial = self.pending_dial();
         (dial.next_attempt, dial.pending_options) = (None, Vec::new());
         let filter = dial.options.filter.clone().zip(dial.to.clone());
         let deadline = dial.options.timeout.map(|span| created.after(span));
@@ -135,7 +135,7 @@ impl Connection {
     /// Ends it and has it dialed again, if it has [`DialOptions::reconnect`]; returns whether it has.
     fn redial(&mut self, cx: &mut Context) -> bool {
         let is_live = self.is_live();
-        let Some(dial) = self.kept_dial().filter(|dial| is_live && dial.options.reconnect.is_some()) else {
+        let Some(dial) = self.dial_mut().filter(|dial| is_live && dial.options.reconnect.is_some()) else {
             return false;
         };
         dial.redial = true;
@@ -239,7 +239,7 @@ impl Table {
         let service = self.service_id(again.service);
         match self.start_dial(service, again.to.clone(), again.options.clone(), None) {
             Ok(id) => {
-                let dial = self.at(id.slot).0.dial_mut();
+                let dial = self.at(id.slot).0.pending_dial();
                 (dial.after, dial.failed_attempts) = (Some(again.last), again.failures);
             }
             Err(error) => {

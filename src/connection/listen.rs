@@ -181,7 +181,7 @@ impl Table {
     /// its own.
     pub(crate) fn set_local(&mut self, id: ConnId, local: SocketAddr) {
         let Some(connection) = self.slots.get_mut(id.slot as usize) else { return };
-        let dial = connection.dial_mut();
+        let dial = connection.pending_dial();
         dial.local_port = local.port();
         let mut shared = local;
         shared.set_port(0);

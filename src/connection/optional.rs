@@ -191,7 +191,7 @@ impl Connection {
     }
 
     #[inline(always)]
-    pub(crate) fn kept_dial(&mut self) -> Option<&mut Dial> {
+    pub(crate) fn dial_mut(&mut self) -> Option<&mut Dial> {
         match &mut self.optional.as_mut()?.dialed {
             Dialed::Whole(dial) if DIALS.has_begun() => Some(dial),
             _ => None,
@@ -199,8 +199,8 @@ impl Connection {
     }
 
     /// The dial of a connection that is not connected yet. Panics if it is, or was not dialed.
-    pub(crate) fn dial_mut(&mut self) -> &mut Dial {
-        self.kept_dial().expect("a connection has its dial until it is connected")
+    pub(crate) fn pending_dial(&mut self) -> &mut Dial {
+        self.dial_mut().expect("a connection has its dial until it is connected")
     }
 
     /// The connection in whose callback it was dialed.

@@ -296,7 +296,7 @@ impl Connection {
     pub(crate) fn set_option(&mut self, option: SocketOption, cx: &mut Context) {
         match self.stage {
             Stage::Connecting => {
-                let pending = &mut self.dial_mut().pending_options;
+                let pending = &mut self.pending_dial().pending_options;
                 pending.retain(|before| std::mem::discriminant(before) != std::mem::discriminant(&option));
                 pending.push(option);
             }

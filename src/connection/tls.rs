@@ -23,7 +23,7 @@ impl Connection {
     /// not. The `read` phase starts the handshake.
     pub(crate) fn start_filter(&mut self, config: FilterConfig, cx: &mut Context) {
         if self.stage == Stage::Connecting {
-            self.dial_mut().options.filter.get_or_insert(config);
+            self.pending_dial().options.filter.get_or_insert(config);
             return;
         }
         if !self.is_open() || self.outgoing != Half::Open || self.is_filtered() {

@@ -68,7 +68,7 @@ impl<S: System> EventLoop<S> {
                 return self.fail_lookup(id, why, CloseReason::Unreachable(OsError::TRY_AGAIN));
             }
         };
-        self.table.at(id.slot).0.dial_mut().lookup = Some(number);
+        self.table.at(id.slot).0.pending_dial().lookup = Some(number);
     }
 
     fn fail_lookup(&mut self, id: ConnId, why: String, reason: CloseReason) {
@@ -76,7 +76,7 @@ impl<S: System> EventLoop<S> {
         let mut attempts = Attempts::new(connection.peer_address(), HappyEyeballs::none());
         attempts.error.not_found(why);
         connection.close_now(reason, cx);
-        connection.dial_mut().attempts = Some(Box::new(attempts));
+        connection.pending_dial().attempts = Some(Box::new(attempts));
     }
 
     /// Takes the answers of the resolver, and continues the dials that waited for them. A lookup that no dial waits for
@@ -88,7 +88,7 @@ impl<S: System> EventLoop<S> {
                 if connection.stage != Stage::Connecting {
                     continue;
                 }
-                connection.dial_mut().lookup = None;
+                connection.pending_dial().lookup = None;
                 match &answer.result {
                     Ok(addresses) if addresses.is_empty() => {
                         self.fail_lookup(
@@ -108,7 +108,7 @@ impl<S: System> EventLoop<S> {
         let (connection, _) = self.table.at(id.slot);
         let mut error = ConnectError::new(connection.peer_address());
         let mut candidates = addresses;
-        let options = &mut connection.dial_mut().options;
+        let options = &mut connection.pending_dial().options;
         let delay = options.attempt_delay;
         candidates.retain(|address| match options.family {
             Family::Any => true,
@@ -130,7 +130,7 @@ impl<S: System> EventLoop<S> {
             );
         }
         let plan = HappyEyeballs::new(candidates, delay);
-        self.table.at(id.slot).0.dial_mut().attempts =
+        self.table.at(id.slot).0.pending_dial().attempts =
             Some(Box::new(Attempts { plan, in_flight: Vec::new(), retry: None, error }));
         self.next_attempt(id);
     }
@@ -139,7 +139,7 @@ impl<S: System> EventLoop<S> {
     /// tried again while the listener's backlog is full.
     fn connect_unix(&mut self, id: ConnId, path: Address) {
         let attempts = Attempts::new(path.clone(), HappyEyeballs::none());
-        self.table.at(id.slot).0.dial_mut().attempts = Some(Box::new(attempts));
+        self.table.at(id.slot).0.pending_dial().attempts = Some(Box::new(attempts));
         self.start_attempt(id, path);
         self.next_attempt(id);
     }
@@ -153,7 +153,7 @@ impl<S: System> EventLoop<S> {
         let now = self.table.cx.now;
         loop {
             let (connection, cx) = self.table.at(id.slot);
-            let dial = connection.dial_mut();
+            let dial = connection.pending_dial();
             let Some(attempts) = &mut dial.attempts else { return };
             if let Some((_, path)) = attempts.retry.take_if(|(due, _)| *due <= now) {
                 self.start_attempt(id, path);
@@ -189,7 +189,7 @@ impl<S: System> EventLoop<S> {
 
     fn start_attempt(&mut self, id: ConnId, address: Address) {
         let (connection, cx) = self.table.at(id.slot);
-        let dial = connection.dial_mut();
+        let dial = connection.pending_dial();
         cx.observers.tell(|| Observed::Attempt { connection: id, to: &address });
         let mut refused = 0;
         let started = self.system.connect(&address, &dial.options).and_then(|mut stream| {
@@ -222,7 +222,7 @@ impl<S: System> EventLoop<S> {
         }
         let (connection, cx) = self.table.at(id.slot);
         connection.flags.remove(Flag::Writable);
-        let Some(attempts) = &mut connection.dial_mut().attempts else { return };
+        let Some(attempts) = &mut connection.pending_dial().attempts else { return };
         let before = attempts.extra();
         let mut winner = None;
         for (address, stream) in mem::take(&mut attempts.in_flight) {
@@ -267,7 +267,7 @@ impl<S: System> EventLoop<S> {
 
     /// Drops the attempts that are left, which closes them. Returns the results of all.
     pub(super) fn end_attempts(&mut self, id: ConnId) -> Option<ConnectError> {
-        let attempts = self.table.at(id.slot).0.kept_dial()?.attempts.take()?;
+        let attempts = self.table.at(id.slot).0.dial_mut()?.attempts.take()?;
         self.extra_attempts -= attempts.extra() * usize::from(!seeded(SeededBug::LostAttemptsCounted));
         mark!("attempts end");
         Some(attempts.into_error())

@@ -143,7 +143,7 @@ impl<S: System> EventLoop<S> {
         }
         let open_pending = connection.tls().is_some_and(|tls| tls.open_pending);
         let (service, dialed) = (connection.service, connection.flags.contains(Flag::Dialed));
-        if let Some(dial) = connection.kept_dial() {
+        if let Some(dial) = connection.dial_mut() {
             dial.failed_attempts = 0;
         }
         connection.push_dirty(cx);
