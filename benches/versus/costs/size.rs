@@ -19,6 +19,19 @@ const SIZE: Band = Band { percent: 3.0, step: 0.0 };
 /// How often each program is started.
 const STARTS: usize = 21;
 
+/// What makes a program smaller beside the profile: no tables for unwinding, and relocations in the format of glibc
+/// 2.36. docs/embedding.md tells what each takes.
+const FLAGS: &str =
+    "-Clink-arg=-Wl,--no-eh-frame-hdr -Clink-arg=-Wl,-z,pack-relative-relocs -Clink-arg=-Wl,-T,small.ld";
+
+/// The same for a static program, with the linker that every Rust toolchain has: GNU ld refuses, because the object
+/// files with which musl starts a program refer to these tables.
+const STATIC_FLAGS: &str =
+    "-Clinker=rust-lld -Clink-arg=--no-eh-frame-hdr -Crelocation-model=static -Clink-arg=-Tsmall.ld";
+
+/// Where a static program is built for.
+const STATIC: &str = "x86_64-unknown-linux-musl";
+
 struct Program {
     title: &'static str,
     /// An echo server, not the memcached program of the tests.
@@ -71,8 +84,8 @@ pub(super) fn measure(smoke: bool) -> Measured {
 }
 
 /// The programs with the profile `small`, as a package of their own: in this one, its development dependencies would be
-/// built with that profile too. Also the same in C if a compiler is installed; tokio's not in a smoke test, because it
-/// takes long to build.
+/// built with that profile too. Also the same in C if a compiler is installed. tokio's and the static ones are left out
+/// of a smoke test, because they take long to build.
 fn build(smoke: bool) -> Result<Vec<Program>, String> {
     let temporary = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -85,24 +98,47 @@ fn build(smoke: bool) -> Result<Vec<Program>, String> {
     let module = root.join("tests/programs/memcached.rs");
     let program = format!("#[path = {module:?}]\nmod memcached;\n{memcached}\n");
     fs::write(folder.join("memcached.rs"), program).map_err(wrong)?;
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(&folder).args(["build", "--quiet", "--profile", "small"]);
-    // The target folder of the package, also where the variable names that of this one.
-    cargo.env_remove("CARGO_TARGET_DIR").args(if smoke { &[][..] } else { &["--features", "tokio"] });
-    run(&mut cargo)?;
+    fs::copy(root.join("benches/versus/small/without_unwinding.ld"), folder.join("small.ld"))
+        .map_err(wrong)?;
+    let cargo = |flags: &str, more: &[&str]| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(&folder).env("RUSTFLAGS", flags);
+        // The target folder of the package, also where the variable names that of this one.
+        cargo.env_remove("CARGO_TARGET_DIR").args(["build", "--quiet", "--profile", "small"]).args(more);
+        run(&mut cargo)
+    };
+    cargo(FLAGS, if smoke { &[] } else { &["--features", "tokio"] })?;
     let built = |name| folder.join("target/small").join(name);
     let mut programs = vec![
         Program { title: "tidemill", is_plain: true, path: built("echo") },
         Program { title: "tidemill", is_plain: false, path: built("memcached") },
     ];
-    if !smoke {
-        programs.push(Program { title: "tokio current_thread", is_plain: true, path: built("tokio_echo") });
-    }
     let floor = temporary.join("epoll");
     let source = root.join("benches/versus/epoll.c");
-    match run(Command::new("cc").args(["-O2", "-s", "-o"]).arg(&floor).arg(source)) {
+    let cc = |arguments: &[&str], to: &Path| {
+        run(Command::new("cc").args(arguments).arg("-o").arg(to).arg(&source))
+    };
+    match cc(&["-O2", "-s"], &floor) {
         Ok(()) => programs.push(Program { title: "epoll in C", is_plain: true, path: floor }),
         Err(missing) => println!("skipped: epoll in C: {missing}"),
+    }
+    if smoke {
+        return Ok(programs);
+    }
+    programs.push(Program { title: "tokio current_thread", is_plain: true, path: built("tokio_echo") });
+    match cargo(STATIC_FLAGS, &["--target", STATIC, "--bin", "echo"]) {
+        Ok(()) => {
+            let path = folder.join("target").join(STATIC).join("small/echo");
+            programs.push(Program { title: "tidemill, static (musl)", is_plain: true, path });
+        }
+        Err(missing) => {
+            println!("skipped: tidemill, static; `rustup target add {STATIC}` may help: {missing}")
+        }
+    }
+    let floor = temporary.join("epoll-static");
+    match cc(&["-O2", "-s", "-static"], &floor) {
+        Ok(()) => programs.push(Program { title: "epoll in C, static (glibc)", is_plain: true, path: floor }),
+        Err(missing) => println!("skipped: epoll in C, static: {missing}"),
     }
     Ok(programs)
 }
