@@ -17,9 +17,10 @@ use crate::driver::Driver;
 use crate::process::pin;
 
 const CASE: &str = "64 B x 50";
-/// Here, how many connections a server finds per wake-up is a larger part of the count.
+/// Here, how many connections a server finds per wake-up is a larger part of the count: the same program has made 18.3
+/// and 21.7 calls.
 const PROXIED: &str = "proxy, churn x 50";
-const BAND_PROXIED: Band = Band { percent: 10.0, step: 0.0 };
+const BAND_PROXIED: Band = Band { percent: 20.0, step: 0.0 };
 
 const RUNS: usize = 5;
 
