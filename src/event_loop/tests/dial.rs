@@ -1,5 +1,7 @@
 //! Dialed connections: connecting, failing, and dialing again.
 
+use std::net::SocketAddr;
+
 use super::*;
 use crate::config::dial::{Backoff, DialOptions};
 use crate::connection::state::Origin;
@@ -60,6 +62,27 @@ fn each_dialed_connection_has_its_own_local_port_and_its_tag_to_the_end() {
     let closed = test.closed_log.borrow();
     let told = closed.iter().map(|gone| (gone.local.as_ref().map(|local| local.to_string()), gone.tag));
     assert_eq!(told.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_dialed_connection_has_its_local_address_although_254_others_have_one_each() {
+    let mut test = socket_limits(no_idle()).build(discard);
+    let ids: Vec<ConnId> = (0..255).map(|_| dial(&mut test, 80)).collect();
+    let peer = test.script.dialed()[0];
+    for (n, &id) in (0..254).zip(&ids[1..]) {
+        test.event_loop.table.set_local(id, SocketAddr::from(([10, 1, 0, n], 6_000)));
+    }
+    test.script.finish_dial(peer, Ok(()));
+    test.turn_until_quiet();
+    let local = format!("10.0.0.2:{}", 5_000 + peer);
+    let address =
+        |test: &mut TestLoop, id| test.sockets().get(id).unwrap().local_addr().map(|local| local.to_string());
+    assert_eq!(address(&mut test, ids[0]), Some(local.clone()));
+    assert_eq!(address(&mut test, ids[254]), Some("10.1.0.253:6000".to_string()));
+    test.script.reset(peer);
+    test.turn_until_quiet();
+    let closed = test.closed_log.borrow();
+    assert_eq!(closed[0].local.as_ref().map(|local| local.to_string()), Some(local));
 }
 
 #[test]
