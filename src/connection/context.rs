@@ -18,6 +18,7 @@ use crate::config::limits::{Limits, SocketLimits};
 use crate::connection::admission::shared::Admit;
 use crate::parts::arena::{Arena, SegmentList};
 use crate::parts::handshake_queue::HandshakeQueue;
+use crate::parts::inbox::SpareInboxes;
 use crate::parts::log_limit::LogLimit;
 use crate::parts::wheel::Wheel;
 use crate::sys::Epoch;
@@ -63,6 +64,7 @@ pub(crate) struct Context {
     /// A buffer in which the segments of one TLS record are joined, because a filter encrypts one slice at a time, and
     /// into which a small file is read.
     pub(crate) joined: Vec<u8>,
+    pub(crate) spare_inboxes: SpareInboxes,
     pub(crate) ready: Vec<ConnId>,
     pub(crate) dirty: Vec<Dirty>,
     pub(crate) drained: Vec<ConnId>,
@@ -126,6 +128,7 @@ impl Context {
             sender_waits: SenderWaits::default(),
             arena: Arena::new(),
             joined: Vec::new(),
+            spare_inboxes: SpareInboxes::default(),
             ready: Vec::new(),
             dirty: Vec::new(),
             drained: Vec::new(),

@@ -325,7 +325,7 @@ impl<S: System> EventLoop<S> {
         let bytes = &block[..prefix + n];
         let delivered = self.hand_over(id, target, bytes, 0);
         if delivered.taken < bytes.len() {
-            let mut inbox = Box::<Inbox>::default();
+            let mut inbox = self.table.cx.spare_inboxes.take();
             inbox.replace(&bytes[delivered.taken..], delivered.scanned);
             self.keep(id, inbox, 0, n, &delivered);
         }
@@ -382,6 +382,7 @@ impl<S: System> EventLoop<S> {
         let (connection, cx) = self.table.at(id.slot);
         if !connection.is_open() || inbox.is_empty() {
             cx.memory -= before;
+            cx.spare_inboxes.give(inbox);
         } else if connection.flags.contains(Flag::Piped) && !seeded(SeededBug::PipedRestKept) {
             mark!("input left by the callback that piped");
             cx.memory -= before;
