@@ -86,7 +86,8 @@ pub(crate) struct EventLoop<S: System> {
     /// Bytes that a filter makes by itself (handshake, alert), before they are queued. Kept for its memory.
     filter_out: Vec<u8>,
     // The list that a phase goes through, while callbacks add to the one of the table. The two are swapped, so that no
-    // turn allocates.
+    // turn allocates. Cleared before that and not after: a panic that unwinds out of the phase leaves entries behind,
+    // which must not come back when their slots and their segments are others'.
     being_written: Vec<Dirty>,
     being_reaped: Vec<ConnId>,
 }

@@ -30,6 +30,7 @@ impl<S: System> EventLoop<S> {
         if self.table.cx.to_reap.is_empty() {
             return;
         }
+        self.being_reaped.clear();
         mem::swap(&mut self.table.cx.to_reap, &mut self.being_reaped);
         let mut reaped = 0;
         // Stops when the arena is full of what the callbacks have sent; the next turn writes it. At least one

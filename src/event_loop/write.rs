@@ -32,11 +32,11 @@ impl<S: System> EventLoop<S> {
         self.enter(Phase::Write);
         self.set_options();
         self.detach_unpiped();
+        self.being_written.clear();
         mem::swap(&mut self.table.cx.dirty, &mut self.being_written);
         for at in 0..self.being_written.len() {
             self.write_connection(at);
         }
-        self.being_written.clear();
         self.table.cx.arena.clear();
         self.table.evict();
         self.table.bound_lingering();
